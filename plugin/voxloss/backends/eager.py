@@ -1,0 +1,68 @@
+"""Ordinary torch operations on any device, one block of voxels at a time: bounded memory, nothing saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from voxloss.backends import voxels
+from voxloss.backends.voxels import Pass
+
+# Elements of [B, C, voxels] in flight: on a CPU a block stays in its cache, elsewhere it fills the device.
+CPU_BLOCK = 1 << 19
+DEVICE_BLOCK = 1 << 24
+
+
+def available() -> tuple[bool, str]:
+    """Whether this backend can run here, and what it is good for."""
+    return True, "torch operations on blocks of voxels, any device"
+
+
+def boxes(shape: Sequence[int], most: int) -> Iterator[tuple[slice, ...]]:
+    """Cut a box of voxels into boxes of at most `most` voxels, in memory order."""
+    size, *rest = shape
+    inner = prod(rest)
+    step = max(1, most // inner)
+    for start in range(0, size, step):
+        here = slice(start, min(start + step, size))
+        for inside in boxes(rest, most) if inner > most else [(slice(None),) * len(rest)]:
+            yield (here, *inside)
+
+
+def _blocks(input: Tensor) -> Iterator[tuple[slice, ...]]:
+    items, channels, *spatial = input.shape
+    elements = CPU_BLOCK if input.device.type == "cpu" else DEVICE_BLOCK
+    for box in boxes(spatial, max(1, elements // (items * channels))):
+        yield (slice(None), slice(None), *box)
+
+
+def region_sums(input: Tensor, target: Tensor, job: Pass) -> tuple[Tensor, Tensor]:
+    """Return the sums `[K, B, C]` and whether every voxel was valid.
+
+    A block is summed in float32 (float64 for float64 input) by torch's pairwise sum, the blocks in float64
+    (in float32 on a device that has no float64).
+    """
+    wide = torch.float32 if input.device.type == "mps" else torch.float64
+    total = torch.zeros((len(job.sums), *input.shape[:2]), dtype=wide, device=input.device)
+    all_valid = torch.ones((), dtype=torch.bool, device=input.device)
+    for block in _blocks(input):
+        rows, valid = voxels.sums(input[block], target[block], job, _precision(input))
+        total += torch.stack(rows)
+        all_valid &= valid
+    return total, all_valid
+
+
+def region_sums_backward(grad: Tensor, input: Tensor, target: Tensor, job: Pass, wrt: str) -> Tensor:
+    """∂L/∂input or ∂L/∂target (`wrt`) in that tensor's dtype and layout; p is computed again."""
+    result = torch.empty_like(input if wrt == "input" else target)
+    for block in _blocks(input):
+        slope = voxels.gradient(grad, input[block], target[block], job, wrt, _precision(input))
+        result[block].copy_(slope)
+    return result
+
+
+def _precision(input: Tensor) -> torch.dtype:
+    return torch.promote_types(input.dtype, torch.float32)

@@ -1,0 +1,114 @@
+"""The pass as operators of torch: what makes it compile, export, differentiate once and twice.
+
+`voxloss::region_sums` → `[K, B, C]`; its derivative is an operator of its own, whose derivative in turn (the
+double backward) goes through the plain torch expression of the gradient in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from voxloss import inputs
+from voxloss.backends import BACKENDS, voxels
+from voxloss.backends.voxels import Pass
+
+_OPTIONS = "str activation, str[] sums, int? ignore_index, str backend"
+
+
+@torch.library.custom_op(
+    "voxloss::region_sums", mutates_args=(), schema=f"(Tensor input, Tensor target, {_OPTIONS}) -> Tensor"
+)
+def region_sums(
+    input: Tensor,
+    target: Tensor,
+    activation: str,
+    sums: Sequence[str],
+    ignore_index: int | None,
+    backend: str,
+) -> Tensor:
+    """Sums over the voxels, `[K, B, C]`, in the order of `sums`."""
+    job = Pass(activation, sums, ignore_index)
+    result, valid = BACKENDS[backend].region_sums(input, target, job)
+    inputs.require_valid(valid, input, target, job)
+    return result
+
+
+@region_sums.register_fake
+def _(
+    input: Tensor,
+    target: Tensor,
+    activation: str,
+    sums: Sequence[str],
+    ignore_index: int | None,
+    backend: str,
+) -> Tensor:
+    wide = torch.float32 if input.device.type == "mps" else torch.float64
+    return input.new_empty((len(sums), *input.shape[:2]), dtype=wide)
+
+
+@torch.library.custom_op(
+    "voxloss::region_sums_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad, Tensor input, Tensor target, {_OPTIONS}, str wrt) -> Tensor",
+)
+def region_sums_backward(
+    grad: Tensor,
+    input: Tensor,
+    target: Tensor,
+    activation: str,
+    sums: Sequence[str],
+    ignore_index: int | None,
+    backend: str,
+    wrt: str,
+) -> Tensor:
+    """∂L/∂input or ∂L/∂target (`wrt`) from grad = ∂L/∂sums, `[K, B, C]`."""
+    job = Pass(activation, sums, ignore_index)
+    return BACKENDS[backend].region_sums_backward(grad, input, target, job, wrt)
+
+
+@region_sums_backward.register_fake
+def _(grad: Tensor, input: Tensor, target: Tensor, *options: Any) -> Tensor:
+    return torch.empty_like(input if options[-1] == "input" else target)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, target, *ctx.options = inputs
+    ctx.save_for_backward(input, target)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    input, target = ctx.saved_tensors
+    by_input = by_target = None
+    if ctx.needs_input_grad[0]:
+        by_input = region_sums_backward(grad, input, target, *ctx.options, "input")
+    if ctx.needs_input_grad[1] and target.shape[1] == input.shape[1]:
+        by_target = region_sums_backward(grad, input, target, *ctx.options, "target")
+    return by_input, by_target, None, None, None, None
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, activation, sums, ignore_index, _, ctx.wrt = inputs
+    ctx.job = Pass(activation, sums, ignore_index)
+    ctx.save_for_backward(*tensors)
+
+
+def _double_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    asked = ctx.needs_input_grad[:3]
+    leaves = [t.detach().requires_grad_(need) for t, need in zip(ctx.saved_tensors, asked, strict=True)]
+    grad, input, target = leaves
+    with torch.enable_grad():
+        slope = voxels.gradient(grad, input, target, ctx.job, ctx.wrt, torch.float64)
+    found = iter(
+        torch.autograd.grad(
+            slope, [t for t in leaves if t.requires_grad], grad_output.double(), allow_unused=True
+        )
+    )
+    return (*(next(found) if need else None for need in asked), None, None, None, None, None)
+
+
+region_sums.register_autograd(_backward, setup_context=_save)
+region_sums_backward.register_autograd(_double_backward, setup_context=_save_backward)

@@ -1,0 +1,26 @@
+"""The definition: the whole volume at once, in float64. Slow and large on purpose."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from voxloss.backends import voxels
+from voxloss.backends.voxels import Pass
+
+
+def available() -> tuple[bool, str]:
+    """Whether this backend can run here, and what it is good for."""
+    return True, "float64, the whole volume at once: for checking, not for training"
+
+
+def region_sums(input: Tensor, target: Tensor, job: Pass) -> tuple[Tensor, Tensor]:
+    """Return the sums `[K, B, C]` in float64 and whether every voxel was valid."""
+    rows, valid = voxels.sums(input, target, job, torch.float64)
+    return torch.stack(rows), valid
+
+
+def region_sums_backward(grad: Tensor, input: Tensor, target: Tensor, job: Pass, wrt: str) -> Tensor:
+    """∂L/∂input or ∂L/∂target (`wrt`) in that tensor's dtype and layout."""
+    result = torch.empty_like(input if wrt == "input" else target)
+    return result.copy_(voxels.gradient(grad, input, target, job, wrt, torch.float64))

@@ -1,0 +1,98 @@
+"""Statistics → score per class: one equation and one paper each, in ordinary torch on `[B, C]`.
+
+I, P, T are the fields intersection, prediction and target of `RegionStatistics`; s_n and s_d the smoothing of
+numerator and denominator. A score is 1 for a perfect prediction; its loss is 1 − score. Where a denominator is
+0 (no prediction, no target, no smoothing) there is nothing to find and nothing was found: the score is 1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from voxloss.statistics import RegionStatistics
+
+# Where focal_power gives way to its chord: the spacing of float32 below 1, which is how well 1 − TI of a
+# float32 prediction is known.
+FOCAL_LINEAR_BELOW = 2.0**-23
+
+
+def dice(statistics: RegionStatistics, smooth_nr: float = 0.0, smooth_dr: float = 0.0) -> Tensor:
+    """Dice = (2I + s_n) / (P + T + s_d) per class, `[B, C]`.
+
+    With plain sums the form of Drozdzal et al. 2016; with squared sums V-Net's (Milletari et al. 2016).
+    """
+    s = statistics
+    return _ratio(2 * s.intersection + smooth_nr, s.prediction + s.target + smooth_dr)
+
+
+def jaccard(statistics: RegionStatistics, smooth_nr: float = 0.0, smooth_dr: float = 0.0) -> Tensor:
+    """IoU = (2I + s_n) / (2(P + T − I) + s_d) per class, `[B, C]` (Jaccard 1912; soft: Rahman & Wang 2016).
+
+    The smoothing stands beside 2I, as in MONAI, so that Dice = 2·IoU/(1 + IoU) holds for every s_n = s_d.
+    """
+    s = statistics
+    union = s.prediction + s.target - s.intersection
+    return _ratio(2 * s.intersection + smooth_nr, 2 * union + smooth_dr)
+
+
+def tversky(
+    statistics: RegionStatistics,
+    alpha: float = 0.5,
+    beta: float = 0.5,
+    smooth_nr: float = 0.0,
+    smooth_dr: float = 0.0,
+) -> Tensor:
+    """TI = (I + s_n) / (I + α(P − I) + β(T − I) + s_d) per class, `[B, C]` (Salehi et al. 2017).
+
+    α weights false positives, β false negatives. TI(½, ½, s) = Dice(2s), TI(1, 1) = IoU at s = 0.
+    """
+    s = statistics
+    errors = alpha * s.false_positives + beta * s.false_negatives
+    return _ratio(s.intersection + smooth_nr, s.intersection + errors + smooth_dr)
+
+
+def generalized_dice(
+    statistics: RegionStatistics,
+    weight_type: str = "square",
+    smooth_nr: float = 0.0,
+    smooth_dr: float = 0.0,
+    class_weight: Tensor | None = None,
+) -> Tensor:
+    """GD = (2 Σ_c w_c I_c + s_n) / (Σ_c w_c (P_c + T_c) + s_d) over the classes, `[B, 1]` (Sudre et al. 2017).
+
+    w_c = 1/T_c², 1/T_c or 1 ("square", "simple", "uniform"), relative to the largest finite one of the item,
+    so that the sums keep the size of voxels beside the smoothing. A class absent from the target has that
+    largest weight, 1; if all are absent, each has 1. `class_weight` `[C]` or `[B, C]` multiplies w.
+    """
+    s = statistics
+    if weight_type == "uniform":
+        weights = torch.ones_like(s.target)
+    else:
+        present = s.target > 0
+        smallest = s.target.masked_fill(~present, torch.inf).amin(1, keepdim=True)
+        relative = torch.where(present, smallest, 1.0) / torch.where(present, s.target, 1.0)
+        weights = relative if weight_type == "simple" else relative * relative
+    if class_weight is not None:
+        weights = weights * class_weight
+    numerator = 2 * (weights * s.intersection).sum(1, keepdim=True)
+    denominator = (weights * (s.prediction + s.target)).sum(1, keepdim=True)
+    return _ratio(numerator + smooth_nr, denominator + smooth_dr)
+
+
+def focal_power(distance: Tensor, gamma: float) -> Tensor:
+    """x^(1/γ) per class, for x = 1 − score (Abraham & Khan 2019: γ = 4/3 on the Tversky index).
+
+    For γ > 1 the slope is infinite at x = 0, and 1 − score can round below 0. Below ε = 2⁻²³, the resolution
+    of a float32 prediction, the power therefore gives way to its chord x·ε^(1/γ − 1): finite, never NaN, at
+    most .11·ε^(3/4) ≈ 7e-7 away from the power for γ = 4/3.
+    """
+    exponent = 1 / gamma
+    chord = distance * FOCAL_LINEAR_BELOW ** (exponent - 1)
+    power = distance.clamp(min=FOCAL_LINEAR_BELOW) ** exponent
+    return torch.where(distance < FOCAL_LINEAR_BELOW, chord, power)
+
+
+def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    empty = denominator == 0
+    return torch.where(empty, 1.0, numerator / torch.where(empty, 1.0, denominator))

@@ -1,0 +1,185 @@
+"""What may come in, and every message about what may not: expected, got, where, remedy."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from voxloss.backends.voxels import Pass, range_tolerance
+
+
+class ShapeError(AssertionError, ValueError):
+    """Input and target do not fit together. MONAI raises AssertionError here, so this is one, too."""
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """Take a MetaTensor's metadata off; gradients still flow through."""
+    as_tensor = getattr(tensor, "as_tensor", None)
+    return as_tensor() if as_tensor is not None else tensor
+
+
+def require_pair(input: Tensor, target: Tensor, label_map: bool | None, softmax: bool) -> None:
+    """Check types, shapes and devices; nothing here looks at a voxel."""
+    for name, tensor in (("input", input), ("target", target)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}.")
+    if not input.is_floating_point():
+        raise TypeError(
+            f"input: expected a floating-point tensor of logits or probabilities, got {input.dtype}. "
+            "Convert it with input.float()."
+        )
+    if target.is_complex():
+        raise TypeError(f"target: expected labels or probabilities, got {target.dtype}.")
+    if input.ndim < 3:
+        raise ShapeError(
+            f"input: expected [B, C, spatial...] with at least one spatial axis, got {_shape(input)}."
+        )
+    if input.numel() == 0:
+        raise ShapeError(f"input: expected at least one voxel, class and item, got {_shape(input)}.")
+    if target.ndim == input.ndim - 1 and target.shape == (input.shape[0], *input.shape[2:]):
+        raise ShapeError(
+            f"target: expected [B, 1, spatial...] or [B, C, spatial...], got {_shape(target)} without a "
+            "channel axis. Add one with target.unsqueeze(1)."
+        )
+    if target.ndim != input.ndim or target.shape[1] not in (1, input.shape[1]):
+        raise ShapeError(
+            "target: ground truth has different shape from input: expected one channel (a label map) or "
+            f"{input.shape[1]}, as input {_shape(input)} has, got {_shape(target)}."
+        )
+    if (target.shape[0], *target.shape[2:]) != (input.shape[0], *input.shape[2:]):
+        raise ShapeError(
+            f"target: ground truth has different shape {_shape(target)} from input {_shape(input)}: "
+            "batch and spatial sizes must be equal. Resample or crop one to the other."
+        )
+    if input.shape[1] > 1 and label_map is not None and label_map != (target.shape[1] == 1):
+        raise ShapeError(
+            f"target: ground truth has different shape {_shape(target)} from input {_shape(input)}: "
+            + (
+                "expected one channel with to_onehot_y=True. Leave to_onehot_y away for a one-hot target."
+                if label_map
+                else "expected one channel per class. If it is a label map, say to_onehot_y=True."
+            )
+        )
+    if input.device != target.device:
+        raise ValueError(
+            f"target: expected on the input's device {input.device}, got {target.device}. "
+            "Move it with target.to(input.device)."
+        )
+    if softmax and input.shape[1] == 1:
+        raise ValueError(
+            "softmax=True: expected at least 2 channels, got 1, and a softmax over one channel is 1 "
+            "everywhere. Use sigmoid=True for a binary output."
+        )
+
+
+def require_activated(input: Tensor, shape: torch.Size) -> None:
+    """Check what a callable activation returned."""
+    if not isinstance(input, Tensor) or input.shape != shape or not input.is_floating_point():
+        got = f"{input.dtype} {_shape(input)}" if isinstance(input, Tensor) else type(input).__name__
+        raise ShapeError(f"other_act: expected a floating-point tensor {list(shape)} as given, got {got}.")
+
+
+def warn_if_single(channels: int, to_onehot_y: bool, include_background: bool) -> None:
+    """Say, as MONAI does, what a single channel makes of the options that speak of several."""
+    if channels > 1 or torch.compiler.is_compiling():  # a warning would break the graph
+        return
+    if to_onehot_y:
+        warnings.warn("single channel prediction, `to_onehot_y=True` ignored.", stacklevel=3)
+    if not include_background:
+        warnings.warn("single channel prediction, `include_background=False` ignored.", stacklevel=3)
+
+
+def require_non_negative(**values: float) -> None:
+    """Check that each value is a number ≥ 0."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{name}: expected a finite number ≥ 0, got {value!r}.")
+
+
+def require_positive(**values: float) -> None:
+    """Check that each value is a number > 0."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name}: expected a finite number > 0, got {value!r}.")
+
+
+def require_valid(valid: Tensor, input: Tensor, target: Tensor, job: Pass) -> None:
+    """Turn a pass's verdict on the values into an error, on CUDA without waiting for the device.
+
+    There the assertion fails on the device, as for the labels of `torch.nn.functional.cross_entropy`.
+    """
+    if valid.device.type == "cuda":
+        torch._assert_async(valid, _DEVICE_MESSAGE)
+    elif not valid:
+        _explain(input, target, job)
+
+
+_DEVICE_MESSAGE = (
+    "voxloss: a label is not a whole number in 0..C-1 (or ignore_index), or a probability is outside [0, 1]; "
+    "run the same tensors on the CPU to see which and where"
+)
+
+
+def _explain(input: Tensor, target: Tensor, job: Pass) -> NoReturn:
+    input, target = input.detach(), target.detach()
+    channels = input.shape[1]
+    ignored = torch.zeros_like(target[:, :1], dtype=torch.bool)
+    if target.shape[1] != channels:
+        labels = target.to(torch.int64)
+        if job.ignore_index is not None:
+            ignored = labels == job.ignore_index
+        _raise_if(
+            (labels != target) & ~ignored,
+            target,
+            "target: expected whole numbers in a label map",
+            "For probabilities as a target give one channel per class.",
+        )
+        _raise_if(
+            ((labels < 0) | (labels >= channels)) & ~ignored,
+            target,
+            f"target: expected labels 0…{channels - 1}, as input has {channels} channels",
+            "Map the labels to consecutive classes, widen the network's output, or name the label to leave "
+            "out with ignore_index (a −1 stored as uint8 reads 255).",
+        )
+    else:
+        if job.ignore_index is not None and channels > 1 and 0 <= job.ignore_index < channels:
+            channel = target[:, job.ignore_index, None]
+            ignored = channel == 1
+            _raise_if(
+                ~ignored & (channel != 0),
+                channel,
+                f"target: expected 0 or 1 in the ignored channel {job.ignore_index}",
+                "A voxel is ignored whole or not at all.",
+            )
+        elif job.ignore_index is not None:
+            ignored = (target.double() == job.ignore_index).all(1, keepdim=True)
+        tolerance = range_tolerance(target.dtype)
+        _raise_if(
+            ~((target >= -tolerance) & (target <= 1 + tolerance)) & ~ignored,
+            target,
+            "target: expected values in [0, 1], one channel per class",
+            "Clip probabilities with target.clamp(0, 1); give a label map as one channel with to_onehot_y=True.",
+        )
+    tolerance = range_tolerance(input.dtype)
+    _raise_if(
+        ((input < -tolerance) | (input > 1 + tolerance)) & ~ignored,
+        input,
+        "input: expected probabilities in [0, 1], as no softmax or sigmoid was asked for",
+        "For logits say softmax=True or sigmoid=True; an other_act must end in [0, 1].",
+    )
+    raise ValueError("target or input: a value is out of range.")
+
+
+def _raise_if(bad: Tensor, values: Tensor, expected: str, remedy: str) -> None:
+    if bad.any():
+        where = [int(i) for i in bad.nonzero()[0]]
+        value = values[tuple(where)].item()
+        raise ValueError(f"{expected}; got {value} at {where} ({int(bad.sum())} in all). {remedy}")
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(list(tensor.shape))

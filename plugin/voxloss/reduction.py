@@ -1,0 +1,94 @@
+"""From one loss per item and class to what the optimiser sees: which classes count, how much, and the mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Absent = Literal["count", "skip"]
+
+
+def require_classes(classes: Sequence[int] | None, include_background: bool) -> None:
+    """Check a choice of classes before any tensor is seen."""
+    if classes is None:
+        return
+    if len(classes) == 0 or len(set(classes)) != len(classes) or any(c != int(c) or c < 0 for c in classes):
+        raise ValueError(f"classes: expected distinct channel numbers ≥ 0, got {list(classes)}.")
+    if not include_background and 0 in classes:
+        raise ValueError(
+            f"classes={list(classes)} names the background, include_background=False excludes it. "
+            "Take 0 out of classes, or leave include_background away."
+        )
+
+
+def require_absent(absent: str) -> None:
+    """Check the policy for absent classes."""
+    if absent not in get_args(Absent):
+        raise ValueError(f"absent: expected one of {get_args(Absent)}, got {absent!r}.")
+
+
+def require_weight(weight: Tensor | None) -> None:
+    """Check class weights as far as that goes without knowing the number of channels."""
+    if weight is None:
+        return
+    if weight.ndim > 1 or not bool(torch.isfinite(weight).all()):
+        raise ValueError(f"weight: expected one number or one per class, all finite, got {weight.tolist()}.")
+    if bool((weight < 0).any()):
+        raise ValueError(f"the value/values of the `weight` should be no less than 0, got {weight.tolist()}.")
+
+
+def select_classes(
+    channels: int, classes: Sequence[int] | None, include_background: bool, ignore_index: int | None
+) -> tuple[list[int], list[int]]:
+    """Return the channels that were chosen, and those of them that count: an ignored class does not.
+
+    A single channel is the foreground: it always counts.
+    """
+    if classes is not None and max(classes) >= channels:
+        raise ValueError(
+            f"classes: expected channel numbers 0…{channels - 1}, as input has {channels} channels, "
+            f"got {list(classes)}."
+        )
+    if channels == 1:
+        return [0], [0]
+    chosen = list(classes) if classes is not None else list(range(0 if include_background else 1, channels))
+    counting = [c for c in chosen if c != ignore_index]
+    if not counting:
+        raise ValueError(
+            f"no class is left: chosen {chosen}, ignored {ignore_index}. Choose another ignore_index."
+        )
+    return chosen, counting
+
+
+def class_weights(weight: Tensor, channels: int, chosen: list[int], counting: list[int]) -> Tensor:
+    """Return the weights of the counting classes, `[]` or `[len(counting)]`.
+
+    They may be given per channel, or per chosen class (so without the background if that is excluded).
+    """
+    if weight.ndim == 0:
+        return weight
+    if len(weight) == channels:
+        return weight[counting]
+    if len(weight) == len(chosen):
+        return weight[[chosen.index(c) for c in counting]]
+    expected = f"{channels} (one per channel)"
+    if len(chosen) != channels:
+        expected += f" or {len(chosen)} (one per class that counts)"
+    raise ValueError(f"weight: expected a single value or {expected}, got {len(weight)}.")
+
+
+def reduce(loss: Tensor, counts: Tensor | None, reduction: str) -> Tensor:
+    """Reduce the losses `[B, C]` by "mean", "sum" or "none"; where `counts` is False they are left out.
+
+    A mean over nothing is 0; unreduced, what is left out is 0. Gradients there are 0, too.
+    """
+    if counts is not None:
+        loss = torch.where(counts, loss, 0.0)
+    if reduction == "none":
+        return loss
+    if reduction == "sum" or counts is None:
+        return loss.sum() if reduction == "sum" else loss.mean()
+    return loss.sum() / counts.sum().clamp(min=1)

@@ -1,0 +1,1 @@
+"""The property-based verification suite, the demo and the command line."""
