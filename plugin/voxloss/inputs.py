@@ -88,9 +88,9 @@ def warn_if_single(channels: int, to_onehot_y: bool, include_background: bool) -
     if channels > 1 or torch.compiler.is_compiling():  # a warning would break the graph
         return
     if to_onehot_y:
-        warnings.warn("single channel prediction, `to_onehot_y=True` ignored.", stacklevel=3)
+        warnings.warn("single channel prediction, `to_onehot_y=True` ignored.", stacklevel=5)
     if not include_background:
-        warnings.warn("single channel prediction, `include_background=False` ignored.", stacklevel=3)
+        warnings.warn("single channel prediction, `include_background=False` ignored.", stacklevel=5)
 
 
 def require_non_negative(**values: float) -> None:

@@ -1,0 +1,41 @@
+"""Phantoms whose Dice and IoU are known exactly, and a real brain MRI; all as NIfTI with a true geometry.
+
+A phantom's scores follow from its geometry, in `fractions.Fraction`; nothing is counted or rounded.
+Start with `all_phantoms()` in memory, `write_phantoms(folder)` on disk, `brain_mri()` for the MNI152 brain.
+Nothing here imports torch or voxloss: these are the scales that a loss is put on.
+"""
+
+from voxloss_data.mni import BrainMRI, brain_mri
+from voxloss_data.phantoms import (
+    ImagePair,
+    Phantom,
+    SpherePhantom,
+    all_phantoms,
+    checkerboard,
+    constant,
+    half_volumes,
+    inverse_checkerboards,
+    nested_cubes,
+    ramp,
+    shifted_boxes,
+    spheres,
+    write_phantoms,
+)
+
+__all__ = [
+    "BrainMRI",
+    "ImagePair",
+    "Phantom",
+    "SpherePhantom",
+    "all_phantoms",
+    "brain_mri",
+    "checkerboard",
+    "constant",
+    "half_volumes",
+    "inverse_checkerboards",
+    "nested_cubes",
+    "ramp",
+    "shifted_boxes",
+    "spheres",
+    "write_phantoms",
+]

@@ -1,0 +1,48 @@
+"""Files appear whole or not at all, and the same content has the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+
+def save_nifti(path: Path, data: NDArray[Any], affine: NDArray[np.float64], space: str = "scanner") -> None:
+    """Write `data` [X, Y, Z, ...] as NIfTI-1 in its own dtype, atomically.
+
+    `affine` maps voxel indices to mm and becomes both sform and qform, of the NIfTI `space` "scanner" or "mni".
+    """
+    image: Any = nib.Nifti1Image(data, affine)  # type: ignore[no-untyped-call]
+    image.set_sform(affine, code=space)
+    image.set_qform(affine, code=space)
+    image.header.set_xyzt_units("mm")
+    # nibabel gives the gzip header neither a time nor a file name, so equal images are equal bytes.
+    with _replacing(path) as temporary:
+        image.to_filename(temporary)
+
+
+def save_json(path: Path, content: object) -> None:
+    """Write `content` as indented JSON, atomically."""
+    with _replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield a path to write to; it takes the place of `path` if all went well, and is gone if not."""
+    # In the same folder, since a rename is atomic within one file system only; with the same suffix, since
+    # nibabel reads the format from it; random, since two processes may write the same file.
+    temporary = path.with_name(f".{uuid4().hex}-{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

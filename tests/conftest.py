@@ -1,0 +1,64 @@
+"""Shared by all tests: seeds, devices, and torch.empty filled with NaN."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterable, Iterator, Sequence
+
+import hypothesis
+import pytest
+import torch
+from allpairspy import AllPairs
+
+hypothesis.settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True)
+hypothesis.settings.register_profile("thorough", max_examples=1000, deadline=None)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--thorough", action="store_true", help="full option products and many random examples, for an hour"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    hypothesis.settings.load_profile("thorough" if config.getoption("--thorough") else "quick")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`@pytest.mark.pairwise(name=[values], …)` gives `options`, a dict: every pair of values at least once.
+
+    With --thorough: every combination, or where that would be more than 10,000 a seeded sample of as many.
+    """
+    for mark in metafunc.definition.iter_markers("pairwise"):
+        names, values = list(mark.kwargs), list(mark.kwargs.values())
+        rows: Iterable[Sequence[object]] = AllPairs(values)
+        if metafunc.config.getoption("--thorough"):
+            rows = list(itertools.islice(itertools.product(*values), 2_000_000))
+            rows = random.Random(0).sample(rows, min(len(rows), 10_000))
+        metafunc.parametrize("options", [dict(zip(names, row, strict=True)) for row in rows])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if "cuda" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(20)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def poisoned_empty() -> Iterator[None]:
+    """Memory that a kernel forgets to write shows as NaN."""
+    torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -1,0 +1,211 @@
+"""The pass as an operator of torch: opcheck, derivatives, compile, export, threads, runs."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import voxloss
+from volumes import label_map, logits, one_hot
+from voxloss import RegionLoss
+from voxloss.backends import BACKENDS, list_backends, ops, select
+from voxloss_verify.tolerances import LOSS
+
+LOSSES = [
+    voxloss.DiceLoss,
+    voxloss.JaccardLoss,
+    voxloss.TverskyLoss,
+    voxloss.FocalTverskyLoss,
+    voxloss.GeneralizedDiceLoss,
+]
+SUMS = [
+    ["intersection", "prediction", "target"],
+    ["soft_intersection", "prediction", "target"],
+    ["intersection", "prediction_squared", "target_squared"],
+]
+FORMS = ["label map", "one-hot", "soft"]
+
+
+def pair(form: str, dtype: torch.dtype = torch.float64, channels: int = 3) -> tuple[Tensor, Tensor]:
+    x, labels = (
+        logits(channels=channels, spatial=(2, 3), dtype=dtype),
+        label_map(channels=channels, spatial=(2, 3)),
+    )
+    if form == "label map":
+        return x, labels
+    return x, one_hot(labels, channels, dtype) if form == "one-hot" else logits(
+        channels=channels, spatial=(2, 3)
+    ).softmax(1).to(dtype)
+
+
+ACTIVATIONS = ["softmax", "sigmoid", "none"]
+
+
+@pytest.mark.pairwise(
+    backend=list(BACKENDS),
+    form=FORMS,
+    dtype=[torch.float64, torch.float32, torch.bfloat16],
+    activation=ACTIVATIONS,
+    sums=SUMS,
+)
+def test_opcheck(options: dict[str, Any], device: str) -> None:
+    form, dtype, activation = options["form"], options["dtype"], options["activation"]
+    x, target = (t.to(device) for t in pair(form, dtype))
+    if activation == "none":
+        x = x.sigmoid()
+    x = x.to(memory_format=torch.channels_last).requires_grad_()
+    target = target.requires_grad_(form == "soft")
+    given = (activation, options["sums"], 1 if form == "label map" else None, options["backend"])
+    tolerance = {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {}
+    torch.library.opcheck(ops.region_sums, (x, target, *given), **tolerance)
+    grad = torch.randn(3, 2, 3, dtype=torch.float64, device=device, requires_grad=True)
+    for wrt in ["input", "target"] if form == "soft" else ["input"]:
+        torch.library.opcheck(ops.region_sums_backward, (grad, x, target, *given, wrt), **tolerance)
+
+
+@pytest.mark.pairwise(backend=list(BACKENDS), form=FORMS, activation=ACTIVATIONS, sums=SUMS)
+def test_gradcheck_once_and_twice(options: dict[str, Any]) -> None:
+    form, activation = options["form"], options["activation"]
+    x, target = pair(form)
+    if activation == "none":
+        x = x.sigmoid()
+    ignore_index = 1 if form == "label map" else None
+    leaves = [x.requires_grad_()]
+    if form == "soft":
+        leaves.append(target.requires_grad_())
+
+    def f(*given: Tensor) -> Tensor:
+        input, other = given if len(given) == 2 else (given[0], target)
+        return ops.region_sums(input, other, activation, options["sums"], ignore_index, options["backend"])
+
+    assert torch.autograd.gradcheck(f, leaves)
+    assert torch.autograd.gradgradcheck(f, leaves)
+
+
+@pytest.mark.parametrize("loss_class", LOSSES)
+@pytest.mark.parametrize(
+    "options", [{}, {"include_background": False, "batch": True}, {"absent": "skip"}], ids=str
+)
+def test_every_loss_gradcheck_once_and_twice(loss_class: type[RegionLoss], options: dict[str, Any]) -> None:
+    x, labels = pair("label map")
+    loss = loss_class(softmax=True, to_onehot_y=True, **options)
+    assert torch.autograd.gradcheck(lambda x: loss(x, labels), x.requires_grad_())
+    assert torch.autograd.gradgradcheck(lambda x: loss(x, labels), x)
+
+
+@pytest.mark.parametrize("loss_class", LOSSES)
+def test_compiles_to_one_graph(loss_class: type[RegionLoss], device: str) -> None:
+    x, labels = (t.to(device) for t in pair("label map", torch.float32))
+    loss = loss_class(softmax=True, to_onehot_y=True, batch=True, absent="skip", ignore_index=2, weight=[1, 2, 3])
+    torch.compiler.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    expected, got = loss(x.requires_grad_(), labels), compiled(x, labels)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(torch.autograd.grad(got, x), torch.autograd.grad(expected, x))
+
+
+def test_compiles_with_inductor_and_with_a_single_channel() -> None:
+    torch.compiler.reset()
+    x, mask = logits(channels=1, dtype=torch.float32), label_map(channels=2)
+    loss = voxloss.DiceLoss(sigmoid=True, to_onehot_y=True, include_background=False)
+    with pytest.warns(UserWarning, match="single channel"):
+        expected = loss(x.requires_grad_(), mask)
+    got = torch.compile(loss, fullgraph=True)(x, mask)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(torch.autograd.grad(got, x), torch.autograd.grad(expected, x))
+
+
+def test_a_compiled_loss_still_refuses_bad_labels() -> None:
+    torch.compiler.reset()
+    x, labels = pair("label map")
+    compiled = torch.compile(
+        voxloss.DiceLoss(softmax=True, to_onehot_y=True), fullgraph=True, backend="aot_eager"
+    )
+    compiled(x, labels)
+    labels[0, 0, 0, 0] = 3
+    with pytest.raises(ValueError, match="labels 0…2"):
+        compiled(x, labels)
+
+
+@pytest.mark.parametrize("loss_class", LOSSES)
+def test_exports(loss_class: type[RegionLoss]) -> None:
+    x, labels = pair("label map", torch.float32)
+    loss = loss_class(softmax=True, to_onehot_y=True)
+    program = torch.export.export(loss, (x, labels))
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    buffer.seek(0)
+    torch.testing.assert_close(torch.export.load(buffer).module()(x, labels), loss(x, labels))
+
+
+@pytest.mark.parametrize("loss_class", LOSSES)
+def test_survives_pickle_deepcopy_and_state_dict(loss_class: type[RegionLoss]) -> None:
+    x, labels = pair("label map")
+    loss = loss_class(softmax=True, to_onehot_y=True, weight=[1.0, 2.0, 0.5])
+    for copied in (pickle.loads(pickle.dumps(loss)), copy.deepcopy(loss)):
+        assert torch.equal(copied(x, labels), loss(x, labels))
+    other = loss_class(softmax=True, to_onehot_y=True, weight=[9.0, 9.0, 9.0])
+    other.load_state_dict(loss.state_dict())
+    assert torch.equal(other(x, labels), loss(x, labels))
+
+
+def test_same_bits_from_run_to_run_and_inputs_untouched(device: str) -> None:
+    x = logits(spatial=(40, 41, 42), dtype=torch.float32).to(device)
+    labels = label_map(spatial=(40, 41, 42)).to(device)
+    before = x.clone(), labels.clone()
+    runs = []
+    for _ in range(3):
+        leaf = x.detach().requires_grad_()
+        loss = voxloss.DiceLoss(softmax=True, to_onehot_y=True)(leaf, labels)
+        runs.append((loss, *torch.autograd.grad(loss, leaf)))
+    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(run, runs[0], strict=True))
+    assert torch.equal(before[0], x)
+    assert torch.equal(before[1], labels)
+
+
+def test_one_thread_equals_many() -> None:
+    x, labels = logits(spatial=(48, 48, 48), dtype=torch.float32), label_map(spatial=(48, 48, 48))
+    loss = voxloss.DiceLoss(softmax=True, to_onehot_y=True)
+    threads = torch.get_num_threads()
+    values = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        values.append(loss(x, labels).item())
+    torch.set_num_threads(threads)
+    assert max(values) - min(values) <= LOSS["float32"]
+
+
+def test_backends_are_listed_and_chosen() -> None:
+    assert [info.name for info in list_backends()] == list(BACKENDS)
+    assert all(info.available and info.reason for info in list_backends())
+    assert select() == ("eager", "runs on every device")
+    assert select("reference") == ("reference", "requested")
+    with pytest.raises(ValueError, match="backend: expected one of"):
+        voxloss.DiceLoss(backend="cuda")
+
+
+def test_an_explicit_backend_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BACKENDS["eager"], "available", lambda: (False, "no torch"))
+    with pytest.raises(ValueError, match=r"cannot run here: no torch\."):
+        voxloss.DiceLoss(backend="eager")
+
+
+def test_the_chosen_backend_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    for name, backend in BACKENDS.items():
+        original = backend.region_sums
+        monkeypatch.setattr(
+            backend,
+            "region_sums",
+            lambda *args, name=name, original=original: ran.append(name) or original(*args),
+        )
+    x, labels = pair("label map")
+    for name in BACKENDS:
+        voxloss.DiceLoss(softmax=True, to_onehot_y=True, backend=name)(x, labels)
+    assert ran == list(BACKENDS)

@@ -1,0 +1,18 @@
+"""Every tolerance of the suite and of the tests, by dtype; the same on every machine.
+
+Keys are names of the *input's* dtype.
+"""
+
+from __future__ import annotations
+
+# Absolute distance of a loss in [0, 1] from the exact value. Float64: a few hundred ulp. Float32: rounding of
+# the probabilities (2⁻²⁴ each, averaging out) and of a pairwise block sum, summed on in float64. Half: the sums
+# are float32's, and the oracle takes the rounded inputs.
+LOSS = {"float64": 1e-12, "float32": 1e-6, "float16": 1e-6, "bfloat16": 1e-6}
+
+# Largest distance of a gradient from the exact one, relative to its largest element. Half: the result itself
+# is rounded to 11 or 8 bits.
+GRADIENT = {"float64": 1e-10, "float32": 1e-5, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+# Distance from MONAI's value and gradient where both compute the same formula in that dtype.
+PARITY = {"float64": 1e-10, "float32": 1e-5}
