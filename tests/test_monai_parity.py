@@ -170,7 +170,7 @@ def test_same_errors_from_the_constructor_and_from_shapes(ours: type, theirs: ty
 @pytest.mark.parametrize("option", ["to_onehot_y", "include_background"])
 def test_single_channel_warnings(ours: type, theirs: type, option: str) -> None:
     x, mask = logits(channels=1), label_map(channels=2)
-    options = {"sigmoid": True, option: option == "to_onehot_y", "smooth_nr": 0, "smooth_dr": 0}
+    options: dict[str, Any] = {"sigmoid": True, option: option == "to_onehot_y", "smooth_nr": 0, "smooth_dr": 0}
     with pytest.warns(UserWarning, match=f"single channel prediction, `{option}=") as caught:
         got = ours(**options)(x, mask)
     assert any(warning.filename == __file__ for warning in caught), "the warning should point at the caller"
@@ -183,7 +183,7 @@ def test_single_channel_warnings(ours: type, theirs: type, option: str) -> None:
 def test_deep_supervision(ours: type, theirs: type) -> None:
     outputs = [logits(spatial=(8, 8, 8), dtype=torch.float32), logits(spatial=(4, 4, 4), dtype=torch.float32)]
     labels = label_map(spatial=(8, 8, 8)).float()
-    options = {"softmax": True, "to_onehot_y": True, "smooth_nr": 0, "smooth_dr": 0}
+    options: dict[str, Any] = {"softmax": True, "to_onehot_y": True, "smooth_nr": 0, "smooth_dr": 0}
     got, want = (monai.losses.DeepSupervisionLoss(loss(**options))(outputs, labels) for loss in (ours, theirs))
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 

@@ -1,0 +1,39 @@
+# `make demo` and `make test` need nothing but Python ≥ 3.10, git and make; both set the environment up first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test thorough check format clean help
+.DEFAULT_GOAL := help
+
+help:  ## Show what there is to make
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "voxloss needs Python 3.10 or newer, found $$($(PYTHON) --version). Try: make PYTHON=python3.12 ..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.ready  ## Train on a real brain MRI, check every loss, write out/report.html
+	$(BIN)/voxloss demo
+
+test: $(VENV)/.ready  ## Run the tests (quick profile)
+	$(BIN)/python -m pytest --numprocesses auto
+
+thorough: $(VENV)/.ready  ## Run the tests with thousands of examples and option combinations
+	$(BIN)/python -m pytest --numprocesses auto --thorough
+
+check: $(VENV)/.ready  ## Lint, formatting, strict types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.ready  ## Mend what lint and formatting can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove the environment and everything that was built
+	rm -rf $(VENV) out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

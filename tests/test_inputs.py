@@ -1,0 +1,239 @@
+"""Every bad input raises: what was expected, what came, where, and the remedy; and nothing is changed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import voxloss
+from volumes import label_map, logits, one_hot
+from voxloss import DiceLoss, ShapeError, region_statistics
+
+SOFTMAX: dict[str, Any] = {"softmax": True, "to_onehot_y": True}
+
+
+def changed(tensor: Tensor, value: float, index: tuple[int, ...]) -> Tensor:
+    tensor = tensor.clone()
+    tensor[index] = value
+    return tensor
+
+
+BAD_TENSORS: dict[str, tuple[dict[str, Any], Any, Any, type[Exception], str]] = {
+    "input no tensor": (SOFTMAX, [1.0], label_map(), TypeError, "input: expected a torch.Tensor, got list"),
+    "target no tensor": (SOFTMAX, logits(), None, TypeError, "target: expected a torch.Tensor, got NoneType"),
+    "integer input": (
+        SOFTMAX,
+        label_map(),
+        label_map(),
+        TypeError,
+        r"got torch.int64\. Convert it with input.float",
+    ),
+    "complex target": (
+        {},
+        logits(),
+        logits().to(torch.complex64),
+        TypeError,
+        "target: expected labels or probabilities",
+    ),
+    "no spatial axis": (SOFTMAX, logits()[..., 0, 0, 0], label_map()[..., 0, 0, 0], ShapeError, r"got \[2, 4\]"),
+    "no channel axis": (SOFTMAX, logits(), label_map()[:, 0], ShapeError, r"target\.unsqueeze\(1\)"),
+    "no voxel": (SOFTMAX, logits()[..., :0], label_map()[..., :0], ShapeError, "at least one voxel"),
+    "no item": (SOFTMAX, logits()[:0], label_map()[:0], ShapeError, "at least one voxel, class and item"),
+    "wrong batch": (SOFTMAX, logits(), label_map()[:1], ShapeError, "batch and spatial sizes must be equal"),
+    "wrong size": (SOFTMAX, logits(), label_map()[..., 1:], ShapeError, r"Resample or crop"),
+    "wrong channels": (SOFTMAX, logits(), logits()[:, :3], ShapeError, "one channel .a label map. or 4"),
+    "one-hot for a label map": (SOFTMAX, logits(), one_hot(label_map(), 4), ShapeError, "Leave to_onehot_y away"),
+    "label map for one-hot": ({"softmax": True}, logits(), label_map(), ShapeError, "say to_onehot_y=True"),
+    "one channel, softmax": (SOFTMAX, logits(channels=1), label_map(), ValueError, "Use sigmoid=True"),
+    "label too large": (
+        SOFTMAX,
+        logits(),
+        changed(label_map(), 4, (1, 0, 2, 3, 4)),
+        ValueError,
+        r"labels 0…3, as input has 4 channels; got 4 at \[1, 0, 2, 3, 4\] \(1 in all\)",
+    ),
+    "label negative": (SOFTMAX, logits(), changed(label_map(), -1, (0, 0, 0, 0, 0)), ValueError, "ignore_index"),
+    "label not whole": (
+        SOFTMAX,
+        logits(),
+        changed(label_map().float(), 1.5, (0, 0, 0, 0, 0)),
+        ValueError,
+        r"whole numbers in a label map; got 1.5 at \[0, 0, 0, 0, 0\]",
+    ),
+    "label NaN": (
+        SOFTMAX,
+        logits(),
+        changed(label_map().float(), math.nan, (0, 0, 0, 0, 0)),
+        ValueError,
+        "whole",
+    ),
+    "target above 1": (
+        {"softmax": True},
+        logits(),
+        changed(one_hot(label_map(), 4), 1.059, (0, 2, 0, 0, 1)),
+        ValueError,
+        r"values in \[0, 1\], one channel per class; got 1.059 at \[0, 2, 0, 0, 1\] .* target.clamp\(0, 1\)",
+    ),
+    "target NaN": (
+        {"softmax": True},
+        logits(),
+        changed(one_hot(label_map(), 4), math.nan, (0, 2, 0, 0, 1)),
+        ValueError,
+        "got nan",
+    ),
+    "logits, no activation": (
+        {"to_onehot_y": True},
+        logits(),
+        label_map(),
+        ValueError,
+        "say softmax=True or sigmoid",
+    ),
+    "activation not in [0, 1]": (
+        {"other_act": torch.tanh, "to_onehot_y": True},
+        logits(),
+        label_map(),
+        ValueError,
+        "an other_act must end in",
+    ),
+    "activation of another shape": (
+        {"other_act": torch.sum, "to_onehot_y": True},
+        logits(),
+        label_map(),
+        ShapeError,
+        r"other_act: expected a floating-point tensor \[2, 4, 5, 6, 7\]",
+    ),
+    "half-ignored soft voxel": (
+        {"softmax": True, "ignore_index": 1},
+        logits(),
+        changed(one_hot(label_map(), 4), 0.5, (0, 1, 0, 0, 0)),
+        ValueError,
+        "0 or 1 in the ignored channel 1; got 0.5",
+    ),
+    "class out of range": (SOFTMAX | {"classes": [4]}, logits(), label_map(), ValueError, "0…3"),
+    "every class ignored": (
+        SOFTMAX | {"classes": [2], "ignore_index": 2},
+        logits(),
+        label_map(),
+        ValueError,
+        "no class is left",
+    ),
+    "too few weights": (
+        SOFTMAX | {"weight": [1, 2]},
+        logits(),
+        label_map(),
+        ValueError,
+        "4 .one per channel., got 2",
+    ),
+    "too many weights": (
+        SOFTMAX | {"weight": [1, 2], "include_background": False},
+        logits(),
+        label_map(),
+        ValueError,
+        r"4 \(one per channel\) or 3 \(one per class that counts\), got 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TENSORS)
+@pytest.mark.parametrize("backend", ["eager", "reference"])
+def test_bad_tensors(name: str, backend: str) -> None:
+    options, input, target, error, message = BAD_TENSORS[name]
+    copies = [t.clone() if isinstance(t, Tensor) else t for t in (input, target)]
+    loss = DiceLoss(**options, backend=backend)
+    with pytest.raises(error, match=message):
+        loss(input, target)
+    for before, after in zip(copies, (input, target), strict=True):
+        if isinstance(before, Tensor):
+            assert torch.equal(before.nan_to_num(7), after.nan_to_num(7))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"smooth_nr": -1e-5}, ValueError, "smooth_nr: expected a finite number ≥ 0, got -1e-05"),
+        ({"smooth_dr": math.nan}, ValueError, "smooth_dr"),
+        ({"weight": [1, -1]}, ValueError, "no less than 0"),
+        ({"weight": [1, math.inf]}, ValueError, "all finite"),
+        ({"weight": [[1.0]]}, ValueError, "one number or one per class"),
+        ({"classes": []}, ValueError, "distinct channel numbers"),
+        ({"classes": [1, 1]}, ValueError, "distinct channel numbers"),
+        ({"classes": [-1]}, ValueError, "distinct channel numbers"),
+        ({"classes": [0, 1], "include_background": False}, ValueError, "Take 0 out of classes"),
+        ({"absent": "ignore"}, ValueError, r"absent: expected one of \('count', 'skip'\), got 'ignore'"),
+        ({"backend": "cuda"}, ValueError, "backend: expected one of"),
+        ({"sigmoid": True, "other_act": torch.tanh}, ValueError, "Incompatible values"),
+        ({"other_act": 3}, TypeError, "callable but is int"),
+        ({"reduction": "avg"}, ValueError, "avg"),
+        ({"typo": 3}, TypeError, "typo"),
+    ],
+    ids=str,
+)
+def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        DiceLoss(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("loss", "arguments", "message"),
+    [
+        (voxloss.TverskyLoss, {"alpha": -0.1}, "alpha: expected a finite number ≥ 0, got -0.1"),
+        (voxloss.TverskyLoss, {"beta": math.inf}, "beta"),
+        (voxloss.TverskyLoss, {"alpha": 0, "beta": 0}, "alpha . beta: expected a finite number > 0"),
+        (voxloss.FocalTverskyLoss, {"gamma": 0}, "gamma: expected a finite number > 0, got 0"),
+        (voxloss.JaccardLoss, {"smooth_nr": -1}, "smooth_nr"),
+        (voxloss.GeneralizedDiceLoss, {"smooth_dr": -1}, "smooth_dr"),
+        (voxloss.GeneralizedDiceLoss, {"w_type": "cubic"}, "cubic"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_of_the_others(loss: type, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        loss(**arguments)
+
+
+def test_unknown_activation() -> None:
+    with pytest.raises(ValueError, match='activation: expected "softmax"'):
+        region_statistics(logits(), label_map(), activation="relu")  # type: ignore[arg-type]
+
+
+def test_devices_must_agree() -> None:
+    with pytest.raises(ValueError, match=r"expected on the input's device cpu, got meta. Move it with"):
+        DiceLoss(**SOFTMAX)(logits(), label_map().to("meta"))
+
+
+def test_rounding_of_half_precision_probabilities_is_no_error() -> None:
+    p = torch.full((1, 2, 4), 1.0078125, dtype=torch.bfloat16)
+    assert DiceLoss()(p, torch.ones(1, 2, 4)).isfinite()
+    with pytest.raises(ValueError, match=r"got 1.0078125"):
+        DiceLoss()(p.float(), torch.ones(1, 2, 4))
+
+
+@pytest.mark.parametrize("options", [{"softmax": True}, {}], ids=str)
+def test_nan_predictions_reach_the_loss(options: dict[str, Any]) -> None:
+    """GradScaler looks for NaN and Inf; an error would end a training that can go on."""
+    p = changed(logits().softmax(1), math.nan, (0, 0, 0, 0, 0))
+    assert DiceLoss(**options, to_onehot_y=True)(p, label_map()).isnan()
+
+
+@pytest.mark.cuda
+def test_a_bad_label_on_cuda_fails_without_waiting_for_the_device() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import torch, voxloss\n"
+        "x = torch.randn(1, 3, 8, 8, 8, device='cuda'); y = torch.full((1, 1, 8, 8, 8), 5, device='cuda')\n"
+        "torch.cuda.set_sync_debug_mode('error')\n"
+        "loss = voxloss.DiceLoss(softmax=True, to_onehot_y=True)(x, y)\n"
+        "torch.cuda.set_sync_debug_mode('default')\n"
+        "print('launched', flush=True)\n"
+        "torch.cuda.synchronize()\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.stdout == "launched\n"
+    assert run.returncode != 0
+    assert "assert" in run.stderr

@@ -1,0 +1,119 @@
+"""What is in the wheel and the sdist, and who may import whom."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import voxloss
+
+ROOT = Path(__file__).parent.parent
+ROOMS = {"voxloss": "plugin", "voxloss_verify": "verification", "voxloss_data": "datasets"}
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / ROOMS[package] / package).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """The modules that a file imports, anywhere in it; of `from a import b` both a and a.b."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names.add(str(node.module))
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def starts(names: set[str], *packages: str) -> set[str]:
+    return {name for name in names if name.split(".")[0] in packages}
+
+
+def test_the_library_knows_neither_the_suite_nor_the_data() -> None:
+    for path in sources("voxloss"):
+        assert not starts(imported(path), "voxloss_verify", "voxloss_data"), path
+
+
+def test_the_data_know_nothing_of_losses() -> None:
+    for path in sources("voxloss_data"):
+        assert not starts(imported(path), "voxloss", "voxloss_verify", "torch"), path
+
+
+def test_the_oracle_is_an_independent_witness() -> None:
+    oracle = ROOT / "verification" / "voxloss_verify" / "oracle.py"
+    assert not starts(imported(oracle), "voxloss", "voxloss_data", "torch", "monai")
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper"),
+    [
+        ("backends", ["statistics", "formulas", "reduction", "losses"]),
+        ("statistics.py", ["formulas", "reduction", "losses"]),
+        ("inputs.py", ["statistics", "formulas", "reduction", "losses", "backends.ops"]),
+        ("formulas.py", ["reduction", "losses", "backends"]),
+        ("reduction.py", ["formulas", "losses", "backends", "statistics"]),
+        ("losses.py", ["backends.eager", "backends.ops", "backends.voxels"]),
+    ],
+)
+def test_imports_go_downward(lower: str, upper: list[str]) -> None:
+    for path in sources("voxloss"):
+        if lower in (path.name, path.parent.name):
+            names = imported(path)
+            for room in upper:
+                assert not any(name.startswith(f"voxloss.{room}") for name in names), f"{path} imports {room}"
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+    out = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    (wheel,), (sdist,) = out.glob("*.whl"), out.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        members = {m.name.split("/", 1)[1] for m in archive.getmembers() if m.isfile()}
+    return {"wheel": set(zipfile.ZipFile(wheel).namelist()), "sdist": members}
+
+
+def test_wheel_holds_the_three_packages_and_nothing_else(distributions: dict[str, set[str]]) -> None:
+    info = f"voxloss-{voxloss.__version__}.dist-info"
+    expected = {
+        f"{info}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")
+    }
+    for package, room in ROOMS.items():
+        for path in (ROOT / room / package).rglob("*"):
+            if path.is_file() and path.suffix != ".pyc":
+                expected.add(str(path.relative_to(ROOT / room)))
+    assert distributions["wheel"] == expected
+    assert {f"{package}/py.typed" for package in ROOMS} <= expected
+
+
+def test_sdist_can_be_tested(distributions: dict[str, set[str]]) -> None:
+    files = distributions["sdist"]
+    assert {"README.md", "LICENSE", "CHANGELOG.md", "Makefile", "constraints.txt", "pyproject.toml"} <= files
+    for path in (ROOT / "tests").glob("*.py"):
+        assert f"tests/{path.name}" in files
+    assert not [name for name in files if name.endswith((".pyc", ".nii.gz"))]
+
+
+def test_importing_the_library_is_enough_for_the_core_dependencies() -> None:
+    """Extras must not creep into `import voxloss` and `import voxloss_data`."""
+    code = (
+        "import sys\n"
+        "for name in ('typer', 'rich', 'nilearn', 'matplotlib', 'jinja2', 'platformdirs', 'sklearn'):\n"
+        "    sys.modules[name] = None\n"
+        "import voxloss, voxloss_data, torch\n"
+        "loss = voxloss.DiceLoss(softmax=True, to_onehot_y=True)\n"
+        "print(loss(torch.randn(1, 2, 4, 4, 4), torch.ones(1, 1, 4, 4, 4)).ndim)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.stdout == "0\n", run.stderr
