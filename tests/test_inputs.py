@@ -170,7 +170,6 @@ def test_bad_tensors(name: str, backend: str) -> None:
         ({"reduction": "avg"}, ValueError, "avg"),
         ({"typo": 3}, TypeError, "typo"),
     ],
-    ids=str,
 )
 def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
