@@ -6,6 +6,7 @@ Every loss is a small formula over a few sums per class, and the sums come from 
 Start reading in `voxloss.statistics`.
 """
 
+from voxloss import formulas
 from voxloss.inputs import ShapeError
 from voxloss.losses import (
     DiceLoss,
@@ -30,5 +31,6 @@ __all__ = [
     "RegionStatistics",
     "ShapeError",
     "TverskyLoss",
+    "formulas",
     "region_statistics",
 ]

@@ -1,0 +1,52 @@
+"""README is true: its code runs, says what its comments say, and every line of its table has its test."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from pathlib import Path
+
+import test_monai_differences
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_python_blocks_run_in_order() -> None:
+    namespace: dict[str, object] = {}
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), namespace)
+
+
+def test_comments_give_the_values() -> None:
+    lines = re.findall(r"^(\S.*?) +# (Fraction\(.*\))$", README, flags=re.M)
+    assert len(lines) == 2
+    namespace: dict[str, object] = {}
+    exec("from voxloss_data import ramp, shifted_boxes", namespace)
+    for expression, value in lines:
+        assert eval(expression, namespace) == eval(value, {"Fraction": Fraction})
+
+
+def test_the_table_of_differences_and_the_tests_are_the_same_list() -> None:
+    table = README.split("| MONAI 1.6.1 | voxloss | test |")[1].split("\n\n")[0]
+    named = [
+        name.rstrip("…")
+        for row in table.splitlines()[2:]
+        for name in re.findall(r"`([a-z0-9_]+…?)`", row.split("|")[3])
+    ]
+    tests = [name.removeprefix("test_") for name in vars(test_monai_differences) if name.startswith("test_")]
+    for name in named:
+        assert sum(test.startswith(name) for test in tests) == 1, f"README names {name}"
+    for test in tests:
+        assert sum(test.startswith(name) for name in named) == 1, f"README has no line for {test}"
+
+
+def test_local_links_lead_somewhere() -> None:
+    for page in ("README.md", ".github/CONTRIBUTING.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+            assert (ROOT / page).parent.joinpath(target).exists(), f"{page}: {target}"
+        for path in re.findall(r"`((?:plugin|verification|datasets|tests)/[\w./]+)", text):
+            assert (ROOT / path.rstrip(".")).exists(), f"{page}: {path}"
