@@ -12,8 +12,9 @@ help:  ## Show what there is to make
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 	  echo "voxloss needs Python 3.10 or newer, found $$($(PYTHON) --version). Try: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@echo "Setting up $(VENV): torch, MONAI and the rest, a few minutes the first time."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 demo: $(VENV)/.ready  ## Train on a real brain MRI, check every loss, write out/report.html
