@@ -1,0 +1,292 @@
+"""The oracle against other witnesses, the losses against the oracle, and broken losses against both."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import f1_score, jaccard_score
+from torch import Tensor
+
+import voxloss
+from voxloss import RegionStatistics
+from voxloss_data import Phantom, all_phantoms
+from voxloss_verify import checks, oracle
+from voxloss_verify.checks import Case, Record, check_losses, phantom_cases, shipped_losses, volume_cases
+from voxloss_verify.oracle import Sums, label_sums, sums
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """On volumes this small threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[Case]:
+    """All phantoms and a small volume in which the prediction misses class 3."""
+    generator = np.random.default_rng(7)
+    probabilities = generator.dirichlet([1, 0.3, 0.3, 0.3], size=(9, 8, 7)).astype(np.float32)
+    labels = probabilities.argmax(-1).astype(np.uint8)
+    prediction = np.where(generator.random(labels.shape) < 0.7, labels, 1).astype(np.uint8)
+    prediction[prediction == 3] = 2
+    return [*phantom_cases(), *volume_cases(prediction, labels, np.moveaxis(probabilities, -1, 0))]
+
+
+def masks(seed: int, classes: int = 4) -> tuple[Any, Any]:
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(classes, size=(2, 11, 7, 5))
+    return labels[0], labels[1]
+
+
+def of(intersection: Any, prediction: Any, target: Any, **others: Any) -> Sums:
+    values: dict[str, Any] = {
+        "intersection": intersection,
+        "soft_intersection": intersection,
+        "prediction": prediction,
+        "prediction_squared": prediction,
+        "target": target,
+        "target_squared": target,
+        **others,
+    }
+    return Sums(**{name: Fraction(value) for name, value in values.items()})
+
+
+# The oracle.
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_counts_agree_with_scikit_learn(seed: int) -> None:
+    prediction, target = masks(seed)
+    counted = label_sums(prediction, target, 4)
+    for score, witness in ((oracle.dice, f1_score), (oracle.jaccard, jaccard_score)):
+        expected = witness(target.ravel(), prediction.ravel(), average=None)
+        assert np.abs([float(score(s)) for s in counted] - expected).max() < 1e-15
+
+
+def test_scores_by_hand() -> None:
+    s = of(3, 5, 4, prediction_squared=Fraction(9, 2), target_squared=4)
+    assert oracle.dice(s) == Fraction(6, 9)
+    assert oracle.dice(s, 1, 2) == Fraction(7, 11)
+    assert oracle.dice(s, squared=True) == Fraction(6, Fraction(17, 2))
+    assert oracle.jaccard(s) == Fraction(3, 6)
+    assert oracle.jaccard(s, 1, 2) == Fraction(7, 14)
+    assert oracle.jaccard(s, squared=True) == 3 / (Fraction(17, 2) - 3)
+    assert oracle.tversky(s, 0.25, 0.75) == 3 / (3 + Fraction(1, 4) * 2 + Fraction(3, 4) * 1)
+    assert oracle.tversky(s, 0.5, 0.5, 1, 2) == Fraction(4, Fraction(13, 2))
+    empty = of(0, 0, 0)
+    assert oracle.dice(empty) == oracle.jaccard(empty) == oracle.tversky(empty) == 1
+
+
+def test_generalized_dice_by_hand() -> None:
+    rare, common = of(1, 2, 2), of(6, 8, 8)
+    # Weights 1 and (2/8)², 1 and 2/8, 1 and 1.
+    assert oracle.generalized_dice([rare, common]) == (2 * (1 + Fraction(6, 16))) / (4 + Fraction(16, 16))
+    assert oracle.generalized_dice([rare, common], "simple") == (2 * (1 + Fraction(6, 4))) / (4 + Fraction(16, 4))
+    assert oracle.generalized_dice([rare, common], "uniform", 1, 2) == Fraction(14 + 1, 20 + 2)
+    absent = of(0, 5, 0)
+    assert oracle.generalized_dice([absent, common]) == Fraction(12, 5 + 16)
+    assert oracle.generalized_dice([absent, absent]) == 0
+    assert oracle.generalized_dice([of(0, 0, 0)]) == 1
+
+
+def test_focal_power_by_hand() -> None:
+    assert oracle.focal_power(Fraction(1, 16), 2) == 0.25
+    assert oracle.focal_power(Fraction(1, 16), 0.5) == 1 / 256
+    assert oracle.focal_power(Fraction(0), 4 / 3) == 0
+    edge = Fraction(1, 2**23)
+    assert oracle.focal_power(edge, 4 / 3) == 2**-17.25
+    assert oracle.focal_power(edge / 2, 4 / 3) == pytest.approx(2**-17.25 / 2, rel=1e-15)
+    assert oracle.focal_power(-edge, 4 / 3) == pytest.approx(-(2**-17.25), rel=1e-15)
+
+
+@pytest.mark.parametrize("phantom", [p for p in all_phantoms() if isinstance(p, Phantom)], ids=lambda p: p.name)
+def test_sums_of_the_phantoms_are_their_closed_forms(phantom: Phantom) -> None:
+    a, p, p2, q = (
+        phantom.intersection,
+        phantom.prediction_sum,
+        phantom.prediction_squared_sum,
+        phantom.target_sum,
+    )
+    found = sums(phantom.prediction, phantom.reference)
+    assert found == Sums(a, a, p, p2, q, q)
+    assert oracle.dice(found) == phantom.dice
+    assert oracle.jaccard(found) == phantom.jaccard
+    assert oracle.dice(found, squared=True) == phantom.dice_squared
+    assert oracle.jaccard(found, squared=True) == phantom.jaccard_squared
+    if a + p + q:
+        assert oracle.tversky(found, 0.3, 0.7) == phantom.tversky(0.3, 0.7)
+
+
+def test_soft_sums_by_hand() -> None:
+    p, g = np.array([0.25, 1, 0, 0.5]), np.array([0.5, 0.75, 1, 0.5])
+    assert sums(p, g) == Sums(*map(Fraction, (1.125, 1.5, 1.75, 1.3125, 2.75, 2.0625)))
+
+
+def test_large_volumes_are_summed_like_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    p, g = np.random.default_rng(3).random((2, 15, 15, 15)).astype(np.float32)
+    small = sums(p, g)
+    monkeypatch.setattr(oracle, "SMALL", 0)
+    for name, value in vars(sums(p, g)).items():
+        assert abs(value / getattr(small, name) - 1) <= Fraction(1, 2**53), name
+
+
+def test_the_oracle_refuses_what_it_cannot_count() -> None:
+    with pytest.raises(ValueError, match="one shape"):
+        sums(np.zeros((2, 3)), np.zeros((3, 2)))
+    with pytest.raises(ValueError, match="label map"):
+        sums(np.array([0, 2]), np.array([0, 1]))
+
+
+def test_the_oracle_knows_neither_torch_nor_voxloss() -> None:
+    code = "import sys, voxloss_verify.oracle; sys.exit(not {'torch', 'voxloss'}.isdisjoint(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# The losses.
+
+
+def test_every_shipped_loss_holds_on_every_case(cases: list[Case]) -> None:
+    records = check_losses(cases)
+    assert [record for record in records if not record.holds] == []
+    assert (
+        {record.loss for record in records} == {loss.__name__ for loss in shipped_losses()} == set(checks.CLAIMS)
+    )
+    per_loss = {name: 2 * 2 * len(claim.options) * len(cases) for name, claim in checks.CLAIMS.items()}
+    for name, count in per_loss.items():
+        assert sum(record.loss == name for record in records) == count
+    assert {record.case for record in records} == {case.name for case in cases}
+    assert {record.dtype for record in records} == {"float32", "float64"}
+
+
+def test_shipped_losses_are_found() -> None:
+    found = shipped_losses()
+    assert {voxloss.DiceLoss, voxloss.JaccardLoss, voxloss.TverskyLoss} < set(found)
+    assert {voxloss.FocalTverskyLoss, voxloss.GeneralizedDiceLoss} < set(found)
+    assert voxloss.RegionLoss not in found
+    assert len(found) == len(set(found))
+
+
+class FactorDropped(voxloss.DiceLoss):
+    def per_class(self, statistics: RegionStatistics) -> Tensor:
+        return super().per_class(statistics._replace(intersection=statistics.intersection / 2))
+
+
+class AlphaBetaSwapped(voxloss.TverskyLoss):
+    def per_class(self, statistics: RegionStatistics) -> Tensor:
+        swapped = statistics._replace(prediction=statistics.target, target=statistics.prediction)
+        return super().per_class(swapped)
+
+
+class PowerAfterTheMean(voxloss.FocalTverskyLoss):
+    def per_class(self, statistics: RegionStatistics) -> Tensor:
+        distance = voxloss.TverskyLoss.per_class(self, statistics).mean(1, keepdim=True)
+        return distance.clamp(min=0) ** (1 / self.gamma)
+
+
+class SmoothInOnePlaceOnly(voxloss.JaccardLoss):
+    def per_class(self, statistics: RegionStatistics) -> Tensor:
+        self.smooth_dr = 0.0
+        return super().per_class(statistics)
+
+
+class BackgroundStaysIn(voxloss.DiceLoss):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "include_background": True})
+
+
+class SoftLabelIgnored(voxloss.TverskyLoss):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "soft_label": False})
+
+
+class SquaresForgotten(voxloss.DiceLoss):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "squared_pred": False})
+
+
+class WeightsNotRelative(voxloss.GeneralizedDiceLoss):
+    """MONAI's: w ≈ 1/g² drowns in the smoothing."""
+
+    def terms(self, statistics: RegionStatistics, *_: Any) -> tuple[Tensor, None]:
+        largest = statistics.target.amin(1, keepdim=True) ** 2
+        w = 1 / statistics.target.clamp(min=1) ** 2
+        loss = 1 - (2 * (w * statistics.intersection).sum(1) + self.smooth_nr) / (
+            (w * (statistics.prediction + statistics.target)).sum(1) + self.smooth_dr
+        )
+        return loss[:, None] + 0 * largest, None
+
+
+class Nothing(voxloss.DiceLoss):
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return super().forward(input, target) * math.nan
+
+
+class SlightlyOff(voxloss.DiceLoss):
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return super().forward(input, target) + 2e-6
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        FactorDropped,
+        AlphaBetaSwapped,
+        PowerAfterTheMean,
+        SmoothInOnePlaceOnly,
+        BackgroundStaysIn,
+        SoftLabelIgnored,
+        SquaresForgotten,
+        WeightsNotRelative,
+        Nothing,
+        SlightlyOff,
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_broken_losses_are_caught(
+    broken: type[voxloss.RegionLoss], dtype: str, cases: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(checks.CLAIMS, broken.__name__, checks.CLAIMS[broken.__bases__[0].__name__])
+    records = check_losses(cases, [broken])
+    assert any(not record.holds for record in records if record.dtype == dtype)
+    assert all(record.got is not None for record in records), "it failed to run, and so proves nothing"
+
+
+def test_a_loss_without_an_oracle_fails(cases: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
+    unknown = type("NewLoss", (voxloss.DiceLoss,), {"__module__": "voxloss.losses"})
+    monkeypatch.setattr(voxloss.losses, "NewLoss", unknown, raising=False)
+    assert unknown in shipped_losses()
+    failed = [record for record in check_losses(cases[:1]) if not record.holds]
+    assert [(record.loss, record.note) for record in failed] == [
+        ("NewLoss", "no oracle in voxloss_verify.checks.CLAIMS")
+    ]
+
+
+def test_a_loss_that_raises_fails_and_the_others_go_on(
+    cases: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(*_: object) -> Tensor:
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr(voxloss.JaccardLoss, "forward", forward)
+    records = check_losses(cases[:1])
+    assert {record.loss for record in records if not record.holds} == {"JaccardLoss"}
+    assert {record.note for record in records if not record.holds} == {"RuntimeError: out of order"}
+    assert any(record.loss == "TverskyLoss" and record.holds for record in records)
+
+
+@pytest.mark.parametrize(
+    ("got", "holds"), [(0.5, True), (0.5 + 9e-7, True), (0.5 - 2e-6, False), (math.nan, False), (None, False)]
+)
+def test_a_record_holds_within_its_tolerance(got: float | None, holds: bool) -> None:
+    assert Record("DiceLoss", "", "case", "float32", 0.5, got, 1e-6).holds is holds

@@ -1,0 +1,256 @@
+"""The value of every loss that voxloss ships, against the oracle, on phantoms and on a segmented volume.
+
+To have a new loss checked, enter its closed form in `CLAIMS`; until then it counts as failed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from torch import nn
+
+import voxloss
+from voxloss_data import Phantom, all_phantoms, write_phantoms
+from voxloss_verify import oracle
+from voxloss_verify.oracle import Image, Number, Sums
+from voxloss_verify.tolerances import LOSS
+
+DTYPES = (torch.float32, torch.float64)
+
+# A logit that leaves e^−256 ≈ 10⁻¹¹¹ to the other classes: softmax returns the hard prediction it came from.
+CERTAIN = 256.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prediction and a target, and their sums per class, background first.
+
+    `input` [C, X, Y, Z] holds probabilities, or logits where `softmax`; `target` [1, X, Y, Z] labels, or
+    [C, X, Y, Z] probabilities.
+    """
+
+    name: str
+    input: Image
+    target: Image
+    sums: Sequence[Sums]
+    softmax: bool = False
+
+
+@dataclass(frozen=True)
+class Record:
+    """One loss on one case. `got` is None, and `note` says why, if there is no value to compare."""
+
+    loss: str
+    options: str
+    case: str
+    dtype: str
+    expected: float | None
+    got: float | None
+    tolerance: float
+    note: str = ""
+
+    @property
+    def error(self) -> float:
+        """|got − expected|; infinite if one of them is missing."""
+        if self.got is None or self.expected is None:
+            return float("inf")
+        return abs(self.got - self.expected)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the error is within the tolerance; False for NaN."""
+        return self.error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That a loss is `oracle(sums of the classes that count, **options)`, and the options to try it with."""
+
+    oracle: Callable[..., Number]
+    options: Sequence[Mapping[str, Any]]
+
+
+def _per_class(loss: Callable[..., Number]) -> Callable[..., Number]:
+    """Mean of a loss over the classes, with the defaults that MONAI documents for the smoothing."""
+
+    def mean(classes: Sequence[Sums], soft_label: bool = False, **options: Any) -> Number:
+        losses = [loss(_overlap(s, soft_label), **{**SMOOTH, **options}) for s in classes]
+        return sum(losses, Fraction(0)) / len(losses)
+
+    return mean
+
+
+def _overlap(s: Sums, soft_label: bool) -> Sums:
+    return replace(s, intersection=s.soft_intersection) if soft_label else s
+
+
+def _dice(s: Sums, jaccard: bool = False, squared_pred: bool = False, **smooth: float) -> Number:
+    return 1 - (oracle.jaccard if jaccard else oracle.dice)(s, **smooth, squared=squared_pred)
+
+
+def _jaccard(s: Sums, squared_pred: bool = False, **smooth: float) -> Number:
+    return 1 - oracle.jaccard(s, **smooth, squared=squared_pred)
+
+
+def _tversky(s: Sums, **options: float) -> Number:
+    return 1 - oracle.tversky(s, **options)
+
+
+def _focal_tversky(
+    s: Sums, alpha: float = 0.3, beta: float = 0.7, gamma: float = 4 / 3, **smooth: float
+) -> Number:
+    return oracle.focal_power(1 - oracle.tversky(s, alpha, beta, **smooth), gamma)
+
+
+def _generalized_dice(
+    classes: Sequence[Sums], w_type: str = "square", soft_label: bool = False, **smooth: float
+) -> Number:
+    overlaps = [_overlap(s, soft_label) for s in classes]
+    return 1 - oracle.generalized_dice(overlaps, w_type, **{**SMOOTH, **smooth})
+
+
+SMOOTH = {"smooth_nr": 1e-5, "smooth_dr": 1e-5}
+_EXACT = {"smooth_nr": 0.0, "smooth_dr": 0.0}
+_UNEQUAL = {"smooth_nr": 0.5, "smooth_dr": 2.0}
+_COMMON: list[dict[str, Any]] = [{}, _EXACT, _UNEQUAL, {"soft_label": True}]
+_SQUARED = {"squared_pred": True}
+
+CLAIMS: dict[str, Claim] = {
+    "DiceLoss": Claim(
+        _per_class(_dice), [*_COMMON, _SQUARED, {"jaccard": True}, {"jaccard": True, "squared_pred": True}]
+    ),
+    "JaccardLoss": Claim(_per_class(_jaccard), [*_COMMON, _SQUARED]),
+    "TverskyLoss": Claim(_per_class(_tversky), [*_COMMON, {"alpha": 0.3, "beta": 0.7}]),
+    "FocalTverskyLoss": Claim(_per_class(_focal_tversky), [*_COMMON, {"gamma": 1.0}, {"gamma": 2.0}]),
+    "GeneralizedDiceLoss": Claim(
+        _generalized_dice, [*_COMMON, {"w_type": "simple"}, {"w_type": "uniform"}, {**_EXACT, "w_type": "simple"}]
+    ),
+}
+
+
+def shipped_losses() -> list[type[nn.Module]]:
+    """Every loss class that voxloss defines and offers, each once, by name."""
+    offered = {**vars(voxloss.losses), **vars(voxloss)}.values()
+    losses = {
+        item
+        for item in offered
+        if inspect.isclass(item)
+        and issubclass(item, nn.Module)
+        and item.__module__.startswith("voxloss.")
+        and not inspect.isabstract(item)
+    }
+    return sorted(losses, key=lambda loss: loss.__name__)
+
+
+def phantom_cases() -> list[Case]:
+    """Every phantom as its NIfTI files hold it, with the sums of its closed form; spheres are counted."""
+    phantoms = all_phantoms()
+    cases = []
+    with tempfile.TemporaryDirectory() as folder:
+        write_phantoms(folder, phantoms)
+        for phantom in phantoms:
+            prediction, reference = (
+                _read(Path(folder) / f"{phantom.name}_{part}.nii.gz") for part in ("prediction", "reference")
+            )
+            if isinstance(phantom, Phantom):
+                sums = _closed_form_sums(phantom)
+            else:
+                sums = oracle.label_sums(prediction, reference, 2)
+            p = prediction.astype(np.float32)
+            cases.append(Case(phantom.name, np.stack([1 - p, p]), reference[None], sums))
+    return cases
+
+
+def volume_cases(prediction: Image, labels: Image, probabilities: Image) -> list[Case]:
+    """A predicted label map against the labels, and soft values as prediction, as target and as both.
+
+    `prediction` and `labels` are [X, Y, Z] with the classes 0 … C − 1, `probabilities` [C, X, Y, Z] in [0, 1].
+    """
+    channels = np.arange(len(probabilities))[:, None, None, None]
+    predicted, wanted = ((image[None] == channels).astype(np.uint8) for image in (prediction, labels))
+
+    def case(name: str, p: Image, g: Image, input: Image, target: Image, softmax: bool = False) -> Case:
+        sums = [oracle.sums(*pair) for pair in zip(p, g, strict=True)]
+        return Case(name, input, target, sums, softmax)
+
+    soft, hard = probabilities, predicted.astype(np.float32)
+    label_map = labels[None]
+    return [
+        case("predicted labels vs labels", predicted, wanted, CERTAIN * hard, label_map, softmax=True),
+        case("probabilities vs labels", soft, wanted, soft, label_map),
+        case("predicted labels vs probabilities", hard, soft, hard, soft),
+        case("probabilities vs themselves", soft, soft, soft, soft),
+    ]
+
+
+def check_losses(
+    cases: Iterable[Case], losses: Sequence[type[nn.Module]] | None = None, device: str | torch.device = "cpu"
+) -> list[Record]:
+    """Compare each of `losses` (None: all that voxloss ships) with its oracle, with and without background.
+
+    A class is looked up in `CLAIMS` by its name; one that is not there gets a record that does not hold, and
+    so does a loss that raises.
+    """
+    losses = shipped_losses() if losses is None else losses
+    records = [
+        Record(loss.__name__, "", "all", "", None, None, 0.0, "no oracle in voxloss_verify.checks.CLAIMS")
+        for loss in losses
+        if loss.__name__ not in CLAIMS
+    ]
+    known = [loss for loss in losses if loss.__name__ in CLAIMS]
+    for case, dtype in product(cases, DTYPES):
+        input = torch.from_numpy(case.input)[None].to(device, dtype)
+        target = torch.from_numpy(case.target)[None].to(device)
+        for loss in known:
+            records += _check(loss, case, input, target)
+    return records
+
+
+def _check(loss: type[nn.Module], case: Case, input: torch.Tensor, target: torch.Tensor) -> Iterator[Record]:
+    claim = CLAIMS[loss.__name__]
+    dtype = str(input.dtype).removeprefix("torch.")
+    form = {"softmax": case.softmax, "to_onehot_y": target.shape[1] == 1}
+    for options, background in product(claim.options, (True, False)):
+        expected = float(claim.oracle(case.sums if background else case.sums[1:], **options))
+        got, note = None, ""
+        try:
+            got = float(loss(include_background=background, **form, **options)(input, target))
+        except Exception as error:  # any loss may be given, and the others are still to be checked
+            note = f"{type(error).__name__}: {error}"
+        shown = options if background else {"include_background": False, **options}
+        yield Record(loss.__name__, _named(shown), case.name, dtype, expected, got, LOSS[dtype], note)
+
+
+def _named(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in options.items())
+
+
+def _closed_form_sums(phantom: Phantom) -> list[Sums]:
+    """Of background 1 − p, 1 − g and foreground p, g; as g is 0 or 1, min(p, g) = p·g and g² = g."""
+    a, p, p2, q = (
+        phantom.intersection,
+        phantom.prediction_sum,
+        phantom.prediction_squared_sum,
+        phantom.target_sum,
+    )
+    n = phantom.reference.size
+    outside = n - p - q + a
+    return [
+        Sums(outside, outside, n - p, n - 2 * p + p2, n - q, n - q),
+        Sums(a, a, p, p2, q, q),
+    ]
+
+
+def _read(path: Path) -> Image:
+    image: Any = nib.load(path)
+    return np.asanyarray(image.dataobj)

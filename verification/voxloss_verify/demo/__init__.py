@@ -1,0 +1,109 @@
+"""`voxloss demo`: train on a real brain MRI, check every loss, write a report.
+
+One room per job: `settings` what was asked, `data` the MONAI pipeline, `training` the loop, `figures` the
+pictures, `report` the files.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from voxloss_data import brain_mri
+from voxloss_verify.checks import Record, check_losses, phantom_cases, volume_cases
+from voxloss_verify.demo.data import held_out_volume
+from voxloss_verify.demo.report import Results, metrics, write_report
+from voxloss_verify.demo.settings import Settings
+from voxloss_verify.demo.training import Training, train
+
+__all__ = ["Settings", "run_demo"]
+
+
+def run_demo(settings: Settings) -> int:
+    """Train, check and report, as `settings` say; return the exit code.
+
+    0 if every check holds, 1 if one does not, 130 if the training was interrupted. Raises ImportError without
+    the extra: pip install 'voxloss[demo]'.
+    """
+    console = Console()
+    brain = brain_mri()
+    held_out = held_out_volume(brain)
+    start = perf_counter()
+    with _progress(console) as progress:
+        task = progress.add_task("training", total=settings.steps, loss="", dice="")
+
+        def show(loss: float, dice: Fraction | None) -> None:
+            found = "" if dice is None else f"held-out Dice {float(dice):.3f}"
+            progress.update(task, advance=1, loss=f"loss {loss:.3f}", dice=found)
+
+        training = train(brain, held_out, settings.loss, settings.steps, settings.seed, settings.device, show)
+    seconds = perf_counter() - start
+    if training.interrupted:
+        done = len(training.losses)
+        console.print(f"Interrupted at step {done} of {settings.steps}; reporting what there is.")
+    with console.status("checking every loss"):
+        records = _check(training, held_out, settings)
+        results = Results(settings, training, held_out["image"], records, seconds)
+        path = write_report(results)
+    _show(console, metrics(results), path)
+    if training.interrupted:
+        return 130
+    return 0 if all(record.holds for record in records) else 1
+
+
+def _check(training: Training, held_out: dict[str, Any], settings: Settings) -> list[Record]:
+    probabilities = held_out["probabilities"].numpy()
+    cases = [*phantom_cases(), *volume_cases(training.prediction, training.labels, probabilities)]
+    return check_losses(cases, device=settings.device)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TextColumn("{task.fields[dice]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def _show(console: Console, numbers: dict[str, Any], path: Path) -> None:
+    scores = Table("held-out hemisphere", box=None, pad_edge=False)
+    for heading in ("Dice", "IoU"):
+        scores.add_column(heading, justify="right")
+    for row in numbers["held_out"]["classes"]:
+        scores.add_row(row["name"], f"{row['dice']:.4f}", f"{row['iou']:.4f}")
+    scores.add_row("mean of foreground", f"{numbers['held_out']['mean_foreground_dice']:.4f}", "")
+    checks = Table("checks against the exact value", box=None, pad_edge=False)
+    for heading in ("dtype", "cases", "result", "worst error"):
+        checks.add_column(heading, justify="right")
+    for row in numbers["checks"]["losses"]:
+        error = row["worst"]["error"]
+        checks.add_row(
+            row["loss"],
+            row["dtype"],
+            str(row["count"]),
+            f"{row['failed']} failed" if row["failed"] else "passed",
+            row["worst"]["note"] or "none" if error is None else f"{error:.1e}",
+        )
+    for table in (scores, checks):
+        console.print()
+        console.print(table)
+    console.print(f"\nreport: {path}", soft_wrap=True)

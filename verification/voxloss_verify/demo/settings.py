@@ -1,0 +1,59 @@
+"""What was asked of the demo, checked before anything is trained."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of `voxloss demo`, and the folder made ready."""
+
+    loss: str
+    steps: int
+    device: torch.device
+    seed: int
+    out: Path
+
+    @classmethod
+    def of(cls, loss: str, steps: int, device: str, seed: int, out: Path) -> Settings:
+        """Choose the device and make the folder.
+
+        Raises ValueError for a device that does not work here, and OSError if the folder cannot be made.
+        """
+        chosen = _device(device)
+        if out.exists() and not out.is_dir():
+            raise NotADirectoryError(f"--out: expected a folder, got the file {out}; choose another name")
+        out.mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK):
+            raise PermissionError(f"--out: expected a folder that can be written to, got {out}")
+        return cls(loss, steps, chosen, seed, out)
+
+    @property
+    def command(self) -> str:
+        """The command line that does the same again."""
+        words = ["voxloss", "demo", "--loss", self.loss, "--steps", str(self.steps)]
+        words += ["--device", str(self.device), "--seed", str(self.seed), "--out", str(self.out)]
+        return shlex.join(words)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise ValueError("no such device")
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"--device: expected auto, cpu, or a device that this torch can use, got {name!r} ({reason}). "
+            "Leave it away to have one chosen."
+        ) from error
+    return device
