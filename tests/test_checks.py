@@ -157,7 +157,7 @@ def test_the_oracle_knows_neither_torch_nor_voxloss() -> None:
 
 
 def test_every_shipped_loss_holds_on_every_case(cases: list[Case]) -> None:
-    records = check_losses(cases)
+    records = list(check_losses(cases))
     assert [record for record in records if not record.holds] == []
     assert (
         {record.loss for record in records} == {loss.__name__ for loss in shipped_losses()} == set(checks.CLAIMS)
@@ -257,7 +257,7 @@ def test_broken_losses_are_caught(
     broken: type[voxloss.RegionLoss], dtype: str, cases: list[Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(checks.CLAIMS, broken.__name__, checks.CLAIMS[broken.__bases__[0].__name__])
-    records = check_losses(cases, [broken])
+    records = list(check_losses(cases, [broken]))
     assert any(not record.holds for record in records if record.dtype == dtype)
     assert all(record.got is not None for record in records), "it failed to run, and so proves nothing"
 
@@ -279,7 +279,7 @@ def test_a_loss_that_raises_fails_and_the_others_go_on(
         raise RuntimeError("out of order")
 
     monkeypatch.setattr(voxloss.JaccardLoss, "forward", forward)
-    records = check_losses(cases[:1])
+    records = list(check_losses(cases[:1]))
     assert {record.loss for record in records if not record.holds} == {"JaccardLoss"}
     assert {record.note for record in records if not record.holds} == {"RuntimeError: out of order"}
     assert any(record.loss == "TverskyLoss" and record.holds for record in records)

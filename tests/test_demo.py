@@ -91,7 +91,7 @@ def finished(brain: BrainMRI, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Check on two phantoms only."""
 
-    def check(*_: object) -> list[Record]:
+    def check(*_: object) -> Iterator[Record]:
         return check_losses(phantom_cases()[:2])
 
     monkeypatch.setattr(demo, "_check", check)
@@ -313,6 +313,22 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert exit.value.code == 130
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.usefixtures("brain")
+def test_ctrl_c_during_the_checks_loses_neither_the_training_nor_the_checks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(*_: object) -> Iterator[Record]:
+        yield next(check_losses(phantom_cases()[:1]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "_check", check)
+    run = run_demo(tmp_path, 1)
+    assert run.code == 130
+    assert run.numbers["training"]["steps_done"] == 1
+    assert (run.numbers["checks"]["count"], run.numbers["checks"]["complete"]) == (1, False)
+    assert "The checks were interrupted: 1 of them were made" in run.page
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT cannot be sent to one process")

@@ -31,8 +31,13 @@ def save_nifti(path: Path, data: NDArray[Any], affine: NDArray[np.float64], spac
 
 def save_json(path: Path, content: object) -> None:
     """Write `content` as indented JSON, atomically."""
+    save_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def save_bytes(path: Path, content: bytes) -> None:
+    """Write `content`, atomically."""
     with _replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        temporary.write_bytes(content)
 
 
 @contextmanager

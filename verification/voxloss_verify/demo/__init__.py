@@ -6,6 +6,7 @@ pictures, `report` the files.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from time import perf_counter
@@ -54,17 +55,25 @@ def run_demo(settings: Settings) -> int:
     if training.interrupted:
         done = len(training.losses)
         console.print(f"Interrupted at step {done} of {settings.steps}; reporting what there is.")
+    records: list[Record] = []
+    checked = False
     with console.status("checking every loss"):
-        records = _check(training, held_out, settings)
-        results = Results(settings, training, held_out["image"], records, seconds)
+        try:
+            records.extend(_check(training, held_out, settings))
+            checked = True
+        except KeyboardInterrupt:
+            if training.interrupted:  # the second Ctrl-C
+                raise
+            console.print(f"Interrupted after {len(records)} checks; reporting what there is.")
+        results = Results(settings, training, held_out["image"], records, checked, seconds)
         path = write_report(results)
     _show(console, metrics(results), path)
-    if training.interrupted:
+    if training.interrupted or not checked:
         return 130
     return 0 if all(record.holds for record in records) else 1
 
 
-def _check(training: Training, held_out: dict[str, Any], settings: Settings) -> list[Record]:
+def _check(training: Training, held_out: dict[str, Any], settings: Settings) -> Iterator[Record]:
     probabilities = held_out["probabilities"].numpy()
     cases = [*phantom_cases(), *volume_cases(training.prediction, training.labels, probabilities)]
     return check_losses(cases, device=settings.device)

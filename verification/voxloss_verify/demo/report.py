@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +10,6 @@ from fractions import Fraction
 from itertools import groupby
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import monai
 import numpy as np
@@ -19,7 +17,7 @@ import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import voxloss
-from voxloss_data.files import save_json
+from voxloss_data.files import save_bytes, save_json
 from voxloss_verify import oracle
 from voxloss_verify.checks import Record
 from voxloss_verify.demo import figures
@@ -37,6 +35,7 @@ class Results:
     training: Training
     image: Any  # the held-out MetaTensor [1, X, Y, Z]
     records: Sequence[Record]
+    checked: bool  # False if the checks were interrupted
     seconds: float  # of the training
 
 
@@ -89,6 +88,7 @@ def metrics(results: Results) -> dict[str, Any]:
             ],
         },
         "checks": {
+            "complete": results.checked,
             "count": len(results.records),
             "failed": sum(not record.holds for record in results.records),
             "losses": worst,
@@ -159,9 +159,9 @@ def write_report(results: Results) -> Path:
         },
     )
     save_json(settings.out / "metrics.json", numbers)
-    _write(settings.out / "report.png", figures.overview_png(segmentation, curves))
+    save_bytes(settings.out / "report.png", figures.overview_png(segmentation, curves))
     path = settings.out / "report.html"
-    _write(path, page.encode())
+    save_bytes(path, page.encode())
     return path
 
 
@@ -175,13 +175,3 @@ def _device_name(device: torch.device) -> str:
 
 def _data_url(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Atomically: the file appears whole or not at all."""
-    temporary = path.with_name(f".{uuid4().hex}-{path.name}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
