@@ -14,9 +14,9 @@ from voxloss.losses import (
     GeneralizedDiceLoss,
     IoULoss,
     JaccardLoss,
-    RegionLoss,
     TverskyLoss,
 )
+from voxloss.region_loss import RegionLoss
 from voxloss.statistics import RegionStatistics, region_statistics
 
 __version__ = "0.1.0"

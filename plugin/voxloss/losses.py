@@ -1,178 +1,23 @@
 """The losses as modules, with MONAI's argument names, order and defaults; each is a formula and its arguments.
 
-Every class takes, after MONAI's own arguments and by keyword only, the `RegionOptions` below.
+Every class takes, after MONAI's own arguments and by keyword only, the `RegionOptions` of `region_loss.py`.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar, TypedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
 from monai.utils.enums import LossReduction
 from monai.utils.enums import Weight as WeightType
 from torch import Tensor
-from torch.nn.modules.loss import _Loss
 
 from voxloss import formulas, inputs
-from voxloss.backends import select
-from voxloss.reduction import (
-    Absent,
-    class_weights,
-    reduce,
-    require_absent,
-    require_classes,
-    require_weight,
-    select_classes,
-)
-from voxloss.statistics import Activation, RegionStatistics, region_statistics
+from voxloss.region_loss import RegionLoss, RegionOptions, Weight
+from voxloss.statistics import RegionStatistics
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-Weight = Sequence[float] | float | Tensor | None
-
-
-class RegionOptions(TypedDict, total=False):
-    """Keyword arguments of every loss that MONAI's losses do not have.
-
-    * `classes`: the channels that count, say the rare ones; the softmax still runs over all channels.
-    * `absent`: "count" (MONAI's way) lets a class without a target voxel count with its smoothed score;
-      "skip" leaves it out of the sum and the mean: per item, or per batch with `batch=True`.
-    * `backend`: force one of `voxloss.backends.list_backends()`; None chooses.
-    """
-
-    classes: Sequence[int] | None
-    absent: Absent
-    backend: str | None
-
-
-class RegionLoss(_Loss, ABC):
-    """A formula of `RegionStatistics` as a loss: a subclass says what a class costs in `per_class`.
-
-    Args:
-        include_background: False leaves channel 0 out (after the softmax, which runs over all channels).
-        to_onehot_y: the target is a label map `[B, 1, spatial...]`; it is never expanded in memory.
-        sigmoid, softmax, other_act: what makes probabilities of the input; at most one. Without any of them
-            the input has to be probabilities. `other_act` is a callable that ends in [0, 1].
-        squared_pred: Σp² and Σg² in the denominators.
-        reduction: "mean" or "sum" over items and classes, or "none".
-        batch: sum over the items before the formula, as if the batch were one volume.
-        weight: a factor ≥ 0 for the loss of each class: one number, one per channel, or one per class that
-            counts. The mean is not divided by it, as in MONAI.
-        soft_label: the target holds values between 0 and 1; Σ min(p, g) takes the place of Σ p·g.
-        ignore_index: voxels of this label are left out as if they were not there, and so is the class.
-        classes, absent, backend: see `RegionOptions`.
-
-    `forward(input, target)`: input `[B, C, spatial...]`, target `[B, 1, spatial...]` with `to_onehot_y`,
-    otherwise `[B, C, spatial...]`. The loss is float32 for float32 and half-precision inputs and float64 for
-    float64; the gradient has the input's dtype and layout.
-
-    Raises:
-        ValueError, TypeError: for arguments and tensors that make no sense; the message says what was
-            expected, what came and the remedy.
-        ShapeError: (an AssertionError, as in MONAI, and a ValueError) where input and target do not fit.
-    """
-
-    # Without reduction MONAI's Dice losses return [B, C, 1, 1, 1], its Tversky loss [B, C].
-    keeps_spatial_axes: ClassVar[bool] = True
-
-    class_weight: Tensor | None
-
-    def __init__(
-        self,
-        *,
-        include_background: bool = True,
-        to_onehot_y: bool = False,
-        sigmoid: bool = False,
-        softmax: bool = False,
-        other_act: Callable[[Tensor], Tensor] | None = None,
-        squared_pred: bool = False,
-        reduction: LossReduction | str = LossReduction.MEAN,
-        batch: bool = False,
-        weight: Weight = None,
-        soft_label: bool = False,
-        ignore_index: int | None = None,
-        classes: Sequence[int] | None = None,
-        absent: Absent = "count",
-        backend: str | None = None,
-    ) -> None:
-        super().__init__(reduction=LossReduction(reduction).value)
-        if other_act is not None and not callable(other_act):
-            raise TypeError(f"other_act must be None or callable but is {type(other_act).__name__}.")
-        if sigmoid + softmax + (other_act is not None) > 1:
-            raise ValueError(
-                "Incompatible values: more than 1 of [sigmoid=True, softmax=True, other_act is not None]."
-            )
-        class_weight = None if weight is None else torch.as_tensor(weight)
-        require_weight(class_weight)
-        require_classes(classes, include_background)
-        require_absent(absent)
-        select(backend)
-        self.include_background = include_background
-        self.to_onehot_y = to_onehot_y
-        self.sigmoid = sigmoid
-        self.softmax = softmax
-        self.other_act = other_act
-        self.squared_pred = squared_pred
-        self.batch = batch
-        self.soft_label = soft_label
-        self.register_buffer("class_weight", class_weight)
-        self.ignore_index = ignore_index
-        self.classes = classes
-        self.absent = absent
-        self.backend = backend
-
-    @property
-    def activation(self) -> Activation:
-        """What `region_statistics` is told to make probabilities with."""
-        if self.other_act is not None:
-            return self.other_act
-        return "softmax" if self.softmax else "sigmoid" if self.sigmoid else "none"
-
-    @abstractmethod
-    def per_class(self, statistics: RegionStatistics) -> Tensor:
-        """The loss of each item and class, `[B, C]`, from the statistics `[B, C]`."""
-
-    def terms(
-        self, statistics: RegionStatistics, weight: Tensor | None, present: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return what is to be reduced, one term per item and class, and which of the terms count.
-
-        `weight`: `[]` or `[C]`; `present`: bool `[B, C]`, or None where absent classes count.
-        """
-        loss = self.per_class(statistics)
-        return loss if weight is None else loss * weight, present
-
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Return the loss: `[]`, or without reduction one value per item (unless `batch`) and class."""
-        statistics = region_statistics(
-            input,
-            target,
-            activation=self.activation,
-            label_map=self.to_onehot_y,
-            squared=self.squared_pred,
-            soft_label=self.soft_label,
-            ignore_index=self.ignore_index,
-            backend=self.backend,
-        )
-        channels = input.shape[1]
-        inputs.warn_if_single(channels, self.to_onehot_y, self.include_background)
-        chosen, counting = select_classes(channels, self.classes, self.include_background, self.ignore_index)
-        weight = self.class_weight
-        if weight is not None:
-            weight = class_weights(weight.to(statistics.target), channels, chosen, counting)
-        if self.batch:
-            statistics = statistics.over_batch()
-        statistics = statistics.of_classes(counting)
-        present = statistics.target > 0 if self.absent == "skip" else None
-        loss = reduce(*self.terms(statistics, weight, present), self.reduction)
-        if self.reduction == "none":
-            loss = loss[0] if self.batch else loss
-            if self.keeps_spatial_axes:
-                loss = loss.reshape(*loss.shape, *[1] * (input.ndim - 2))
-        return loss.to(torch.promote_types(input.dtype, torch.float32))
 
 
 class DiceLoss(RegionLoss):
