@@ -23,7 +23,7 @@ demo: $(VENV)/.ready  ## Train on a real brain MRI, check every loss, write out/
 test: $(VENV)/.ready  ## Run the tests (quick profile)
 	$(BIN)/python -m pytest --numprocesses auto
 
-thorough: $(VENV)/.ready  ## Run the tests with thousands of examples and option combinations
+thorough: $(VENV)/.ready  ## Run the tests with hundreds of option combinations and a thousand examples each
 	$(BIN)/python -m pytest --numprocesses auto --thorough
 
 check: $(VENV)/.ready  ## Lint, formatting, strict types
