@@ -218,6 +218,14 @@ def test_nan_predictions_reach_the_loss(options: dict[str, Any]) -> None:
     assert DiceLoss(**options, to_onehot_y=True)(p, label_map()).isnan()
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint64, torch.int16, torch.float16], ids=str)
+def test_a_bad_label_is_named_in_every_dtype(dtype: torch.dtype) -> None:
+    for labels in (label_map(), one_hot(label_map(), 4)):
+        loss = DiceLoss(softmax=True, to_onehot_y=labels.shape[1] == 1)
+        with pytest.raises(ValueError, match=r"got 7(\.0)? at \[1, 0, 2, 3, 4\]"):
+            loss(logits(), changed(labels, 7, (1, 0, 2, 3, 4)).to(dtype))
+
+
 @pytest.mark.cuda
 def test_a_bad_label_on_cuda_fails_without_waiting_for_the_device() -> None:
     import subprocess

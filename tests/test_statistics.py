@@ -19,7 +19,16 @@ from voxloss.backends import eager, voxels
 from voxloss_verify.tolerances import GRADIENT, LOSS
 
 BACKENDS = ["reference", "eager"]
-INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
+INTEGERS = [
+    torch.uint8,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+]
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 

@@ -126,6 +126,7 @@ _DEVICE_MESSAGE = (
 
 def _explain(input: Tensor, target: Tensor, job: Pass) -> NoReturn:
     input, target = input.detach(), target.detach()
+    exact = target.double()  # torch does not compare uint16, uint32 and uint64 with other types
     channels = input.shape[1]
     ignored = torch.zeros_like(target[:, :1], dtype=torch.bool)
     if target.shape[1] != channels:
@@ -133,7 +134,7 @@ def _explain(input: Tensor, target: Tensor, job: Pass) -> NoReturn:
         if job.ignore_index is not None:
             ignored = labels == job.ignore_index
         _raise_if(
-            (labels != target) & ~ignored,
+            (labels != exact) & ~ignored,
             target,
             "target: expected whole numbers in a label map",
             "For probabilities as a target give one channel per class.",
@@ -147,7 +148,7 @@ def _explain(input: Tensor, target: Tensor, job: Pass) -> NoReturn:
         )
     else:
         if job.ignore_index is not None and channels > 1 and 0 <= job.ignore_index < channels:
-            channel = target[:, job.ignore_index, None]
+            channel = exact[:, job.ignore_index, None]
             ignored = channel == 1
             _raise_if(
                 ~ignored & (channel != 0),
@@ -156,10 +157,10 @@ def _explain(input: Tensor, target: Tensor, job: Pass) -> NoReturn:
                 "A voxel is ignored whole or not at all.",
             )
         elif job.ignore_index is not None:
-            ignored = (target.double() == job.ignore_index).all(1, keepdim=True)
+            ignored = (exact == job.ignore_index).all(1, keepdim=True)
         tolerance = range_tolerance(target.dtype)
         _raise_if(
-            ~((target >= -tolerance) & (target <= 1 + tolerance)) & ~ignored,
+            ~((exact >= -tolerance) & (exact <= 1 + tolerance)) & ~ignored,
             target,
             "target: expected values in [0, 1], one channel per class",
             "Clip probabilities with target.clamp(0, 1); give a label map as one channel with to_onehot_y=True.",
