@@ -191,7 +191,7 @@ class AlphaBetaSwapped(voxloss.TverskyLoss):
 class PowerAfterTheMean(voxloss.FocalTverskyLoss):
     def per_class(self, statistics: RegionStatistics) -> Tensor:
         distance = voxloss.TverskyLoss.per_class(self, statistics).mean(1, keepdim=True)
-        return distance.clamp(min=0) ** (1 / self.gamma)
+        return (distance.clamp(min=0) ** (1 / self.gamma)).expand_as(statistics.target)
 
 
 class SmoothInOnePlaceOnly(voxloss.JaccardLoss):

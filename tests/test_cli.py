@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -59,6 +60,20 @@ except SystemExit as exit:
     sys.exit(exit.code or not {"torch", "monai", "matplotlib", "nibabel"}.isdisjoint(sys.modules))
 """
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_no_command_shows_the_help_and_nothing_else(run: Run) -> None:
+    code, out, err = run()
+    assert (code, err) == (2, "")
+    assert "voxloss demo " in out
+
+
+def test_a_terminal_without_unicode_still_gets_its_table(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
+    command = [sys.executable, "-m", "voxloss_verify", "phantoms", str(tmp_path)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "21/40" in run.stdout
 
 
 def test_names_are_those_of_losses() -> None:

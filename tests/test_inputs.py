@@ -23,7 +23,13 @@ def changed(tensor: Tensor, value: float, index: tuple[int, ...]) -> Tensor:
 
 
 BAD_TENSORS: dict[str, tuple[dict[str, Any], Any, Any, type[Exception], str]] = {
-    "input no tensor": (SOFTMAX, [1.0], label_map(), TypeError, "input: expected a torch.Tensor, got list"),
+    "input no tensor": (
+        SOFTMAX,
+        [1.0],
+        label_map(),
+        TypeError,
+        "got list.*DeepSupervisionLoss",
+    ),
     "target no tensor": (SOFTMAX, logits(), None, TypeError, "target: expected a torch.Tensor, got NoneType"),
     "integer input": (
         SOFTMAX,
@@ -43,8 +49,8 @@ BAD_TENSORS: dict[str, tuple[dict[str, Any], Any, Any, type[Exception], str]] = 
     "no channel axis": (SOFTMAX, logits(), label_map()[:, 0], ShapeError, r"target\.unsqueeze\(1\)"),
     "no voxel": (SOFTMAX, logits()[..., :0], label_map()[..., :0], ShapeError, "at least one voxel"),
     "no item": (SOFTMAX, logits()[:0], label_map()[:0], ShapeError, "at least one voxel, class and item"),
-    "wrong batch": (SOFTMAX, logits(), label_map()[:1], ShapeError, "batch and spatial sizes must be equal"),
-    "wrong size": (SOFTMAX, logits(), label_map()[..., 1:], ShapeError, r"Resample or crop"),
+    "wrong batch": (SOFTMAX, logits(), label_map()[:1], ShapeError, "expected 2 items, as input .* unsqueeze"),
+    "wrong size": (SOFTMAX, logits(), label_map()[..., 1:], ShapeError, "spatial sizes, .* must be equal"),
     "wrong channels": (SOFTMAX, logits(), logits()[:, :3], ShapeError, "one channel .a label map. or 4"),
     "one-hot for a label map": (SOFTMAX, logits(), one_hot(label_map(), 4), ShapeError, "Leave to_onehot_y away"),
     "label map for one-hot": ({"softmax": True}, logits(), label_map(), ShapeError, "say to_onehot_y=True"),
@@ -78,6 +84,14 @@ BAD_TENSORS: dict[str, tuple[dict[str, Any], Any, Any, type[Exception], str]] = 
         ValueError,
         r"values in \[0, 1\], one channel per class; got 1.059 at \[0, 2, 0, 0, 1\] .* target.clamp\(0, 1\)",
     ),
+    "labels for one output": (
+        {"sigmoid": True, "to_onehot_y": True},
+        logits(channels=1),
+        changed(label_map(), 3, (0, 0, 0, 0, 0)),
+        ValueError,
+        r"One channel is the foreground's mask: say \(target > 0\)",
+    ),
+    "mask of 255": ({"softmax": True}, logits(), 255 * one_hot(label_map(), 4), ValueError, "by 1/255"),
     "target NaN": (
         {"softmax": True},
         logits(),
@@ -167,8 +181,14 @@ def test_bad_tensors(name: str, backend: str) -> None:
         ({"backend": "cuda"}, ValueError, "backend: expected one of"),
         ({"sigmoid": True, "other_act": torch.tanh}, ValueError, "Incompatible values"),
         ({"other_act": 3}, TypeError, "callable but is int"),
-        ({"reduction": "avg"}, ValueError, "avg"),
-        ({"typo": 3}, TypeError, "typo"),
+        ({"reduction": "avg"}, ValueError, r"reduction: expected one of \['none', 'mean', 'sum'\], got 'avg'"),
+        ({"classes": 2}, ValueError, "classes: expected a list of distinct channel numbers"),
+        ({"classes": ["liver"]}, ValueError, "classes: expected a list of distinct channel numbers"),
+        ({"ignore_index": "255"}, TypeError, "ignore_index: expected an int or None, got '255'"),
+        ({"ignore_index": 2.5}, TypeError, "ignore_index: expected an int"),
+        ({"ignore_index": True}, TypeError, "ignore_index: expected an int"),
+        ({"smooth_nr": "1"}, ValueError, "smooth_nr: expected a finite number ≥ 0, got '1'"),
+        ({"sofmax": True}, TypeError, "sofmax"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -185,7 +205,7 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], messag
         (voxloss.FocalTverskyLoss, {"gamma": 0}, "gamma: expected a finite number > 0, got 0"),
         (voxloss.JaccardLoss, {"smooth_nr": -1}, "smooth_nr"),
         (voxloss.GeneralizedDiceLoss, {"smooth_dr": -1}, "smooth_dr"),
-        (voxloss.GeneralizedDiceLoss, {"w_type": "cubic"}, "cubic"),
+        (voxloss.GeneralizedDiceLoss, {"w_type": "cubic"}, r"w_type: expected one of \['square'.*got 'cubic'"),
     ],
     ids=str,
 )

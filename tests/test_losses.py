@@ -245,6 +245,27 @@ def test_a_loss_of_ones_own_gets_every_option() -> None:
     torch.testing.assert_close(HalfDice(**options)(x, labels), dice(x, labels) / 2)
 
 
+class MeanDice(RegionLoss):
+    """A mistake: the mean belongs to the reduction."""
+
+    def per_class(self, statistics: RegionStatistics) -> Tensor:
+        return 1 - formulas.dice(statistics).mean(1)
+
+
+def test_a_formula_of_the_wrong_shape_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"per_class: expected .* \[2, 4\] as the statistics, got \[2\]"):
+        MeanDice(**MAP)(logits(), label_map())
+
+
+def test_the_representation_shows_what_was_asked_for() -> None:
+    loss = DiceLoss(**MAP, include_background=False, weight=[1, 2], classes=[1, 3], smooth_nr=1)
+    shown = repr(loss)
+    assert shown.startswith("DiceLoss(")
+    for part in ("softmax=True", "include_background=False", "weight=[1, 2]", "classes=[1, 3]", "smooth_nr=1.0"):
+        assert part in shown
+    assert repr(TverskyLoss()) == "TverskyLoss()"
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_one_pass_forward_and_one_backward(loss: type[RegionLoss], passes: list[tuple[str, str]]) -> None:
     x, labels = logits().requires_grad_(), label_map()

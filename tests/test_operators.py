@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from torch import Tensor
 
 import voxloss
@@ -131,6 +132,17 @@ def test_a_compiled_loss_still_refuses_bad_labels() -> None:
     labels[0, 0, 0, 0] = 3
     with pytest.raises(ValueError, match="labels 0…2"):
         compiled(x, labels)
+
+
+def test_a_meta_tensor_in_a_compiled_graph_is_refused_with_the_remedy() -> None:
+    """torch has no graph for MetaTensor; without fullgraph the loss runs eagerly instead."""
+    x, labels = MetaTensor(pair("label map")[0]), pair("label map")[1]
+    loss = voxloss.DiceLoss(softmax=True, to_onehot_y=True)
+    torch.compiler.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"Pass input\.as_tensor\(\)"):
+        torch.compile(loss, fullgraph=True, backend="eager")(x, labels)
+    torch.compiler.reset()
+    assert torch.compile(loss, backend="eager")(x, labels) == loss(x, labels)
 
 
 @pytest.mark.parametrize("loss_class", LOSSES)

@@ -16,7 +16,7 @@ from voxloss.losses import (
     JaccardLoss,
     TverskyLoss,
 )
-from voxloss.region_loss import RegionLoss
+from voxloss.region_loss import RegionLoss, RegionOptions
 from voxloss.statistics import RegionStatistics, region_statistics
 
 __version__ = "0.1.0"
@@ -28,6 +28,7 @@ __all__ = [
     "IoULoss",
     "JaccardLoss",
     "RegionLoss",
+    "RegionOptions",
     "RegionStatistics",
     "ShapeError",
     "TverskyLoss",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import NoReturn
+from numbers import Integral, Real
+from typing import NoReturn, cast
 
 import torch
 from torch import Tensor
@@ -19,14 +20,23 @@ class ShapeError(AssertionError, ValueError):
 def plain(tensor: Tensor) -> Tensor:
     """Take a MetaTensor's metadata off; gradients still flow through."""
     as_tensor = getattr(tensor, "as_tensor", None)
-    return as_tensor() if as_tensor is not None else tensor
+    if as_tensor is None:
+        return tensor
+    if torch.compiler.is_compiling():
+        raise TypeError(
+            "torch.compile cannot take a MetaTensor into a graph. Pass input.as_tensor() and target.as_tensor()."
+        )
+    return cast(Tensor, as_tensor())
 
 
 def require_pair(input: Tensor, target: Tensor, label_map: bool | None, softmax: bool) -> None:
     """Check types, shapes and devices; nothing here looks at a voxel."""
     for name, tensor in (("input", input), ("target", target)):
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}.")
+            raise TypeError(
+                f"{name}: expected a torch.Tensor, got {type(tensor).__name__}. Convert an array with "
+                "torch.as_tensor; for a list of outputs wrap the loss in monai.losses.DeepSupervisionLoss."
+            )
     if not input.is_floating_point():
         raise TypeError(
             f"input: expected a floating-point tensor of logits or probabilities, got {input.dtype}. "
@@ -50,10 +60,15 @@ def require_pair(input: Tensor, target: Tensor, label_map: bool | None, softmax:
             "target: ground truth has different shape from input: expected one channel (a label map) or "
             f"{input.shape[1]}, as input {_shape(input)} has, got {_shape(target)}."
         )
-    if (target.shape[0], *target.shape[2:]) != (input.shape[0], *input.shape[2:]):
+    if target.shape[0] != input.shape[0]:
+        raise ShapeError(
+            f"target: expected {input.shape[0]} items, as input {_shape(input)} has, got {_shape(target)}. "
+            "Both are [B, channels, spatial...]: if the batch axis is missing, add it with unsqueeze(0)."
+        )
+    if target.shape[2:] != input.shape[2:]:
         raise ShapeError(
             f"target: ground truth has different shape {_shape(target)} from input {_shape(input)}: "
-            "batch and spatial sizes must be equal. Resample or crop one to the other."
+            "spatial sizes, from the third axis on, must be equal. Resample or crop, or move the channels."
         )
     if input.shape[1] > 1 and label_map is not None and label_map != (target.shape[1] == 1):
         raise ShapeError(
@@ -96,15 +111,34 @@ def warn_if_single(channels: int, to_onehot_y: bool, include_background: bool) -
 def require_non_negative(**values: float) -> None:
     """Check that each value is a number ≥ 0."""
     for name, value in values.items():
-        if not (math.isfinite(value) and value >= 0):
+        if not (_is_finite(value) and value >= 0):
             raise ValueError(f"{name}: expected a finite number ≥ 0, got {value!r}.")
 
 
 def require_positive(**values: float) -> None:
     """Check that each value is a number > 0."""
     for name, value in values.items():
-        if not (math.isfinite(value) and value > 0):
+        if not (_is_finite(value) and value > 0):
             raise ValueError(f"{name}: expected a finite number > 0, got {value!r}.")
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
+
+
+def require_ignore_index(ignore_index: int | None) -> None:
+    """Check that the label to ignore is a whole number."""
+    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, Integral)):
+        raise TypeError(f"ignore_index: expected an int or None, got {ignore_index!r}.")
+
+
+def require_per_class(loss: Tensor, shape: torch.Size) -> None:
+    """Check what a formula returned."""
+    if loss.shape != shape:
+        raise ShapeError(
+            f"per_class: expected one loss per item and class, {list(shape)} as the statistics, "
+            f"got {_shape(loss)}. Leave the mean and the sum to the reduction."
+        )
 
 
 def require_valid(valid: Tensor, input: Tensor, target: Tensor, job: Pass) -> None:
@@ -163,7 +197,9 @@ def _explain(input: Tensor, target: Tensor, job: Pass) -> NoReturn:
             ~((exact >= -tolerance) & (exact <= 1 + tolerance)) & ~ignored,
             target,
             "target: expected values in [0, 1], one channel per class",
-            "Clip probabilities with target.clamp(0, 1); give a label map as one channel with to_onehot_y=True.",
+            "One channel is the foreground's mask: say (target > 0), or give the network one output per class."
+            if channels == 1 and bool(((exact == exact.round()) | ignored).all())
+            else "Clip probabilities with target.clamp(0, 1); scale a mask of 0 and 255 by 1/255.",
         )
     tolerance = range_tolerance(input.dtype)
     _raise_if(

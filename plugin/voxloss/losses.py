@@ -25,7 +25,11 @@ class DiceLoss(RegionLoss):
 
     Drozdzal et al. 2016, "The Importance of Skip Connections in Biomedical Image Segmentation". With
     `squared_pred` the denominator is Σp² + Σg² + s_d (Milletari et al. 2016, "V-Net"); with `jaccard` the loss
-    is that of `JaccardLoss`. Arguments as `monai.losses.DiceLoss`, then `RegionOptions`; see `RegionLoss`.
+    is that of `JaccardLoss`. Arguments as `monai.losses.DiceLoss`.
+
+    input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
+    `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,
+    `RegionOptions` those that MONAI does not have.
 
     Args:
         smooth_nr, smooth_dr: s_n and s_d ≥ 0, in voxels.
@@ -81,6 +85,10 @@ class JaccardLoss(RegionLoss):
     smoothing stands beside 2 Σpg as in `monai.losses.DiceLoss(jaccard=True)`, so that per class
     Dice = 2·IoU/(1 + IoU) for every s_n = s_d. Arguments as `DiceLoss`'s without `jaccard`.
 
+    input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
+    `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,
+    `RegionOptions` those that MONAI does not have.
+
     Args:
         smooth_nr, smooth_dr: s_n and s_d ≥ 0, in voxels.
     """
@@ -135,6 +143,10 @@ class TverskyLoss(RegionLoss):
     "Tversky loss function for image segmentation using 3D fully convolutional deep networks", who recommend
     α = 0.3, β = 0.7; the defaults are MONAI's ½, ½, which is the Dice loss with twice the smoothing). Abraham &
     Khan and Yeung et al. name the weight of false negatives first. Arguments as `monai.losses.TverskyLoss`.
+
+    input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
+    `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,
+    `RegionOptions` those that MONAI does not have.
 
     Args:
         alpha, beta: weights ≥ 0 of false positives and false negatives, not both 0.
@@ -197,6 +209,10 @@ class FocalTverskyLoss(TverskyLoss):
     classes, which is another loss. γ = 1 is `TverskyLoss`. See `voxloss.formulas.focal_power` for the slope at
     a perfect prediction.
 
+    input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
+    `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,
+    `RegionOptions` those that MONAI does not have.
+
     Args:
         alpha, beta: weights ≥ 0 of false positives and false negatives, not both 0.
         gamma: γ > 0; above 1 the loss stays steep for classes that are already good.
@@ -257,6 +273,10 @@ class GeneralizedDiceLoss(RegionLoss):
     that false positives cost. Arguments as `monai.losses.GeneralizedDiceLoss`. Without reduction: one value per
     item, or one with `batch`.
 
+    input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
+    `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,
+    `RegionOptions` those that MONAI does not have.
+
     Args:
         w_type: "square", "simple" or "uniform".
         smooth_nr, smooth_dr: s_n and s_d ≥ 0, in voxels of the smallest class.
@@ -297,6 +317,8 @@ class GeneralizedDiceLoss(RegionLoss):
         inputs.require_non_negative(smooth_nr=smooth_nr, smooth_dr=smooth_dr)
         self.smooth_nr = float(smooth_nr)
         self.smooth_dr = float(smooth_dr)
+        if w_type not in list(WeightType):
+            raise ValueError(f"w_type: expected one of {[w.value for w in WeightType]}, got {w_type!r}.")
         self.w_type = WeightType(w_type)
 
     def per_class(self, statistics: RegionStatistics, weight: Tensor | None = None) -> Tensor:

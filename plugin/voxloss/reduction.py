@@ -15,8 +15,9 @@ def require_classes(classes: Sequence[int] | None, include_background: bool) -> 
     """Check a choice of classes before any tensor is seen."""
     if classes is None:
         return
-    if len(classes) == 0 or len(set(classes)) != len(classes) or any(c != int(c) or c < 0 for c in classes):
-        raise ValueError(f"classes: expected distinct channel numbers ≥ 0, got {list(classes)}.")
+    numbers = isinstance(classes, Sequence) and all(isinstance(c, int) and c >= 0 for c in classes)
+    if not numbers or not classes or len(set(classes)) != len(classes):
+        raise ValueError(f"classes: expected a list of distinct channel numbers ≥ 0, got {classes!r}.")
     if not include_background and 0 in classes:
         raise ValueError(
             f"classes={list(classes)} names the background, include_background=False excludes it. "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import ClassVar, TypedDict
 
 import torch
@@ -91,6 +92,9 @@ class RegionLoss(_Loss, ABC):
         absent: Absent = "count",
         backend: str | None = None,
     ) -> None:
+        if reduction not in list(LossReduction):
+            choices = [choice.value for choice in LossReduction]
+            raise ValueError(f"reduction: expected one of {choices}, got {reduction!r}.")
         super().__init__(reduction=LossReduction(reduction).value)
         if other_act is not None and not callable(other_act):
             raise TypeError(f"other_act must be None or callable but is {type(other_act).__name__}.")
@@ -98,6 +102,7 @@ class RegionLoss(_Loss, ABC):
             raise ValueError(
                 "Incompatible values: more than 1 of [sigmoid=True, softmax=True, other_act is not None]."
             )
+        inputs.require_ignore_index(ignore_index)
         class_weight = None if weight is None else torch.as_tensor(weight)
         require_weight(class_weight)
         require_classes(classes, include_background)
@@ -124,6 +129,16 @@ class RegionLoss(_Loss, ABC):
             return self.other_act
         return "softmax" if self.softmax else "sigmoid" if self.sigmoid else "none"
 
+    def extra_repr(self) -> str:
+        """The arguments that are not at their defaults."""
+        defaults = {**signature(RegionLoss.__init__).parameters, **signature(type(self).__init__).parameters}
+        given = {name: getattr(self, "class_weight" if name == "weight" else name, None) for name in defaults}
+        return ", ".join(
+            f"{name}={value.tolist() if isinstance(value, Tensor) else value!r}"
+            for name, value in given.items()
+            if value is not None and (isinstance(value, Tensor) or value != defaults[name].default)
+        )
+
     @abstractmethod
     def per_class(self, statistics: RegionStatistics) -> Tensor:
         """The loss of each item and class, `[B, C]`, from the statistics `[B, C]`."""
@@ -136,6 +151,7 @@ class RegionLoss(_Loss, ABC):
         `weight`: `[]` or `[C]`; `present`: bool `[B, C]`, or None where absent classes count.
         """
         loss = self.per_class(statistics)
+        inputs.require_per_class(loss, statistics.target.shape)
         return loss if weight is None else loss * weight, present
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from typing import Any
 
 FAILED, INTERRUPTED = 2, 130
@@ -27,10 +28,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # What typer raises for a wrong command or option. It carries click within itself or depends on it, as its
     # version has it, and exports only this subclass.
     usage_error: Any = typer.BadParameter.__base__
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without × and Σ still gets its table
     try:
         code = app(arguments, prog_name="voxloss", standalone_mode=False)
     except usage_error as error:
-        _fail(f"{error.format_message()} See voxloss --help.")
+        message = error.format_message().rstrip(".")
+        if not message:  # no command: the help has been printed
+            sys.exit(FAILED)
+        _fail(f"{message}. See voxloss --help.")
     except ImportError as error:
         known = "pip install" in str(error)
         _fail(str(error) if known else f"this command needs {error.name}: pip install 'voxloss[demo]'")
