@@ -60,14 +60,17 @@ def score_and_show(
 
 def _write(scored: list[Result], failed: list[Result], folders: bool, format: str, out: Path | None) -> None:
     if format == "table":
-        tables = [_table(scored), *([_means(scored)] if folders else [])]
+        parts: list[Table | str] = [_table(scored)]
+        if folders:
+            title = "\nmean over the cases in whose prediction or reference the label is present"
+            parts += [title, _means(scored)]
         if out is None and sys.stdout.isatty():
-            Console(**PLAIN).print(*tables, sep="\n")
+            Console(**PLAIN).print(*parts, sep="\n")
             return
         # A file has no columns to fit into, and no colours.
         console = Console(file=io.StringIO(), width=10_000, color_system=None, **PLAIN)
         with console.capture() as captured:
-            console.print(*tables, sep="\n")
+            console.print(*parts, sep="\n")
         text = captured.get()
     else:
         text = _csv(scored) if format == "csv" else _json(scored, failed)
@@ -98,8 +101,7 @@ def _means(scored: list[Result]) -> Table:
     for result in scored:
         for s in result.scores:
             by_label.setdefault(s.label, []).append(s)
-    title = "\nmean over the cases in whose prediction or reference the label is present"
-    table = Table(title=title, title_justify="left", title_style="", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for heading in ("label", "cases", "Dice", "IoU"):
         table.add_column(heading, justify="right", no_wrap=True)
     for label, scores in sorted(by_label.items()):
