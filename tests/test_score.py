@@ -82,8 +82,8 @@ def tuples(scores: list[ClassScore]) -> list[tuple[int, int, int, int]]:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """Three good cases; `b[1]` would be markup, and z sorts after the others."""
-    for seed, name in enumerate(("a.nii.gz", "b[1].nii.gz", "z.nii")):
+    """Three good cases; `b[red]` would be markup, and z sorts after the others."""
+    for seed, name in enumerate(("a.nii.gz", "b[red].nii.gz", "z.nii")):
         prediction, reference = maps(seed)
         save(tmp_path / "predictions" / name, prediction)
         save(tmp_path / "references" / name, reference)
@@ -233,7 +233,7 @@ def test_a_spinal_cord_segmented_by_another_tool(score: Score) -> None:
 def test_csv_json_and_table_say_the_same(folders: tuple[Path, Path], score: Score) -> None:
     expected = {
         (name, s.label): s
-        for name in ("a.nii.gz", "b[1].nii.gz", "z.nii")
+        for name in ("a.nii.gz", "b[red].nii.gz", "z.nii")
         for s in score_pair(folders[0] / name, folders[1] / name)
     }
     code, out, err = score(*folders, "--format", "csv")
@@ -291,13 +291,13 @@ def test_means_are_over_the_cases_where_the_label_is_present(tmp_path: Path, sco
 
 
 def test_jobs_change_nothing(folders: tuple[Path, Path]) -> None:
-    (folders[1] / "b[1].nii.gz").write_bytes(b"nonsense")
+    (folders[1] / "b[red].nii.gz").write_bytes(b"nonsense")
     cases = find_cases(*folders)
     calls: list[int] = []
     one = score_cases(cases, labels=[4, 200], ignore=117, jobs=1, advance=lambda: calls.append(1))
     two = score_cases(cases, labels=[4, 200], ignore=117, jobs=2, advance=lambda: calls.append(2))
     assert one == two
-    assert [result.case.name for result in one] == ["a.nii.gz", "b[1].nii.gz", "z.nii"]
+    assert [result.case.name for result in one] == ["a.nii.gz", "b[red].nii.gz", "z.nii"]
     assert [result.error is None for result in one] == [True, False, True]
     assert calls == [1, 1, 1, 2, 2, 2]
 
@@ -508,7 +508,9 @@ def test_ctrl_c_is_quiet(folders: tuple[Path, Path], score: Score, monkeypatch: 
 
 
 @pytest.mark.skipif(not children_of(os.getpid()).exists(), reason="needs a /proc that lists child processes")
-def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seconds", [0.1, 0.6])
+def test_ctrl_c_leaves_no_process_behind(seconds: float, tmp_path: Path) -> None:
+    """While the workers start, and while they work."""
     noise = np.random.default_rng(0).integers(118, size=(128, 128, 128), dtype=np.uint8)
     save(tmp_path / "p" / "0.nii", noise)
     for i in range(1, 500):
@@ -522,7 +524,7 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> None:
     while len(children.read_text().split()) < 3:  # two workers and multiprocessing's resource tracker
         assert time.monotonic() - started < 20
         time.sleep(0.01)
-    time.sleep(0.5)
+    time.sleep(seconds)
     os.killpg(process.pid, signal.SIGINT)
     # stdout and stderr end only when every process that inherited them has gone.
     assert process.communicate(timeout=10) == ("", "")
