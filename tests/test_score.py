@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -25,7 +26,7 @@ from sklearn.metrics import f1_score, jaccard_score
 from voxloss_data import Phantom, all_phantoms, write_phantoms
 from voxloss_verify import oracle
 from voxloss_verify.__main__ import main
-from voxloss_verify.score import ClassScore, find_cases, score_cases, score_pair
+from voxloss_verify.score import Case, ClassScore, find_cases, score_cases, score_pair
 from voxloss_verify.score_table import COLUMNS
 
 Image = NDArray[Any]
@@ -497,6 +498,22 @@ def test_wrong_arguments_are_one_line(
     code, out, err = score(*folders, *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert message in err
+
+
+def test_cases_of_a_dead_process_are_failures(tmp_path: Path) -> None:
+    """As when memory runs out: it neither hangs nor loses a case."""
+    noise = save(
+        tmp_path / "noise.nii", np.random.default_rng(0).integers(118, size=(96, 96, 96), dtype=np.uint8)
+    )
+
+    def kill() -> None:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+
+    results = score_cases([Case(str(i), noise, noise) for i in range(60)], jobs=2, advance=kill)
+    assert [result.case.name for result in results] == [str(i) for i in range(60)]
+    assert results[0].error is None
+    assert "a process died" in str(results[-1].error)
 
 
 def test_ctrl_c_is_quiet(folders: tuple[Path, Path], score: Score, monkeypatch: pytest.MonkeyPatch) -> None:
