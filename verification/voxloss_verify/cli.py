@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +33,21 @@ def _loss(name: str) -> str:
     return name
 
 
+def _labels(text: str | None) -> list[int] | None:
+    try:
+        return None if text is None else list(dict.fromkeys(map(int, text.split(","))))
+    except ValueError:
+        raise typer.BadParameter(f"--labels: expected whole numbers like 1,2,5, got {text!r}.") from None
+
+
+class Format(str, Enum):
+    """How scores are written."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+
+
 @app.callback()
 def voxloss(
     version: Annotated[
@@ -45,6 +61,8 @@ def voxloss(
         voxloss demo                # train, check every loss, write a report
 
         voxloss phantoms phantoms/  # images whose Dice and IoU are known exactly
+
+        voxloss score PRED REF      # Dice, IoU, counts and volumes of label maps
     """
 
 
@@ -103,3 +121,45 @@ def phantoms(
     from voxloss_verify.phantom_table import write_and_show
 
     write_and_show(folder)
+
+
+@app.command()
+def score(
+    prediction: Annotated[
+        Path, typer.Argument(metavar="PRED", help="A NIfTI label map, or a folder of them.", show_default=False)
+    ],
+    reference: Annotated[
+        Path,
+        typer.Argument(metavar="REF", help="Its reference, or a folder with the same names.", show_default=False),
+    ],
+    labels: Annotated[
+        str | None,
+        typer.Option(metavar="1,2,5", help="The labels to score; by default all that occur, without 0."),
+    ] = None,
+    ignore: Annotated[
+        int | None, typer.Option(metavar="LABEL", help="Leave out the voxels with this label in the reference.")
+    ] = None,
+    format: Annotated[Format, typer.Option(help="JSON has the exact fractions.")] = Format.table,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write to this file, not to stdout.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="How many processes score folders.")] = 1,
+) -> None:
+    """Score label maps against references: Dice, IoU, TP, FP, FN and volumes in ml, per label.
+
+    Both are 3D NIfTI files on the same grid (corners within 0.001 mm), or folders of them with the same file
+    names. Counts are exact. A label in neither image has no score; in only one of the two, it has 0. Exit code 2
+    if anything could not be scored; the rest is.
+
+    Examples:
+
+        voxloss score prediction.nii.gz reference.nii.gz
+
+        voxloss score predictions/ references/ --jobs 4 --format csv --out scores.csv
+
+        voxloss score predictions/ references/ --labels 1,2 --ignore 255
+    """
+    chosen = _labels(labels)
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise typer.BadParameter(f"--out: expected a file in a folder that exists, got {out}.")
+    from voxloss_verify.score_table import score_and_show
+
+    raise typer.Exit(score_and_show(prediction, reference, chosen, ignore, format.value, out, jobs))
