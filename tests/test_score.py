@@ -52,6 +52,11 @@ def children_of(pid: int) -> Path:
     return Path(f"/proc/{pid}/task/{pid}/children")
 
 
+def ignores_sigint(pid: int) -> bool:
+    (mask,) = re.findall(r"^SigIgn:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), flags=re.M)
+    return bool(int(mask, 16) >> (signal.SIGINT - 1) & 1)
+
+
 def save(path: Path, data: Image, affine: Image = AFFINE, unit: str = "mm") -> Path:
     path.parent.mkdir(exist_ok=True)
     image: Any = nib.Nifti1Image(data, affine)  # type: ignore[no-untyped-call]
@@ -533,16 +538,22 @@ def test_ctrl_c_leaves_no_process_behind(seconds: float, tmp_path: Path) -> None
     for i in range(1, 500):
         (tmp_path / "p" / f"{i}.nii").symlink_to("0.nii")
     command = [sys.executable, "-m", "voxloss_verify", "score", *[str(tmp_path / "p")] * 2, "--jobs", "2"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    # A shell's background job, as the tests may be, ignores SIGINT, and so would its children.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     children = children_of(process.pid)
     started = time.monotonic()
-    while len(children.read_text().split()) < 3:  # two workers and multiprocessing's resource tracker
-        assert time.monotonic() - started < 20
+    # Two workers and multiprocessing's resource tracker; and the parent hears again.
+    while len(children.read_text().split()) < 3 or ignores_sigint(process.pid):
+        assert time.monotonic() - started < 60
         time.sleep(0.01)
     time.sleep(seconds)
     os.killpg(process.pid, signal.SIGINT)
     # stdout and stderr end only when every process that inherited them has gone.
-    assert process.communicate(timeout=10) == ("", "")
+    assert process.communicate(timeout=60) == ("", "")
     assert process.returncode == 130
