@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from sklearn.metrics import f1_score, jaccard_score
 from torch import Tensor
 
@@ -22,14 +20,7 @@ from voxloss_verify import checks, oracle
 from voxloss_verify.checks import Case, Record, check_losses, phantom_cases, shipped_losses, volume_cases
 from voxloss_verify.oracle import Sums, label_sums, sums
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On volumes this small threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
