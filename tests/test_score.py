@@ -26,7 +26,8 @@ from sklearn.metrics import f1_score, jaccard_score
 from voxloss_data import Phantom, all_phantoms, write_phantoms
 from voxloss_verify import oracle
 from voxloss_verify.__main__ import main
-from voxloss_verify.score import Case, ClassScore, find_cases, score_cases, score_pair
+from voxloss_verify.label_files import Case, find_cases
+from voxloss_verify.score import ClassScore, score_cases, score_pair
 from voxloss_verify.score_table import COLUMNS
 
 Image = NDArray[Any]

@@ -17,7 +17,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from voxloss_data.files import save_bytes
-from voxloss_verify.score import ClassScore, Result, find_cases, score_cases
+from voxloss_verify.label_files import find_cases
+from voxloss_verify.score import ClassScore, Result, score_cases
 
 COLUMNS = ("case", "label", "dice", "iou", "tp", "fp", "fn", "prediction_ml", "reference_ml")
 # File names are not markup.
