@@ -32,8 +32,8 @@ import voxloss
 from voxloss_data import BrainMRI, brain_mri
 from voxloss_verify import demo
 from voxloss_verify.__main__ import main
-from voxloss_verify.checks import Record, check_losses, phantom_cases, shipped_losses
 from voxloss_verify.demo import data, figures, report, training
+from voxloss_verify.demo.checks import Record, check_losses, phantom_cases, shipped_losses
 
 STEPS = 3
 
@@ -330,7 +330,7 @@ def test_a_real_ctrl_c(brain: BrainMRI, tmp_path: Path) -> None:
     code = f"""
 import voxloss
 from voxloss_verify import demo
-from voxloss_verify.checks import check_losses, phantom_cases
+from voxloss_verify.demo.checks import check_losses, phantom_cases
 from voxloss_verify.__main__ import main
 forward = voxloss.DiceLoss.forward
 def said(*arguments):

@@ -106,14 +106,6 @@ def tversky(
     return _ratio(s.intersection + Fraction(smooth_nr), s.intersection + errors + Fraction(smooth_dr))
 
 
-def focal_power(distance: Fraction, gamma: float) -> float:
-    """x^(1/γ); below the spacing ε = 2⁻²³ of float32, the straight line from 0 to ε^(1/γ)."""
-    epsilon = 2.0**-23
-    if distance < epsilon:
-        return float(distance) / epsilon * math.pow(epsilon, 1 / gamma)
-    return math.pow(distance, 1 / gamma)
-
-
 def generalized_dice(
     classes: Sequence[Sums], weight_type: str = "square", smooth_nr: Number = 0, smooth_dr: Number = 0
 ) -> Fraction:

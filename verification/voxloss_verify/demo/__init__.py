@@ -24,7 +24,7 @@ from rich.progress import (
 from rich.table import Table
 
 from voxloss_data import brain_mri
-from voxloss_verify.checks import Record, check_losses, phantom_cases, volume_cases
+from voxloss_verify.demo.checks import Record, check_losses, phantom_cases, volume_cases
 from voxloss_verify.demo.data import held_out_volume
 from voxloss_verify.demo.report import Results, metrics, write_report
 from voxloss_verify.demo.settings import Settings

@@ -19,11 +19,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 import voxloss
 from voxloss_data.files import save_bytes, save_json
 from voxloss_verify import oracle
-from voxloss_verify.checks import Record
 from voxloss_verify.demo import figures
+from voxloss_verify.demo.checks import Record
 from voxloss_verify.demo.data import CLASSES
 from voxloss_verify.demo.settings import Settings
 from voxloss_verify.demo.training import Training, mean_foreground
+from voxloss_verify.devices import device_name
 from voxloss_verify.names import LOSSES
 
 
@@ -59,7 +60,7 @@ def metrics(results: Results) -> dict[str, Any]:
             "torch": torch.__version__,
             "monai": monai.__version__,
             "python": platform.python_version(),
-            "device": _device_name(settings.device),
+            "device": device_name(settings.device),
             "threads": torch.get_num_threads(),
         },
         "training": {
@@ -167,10 +168,6 @@ def write_report(results: Results) -> Path:
 
 def _exact(score: Fraction) -> str:
     return f"{score.numerator}/{score.denominator}"
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
 
 
 def _data_url(png: bytes) -> str:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from voxloss_verify.devices import chosen_device
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -26,7 +28,7 @@ class Settings:
 
         Raises ValueError for a device that does not work here, and OSError if the folder cannot be made.
         """
-        chosen = _device(device)
+        chosen = chosen_device(device)
         if out.exists() and not out.is_dir():
             raise NotADirectoryError(f"--out: expected a folder, got the file {out}; choose another name")
         out.mkdir(parents=True, exist_ok=True)
@@ -40,20 +42,3 @@ class Settings:
         words = ["voxloss", "demo", "--loss", self.loss, "--steps", str(self.steps)]
         words += ["--device", str(self.device), "--seed", str(self.seed), "--out", str(self.out)]
         return shlex.join(words)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
-            raise ValueError("no such device")
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ValueError(
-            f"--device: expected auto, cpu, or a device that this torch can use, got {name!r} ({reason}). "
-            "Leave it away to have one chosen."
-        ) from error
-    return device

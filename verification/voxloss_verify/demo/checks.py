@@ -1,15 +1,14 @@
-"""The value of every loss that voxloss ships, against the oracle, on phantoms and on a segmented volume.
+"""The value of every loss that voxloss ships, against the oracle, on phantoms and on the demo's own volume.
 
-To have a new loss checked, enter its closed form in `CLAIMS`; until then it counts as failed.
+To have a new loss checked, enter it in `OPTIONS` and in `voxloss_verify.claims`; until then it counts as failed.
 """
 
 from __future__ import annotations
 
 import inspect
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from fractions import Fraction
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,14 @@ from torch import nn
 
 import voxloss
 from voxloss_data import Phantom, all_phantoms, write_phantoms
-from voxloss_verify import oracle
-from voxloss_verify.oracle import Image, Number, Sums
+from voxloss_verify import exact, oracle
+from voxloss_verify.claims import claims_of
+from voxloss_verify.oracle import Image, Sums
+from voxloss_verify.sources import closed_form_sums
 from voxloss_verify.tolerances import LOSS
+from voxloss_verify.volumes import CERTAIN
 
 DTYPES = (torch.float32, torch.float64)
-
-# A logit that leaves e^−256 ≈ 10⁻¹¹¹ to the other classes: softmax returns the hard prediction it came from.
-CERTAIN = 256.0
 
 
 @dataclass(frozen=True)
@@ -72,69 +71,23 @@ class Record:
         return self.error <= self.tolerance
 
 
-@dataclass(frozen=True)
-class Claim:
-    """That a loss is `oracle(sums of the classes that count, **options)`, and the options to try it with."""
-
-    oracle: Callable[..., Number]
-    options: Sequence[Mapping[str, Any]]
-
-
-def _per_class(loss: Callable[..., Number]) -> Callable[..., Number]:
-    """Mean of a loss over the classes, with the defaults that MONAI documents for the smoothing."""
-
-    def mean(classes: Sequence[Sums], soft_label: bool = False, **options: Any) -> Number:
-        losses = [loss(_overlap(s, soft_label), **{**SMOOTH, **options}) for s in classes]
-        return sum(losses, Fraction(0)) / len(losses)
-
-    return mean
-
-
-def _overlap(s: Sums, soft_label: bool) -> Sums:
-    return replace(s, intersection=s.soft_intersection) if soft_label else s
-
-
-def _dice(s: Sums, jaccard: bool = False, squared_pred: bool = False, **smooth: float) -> Number:
-    return 1 - (oracle.jaccard if jaccard else oracle.dice)(s, **smooth, squared=squared_pred)
-
-
-def _jaccard(s: Sums, squared_pred: bool = False, **smooth: float) -> Number:
-    return 1 - oracle.jaccard(s, **smooth, squared=squared_pred)
-
-
-def _tversky(s: Sums, **options: float) -> Number:
-    return 1 - oracle.tversky(s, **options)
-
-
-def _focal_tversky(
-    s: Sums, alpha: float = 0.3, beta: float = 0.7, gamma: float = 4 / 3, **smooth: float
-) -> Number:
-    return oracle.focal_power(1 - oracle.tversky(s, alpha, beta, **smooth), gamma)
-
-
-def _generalized_dice(
-    classes: Sequence[Sums], w_type: str = "square", soft_label: bool = False, **smooth: float
-) -> Number:
-    overlaps = [_overlap(s, soft_label) for s in classes]
-    return 1 - oracle.generalized_dice(overlaps, w_type, **{**SMOOTH, **smooth})
-
-
-SMOOTH = {"smooth_nr": 1e-5, "smooth_dr": 1e-5}
 _EXACT = {"smooth_nr": 0.0, "smooth_dr": 0.0}
 _UNEQUAL = {"smooth_nr": 0.5, "smooth_dr": 2.0}
 _COMMON: list[dict[str, Any]] = [{}, _EXACT, _UNEQUAL, {"soft_label": True}]
 _SQUARED = {"squared_pred": True}
 
-CLAIMS: dict[str, Claim] = {
-    "DiceLoss": Claim(
-        _per_class(_dice), [*_COMMON, _SQUARED, {"jaccard": True}, {"jaccard": True, "squared_pred": True}]
-    ),
-    "JaccardLoss": Claim(_per_class(_jaccard), [*_COMMON, _SQUARED]),
-    "TverskyLoss": Claim(_per_class(_tversky), [*_COMMON, {"alpha": 0.3, "beta": 0.7}]),
-    "FocalTverskyLoss": Claim(_per_class(_focal_tversky), [*_COMMON, {"gamma": 1.0}, {"gamma": 2.0}]),
-    "GeneralizedDiceLoss": Claim(
-        _generalized_dice, [*_COMMON, {"w_type": "simple"}, {"w_type": "uniform"}, {**_EXACT, "w_type": "simple"}]
-    ),
+# The arguments to check each loss with, beside its form of input and target.
+OPTIONS: dict[str, Sequence[Mapping[str, Any]]] = {
+    "DiceLoss": [*_COMMON, _SQUARED, {"jaccard": True}, {"jaccard": True, "squared_pred": True}],
+    "JaccardLoss": [*_COMMON, _SQUARED],
+    "TverskyLoss": [*_COMMON, {"alpha": 0.3, "beta": 0.7}],
+    "FocalTverskyLoss": [*_COMMON, {"gamma": 1.0}, {"gamma": 2.0}],
+    "GeneralizedDiceLoss": [
+        *_COMMON,
+        {"w_type": "simple"},
+        {"w_type": "uniform"},
+        {**_EXACT, "w_type": "simple"},
+    ],
 }
 
 
@@ -163,7 +116,7 @@ def phantom_cases() -> list[Case]:
                 _read(Path(folder) / f"{phantom.name}_{part}.nii.gz") for part in ("prediction", "reference")
             )
             if isinstance(phantom, Phantom):
-                sums = _closed_form_sums(phantom)
+                sums = closed_form_sums(phantom)
             else:
                 sums = oracle.label_sums(prediction, reference, 2)
             p = prediction.astype(np.float32)
@@ -198,55 +151,47 @@ def check_losses(
 ) -> Iterator[Record]:
     """Compare each of `losses` (None: all that voxloss ships) with its oracle, with and without background.
 
-    A class is looked up in `CLAIMS` by its name; one that is not there gets a record that does not hold, and
-    so does a loss that raises.
+    A class is looked up in `OPTIONS` by its name or that of a base class; one that is not there gets a record
+    that does not hold, and so does a loss that raises.
     """
     losses = shipped_losses() if losses is None else losses
     for loss in losses:
-        if loss.__name__ not in CLAIMS:
-            note = "no oracle in voxloss_verify.checks.CLAIMS"
+        if _options(loss) is None:
+            note = "no options in voxloss_verify.demo.checks.OPTIONS"
             yield Record(loss.__name__, "", "all", "", None, None, 0.0, note)
     for case, dtype in product(cases, DTYPES):
         input = torch.from_numpy(case.input)[None].to(device, dtype)
         target = torch.from_numpy(case.target)[None].to(device)
         for loss in losses:
-            if loss.__name__ in CLAIMS:
+            if _options(loss) is not None:
                 yield from _check(loss, case, input, target)
 
 
+def _options(loss: type[nn.Module]) -> Sequence[Mapping[str, Any]] | None:
+    return next((OPTIONS[kind.__name__] for kind in loss.__mro__ if kind.__name__ in OPTIONS), None)
+
+
 def _check(loss: type[nn.Module], case: Case, input: torch.Tensor, target: torch.Tensor) -> Iterator[Record]:
-    claim = CLAIMS[loss.__name__]
     dtype = str(input.dtype).removeprefix("torch.")
     form = {"softmax": case.softmax, "to_onehot_y": target.shape[1] == 1}
-    for options, background in product(claim.options, (True, False)):
-        expected = float(claim.oracle(case.sums if background else case.sums[1:], **options))
-        got, note = None, ""
+    for options, background in product(_options(loss) or (), (True, False)):
+        expected, got, tolerance, note = None, None, LOSS[dtype], ""
         try:
-            got = float(loss(include_background=background, **form, **options)(input, target))
+            made = loss(include_background=background, **form, **options)
+            claims = claims_of(made, {"include_background": background, **options})
+            if claims is None:
+                raise TypeError("voxloss_verify.claims cannot read it")
+            wanted = exact.of_sums(claims, [case.sums], dtype)
+            expected, tolerance = float(wanted.value), wanted.tolerance
+            got = float(made(input, target))
         except Exception as error:  # any loss may be given, and the others are still to be checked
             note = f"{type(error).__name__}: {error}"
         shown = options if background else {"include_background": False, **options}
-        yield Record(loss.__name__, _named(shown), case.name, dtype, expected, got, LOSS[dtype], note)
+        yield Record(loss.__name__, _named(shown), case.name, dtype, expected, got, tolerance, note)
 
 
 def _named(options: Mapping[str, Any]) -> str:
     return ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in options.items())
-
-
-def _closed_form_sums(phantom: Phantom) -> list[Sums]:
-    """Of background 1 − p, 1 − g and foreground p, g; as g is 0 or 1, min(p, g) = p·g and g² = g."""
-    a, p, p2, q = (
-        phantom.intersection,
-        phantom.prediction_sum,
-        phantom.prediction_squared_sum,
-        phantom.target_sum,
-    )
-    n = phantom.reference.size
-    outside = n - p - q + a
-    return [
-        Sums(outside, outside, n - p, n - 2 * p + p2, n - q, n - q),
-        Sums(a, a, p, p2, q, q),
-    ]
 
 
 def _read(path: Path) -> Image:

@@ -1,0 +1,156 @@
+"""The value and the gradient that a loss must have: by hand, and by differences of the exact value itself."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+
+from voxloss_verify import exact
+from voxloss_verify.claims import Claims
+from voxloss_verify.oracle import Sums
+from voxloss_verify.volumes import Volume
+
+
+def of(intersection: Any, prediction: Any, target: Any, **others: Any) -> Sums:
+    values = [intersection, intersection, prediction, prediction, target, target]
+    return replace(Sums(*map(Fraction, values)), **{name: Fraction(value) for name, value in others.items()})
+
+
+# Two items of two classes.
+ROWS = [[of(1, 2, 4), of(6, 8, 6)], [of(0, 3, 0), of(2, 2, 2)]]
+
+
+def value(rows: Any = ROWS, **claims: Any) -> Any:
+    """The loss, or the list of losses, to compare with; hand-written fractions are themselves rounded."""
+    return pytest.approx(exact.of_sums(Claims(**claims), rows, "float64").value, rel=1e-15, abs=1e-16)
+
+
+def test_dice_by_hand() -> None:
+    assert value(family="dice", reduction="none") == [[1 - 2 / 6, 1 - 12 / 14], [1.0, 0.0]]
+    assert value(family="dice") == (2 / 3 + 1 / 7 + 1 + 0) / 4
+    assert value(family="dice", reduction="sum") == 2 / 3 + 1 / 7 + 1
+    assert value(family="dice", offset=0) == (2 / 3 + 1 / 7 + 1 + 0) / 4 - 1
+    assert value(ROWS[:1], family="dice", smooth_nr=1, smooth_dr=2, reduction="none") == [
+        [1 - 3 / 8, 1 - 13 / 16]
+    ]
+    assert value(family="dice", batch=True, reduction="none") == [[1 - 2 / 9, 1 - 16 / 18]]
+    assert value(family="dice", include_background=False) == (1 / 7 + 0) / 2
+    assert value(family="dice", class_weight=(2.0, 0.5)) == (4 / 3 + 1 / 14 + 2) / 4
+
+
+def test_the_others_by_hand() -> None:
+    first = {"rows": ROWS[:1], "reduction": "none"}
+    assert value(**first, family="jaccard", smooth_nr=1, smooth_dr=1) == [[1 - 2 / 6, 1 - 7 / 9]]
+    tversky = [[1 - 1 / (1 + 0.25 * 1 + 0.5 * 3), 1 - 6 / (6 + 0.25 * 2)]]
+    assert value(**first, family="tversky", alpha=0.25, beta=0.5) == tversky
+    assert value(**first, family="focal_tversky", gamma=2) == [[math.sqrt(1 - 1 / 3), math.sqrt(1 - 6 / 7)]]
+    # w = 1/16 and 1/36; relative to the largest 1 and 16/36, beside a smoothing of 1.
+    absolute = 1 - (2 * (1 / 16 + 6 / 36) + 1) / (6 / 16 + 14 / 36 + 1)
+    relative = 1 - (2 * (1 + 6 * 16 / 36) + 1) / (6 + 14 * 16 / 36 + 1)
+    for scale, wanted in (("absolute", absolute), ("relative", relative)):
+        claims = {"family": "generalized_dice", "weight_scale": scale, "smooth_nr": 1, "smooth_dr": 1}
+        assert value(**first, **claims) == [[wanted]]
+
+
+def test_squared_and_soft_sums() -> None:
+    row = [[of(1, 2, 4, prediction_squared=1.5, target_squared=3, soft_intersection=1.75)]]
+    assert value(row, family="dice", squared=True) == 1 - 2 / 4.5
+    assert value(row, family="jaccard", squared=True) == 1 - 1 / 3.5
+    assert value(row, family="dice", overlap="min") == 1 - 3.5 / 6
+
+
+def test_averages_and_absent_classes() -> None:
+    micro = [1 - 14 / 20, 1 - 4 / 7]
+    assert value(family="dice", average="micro", reduction="none") == [[micro[0]], [micro[1]]]
+    losses = [2 / 3, 1 / 7, 0]
+    assert value(family="dice", absent="skip") == sum(losses) / 3
+    per_item = ((2 / 3 + 1 / 7) / 2 + 0) / 2
+    assert value(family="dice", absent="skip per item") == per_item
+
+
+def test_an_empty_denominator() -> None:
+    nothing = [[of(0, 0, 0)]]
+    assert value(nothing, family="dice") == 0
+    assert value(nothing, family="dice", empty="worst") == 1
+    assert value(nothing, family="generalized_dice", empty="worst") == 1
+    assert value(nothing, family="dice", smooth_nr=1, smooth_dr=2, empty="worst") == 0.5
+
+
+def test_the_chord_of_the_power() -> None:
+    claims = Claims(family="focal_tversky", gamma=2, linear_below=0.25)
+    rows = [[of(7, 8, 7)], [of(3, 4, 4)]]  # 1 − Tversky(½, ½) of 1/15 and of 1/4
+    found = exact.of_sums(replace(claims, reduction="none"), rows, "float64").value.ravel().tolist()
+    assert found == pytest.approx([1 / 15 / 0.25 * 0.5, 0.5], rel=1e-15)
+
+
+def test_a_power_may_be_off_by_what_its_argument_may_be() -> None:
+    perfect = [[of(1, 1, 1)]]
+    steep = exact.of_sums(Claims(family="focal_tversky", gamma=2), perfect, "float32")
+    assert steep.tolerance == pytest.approx(1e-3)
+    assert exact.of_sums(Claims(family="focal_tversky"), perfect, "float32").tolerance == pytest.approx(1e-6)
+    assert exact.of_sums(Claims(family="dice", reduction="sum"), ROWS, "float64").tolerance == pytest.approx(
+        4e-12
+    )
+
+
+def test_probabilities() -> None:
+    logits = np.array([[[0.0, 1e4, -3.0]], [[0.5, -1e4, 2.0]]]).reshape(1, 2, 3)
+    p = exact.probabilities(logits, "softmax")[0, 0]
+    assert p.tolist() == pytest.approx([1 / (1 + math.exp(0.5)), 1, 1 / (1 + math.exp(5))], rel=1e-15)
+    q = exact.probabilities(logits, "sigmoid")[0]
+    assert q[0].tolist() == pytest.approx([0.5, 1, 1 / (1 + math.exp(3))], rel=1e-15)
+    assert q[1, 1] == 0
+    assert exact.probabilities(logits / 1e5, "none").tolist() == (logits / 1e5).tolist()
+
+
+FAMILIES: list[dict[str, Any]] = [
+    {"family": "dice", "smooth_nr": 0.5, "smooth_dr": 2.0},
+    {"family": "dice", "squared": True, "batch": True},
+    {"family": "jaccard", "include_background": False, "reduction": "sum"},
+    {"family": "jaccard", "squared": True, "average": "micro"},
+    {"family": "tversky", "alpha": 0.3, "beta": 0.7, "overlap": "min", "class_weight": (1.0, 0.5, 3.0)},
+    {"family": "focal_tversky", "alpha": 0.3, "beta": 0.7, "gamma": 4 / 3, "reduction": "none"},
+    {"family": "focal_tversky", "gamma": 0.75, "gamma_as": "1-gamma", "absent": "skip per item"},
+    {"family": "generalized_dice", "weight_scale": "relative", "smooth_nr": 1.0, "smooth_dr": 1.0},
+    {"family": "generalized_dice", "weight_type": "simple", "class_weight": (1.0, 0.5, 3.0)},
+]
+
+
+@pytest.mark.parametrize("activation", ["none", "sigmoid", "softmax"])
+@pytest.mark.parametrize("options", FAMILIES, ids=lambda o: "-".join(map(str, o.values())))
+def test_the_gradient_is_that_of_the_value(options: dict[str, Any], activation: Any) -> None:
+    claims = Claims(activation=activation, **options)
+    generator = np.random.default_rng(5)
+    input = generator.random((2, 3, 2, 2, 1)) if activation == "none" else generator.normal(size=(2, 3, 2, 2, 1))
+    target = np.zeros((2, 1, 2, 2, 1), np.int64)
+    target[0, 0, 0], target[1, 0, 1, 0] = 1, 2
+    volume = Volume("small", input, target)
+    found = exact.gradient(claims, volume)
+    step = 2.0**-18
+    for voxel in [(0, 0, 0, 0, 0), (0, 1, 1, 0, 0), (1, 2, 1, 0, 0), (1, 1, 0, 1, 0)]:
+        ends = []
+        for sign in (1, -1):
+            moved = input.copy()
+            moved[voxel] += sign * step
+            ends.append(exact.expected(claims, volume.changed(input=moved)).value.sum())
+        assert found[voxel] == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-6, abs=1e-9)
+
+
+def test_ignored_voxels_do_not_exist() -> None:
+    claims = Claims(family="dice", labels="map", ignore_index=9)
+    input, target = (
+        np.random.default_rng(1).random((1, 2, 4, 1, 1)),
+        np.array([0, 9, 1, 0]).reshape(1, 1, 4, 1, 1),
+    )
+    input[0, :, 1] = np.nan
+    with_it = Volume("ignored", input, target)
+    without = Volume("deleted", input[:, :, [0, 2, 3]], target[:, :, [0, 2, 3]])
+    assert exact.expected(claims, with_it).value == exact.expected(claims, without).value
+    slopes = exact.gradient(claims, with_it)
+    assert (slopes[:, :, 1] == 0).all()
+    assert (slopes[:, :, [0, 2, 3]] == exact.gradient(claims, without)).all()

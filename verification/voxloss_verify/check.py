@@ -1,0 +1,226 @@
+"""Ask a loss all laws: `check_loss`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import hypothesis
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Flaky
+
+from voxloss_verify.claims import Claims
+from voxloss_verify.laws import LAWS
+from voxloss_verify.laws.law import Law
+from voxloss_verify.record import CounterExample, Finding, Record, Status
+from voxloss_verify.setting import PROFILES, ProfileName, Setting
+from voxloss_verify.sources import LabelPair
+from voxloss_verify.subject import Raised, Subject, TargetError, subject_of
+from voxloss_verify.volumes import Volume
+
+
+class Broken(Exception):
+    """A law does not hold on a volume."""
+
+    def __init__(self, volume: Volume, finding: Finding, message: str) -> None:
+        super().__init__(message)
+        self.volume, self.finding, self.message = volume, finding, message
+
+
+def check_loss(
+    loss: str | Callable[..., Any],
+    claims: Claims | None = None,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    device: str | torch.device = "cpu",
+    profile: ProfileName = "quick",
+    seed: int = 0,
+    derandomize: bool = False,
+    data: Sequence[LabelPair] = (),
+    laws: Sequence[str] | None = None,
+) -> Iterator[Record]:
+    """Ask a loss every law and yield a record of each, in the order of the laws.
+
+    Args:
+        loss: "module:Name", "file.py:Name", a class, an instance or a function (input, target) -> Tensor.
+        claims: what the loss says of itself; None reads that off an instance of voxloss's, MONAI's, nnU-Net's
+            or kornia's losses.
+        kwargs: the arguments of a class.
+        device: where the loss runs.
+        profile: "quick", "default" or "thorough": how many volumes are drawn, and how large the given ones are.
+        seed: of all random volumes. `derandomize`: let Hypothesis choose them from each law alone.
+        data: label maps of one's own to try, from `voxloss_verify.sources.read_pairs`.
+        laws: the ids of the laws to ask, None for all.
+
+    Raises:
+        TargetError: if the loss cannot be loaded, made or called, or if its claims are not known.
+        ValueError: for a law or profile that does not exist.
+    """
+    subject = subject_of(loss, claims, kwargs=kwargs, device=device)
+    if profile not in PROFILES:
+        raise ValueError(f"profile: expected one of {', '.join(PROFILES)}, got {profile!r}.")
+    setting = Setting(PROFILES[profile], seed, derandomize, data=data)
+    try:
+        yield from ask(subject, setting, chosen_laws(laws))
+    finally:
+        setting.ranks.close()
+
+
+def chosen_laws(ids: Sequence[str] | None) -> list[Law]:
+    """The laws with these ids, in their own order; None chooses all."""
+    if ids is None:
+        return list(LAWS)
+    unknown = sorted(set(ids) - {law.id for law in LAWS})
+    if unknown:
+        raise ValueError(f"laws: expected ids of {', '.join(law.id for law in LAWS)}, got {', '.join(unknown)}.")
+    return [law for law in LAWS if law.id in ids]
+
+
+def ask(subject: Subject, setting: Setting, laws: Iterable[Law]) -> Iterator[Record]:
+    """Ask a loss these laws, after one call to see that it can be called at all."""
+    require_callable(subject)
+    for law in laws:
+        yield ask_law(subject, setting, law)
+
+
+def require_callable(subject: Subject) -> None:
+    """Call the loss once on an easy volume.
+
+    Raises TargetError, with the claims that decided the form of the tensors, if it raises.
+    """
+    from voxloss_verify.sources import cube
+
+    volume = cube(subject.claims, 4, subject.claims.dtypes[0], 0)
+    try:
+        subject.value(volume)
+    except Raised as error:
+        c = subject.claims
+        target = {"map": "labels [1, 1, ...]", "indices": "labels [1, ...]", "one-hot": "one channel per class"}
+        raise TargetError(
+            f"{subject.name} {error}; it was called with {volume.dtype} {list(volume.input.shape)} "
+            f"({'logits' if c.activation != 'none' else 'probabilities'}: claim activation={c.activation}) and a "
+            f"target of {target[c.labels]} (claim labels={c.labels})."
+        ) from error
+
+
+def ask_law(subject: Subject, setting: Setting, law: Law) -> Record:
+    """Ask a loss one law."""
+    reason = law.domain(subject, setting)
+    if reason is not None:
+        return Record(law.id, law.name, Status.not_asked, reason)
+    start = time.perf_counter()
+    examiner = _Examiner(subject, setting, law)
+    broken = examiner.examine_all()
+    record = Record(
+        law.id,
+        law.name,
+        Status.holds,
+        examples=examiner.examples,
+        worst=examiner.worst,
+        worst_where=examiner.worst_where,
+    )
+    if broken is not None:
+        setup = subject.source.replace("\nloss = ", "\nloss = ", 1)
+        example = CounterExample(law.id, broken.volume, broken.message, setup, subject.claims.labels)
+        record = replace(
+            record,
+            status=Status.broken,
+            reason=broken.message,
+            worst=broken.finding,
+            worst_where=str(broken.volume),
+            counterexample=example,
+        )
+    elif not examiner.examples:
+        record = replace(record, status=Status.not_asked, reason="no volume fits what is claimed")
+    return replace(record, seconds=time.perf_counter() - start)
+
+
+class _Examiner:
+    """Tries volumes, remembers the finding nearest to its tolerance."""
+
+    def __init__(self, subject: Subject, setting: Setting, law: Law) -> None:
+        self.subject, self.setting, self.law = subject, setting, law
+        self.examples = 0
+        self.worst: Finding | None = None
+        self.worst_where = ""
+
+    def examine_all(self) -> Broken | None:
+        """Try drawn volumes first, as only they shrink, then given ones; return the first that breaks the law."""
+        try:
+            self._examine_drawn()
+            for volume in self.law.given(self.subject, self.setting) if self.law.given else ():
+                self.examine(volume)
+        except Broken as broken:
+            return broken
+        return None
+
+    def examine(self, volume: Volume) -> None:
+        """Raise `Broken` if the law does not hold on a volume."""
+        self.examples += 1
+        try:
+            for finding in self.law.check(self.subject, volume, self.setting):
+                # A statement that is true has no error to report.
+                if finding.tolerance and (self.worst is None or _badness(finding) > _badness(self.worst)):
+                    self.worst, self.worst_where = finding, str(volume)
+                if not finding.holds:
+                    raise Broken(finding.volume or volume, finding, _described(finding))
+        except Raised as error:
+            finding = Finding(str(error), float("nan"), float("nan"), 0.0, float("inf"))
+            raise Broken(volume, finding, str(error)) from error
+
+    def _examine_drawn(self) -> None:
+        if self.law.strategy is None:
+            return
+        last: Broken | None = None
+
+        def examine(volume: Volume) -> None:
+            nonlocal last
+            try:
+                self.examine(volume)
+            except Broken as broken:
+                last = broken
+                raise
+
+        phases = [Phase.explicit, Phase.generate, *([Phase.shrink] if self.setting.shrink else [])]
+        run = settings(
+            max_examples=self.setting.profile.examples,
+            deadline=None,
+            database=None,
+            derandomize=self.setting.derandomize,
+            phases=phases,
+            suppress_health_check=list(HealthCheck),
+            report_multiple_bugs=False,
+            print_blob=False,
+            verbosity=hypothesis.Verbosity.quiet,
+        )(given(self.law.strategy(self.subject.claims))(examine))
+        if not self.setting.derandomize:
+            run = hypothesis.seed(self.setting.seed)(run)
+        try:
+            run()
+        except Flaky as error:
+            assert last is not None
+            message = f"{last.message}, and not each time it was tried"
+            raise Broken(last.volume, last.finding, message) from error
+
+
+def _badness(finding: Finding) -> float:
+    """The error in tolerances."""
+    if finding.tolerance:
+        return finding.error / finding.tolerance
+    return 0.0 if finding.error == 0 else float("inf")
+
+
+def _described(finding: Finding) -> str:
+    if finding.expected != finding.expected:  # a statement, not a number
+        return (
+            f"expected {finding.what}, got {finding.got:g}"
+            if finding.got == finding.got
+            else f"not {finding.what}"
+        )
+    return (
+        f"{finding.what}: expected {finding.expected:.17g}, got {finding.got:.17g}, "
+        f"off by {finding.error:.3g}, tolerance {finding.tolerance:.3g}"
+    )

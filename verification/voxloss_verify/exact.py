@@ -1,0 +1,319 @@
+"""What a loss that makes certain claims must return: its value and its gradient, from the oracle's sums.
+
+Nothing here knows torch or voxloss. Probabilities are computed from logits in extended precision and rounded to
+float64; from there on sums and scores are exact, and gradients are float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxloss_verify import oracle
+from voxloss_verify.claims import Claims
+from voxloss_verify.oracle import Image, Number, Sums
+from voxloss_verify.tolerances import GRADIENT, LOSS
+from voxloss_verify.volumes import Volume, one_hot
+
+# Volumes of up to so many numbers have their probabilities in extended precision, where the machine has it.
+EXTENDED = 2**20
+
+Rows = Sequence[Sequence[Sums]]
+
+# Sums are used by many laws and many losses, and cost more than all else.
+_known: WeakKeyDictionary[Volume, dict[Any, list[list[Sums]]]] = WeakKeyDictionary()
+
+
+class Slopes(NamedTuple):
+    """Derivatives of the reduced loss by the sums of one class."""
+
+    intersection: float
+    prediction: float
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The exact value, `[]` or without reduction `[B, C]`, and how far a value in some dtype may be off."""
+
+    value: NDArray[np.float64]
+    tolerance: float
+
+
+def probabilities(input: Image, activation: str) -> NDArray[np.float64]:
+    """Apply softmax over axis 1, sigmoid or nothing to `[B, C, ...]`, correctly rounded but for the last bit."""
+    if activation == "none":
+        return np.asarray(input, np.float64)
+    x = np.asarray(input, np.longdouble if input.size <= EXTENDED else np.float64)
+    if activation == "softmax":
+        e = np.exp(x - x.max(1, keepdims=True))
+        return np.asarray(e / e.sum(1, keepdims=True), np.float64)
+    e = np.exp(-abs(x))
+    return np.asarray(np.where(np.greater_equal(x, 0), 1, e) / (1 + e), np.float64)
+
+
+def goal(volume: Volume) -> NDArray[Any]:
+    """The target as one channel per class, `[B, C, ...]`."""
+    return volume.target if volume.is_one_hot else one_hot(volume.target, volume.channels)
+
+
+def kept(claims: Claims, volume: Volume) -> NDArray[np.bool_]:
+    """Which voxels count, `[B, ...]`."""
+    if claims.ignore_index is None or volume.is_one_hot:
+        return np.ones((len(volume.target), *volume.target.shape[2:]), bool)
+    return np.asarray(volume.target[:, 0] != claims.ignore_index)
+
+
+def region_sums(claims: Claims, volume: Volume) -> list[list[Sums]]:
+    """The exact sums of every item and channel."""
+    if volume.sums is not None:
+        return [list(row) for row in volume.sums]
+    known = _known.setdefault(volume, {})
+    key = claims.activation, claims.ignore_index
+    if key not in known:
+        keep, g = kept(claims, volume), goal(volume)
+        with np.errstate(invalid="ignore"):  # of what stands in ignored voxels
+            p = probabilities(volume.input, claims.activation)
+        known[key] = [
+            [oracle.sums(_mask(p[b, c][keep[b]]), _mask(g[b, c][keep[b]])) for c in range(p.shape[1])]
+            for b in range(len(p))
+        ]
+    return known[key]
+
+
+def expected(claims: Claims, volume: Volume, dtype: str | None = None) -> Expected:
+    """Return the exact loss of a volume, and the tolerance of the dtype, by default the volume's."""
+    rows = region_sums(claims, volume)
+    return of_sums(claims, rows, dtype or volume.dtype)
+
+
+def of_sums(claims: Claims, rows: Rows, dtype: str) -> Expected:
+    """Return the exact loss for the sums `[B][C]` of all channels."""
+    channels = len(rows[0])
+    rows = _entering(claims, rows)
+    losses = [_row_losses(claims, row, channels) for row in rows]
+    weights = _reduction_weights(claims, rows, channels)
+    per_term = max((_term_tolerance(claims, s, LOSS[dtype]) for row in rows for s in row), default=0.0)
+    if claims.reduction == "none":
+        value = [
+            [float(w * x) if w else 0.0 for w, x in zip(*row, strict=True)]
+            for row in zip(weights, losses, strict=True)
+        ]
+        return Expected(np.array(value), per_term * max((float(w) for row in weights for w in row), default=1.0))
+    terms = [(w, x) for row in zip(weights, losses, strict=True) for w, x in zip(*row, strict=True) if w]
+    total: Number = Fraction(0)
+    for w, x in terms:
+        total = total + (w * x if isinstance(x, Fraction) else float(w) * x)
+    return Expected(np.array(float(total)), per_term * max(1.0, float(sum(w for w, _ in terms))))
+
+
+def gradient(claims: Claims, volume: Volume) -> NDArray[np.float64]:
+    """∂(sum of the losses)/∂input of every voxel, `[B, C, ...]`, by the chain rule."""
+    by_p = probability_gradient(claims, volume)
+    p = probabilities(volume.input, claims.activation)
+    if claims.activation == "sigmoid":
+        return np.asarray(by_p * p * probabilities(-np.asarray(volume.input), "sigmoid"))
+    if claims.activation == "softmax":
+        return np.asarray(p * (by_p - (p * by_p).sum(1, keepdims=True)))
+    return by_p
+
+
+def probability_gradient(claims: Claims, volume: Volume) -> NDArray[np.float64]:
+    """∂(sum of the losses)/∂p of every voxel: ∂L/∂I·∂I/∂p + ∂L/∂P·∂P/∂p, with Dice (2g − D)/(P + Q) of old."""
+    slopes = sum_slopes(claims, region_sums(claims, volume))
+    p, g = probabilities(volume.input, claims.activation), np.asarray(goal(volume), np.float64)
+    keep = kept(claims, volume)[:, None]
+    shape = (*p.shape[:2], *[1] * (p.ndim - 2))
+    by_intersection = np.array([[s.intersection for s in row] for row in slopes]).reshape(shape)
+    by_prediction = np.array([[s.prediction for s in row] for row in slopes]).reshape(shape)
+    intersection_by_p = g if claims.overlap == "product" else np.where(p < g, 1.0, 0.0)
+    prediction_by_p = 2 * p if claims.squared else 1.0
+    found = by_intersection * intersection_by_p + by_prediction * prediction_by_p
+    return np.where(keep, found, 0.0)
+
+
+def sum_slopes(claims: Claims, rows: Rows) -> list[list[Slopes]]:
+    """∂(sum of the losses)/∂I and /∂P for every item and channel; 0 for channels that do not count."""
+    items, channels = len(rows), len(rows[0])
+    counting = claims.counting(channels)
+    entering = _entering(claims, rows)
+    weights = _reduction_weights(claims, entering, channels)
+    found = [[Slopes(0.0, 0.0)] * channels for _ in range(items)]
+    for b in range(items):
+        row, row_weights = (entering[0], weights[0]) if claims.batch else (entering[b], weights[b])
+        slopes = _row_slopes(claims, row, channels)
+        for k, c in enumerate(counting):
+            at = 0 if claims.average == "micro" else k
+            w = float(row_weights[0 if claims.family == "generalized_dice" else at])
+            found[b][c] = Slopes(w * slopes[at].intersection, w * slopes[at].prediction)
+    return found
+
+
+def gradient_tolerance(claims: Claims, volume: Volume, dtype: str) -> float:
+    """How far a gradient may be off: relative to the largest addend of ∂L/∂p, before anything cancels."""
+    slopes = [slope for row in sum_slopes(claims, region_sums(claims, volume)) for slope in row]
+    largest = max(abs(s.intersection) + (1 + claims.squared) * abs(s.prediction) for s in slopes)
+    return GRADIENT[dtype] * largest
+
+
+def score(claims: Claims, s: Sums) -> Fraction:
+    """The score of one class; of focal Tversky the Tversky index."""
+    smooth = claims.smooth_nr, claims.smooth_dr
+    if claims.overlap == "min":
+        s = replace(s, intersection=s.soft_intersection)
+    if claims.family == "dice":
+        found = oracle.dice(s, *smooth, squared=claims.squared)
+    elif claims.family == "jaccard":
+        found = oracle.jaccard(s, 2 * Fraction(smooth[0]), 2 * Fraction(smooth[1]), squared=claims.squared)
+    else:
+        found = oracle.tversky(_squared(claims, s), claims.alpha, claims.beta, *smooth)
+    empty = not _denominator(claims, s)
+    return Fraction(0) if empty and claims.empty == "worst" else found
+
+
+def _mask(values: Image) -> Image:
+    """Values of 0 and 1 only as bool, which are counted and not summed."""
+    if values.dtype != bool and ((values == 0) | (values == 1)).all():
+        return np.asarray(values == 1)
+    return values
+
+
+def _squared(claims: Claims, s: Sums) -> Sums:
+    return replace(s, prediction=s.prediction_squared, target=s.target_squared) if claims.squared else s
+
+
+def _denominator(claims: Claims, s: Sums) -> Fraction:
+    """Of the score, in the form that `_row_slopes` takes the derivatives of."""
+    i = s.soft_intersection if claims.overlap == "min" else s.intersection
+    s = _squared(claims, s)
+    by_i, by_p, by_t = _coefficients(claims)[1:]
+    return by_i * i + by_p * s.prediction + by_t * s.target + Fraction(claims.smooth_dr)
+
+
+def _coefficients(claims: Claims) -> tuple[Fraction, Fraction, Fraction, Fraction]:
+    """Every score is (n·I + s_n) / (a·I + b·P + c·T + s_d): n, a, b, c."""
+    if claims.family in ("dice", "generalized_dice"):
+        return Fraction(2), Fraction(0), Fraction(1), Fraction(1)
+    if claims.family == "jaccard":
+        return Fraction(1), Fraction(-1), Fraction(1), Fraction(1)
+    alpha, beta = Fraction(claims.alpha), Fraction(claims.beta)
+    return Fraction(1), 1 - alpha - beta, alpha, beta
+
+
+def _add(parts: Sequence[Sums]) -> Sums:
+    return Sums(*(sum(values, Fraction(0)) for values in zip(*(vars(s).values() for s in parts), strict=True)))
+
+
+def _entering(claims: Claims, rows: Rows) -> list[list[Sums]]:
+    """The sums that enter a ratio each: of the batch, of the channels that count, of all of those together."""
+    counting = claims.counting(len(rows[0]))
+    if claims.batch:
+        rows = [[_add(column) for column in zip(*rows, strict=True)]]
+    chosen = [[row[c] for c in counting] for row in rows]
+    return [[_add(row)] for row in chosen] if claims.average == "micro" else chosen
+
+
+def _region_weights(claims: Claims, row: Sequence[Sums], channels: int) -> list[Fraction]:
+    """w of generalised Dice."""
+    power = {"square": 2, "simple": 1, "uniform": 0}[claims.weight_type]
+    raw = [1 / s.target**power if s.target else None for s in row]
+    largest = max((w for w in raw if w is not None), default=Fraction(1))
+    scale = largest if claims.weight_scale == "relative" else Fraction(1)
+    factors = [Fraction(w) for w in claims.weights(channels)]
+    if claims.absent == "skip":
+        factors = [f if s.target else Fraction(0) for f, s in zip(factors, row, strict=True)]
+    return [f * (largest if w is None else w) / scale for f, w in zip(factors, raw, strict=True)]
+
+
+def _generalized(claims: Claims, row: Sequence[Sums], channels: int) -> tuple[Fraction, Fraction, list[Fraction]]:
+    """Numerator and denominator of generalised Dice, and w."""
+    weights = _region_weights(claims, row, channels)
+    if claims.overlap == "min":
+        row = [replace(s, intersection=s.soft_intersection) for s in row]
+    row = [_squared(claims, s) for s in row]
+    numerator = sum((2 * w * s.intersection for w, s in zip(weights, row, strict=True)), Fraction(0))
+    denominator = sum((w * (s.prediction + s.target) for w, s in zip(weights, row, strict=True)), Fraction(0))
+    return numerator + Fraction(claims.smooth_nr), denominator + Fraction(claims.smooth_dr), weights
+
+
+def _row_losses(claims: Claims, row: Sequence[Sums], channels: int) -> list[Number]:
+    if claims.family == "generalized_dice":
+        numerator, denominator, _ = _generalized(claims, row, channels)
+        return [claims.offset - (numerator / denominator if denominator else Fraction(claims.empty == "perfect"))]
+    scores = [score(claims, s) for s in row]
+    if claims.family == "focal_tversky":
+        return [claims.offset - 1 + _power(claims, 1 - x) for x in scores]
+    return [claims.offset - x for x in scores]
+
+
+def _power(claims: Claims, distance: Fraction) -> float:
+    if claims.linear_below and distance < claims.linear_below:
+        return float(distance) * math.pow(claims.linear_below, claims.exponent - 1)
+    return math.pow(max(distance, Fraction(0)), claims.exponent)
+
+
+def _power_slope(claims: Claims, distance: Fraction) -> float:
+    if claims.linear_below and distance < claims.linear_below:
+        return math.pow(claims.linear_below, claims.exponent - 1)
+    if distance <= 0:
+        return 1.0 if claims.exponent == 1 else 0.0
+    return claims.exponent * math.pow(distance, claims.exponent - 1)
+
+
+def _term_tolerance(claims: Claims, s: Sums, tolerance: float) -> float:
+    """How far the loss of one class may be off if its score may be off by `tolerance`."""
+    if claims.family != "focal_tversky":
+        return tolerance
+    distance = 1 - score(claims, s)
+    here = _power(claims, distance)
+    return max(tolerance, *(abs(_power(claims, distance + Fraction(t)) - here) for t in (tolerance, -tolerance)))
+
+
+def _reduction_weights(claims: Claims, rows: Rows, channels: int) -> list[list[Fraction]]:
+    """The factor of each term in the result; where terms are left out, 0."""
+    if claims.family == "generalized_dice":
+        counts = [[claims.absent == "count" or any(s.target for s in row)] for row in rows]
+        weights = [[Fraction(1)] for _ in rows]
+    elif claims.average == "micro":
+        counts = [[True] for _ in rows]
+        weights = [[Fraction(1)] for _ in rows]
+    else:
+        counts = [[claims.absent == "count" or s.target > 0 for s in row] for row in rows]
+        weights = [[Fraction(w) for w in claims.weights(channels)] for _ in rows]
+    shares = [Fraction(1)] * len(rows)
+    if claims.reduction == "mean" and claims.absent == "skip per item":
+        shares = [Fraction(1, len(rows) * max(1, sum(row))) for row in counts]
+    elif claims.reduction == "mean":
+        shares = [Fraction(1, max(1, sum(map(sum, counts))))] * len(rows)
+    return [
+        [w * share * count for w, count in zip(row, present, strict=True)]
+        for row, present, share in zip(weights, counts, shares, strict=True)
+    ]
+
+
+def _row_slopes(claims: Claims, row: Sequence[Sums], channels: int) -> list[Slopes]:
+    if claims.family == "generalized_dice":
+        numerator, denominator, weights = _generalized(claims, row, channels)
+        if not denominator:
+            return [Slopes(0.0, 0.0)] * len(row)
+        ratio = numerator / denominator
+        return [Slopes(float(-2 * w / denominator), float(w * ratio / denominator)) for w in weights]
+    found = []
+    by_i, a, b, _ = _coefficients(claims)
+    for s in row:
+        denominator = _denominator(claims, s)
+        if not denominator:
+            found.append(Slopes(0.0, 0.0))
+            continue
+        value = score(claims, s)
+        outer = _power_slope(claims, 1 - value) if claims.family == "focal_tversky" else 1.0
+        found.append(
+            Slopes(-outer * float((by_i - value * a) / denominator), outer * float(value * b / denominator))
+        )
+    return found

@@ -1,0 +1,139 @@
+"""Volumes that Hypothesis draws and shrinks: small, and with the cases on purpose that losses get wrong."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from voxloss_verify.claims import Claims
+from voxloss_verify.oracle import Image
+from voxloss_verify.volumes import STORED, Volume, certain, one_hot, target_for
+
+# A logit that float16 and bfloat16 hold exactly and whose exponential overflows in all of them.
+EXTREME = 8192
+
+Prediction = Literal["hard", "soft", "any"]
+Target = Literal["hard", "soft", "any"]
+
+
+def channel_counts(claims: Claims) -> st.SearchStrategy[int]:
+    """How many channels a loss may be given."""
+    if claims.fixed_channels is not None:
+        return st.just(claims.fixed_channels)
+    several = claims.activation == "softmax" or claims.labels != "one-hot" or not claims.include_background
+    least = 2 if several or claims.ignore_index is not None else 1
+    if claims.classes is not None:
+        least = max(least, 2, max(claims.classes) + 1)
+    if claims.ignore_index == 0:
+        least = max(least, 3)
+    return st.integers(least, max(least, 4))
+
+
+@st.composite
+def volumes(
+    draw: st.DrawFn,
+    claims: Claims,
+    *,
+    prediction: Prediction = "any",
+    target: Target = "any",
+    dtypes: tuple[str, ...] = ("float64", "float32"),
+    items: int = 2,
+    ignored: bool = True,
+) -> Volume:
+    """Draw a volume that a loss with such claims can be given.
+
+    `prediction`: "hard" p of 0 and 1; "soft" moderate ones;
+    "any" also extreme logits and perfect predictions. `target`: soft only where the loss takes it.
+    """
+    dtype = draw(st.sampled_from([d for d in dtypes if d in claims.dtypes]))
+    channels = draw(channel_counts(claims))
+    shape = (
+        draw(st.integers(1, items)),
+        *draw(st.tuples(*[st.integers(1, 4)] * claims.spatial_dims)),
+    )
+    wanted = _labels(draw, claims, shape, channels)
+    if ignored and claims.ignore_index is not None and claims.labels != "one-hot":
+        spared = draw(arrays.arrays(bool, wanted.shape, elements=st.booleans(), fill=st.just(False)))
+        wanted = np.where(spared, claims.ignore_index, wanted)
+    softness = target == "soft" or (target == "any" and draw(st.booleans()))
+    if softness and claims.soft_labels and claims.labels == "one-hot":
+        goal: Image = _eighths(draw, claims, (shape[0], channels, *shape[1:]))
+    elif claims.labels == "one-hot" and claims.activation != "softmax" and draw(st.booleans()):
+        # Classes may overlap where each has a prediction of its own.
+        goal = draw(
+            arrays.arrays(bool, (shape[0], channels, *shape[1:]), elements=st.booleans(), fill=st.nothing())
+        )
+    else:
+        goal = target_for(claims, wanted, channels)
+    input = _input(draw, claims, (shape[0], channels, *shape[1:]), goal, prediction)
+    goal = goal.astype(STORED[dtype]) if goal.dtype.kind == "f" else goal
+    return Volume("generated", input.astype(STORED[dtype]), goal, dtype)
+
+
+def _labels(draw: st.DrawFn, claims: Claims, shape: tuple[int, ...], channels: int) -> Image:
+    """Labels [B, 1, ...]: any, only background, only one class, one voxel of a class, one class never."""
+    shape = (shape[0], 1, *shape[1:])
+    kind = draw(st.sampled_from(["any", "empty", "full", "single voxel", "absent class"]))
+    labels = np.zeros(shape, np.int64)
+    one = draw(st.integers(0, channels - 1))
+    if kind in ("any", "absent class"):
+        labels = draw(arrays.arrays(np.int64, shape, elements=st.integers(0, channels - 1), fill=st.nothing()))
+        if kind == "absent class":
+            labels = np.where(labels == one, 0 if one else channels - 1, labels)
+    elif kind == "full":
+        labels[:] = one
+    elif kind == "single voxel":
+        labels.flat[draw(st.integers(0, labels.size - 1))] = one
+    return np.where(labels == claims.ignore_index, (labels + 1) % channels, labels)
+
+
+def _eighths(draw: st.DrawFn, claims: Claims, shape: tuple[int, ...]) -> Image:
+    """Soft values [B, C, ...], multiples of 1/8; under softmax their sum over the channels is 1."""
+    whole = draw(arrays.arrays(np.int64, shape, elements=st.integers(0, 8), fill=st.nothing()))
+    if claims.activation == "softmax":
+        whole[:, 1:] = np.minimum(np.cumsum(whole, 1), 8)[:, :-1]
+        whole[:, 0] = np.minimum(whole[:, 0], 8)
+        edges = np.sort(whole, 1)
+        edges[:, -1] = 8
+        whole = np.diff(edges, axis=1, prepend=0)
+    return np.asarray(whole / 8)
+
+
+def _input(draw: st.DrawFn, claims: Claims, shape: tuple[int, ...], goal: Image, prediction: Prediction) -> Image:
+    kinds = {
+        "hard": ["hard", "perfect"],
+        "soft": ["soft"],
+        "any": ["soft", "hard", "perfect", "extreme", "constant"],
+    }[prediction]
+    kind = draw(st.sampled_from(kinds))
+    channels = shape[1]
+    if kind == "perfect" and goal.dtype.kind != "f":
+        return certain(claims, goal if goal.dtype == bool else one_hot(goal, channels))
+    if kind in ("hard", "perfect"):
+        if claims.activation == "softmax" or channels == 1:
+            labels = draw(
+                arrays.arrays(
+                    np.int64,
+                    (shape[0], 1, *shape[2:]),
+                    elements=st.integers(0, max(1, channels - 1)),
+                    fill=st.nothing(),
+                )
+            )
+            return certain(claims, one_hot(labels, channels) if channels > 1 else labels == 1)
+        return certain(claims, draw(arrays.arrays(bool, shape, elements=st.booleans(), fill=st.nothing())))
+    if kind == "constant":
+        whole = np.full(shape, draw(st.integers(-16, 16)))
+    elif kind == "extreme":
+        values = st.sampled_from([0, 2 * EXTREME, -2 * EXTREME, 176, -176])
+        whole = draw(arrays.arrays(np.int64, shape, elements=values, fill=st.nothing()))
+    else:
+        whole = draw(arrays.arrays(np.int64, shape, elements=st.integers(-16, 16), fill=st.nothing()))
+    if claims.activation != "none":
+        return whole / 2
+    # Odd multiples of 1/64 and of 1/16 meet no soft target, which are multiples of 1/8.
+    if kind == "soft":
+        return np.asarray((2 * np.clip(whole, -16, 15) + 33) / 64)
+    return np.asarray(np.clip(whole, -8, 8) / 16 + 0.5)

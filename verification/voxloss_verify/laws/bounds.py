@@ -1,0 +1,138 @@
+"""Laws 11 and 12: between 0 and 1, 0 only if perfect, and lower for every voxel that is put right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from voxloss_verify import exact
+from voxloss_verify.generated import volumes
+from voxloss_verify.laws.law import is_true, law
+from voxloss_verify.record import Finding
+from voxloss_verify.setting import Setting
+from voxloss_verify.subject import Subject
+from voxloss_verify.volumes import Volume, certain
+
+
+def _bounded(subject: Subject, setting: Setting) -> str | None:
+    claims = subject.claims
+    if claims.smooth_nr != claims.smooth_dr:
+        return "s_n = s_d is not claimed"
+    if claims.class_weight is not None and claims.family != "generalized_dice":
+        return "class weights are claimed, which scale the bounds"
+    if claims.reduction == "sum":
+        return "a sum of losses is claimed, whose bound depends on how many there are"
+    return None
+
+
+@law(
+    "11",
+    "0 ≤ L ≤ 1, and 0 only if perfect",
+    oracle="the bounds; whether two masks are equal",
+    domain=_bounded,
+    strategy=lambda claims: volumes(claims, ignored=False),
+)
+def bounds(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
+    """0 ≤ L ≤ 1 for s_n = s_d (−1 ≤ L ≤ 0 if L = −score); for masks L is at its least iff p = g."""
+    claims = subject.claims
+    found = subject.value(volume)
+    wanted = exact.expected(claims, volume)
+    loss = found.value + (1 - claims.offset)
+    below, above = float(-loss.min()), float(loss.max() - 1)
+    for what, excess in (("L ≥ 0", below), ("L ≤ 1", above)):
+        # NaN is no bound.
+        yield Finding(
+            what, float(loss.ravel()[0]), 0.0, wanted.tolerance, max(0.0, excess) if excess == excess else excess
+        )
+    p, g = exact.probabilities(volume.input, claims.activation), exact.goal(volume)
+    masks = np.isin(p, (0, 1)).all() and np.isin(g, (0, 1)).all()
+    if not masks or claims.empty != "perfect" or claims.family == "generalized_dice":
+        return
+    counting = claims.counting(volume.channels)
+    equal = bool((p[:, counting] == g[:, counting]).all())
+    least = float(wanted.value.max()) + (1 - claims.offset)
+    if equal:
+        yield is_true("L = 0 as p = g", float(abs(loss).max()) <= wanted.tolerance, float(loss.max()))
+    elif claims.absent == "count" and least > 2 * wanted.tolerance:
+        # With huge smoothing, or α or β of 0, an error may cost less than rounding.
+        yield is_true("L > 0 as p ≠ g", float(loss.max()) > wanted.tolerance, float(loss.max()))
+
+
+def _monotone(subject: Subject, setting: Setting) -> str | None:
+    claims = subject.claims
+    if claims.family in ("tversky", "focal_tversky") and not (claims.alpha > 0 and claims.beta > 0):
+        return "α > 0 and β > 0 are not claimed"
+    if claims.class_weight is not None:
+        return "class weights are claimed, which may make a class count for nothing"
+    if claims.absent != "count" or claims.average == "micro":
+        return "classes that are absent or share one ratio need not improve by a voxel put right"
+    if claims.smooth_nr > claims.smooth_dr:
+        return "s_n ≤ s_d is not claimed"
+    return None
+
+
+@law(
+    "12a",
+    "a voxel put right lowers the loss",
+    oracle="the order of two losses",
+    tolerance="strict",
+    domain=_monotone,
+    strategy=lambda claims: volumes(
+        claims, prediction="hard", target="hard", ignored=False, dtypes=("float64", "float32")
+    ),
+)
+def repair(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
+    """Putting one wrong voxel of a hard prediction right strictly lowers the loss."""
+    claims = subject.claims
+    p, g = exact.probabilities(volume.input, claims.activation) == 1, exact.goal(volume) == 1
+    counting = claims.counting(volume.channels)
+    wrong = np.argwhere((p != g)[:, counting].any(1))
+    if not len(wrong):
+        return
+    before = subject.value(volume).value
+    for voxel in wrong[:3]:
+        item, *where = voxel.tolist()
+        better = p.copy()
+        better[(item, slice(None), *where)] = g[(item, slice(None), *where)]
+        mended = volume.changed(input=certain(claims, better).astype(volume.input.dtype))
+        gain = float(exact.expected(claims, volume).value.sum() - exact.expected(claims, mended).value.sum())
+        if gain <= 4 * exact.expected(claims, volume).tolerance:
+            continue  # less than rounding, as for a voxel of a huge class beside a smoothed one
+        after = subject.value(mended).value
+        change = float(after.sum() - before.sum())
+        yield is_true(f"a lower loss after putting voxel {[item, *where]} right", change < 0, change)
+
+
+def _signed(subject: Subject, setting: Setting) -> str | None:
+    claims = subject.claims
+    if claims.squared:
+        return "a law of linear forms, not of squared denominators"
+    if claims.activation == "softmax":
+        return "softmax mixes the classes of a voxel: ∂L/∂logit has no sign of its own"
+    if claims.overlap != "product":
+        return "a law of Σ p·g, not of Σ min(p, g)"
+    return _monotone(subject, setting)
+
+
+@law(
+    "12b",
+    "the sign of the gradient",
+    oracle="the sign",
+    tolerance="0",
+    domain=_signed,
+    strategy=lambda claims: volumes(claims, prediction="soft", target="hard", ignored=False),
+)
+def signs(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
+    """∂L/∂p < 0 where g = 1 and ≥ 0 where g = 0."""
+    claims = subject.claims
+    counting = claims.counting(volume.channels)
+    found = subject.gradient(volume)
+    assert found.gradient is not None
+    slope, g = found.gradient[:, counting], exact.goal(volume)[:, counting] == 1
+    wanted = exact.gradient(claims, volume)[:, counting]
+    inside, outside = slope[g & (wanted < 0)], slope[~g]
+    if inside.size:
+        yield is_true("∂L/∂p < 0 where g = 1", bool((inside < 0).all()), float(inside.max()))
+    if outside.size:
+        yield is_true("∂L/∂p ≥ 0 where g = 0", bool((outside >= 0).all()), float(outside.min()))

@@ -1,0 +1,293 @@
+"""Laws 29–31: what a loss does where the formula says nothing, its shape, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from voxloss_verify import exact
+from voxloss_verify.generated import volumes
+from voxloss_verify.laws.law import close, close_value, each_finite, is_true, law
+from voxloss_verify.record import Finding
+from voxloss_verify.setting import Setting
+from voxloss_verify.sources import cube
+from voxloss_verify.subject import Raised, Subject, TargetError
+from voxloss_verify.volumes import STORED, Volume, certain, one_hot, target_for
+
+
+def _edges(subject: Subject, setting: Setting) -> Iterator[Volume]:
+    """A class in neither, in the prediction only, in the target only; nothing but ignored voxels."""
+    claims = subject.claims
+    channels = claims.fixed_channels or max(3, *(c + 1 for c in claims.classes or ()), 3)
+    shape = (2, 1, *[2] * claims.spatial_dims)
+    zeros, ones = np.zeros(shape, np.int64), np.ones(shape, np.int64)
+    cases = [("no foreground in either", zeros, zeros)]
+    cases += [("foreground predicted where there is none", zeros, ones)]
+    cases += [("foreground missed", ones, zeros), ("nothing but foreground", ones, ones)]
+    for dtype in ("float64", "float32"):
+        if dtype not in claims.dtypes:
+            continue
+        for name, wanted, predicted in cases:
+            if claims.ignore_index in (0, 1) and name != "no foreground in either":
+                continue
+            input = certain(claims, one_hot(predicted, channels)).astype(STORED[dtype])
+            yield Volume(name, input, target_for(claims, wanted, channels), dtype)
+        if claims.ignore_index is not None and claims.labels != "one-hot":
+            input = certain(claims, one_hot(zeros, channels)).astype(STORED[dtype])
+            yield Volume("all voxels ignored", input, zeros + claims.ignore_index, dtype)
+
+
+@law(
+    "29a",
+    "empty and absent classes",
+    oracle="the exact value with the policies that are claimed",
+    given=_edges,
+)
+def empty_classes(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
+    """Empty in both, in one, all voxels ignored: the claimed value, a finite gradient, 0 where ignored."""
+    found = subject.gradient(volume)
+    if subject.claims.empty != "nan":
+        yield from each_finite(found)
+        yield close_value("loss", subject, found, volume)
+    if volume.name == "all voxels ignored" and found.gradient is not None:
+        yield is_true("no gradient", not found.gradient.any(), float(abs(found.gradient).max()))
+
+
+@law(
+    "29b",
+    "an empty batch",
+    oracle="an error, or 0",
+    given=lambda subject, setting: [cube(subject.claims, 4, subject.claims.dtypes[0], setting.seed)],
+)
+def empty_batch(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
+    """A batch without items, or without voxels, is an error or costs 0; it is never NaN."""
+    subject = _on_cpu(subject)
+    for what, cut in (("items", np.s_[:0]), ("voxels", np.s_[..., :0])):
+        nothing = volume.changed(input=volume.input[cut], target=volume.target[cut])
+        try:
+            found = subject.value(nothing)
+        except Raised:
+            continue
+        # Nothing without a reduction is an empty tensor.
+        worst = float(abs(found.value).max(initial=0.0))
+        yield is_true(f"an error or 0 without {what}", worst == 0, worst)
+
+
+@law(
+    "30",
+    "the shape of the result",
+    oracle="the shape that is claimed",
+    tolerance="0",
+    strategy=lambda claims: volumes(claims),
+)
+def shape(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
+    """A single number with a reduction; without one the claimed shape, whose mean and sum are the others."""
+    claims = subject.claims
+    found = subject.value(volume)
+    each: Subject | None = subject
+    if claims.reduction != "none":
+        yield is_true(f"a shape of [], not {list(found.value.shape)}", found.value.shape == ())
+        each = subject.with_arguments(replace(claims, reduction="none"), reduction="none")
+    if each is None:
+        return
+    alone = each.value(volume)
+    sizes = {"B": len(volume.input), "C": len(claims.counting(volume.channels))}
+    wanted = tuple(sizes.get(letter) or int(letter) for letter in claims.unreduced.split())
+    yield is_true(
+        f"a shape of {list(wanted)} without reduction, not {list(alone.value.shape)}", alone.value.shape == wanted
+    )
+    if claims.reduction == "none" or (claims.reduction == "mean" and claims.absent != "count"):
+        return
+    total = alone.value.mean() if claims.reduction == "mean" else alone.value.sum()
+    tolerance = 2 * exact.expected(claims, volume).tolerance
+    yield close(f"the {claims.reduction} of the parts", total, found.value, tolerance, found.dtype)
+
+
+Bad = tuple[str, Volume, Callable[[Tensor, Tensor], tuple[Any, Any]] | None]
+
+
+def _base(subject: Subject, setting: Setting) -> list[Volume]:
+    """A volume with nothing wrong about it."""
+    return [cube(subject.claims, 4, subject.claims.dtypes[0], setting.seed)]
+
+
+def _refused(subject: Subject, volume: Volume, cases: Iterator[Bad]) -> Iterator[Finding]:
+    """Each case raises; input, target and the loss are as before. Otherwise the finding names all that do not."""
+    subject = _on_cpu(subject)
+    before = subject.value(volume)
+    accepted: list[str] = []
+    shown: Volume | None = None
+    for what, bad, form in cases:
+        tensors: tuple[Any, Any] = subject.tensors(bad)
+        if form is not None:
+            tensors = form(*tensors)
+        copies = copy.deepcopy(tensors)
+        try:
+            value = float(subject.call(*tensors).detach().double().mean())
+        except Raised:
+            yield is_true(f"unchanged tensors after the error for {what}", all(map(_same, tensors, copies)))
+            continue
+        accepted.append(f"{what} ({value:.3g})")
+        shown = shown or (bad if form is None else None)
+    finding = is_true("an error for " + "; ".join(accepted) if accepted else "errors", not accepted)
+    yield replace(finding, volume=shown)
+    after = subject.value(volume)
+    same_value = np.array_equal(before.value, after.value, equal_nan=True)
+    yield is_true("the same value after all those errors", same_value)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two tensors or arrays are equal, NaN included."""
+    one, other = (np.asarray(each, np.float64) for each in (one, other))
+    return np.array_equal(one, other, equal_nan=True)
+
+
+def _on_cpu(subject: Subject) -> Subject:
+    """On CUDA a bad label may fail as an assertion on the device, after which nothing runs there any more."""
+    if subject.device.type == "cpu":
+        return subject
+    loss = copy.deepcopy(subject.loss)
+    if isinstance(loss, torch.nn.Module):
+        loss = loss.to("cpu")
+    return replace(subject, loss=loss, device=torch.device("cpu"))
+
+
+@law(
+    "31a",
+    "bad labels are errors",
+    oracle="an exception",
+    tolerance="0",
+    given=_base,
+)
+def bad_labels(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
+    """A label outside 0…C−1 that is not ignored, a fraction in a label map, a target outside [0, 1]: an error."""
+
+    def cases() -> Iterator[Bad]:
+        def put(value: float, kind: Any = None) -> Volume:
+            target = volume.target.astype(kind or volume.target.dtype)
+            target[(0,) * target.ndim] = value
+            return volume.changed(target=target)
+
+        channels = volume.channels
+        if volume.is_one_hot:
+            yield "a target of 2", put(2, STORED[volume.dtype]), None
+            yield "a target of −1", put(-1, STORED[volume.dtype]), None
+            yield "a target of NaN", put(np.nan, STORED[volume.dtype]), None
+            return
+        yield f"label {channels} of 0…{channels - 1}", put(channels), None
+        if subject.claims.ignore_index != -1:
+            yield "label −1", put(-1), None
+        if subject.claims.ignore_index != 255:
+            yield "label 255", put(255), None
+        if subject.claims.labels == "map":
+
+            def fraction(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+                target = target.double()
+                target[(0,) * target.ndim] = 0.5
+                return input, target
+
+            yield "label 0.5 in a float map", volume, fraction
+
+    yield from _refused(subject, volume, cases())
+
+
+@law(
+    "31b",
+    "bad shapes and types are errors",
+    oracle="an exception",
+    tolerance="0",
+    given=_base,
+)
+def bad_shapes(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
+    """Sizes, items or channels that do not fit together, arrays, and inputs that are not floating point."""
+
+    def cases() -> Iterator[Bad]:
+        yield "a smaller target", volume.changed(target=volume.target[..., :-1]), None
+        doubled = np.concatenate([volume.target, volume.target])
+        yield "a target of two items for one", volume.changed(target=doubled), None
+        wide = np.concatenate([volume.target, volume.target, volume.target], 1)
+        if subject.claims.labels != "indices":
+            yield f"a target of {wide.shape[1]} channels", volume.changed(target=wide), None
+            yield "a target without a channel axis", volume, lambda input, target: (input, target[:, 0])
+        yield "an input of whole numbers", volume, lambda input, target: (input.long(), target)
+        yield "arrays for tensors", volume, lambda input, target: (input.numpy(), target.numpy())
+
+    yield from _refused(subject, volume, cases())
+
+
+@law(
+    "31c",
+    "predictions that are none are errors",
+    oracle="an exception",
+    tolerance="0",
+    domain=lambda subject, setting: (
+        None if subject.claims.activation != "sigmoid" else "a sigmoid makes probabilities of all numbers"
+    ),
+    given=_base,
+)
+def bad_predictions(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
+    """Logits where probabilities are due, a softmax over one channel: an error."""
+    claims = subject.claims
+
+    def cases() -> Iterator[Bad]:
+        if claims.activation == "none":
+            for value in (3.0, -2.0):
+                input = volume.input.copy()
+                input[(0,) * input.ndim] = value
+                yield f"a probability of {value:g}", volume.changed(input=input), None
+        elif claims.fixed_channels is None and claims.classes is None:
+            target = volume.target[:, :1] if volume.is_one_hot else np.zeros_like(volume.target)
+            yield "softmax over one channel", volume.changed(input=volume.input[:, :1], target=target), None
+
+    yield from _refused(subject, volume, cases())
+
+
+ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "smooth_nr": (-1.0, float("nan")),
+    "smooth_dr": (-1.0,),
+    "smooth": (-1.0,),
+    "eps": (-1.0,),
+    "alpha": (-1.0,),
+    "beta": (-1.0,),
+    "gamma": (0.0, -1.0),
+    "reduction": ("average",),
+    "w_type": ("cubic",),
+    "weight": ([-1.0, 1.0],),
+}
+
+
+def _constructor(subject: Subject, setting: Setting) -> str | None:
+    if subject.make is None:
+        return "the loss was given ready-made"
+    known = [name for name in ARGUMENTS if subject.takes(name)]
+    return None if known else f"it has no argument named {', '.join(ARGUMENTS)}"
+
+
+@law(
+    "31d",
+    "bad arguments are errors",
+    oracle="an exception, at the latest in the first call",
+    tolerance="0",
+    domain=_constructor,
+    given=_base,
+)
+def bad_arguments(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
+    """Negative smoothing, α, β or weights, γ ≤ 0, unknown reductions: an error, at the latest when called."""
+    accepted = []
+    for name, values in ARGUMENTS.items():
+        for value in values:
+            try:
+                made = subject.with_arguments(subject.claims, **{name: value})
+                if made is None:
+                    continue
+                made.value(volume)
+            except (TargetError, Raised):
+                continue
+            accepted.append(f"{name}={value!r}")
+    yield is_true(f"an error for {', '.join(accepted)}" if accepted else "errors", not accepted)

@@ -1,0 +1,182 @@
+"""Laws 20–23: closed-form gradients, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from hypothesis.strategies import SearchStrategy
+
+from voxloss_verify import exact
+from voxloss_verify.claims import Claims
+from voxloss_verify.generated import volumes
+from voxloss_verify.laws.law import close, each_finite, is_true, law
+from voxloss_verify.record import Finding
+from voxloss_verify.setting import Setting
+from voxloss_verify.subject import Raised, Subject
+from voxloss_verify.volumes import Volume
+
+
+def smooth(claims: Claims, volume: Volume) -> bool:
+    """Whether the loss has a derivative there: no p = g in Σ min(p, g), no power at distance 0."""
+    if claims.overlap == "min":
+        p, g = exact.probabilities(volume.input, claims.activation), exact.goal(volume)
+        if (abs(p - g) < 2.0**-20).any():
+            return False
+    if claims.family == "focal_tversky":
+        rows = exact.region_sums(claims, volume)
+        distances = [1 - float(exact.score(claims, s)) for row in rows for s in row]
+        return all(distance > 2.0**-10 for distance in distances)
+    return True
+
+
+def _smooth_volumes(claims: Claims, **options: object) -> SearchStrategy[Volume]:
+    return volumes(claims, **options).filter(partial(smooth, claims))  # type: ignore[arg-type]
+
+
+def _gradient_findings(subject: Subject, volume: Volume) -> Iterator[Finding]:
+    found = subject.gradient(volume)
+    assert found.gradient is not None
+    wanted = exact.gradient(subject.claims, volume)
+    tolerance = exact.gradient_tolerance(subject.claims, volume, volume.dtype)
+    yield close("∂L/∂input", found.gradient, wanted, tolerance, volume.dtype)
+
+
+@law(
+    "20",
+    "the gradient in closed form",
+    oracle="∂L/∂p from exact sums, by the chain rule through softmax or sigmoid",
+    tolerance="GRADIENT, relative to the largest ∂L/∂p",
+    strategy=_smooth_volumes,
+)
+def closed_form(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
+    """∂D/∂p = (2g − D)/(P + Q); ∂J/∂p = (g − J(1 − g))/(P + Q − a); squared 2(g − D₂p)/(Σp² + Σg²)."""
+    yield from _gradient_findings(subject, volume)
+
+
+@law(
+    "21",
+    "the gradients of a voxel's logits add up to 0",
+    oracle="0",
+    tolerance="GRADIENT, relative to the largest ∂L/∂p",
+    domain=lambda subject, setting: None if subject.claims.activation == "softmax" else "softmax is not claimed",
+    strategy=_smooth_volumes,
+)
+def zero_sum(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
+    """Σ_c ∂L/∂logit_c = 0 in every voxel, under softmax; and they are not all 0 where they should not be."""
+    found = subject.gradient(volume)
+    assert found.gradient is not None
+    tolerance = exact.gradient_tolerance(subject.claims, volume, volume.dtype)
+    sums = found.gradient.sum(1)
+    yield close("Σ_c ∂L/∂logit_c", sums, np.zeros_like(sums), tolerance * volume.channels)
+
+
+def _euler(subject: Subject, setting: Setting) -> str | None:
+    claims = subject.claims
+    if claims.activation != "none" or not claims.soft_labels:
+        return "soft targets for probabilities are not claimed"
+    if claims.smooth_nr or claims.smooth_dr:
+        return "s = 0 is not claimed"
+    if claims.absent != "count":
+        return "which classes are absent changes"
+    if _degree(claims) is None:
+        return f"{claims.family} of Σ p·g is not homogeneous"
+    return None
+
+
+def _degree(claims: Claims) -> int | None:
+    """The degree in which the score is homogeneous jointly in p and g."""
+    if claims.overlap == "min":
+        return None if claims.family == "generalized_dice" and claims.weight_type != "uniform" else 0
+    if claims.family in ("dice", "jaccard") and claims.squared:
+        return 0
+    return 1 if claims.family == "dice" else None
+
+
+@law(
+    "22",
+    "homogeneity",
+    oracle="the loss of halved values",
+    domain=_euler,
+    strategy=lambda claims: volumes(claims, prediction="soft", ignored=False).filter(
+        lambda volume: bool(exact.goal(volume).any((0, *range(2, volume.target.ndim))).all())
+    ),
+)
+def homogeneity(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
+    """Linear Dice is homogeneous of degree 1 jointly in (p, g); squared and Σ min(p, g) forms of degree 0."""
+    claims = subject.claims
+    half = volume.changed(input=volume.input / 2, target=(volume.target / 2).astype(volume.input.dtype))
+    whole, halved = (subject.value(v) for v in (volume, half))
+    terms = len(claims.counting(volume.channels)) if claims.reduction == "sum" else 1
+    if claims.reduction == "sum" and not claims.batch:
+        terms *= len(volume.input)
+    top = claims.offset * terms * _mean_weight(claims, volume.channels)
+    factor = 0.5 ** (_degree(claims) or 0)
+    if claims.family == "focal_tversky":
+        top, factor = 0.0, 1.0
+    wanted = top - factor * (top - whole.value)
+    yield close("L(p/2, g/2)", halved.value, wanted, 2 * exact.expected(claims, volume).tolerance, whole.dtype)
+
+
+def _mean_weight(claims: Claims, channels: int) -> float:
+    if claims.family == "generalized_dice" or claims.reduction == "none":
+        return 1.0
+    return float(np.mean(claims.weights(channels)))
+
+
+def _double(subject: Subject, setting: Setting) -> str | None:
+    return None if "float64" in subject.claims.dtypes else "float64 is not claimed"
+
+
+@law(
+    "23a",
+    "gradcheck",
+    oracle="finite differences",
+    tolerance="torch.autograd.gradcheck's",
+    domain=_double,
+    strategy=lambda claims: _smooth_volumes(claims, prediction="soft", dtypes=("float64",), items=1).filter(
+        lambda volume: volume.input.size <= 48
+    ),
+)
+def gradcheck(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
+    """Gradient and second derivative are those of the value, in float64, by finite differences."""
+    input, target = subject.tensors(volume)
+    input.requires_grad_()
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return subject.call(x, target)
+
+    for name, check in (("gradcheck", torch.autograd.gradcheck), ("gradgradcheck", torch.autograd.gradgradcheck)):
+        try:
+            passed = bool(check(loss, (input,), raise_exception=False))
+        except Raised:
+            raise
+        except RuntimeError as error:
+            raise Raised from error
+        yield is_true(f"torch.autograd.{name}", passed)
+
+
+@law(
+    "23b",
+    "finite gradients at the edges",
+    oracle="finite numbers; 0 at ignored voxels and channels that do not count",
+    tolerance="0",
+    strategy=lambda claims: volumes(claims),
+)
+def finite(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
+    """Finite at perfect, empty and full volumes and extreme logits; zero where a voxel is ignored."""
+    found = subject.gradient(volume)
+    yield from each_finite(found)
+    assert found.gradient is not None
+    claims = subject.claims
+    ignored = ~np.broadcast_to(exact.kept(claims, volume)[:, None], found.gradient.shape)
+    if ignored.any():
+        worst = found.gradient[ignored]
+        yield is_true("no gradient at ignored voxels", not worst.any(), float(abs(worst).max()))
+    if claims.activation != "softmax":
+        others = [c for c in range(volume.channels) if c not in claims.counting(volume.channels)]
+        if others:
+            worst = found.gradient[:, others]
+            yield is_true("no gradient in channels that do not count", not worst.any(), float(abs(worst).max()))

@@ -1,0 +1,362 @@
+"""Laws 13–19: what a loss must not notice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from voxloss_verify import exact
+from voxloss_verify.generated import volumes
+from voxloss_verify.laws.law import close, close_value, is_true, law
+from voxloss_verify.oracle import Image
+from voxloss_verify.record import Finding
+from voxloss_verify.setting import Setting
+from voxloss_verify.subject import Outcome, Subject
+from voxloss_verify.volumes import Volume, certain, one_hot
+
+
+def _same(subject: Subject, what: str, volume: Volume, one: Outcome, other: Outcome) -> Iterator[Finding]:
+    """The same value, and the same gradient if both have one in the same place."""
+    tolerance = 2 * exact.expected(subject.claims, volume).tolerance
+    yield close(f"loss {what}", other.value, one.value, tolerance, one.dtype)
+    if one.gradient is not None and other.gradient is not None:
+        slack = 2 * exact.gradient_tolerance(subject.claims, volume, volume.dtype)
+        yield close(f"∂L/∂input {what}", other.gradient, one.gradient, slack, volume.dtype)
+
+
+Move = Callable[[Image], Image]
+Form = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _moved(volume: Volume, move: Move) -> Volume:
+    return volume.changed(input=move(volume.input), target=move(volume.target))
+
+
+@law(
+    "13a",
+    "the order of voxels and items",
+    oracle="the loss and the gradient of the original",
+    strategy=lambda claims: volumes(claims),
+)
+def order(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
+    """Voxel permutation, flips, 90° rotations and the order of items only move the gradient."""
+    first = subject.gradient(volume)
+    assert first.gradient is not None
+    axes = range(2, volume.input.ndim)
+    shuffle = np.random.default_rng(0).permutation(int(np.prod(volume.input.shape[2:])))
+
+    def shuffled(image: Image) -> Image:
+        return image.reshape(*image.shape[:2], -1)[:, :, shuffle].reshape(image.shape)
+
+    moves: list[tuple[str, Move]] = [("with its voxels permuted", shuffled)]
+    moves += [("with its items reversed", partial(np.flip, axis=0))]
+    moves += [(f"flipped along axis {axis}", partial(np.flip, axis=axis)) for axis in axes]
+    moves += [(f"turned in axes {a} and {b}", partial(np.rot90, axes=(a, b))) for a, b in combinations(axes, 2)]
+    for what, move in moves:
+        if what.startswith("with its items") and subject.claims.reduction == "none" and not subject.claims.batch:
+            found = subject.gradient(_moved(volume, move))
+            found = replace(found, value=found.value[::-1])
+        else:
+            found = subject.gradient(_moved(volume, move))
+        there = replace(first, gradient=move(first.gradient))
+        yield from _same(subject, what, volume, there, found)
+
+
+@law(
+    "13b",
+    "the order of classes",
+    oracle="the loss and the gradient of the original",
+    strategy=lambda claims: volumes(claims),
+)
+def class_order(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
+    """Classes that count may change places, with their weights."""
+    claims = subject.claims
+    counting = claims.counting(volume.channels)
+    if len(counting) < 2 or claims.reduction == "none":
+        return
+    swap = list(range(volume.channels))
+    swap[counting[0]], swap[counting[1]] = counting[1], counting[0]
+    other: Subject | None = subject
+    if isinstance(claims.class_weight, tuple):
+        weights = list(claims.class_weight)
+        weights[0], weights[1] = weights[1], weights[0]
+        changed = replace(claims, class_weight=tuple(weights))
+        other = subject.with_arguments(changed, weight=torch.tensor(weights))
+        if other is None and weights[0] != weights[1]:
+            return
+    target = volume.target[:, swap] if volume.is_one_hot else _relabelled(volume.target, swap)
+    permuted = volume.changed(input=volume.input[:, swap], target=target)
+    first = subject.gradient(volume)
+    assert other is not None
+    assert first.gradient is not None
+    there = replace(first, gradient=first.gradient[:, swap])
+    yield from _same(subject, "with two classes swapped", volume, there, other.gradient(permuted))
+
+
+def _relabelled(labels: Image, swap: list[int]) -> Image:
+    found = labels.copy()
+    for new, old in enumerate(swap):
+        found[labels == old] = new
+    return found
+
+
+def _unsmoothed(subject: Subject, setting: Setting) -> str | None:
+    claims = subject.claims
+    return "s = 0 is not claimed" if claims.smooth_nr or claims.smooth_dr else None
+
+
+@law(
+    "14",
+    "integer up-sampling",
+    oracle="the loss of the original",
+    domain=_unsmoothed,
+    strategy=lambda claims: volumes(claims),
+)
+def upsampling(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
+    """Every voxel twice along every axis: the same loss, where nothing is smoothed."""
+
+    def repeated(image: Image) -> Image:
+        for axis in range(2, image.ndim):
+            image = image.repeat(2, axis)
+        return image
+
+    large = _moved(volume, repeated)
+    yield from _same(subject, "up-sampled", volume, subject.value(volume), subject.value(large))
+
+
+@law(
+    "15",
+    "padding with background",
+    oracle="the loss and the gradient of the original",
+    domain=lambda subject, setting: (
+        "the background counts" if subject.claims.include_background and subject.claims.classes is None else None
+    ),
+    strategy=lambda claims: volumes(claims).filter(lambda volume: volume.channels > 1),
+)
+def padding(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
+    """Voxels of background, predicted as background, change nothing where the background does not count."""
+    claims = subject.claims
+    if 0 in claims.counting(volume.channels):
+        return
+    first = subject.gradient(volume)
+    assert first.gradient is not None
+    shape = list(volume.input.shape)
+    shape[-1] = 3
+    background = np.zeros(shape, bool)
+    background[:, 0] = True
+    input = np.concatenate([volume.input, certain(claims, background).astype(volume.input.dtype)], -1)
+    extra = background if volume.is_one_hot else np.zeros((shape[0], 1, *shape[2:]), np.int64)
+    target = np.concatenate([volume.target, extra.astype(volume.target.dtype)], -1)
+    found = subject.gradient(volume.changed(input=input, target=target))
+    assert found.gradient is not None
+    inner = replace(found, gradient=found.gradient[..., : volume.input.shape[-1]])
+    yield from _same(subject, "padded with background", volume, first, inner)
+
+
+@law(
+    "16",
+    "a batch is one volume",
+    oracle="the loss and the gradient of the items side by side",
+    domain=lambda subject, setting: None if subject.claims.batch else "batch-level sums are not claimed",
+    strategy=lambda claims: volumes(claims, items=3),
+)
+def batch(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
+    """Batch-level: the items laid side by side in one volume have the same loss."""
+
+    def joined(image: Image) -> Image:
+        return np.concatenate(list(image), -1)[None]
+
+    first = subject.gradient(volume)
+    assert first.gradient is not None
+    there = replace(first, gradient=joined(first.gradient))
+    yield from _same(subject, "side by side", volume, there, subject.gradient(_moved(volume, joined)))
+
+
+@law(
+    "17",
+    "the background goes after the softmax",
+    oracle="the exact loss of the other channels, with probabilities over all of them",
+    domain=lambda subject, setting: (
+        "softmax without background or with a choice of classes is not claimed"
+        if subject.claims.activation != "softmax"
+        or (subject.claims.include_background and subject.claims.classes is None)
+        else None
+    ),
+    strategy=lambda claims: volumes(claims, prediction="soft"),
+)
+def background(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
+    """Excluding the background is dropping its channel after softmax, in value and in gradient."""
+    claims = subject.claims
+    first = subject.gradient(volume)
+    yield close_value("loss", subject, first, volume)
+    # The logit of a channel that does not count still moves the others.
+    assert first.gradient is not None
+    wanted = exact.gradient(claims, volume)
+    tolerance = exact.gradient_tolerance(claims, volume, volume.dtype)
+    if claims.overlap == "product":
+        yield close("∂L/∂logit", first.gradient, wanted, tolerance, volume.dtype)
+
+
+@law(
+    "18",
+    "a constant added to the logits of a voxel",
+    oracle="the loss and the gradient of the original",
+    domain=lambda subject, setting: None if subject.claims.activation == "softmax" else "softmax is not claimed",
+    strategy=lambda claims: volumes(claims, prediction="soft"),
+)
+def shifted(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
+    """Softmax does not change by a constant for all logits of a voxel, also where exp overflows."""
+    first = subject.gradient(volume)
+    voxels = int(np.prod(volume.input.shape[2:]))
+    ramp = np.arange(voxels).reshape(1, 1, *volume.input.shape[2:])
+    for what, constant in (("+ voxel number", ramp), ("+ 128", 128), ("− 1024", -1024)):
+        moved = volume.changed(input=(volume.input + constant).astype(volume.input.dtype))
+        yield from _same(subject, what, volume, first, subject.gradient(moved))
+
+
+def _ignoring(subject: Subject, setting: Setting) -> str | None:
+    claims = subject.claims
+    if claims.ignore_index is None:
+        return "no ignored label is claimed"
+    return None if claims.labels != "one-hot" else "the target is one-hot: an ignored label has no voxel there"
+
+
+@law(
+    "19a",
+    "ignored voxel ≡ deleted voxel",
+    oracle="the loss and the gradient without those voxels",
+    domain=_ignoring,
+    strategy=lambda claims: volumes(claims, items=1),
+)
+def ignored(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
+    """Value and gradient as without the voxel, whatever stands in its input: NaN, Inf or any number."""
+    claims = subject.claims
+    keep = exact.kept(claims, volume)[0]
+    first = subject.gradient(volume)
+    assert first.gradient is not None
+    count = int(keep.sum())
+    if count == keep.size:
+        return
+
+    def without(image: Image) -> Image:
+        kept: Image = image[:, :, keep]
+        return kept.reshape(*image.shape[:2], *[1] * (image.ndim - 3), count)
+
+    if count:
+        found = subject.gradient(_moved(volume, without))
+        there = replace(first, gradient=without(first.gradient))
+        yield from _same(subject, "without the ignored voxels", volume, there, found)
+    for what, value in (("0", 0.0), ("NaN", np.nan), ("infinity", np.inf), ("−infinity", -np.inf)):
+        input = np.where(keep, volume.input, np.asarray(value, volume.input.dtype))
+        found = subject.gradient(volume.changed(input=input))
+        yield from _same(subject, f"with {what} in ignored voxels", volume, first, found)
+
+
+LABELS = ("uint8", "int8", "int16", "int32", "int64", "float32", "float64")
+
+
+@law(
+    "19b",
+    "memory layout and label dtype",
+    oracle="the loss and the gradient of contiguous tensors and int64 labels",
+    strategy=lambda claims: volumes(claims),
+)
+def layout(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
+    """channels_last_3d, slices, transposed and expanded tensors, all label dtypes: same value and gradient."""
+    first = subject.gradient(volume)
+    input, target = subject.tensors(volume)
+    for what, form in _layouts(input.ndim):
+        moved = form(input).requires_grad_()
+        yield is_true(f"a tensor {what} of the same values", torch.equal(moved.detach(), input))
+        yield from _same(subject, what, volume, first, subject.differentiate(moved, form(target)))
+    if len(volume.input) == 1:
+        # Every item the same, by a stride of 0; a mean over items is that of one.
+        wide = input.expand(2, *input.shape[1:]), target.expand(2, *target.shape[1:])
+        copied = tuple(tensor.contiguous() for tensor in wide)
+        with torch.no_grad():
+            one, other = (subject.call(*pair).double().cpu().numpy() for pair in (wide, copied))
+        tolerance = 2 * exact.expected(subject.claims, volume).tolerance * 2
+        yield close("loss expanded over items", one, other, tolerance, first.dtype)
+    kinds: tuple[str, ...] = LABELS
+    if volume.is_one_hot:
+        kinds = ("bool", *LABELS) if volume.target.dtype == bool else ()
+    for kind in kinds:
+        if volume.target.max(initial=0) > (127 if kind == "int8" else 255) or volume.target.min(initial=0) < 0:
+            continue
+        if subject.claims.labels == "indices" and kind != "int64":
+            continue  # class indices are int64 by definition, as for torch's cross entropy
+        labels = target.to(getattr(torch, kind))
+        found = subject.differentiate(input.detach().clone().requires_grad_(), labels)
+        yield from _same(subject, f"with {kind} labels", volume, first, found)
+
+
+def _layouts(axes: int) -> Iterator[tuple[str, Form]]:
+    def sliced(tensor: torch.Tensor) -> torch.Tensor:
+        wide = torch.stack([tensor, torch.zeros_like(tensor)], -1).flatten(-2)
+        return wide[..., ::2].detach()
+
+    def turned(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.transpose(-1, 0).contiguous().transpose(-1, 0).detach()
+
+    yield "every other element of a larger one", sliced
+    yield "transposed in memory", turned
+    if axes == 5:
+        yield (
+            "in channels_last_3d",
+            lambda tensor: tensor.detach().contiguous(
+                memory_format=torch.channels_last_3d if tensor.ndim == 5 else torch.contiguous_format
+            ),
+        )
+    if axes == 4:
+        yield (
+            "in channels_last",
+            lambda tensor: tensor.detach().contiguous(
+                memory_format=torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
+            ),
+        )
+
+
+def _both_forms(subject: Subject, setting: Setting) -> str | None:
+    claims = subject.claims
+    if claims.labels == "indices":
+        return "only class indices are claimed"
+    other = _other_form(subject)
+    return None if other is not None else "the other form of labels is not known to be taken"
+
+
+def _other_form(subject: Subject) -> Subject | None:
+    claims = subject.claims
+    form: Literal["map", "one-hot"] = "map" if claims.labels == "one-hot" else "one-hot"
+    if claims.either_labels:
+        return replace(subject, claims=replace(claims, labels=form))
+    return subject.with_arguments(replace(claims, labels=form), to_onehot_y=form == "map")
+
+
+@law(
+    "19c",
+    "a label map is its one-hot form",
+    oracle="the loss and the gradient with the other form",
+    domain=_both_forms,
+    strategy=lambda claims: volumes(claims, target="hard", ignored=False).filter(
+        lambda volume: volume.channels > 1
+    ),
+)
+def forms(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
+    """A label map and its one-hot form give the same value and gradient."""
+    if volume.is_one_hot:
+        if not (volume.target.sum(1) == 1).all():
+            return  # classes overlap, and no label map says so
+        target: NDArray[np.int64] | NDArray[np.bool_] = volume.target.argmax(1)[:, None]
+    else:
+        target = one_hot(volume.target, volume.channels)
+    other = _other_form(subject)
+    assert other is not None
+    found = other.gradient(volume.changed(target=target))
+    yield from _same(subject, "with the other form of labels", volume, subject.gradient(volume), found)

@@ -1,0 +1,131 @@
+"""What a law is: a statement with a domain, volumes to try it on, and a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from hypothesis.strategies import SearchStrategy
+from numpy.typing import ArrayLike, NDArray
+
+from voxloss_verify import exact
+from voxloss_verify.claims import Claims
+from voxloss_verify.record import Finding
+from voxloss_verify.setting import Setting
+from voxloss_verify.subject import Outcome, Subject
+from voxloss_verify.volumes import Volume
+
+Check = Callable[[Subject, Volume, Setting], Iterable[Finding]]
+
+
+@dataclass(frozen=True)
+class Law:
+    """A law of laws.md.
+
+    Attributes:
+        id: its number, and a letter where one number has several parts.
+        name: in a few words.
+        statement: what must be true, with the equation.
+        oracle: who says what is right.
+        tolerance: how far off a loss may be.
+        domain: why it is not asked of a loss, None if it is.
+        check: the findings on one volume.
+        strategy: volumes that Hypothesis draws; None if the law has only given ones.
+        given: further volumes, by what is at hand.
+    """
+
+    id: str
+    name: str
+    statement: str
+    oracle: str
+    tolerance: str
+    check: Check
+    domain: Callable[[Subject, Setting], str | None]
+    strategy: Callable[[Claims], SearchStrategy[Volume]] | None = None
+    given: Callable[[Subject, Setting], Iterable[Volume]] | None = None
+
+
+LAWS: list[Law] = []
+
+
+def law(
+    id: str,
+    name: str,
+    *,
+    oracle: str,
+    tolerance: str = "LOSS",
+    domain: Callable[[Subject, Setting], str | None] = lambda subject, setting: None,
+    strategy: Callable[[Claims], SearchStrategy[Volume]] | None = None,
+    given: Callable[[Subject, Setting], Iterable[Volume]] | None = None,
+) -> Callable[[Check], Check]:
+    """Enter a check as a law; its docstring is the statement."""
+
+    def enter(check: Check) -> Check:
+        statement = " ".join((check.__doc__ or "").split())
+        LAWS.append(Law(id, name, statement, oracle, tolerance, check, domain, strategy, given))
+        return check
+
+    return enter
+
+
+def close(
+    what: str,
+    got: ArrayLike,
+    expected: ArrayLike,
+    tolerance: float,
+    dtype: str | None = None,
+    axes: str = "",
+) -> Finding:
+    """Compare arrays; the finding is the element that is furthest off, NaN before all others.
+
+    `dtype` of the value, for its distance in ULP.
+    """
+    found, wanted = np.asarray(got, np.float64), np.asarray(expected, np.float64)
+    if found.size != wanted.size:
+        shapes = f"{what}: shape {list(found.shape)} for {list(wanted.shape)}"
+        return Finding(shapes, float("nan"), float("nan"), tolerance, float("inf"))
+    if not found.size:
+        return Finding(what, 0.0, 0.0, tolerance, 0.0)
+    found = found.reshape(wanted.shape)
+    same = (found == wanted) | (np.isnan(found) & np.isnan(wanted))
+    with np.errstate(invalid="ignore"):
+        errors = np.where(same, 0.0, abs(found - wanted))
+    errors = np.where(np.isnan(errors), np.inf, errors)
+    worst = np.unravel_index(int(errors.argmax()), errors.shape)
+    one, other, error = float(found[worst]), float(wanted[worst]), float(errors[worst])
+    if errors.size > 1:
+        what = f"{what} at {[int(i) for i in worst]}"
+    ulp = None if dtype is None or not np.isfinite(error) else error / spacing(other, dtype)
+    return Finding(what, one, other, tolerance, error, ulp)
+
+
+def spacing(value: float, dtype: str) -> float:
+    """The distance between neighbouring numbers of a dtype at a value."""
+    if dtype == "bfloat16":  # float32 with 16 bits of the significand cut off
+        return float(np.spacing(np.float32(abs(value)))) * 2**16
+    return float(np.spacing(np.asarray(abs(value), dtype)))
+
+
+def is_true(what: str, truth: bool | np.bool_, got: float = float("nan")) -> Finding:
+    """A statement that has no distance: its error is 0 or infinite."""
+    return Finding(what, got, float("nan"), 0.0, 0.0 if truth else float("inf"))
+
+
+def close_value(
+    what: str, subject: Subject, outcome: Outcome, volume: Volume, claims: Claims | None = None
+) -> Finding:
+    """Compare a value with the exact one, of what the loss claims or of other claims."""
+    wanted = exact.expected(claims or subject.claims, volume)
+    return close(what, outcome.value, wanted.value, wanted.tolerance, outcome.dtype)
+
+
+def each_finite(outcome: Outcome) -> Iterator[Finding]:
+    """Value and gradient hold no NaN and no infinity."""
+    yield is_true("a finite value", np.isfinite(outcome.value).all(), float(outcome.value.ravel()[0]))
+    if outcome.gradient is not None:
+        bad = outcome.gradient[~np.isfinite(outcome.gradient)]
+        yield is_true("a finite gradient", not bad.size, float(bad[0]) if bad.size else 0.0)
+
+
+Array = NDArray[np.float64]

@@ -1,0 +1,77 @@
+"""Laws 24–27: accuracy at real sizes, half precision, huge volumes, repeatability."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from voxloss_verify import exact
+from voxloss_verify.generated import volumes
+from voxloss_verify.laws.law import close_value, each_finite, is_true, law
+from voxloss_verify.record import Finding
+from voxloss_verify.setting import Setting
+from voxloss_verify.sources import cube, mri_pair, volume_of
+from voxloss_verify.subject import Subject
+from voxloss_verify.volumes import Volume
+
+HALF = ("float16", "bfloat16")
+
+
+def _real(subject: Subject, setting: Setting, dtypes: tuple[str, ...]) -> Iterator[Volume]:
+    """The MRI and the user's label maps, as far as they have no more classes than the loss takes."""
+    for pair in (mri_pair(), *setting.data):
+        for dtype in dtypes:
+            volume = volume_of(subject.claims, pair, dtype) if dtype in subject.claims.dtypes else None
+            if volume is not None:
+                yield volume
+
+
+def _accuracy_volumes(subject: Subject, setting: Setting) -> Iterator[Volume]:
+    dtype = "float32" if "float32" in subject.claims.dtypes else subject.claims.dtypes[0]
+    for edge in setting.profile.sizes:
+        yield cube(subject.claims, edge, dtype, setting.seed)
+    yield from _real(subject, setting, (dtype,))
+
+
+@law(
+    "24",
+    "accuracy at every size",
+    oracle="integer counts and exact dyadic sums; math.fsum above 4096 voxels",
+    strategy=lambda claims: volumes(claims),
+    given=_accuracy_volumes,
+)
+def accuracy(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
+    """The loss is its formula of the exact sums, on drawn volumes, 64³ … 257³, a brain MRI, the user's data."""
+    yield close_value("loss", subject, subject.value(volume), volume)
+
+
+def _half_volumes(subject: Subject, setting: Setting) -> Iterator[Volume]:
+    for dtype in HALF:
+        if dtype in subject.claims.dtypes:
+            yield cube(subject.claims, setting.profile.sizes[0], dtype, setting.seed)
+    yield from _real(subject, setting, HALF)
+
+
+@law(
+    "25",
+    "half precision at real sizes",
+    oracle="the exact value for the rounded inputs",
+    tolerance="LOSS of half-precision inputs",
+    domain=lambda subject, setting: (
+        None if set(HALF) & set(subject.claims.dtypes) else "no half-precision dtype is claimed"
+    ),
+    strategy=lambda claims: volumes(claims, dtypes=HALF),
+    given=_half_volumes,
+)
+def half_precision(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
+    """float16 and bfloat16 inputs: finite, right, with a gradient that is not all zero where it should not be."""
+    found = subject.gradient(volume)
+    yield from each_finite(found)
+    yield close_value("loss", subject, found, volume)
+    assert found.gradient is not None
+    wanted = abs(exact.gradient(subject.claims, volume))
+    if subject.claims.overlap == "min":
+        p = exact.probabilities(volume.input, subject.claims.activation)
+        wanted = wanted[p != exact.goal(volume)]  # elsewhere 0 is a sub-gradient
+    smallest = 2.0**-24 if volume.dtype == "float16" else 2.0**-133
+    if wanted.max(initial=0.0) > 2 * smallest:  # else it rounds to 0
+        yield is_true("a gradient that is not all zero", bool(found.gradient.any()), 0.0)

@@ -1,0 +1,251 @@
+"""The loss under examination: how it is found, made and called."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from voxloss_verify.claims import Claims, claims_of
+from voxloss_verify.volumes import Volume
+
+
+class TargetError(ValueError):
+    """The loss cannot be loaded, made or called; the message is one line that says why."""
+
+
+class Raised(Exception):
+    """The loss raised on a volume that it should take; the cause says what."""
+
+    def __str__(self) -> str:
+        return f"raised {said(self.__cause__)}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came back: the value in its own shape, its dtype, and the gradient [B, C, ...] if asked for."""
+
+    value: NDArray[np.float64]
+    dtype: str
+    gradient: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A loss, what it claims, and how to make it again with other arguments.
+
+    `make` is None for a loss that was given ready-made; `source` is Python that makes `loss`.
+    """
+
+    name: str
+    loss: Callable[[Tensor, Tensor], Tensor]
+    claims: Claims
+    source: str
+    device: torch.device
+    make: Callable[..., Any] | None = None
+    kwargs: Mapping[str, Any] | None = None
+
+    def takes(self, argument: str) -> bool:
+        """Whether the loss can be made again with an argument of this name."""
+        return self.make is not None and argument in _parameters(self.make)
+
+    def with_arguments(self, claims: Claims, **arguments: Any) -> Subject | None:
+        """The same loss made with some arguments changed, None if it does not know them by name."""
+        if self.make is None or not all(map(self.takes, arguments)):
+            return None
+        kwargs = {**(self.kwargs or {}), **arguments}
+        return replace(self, loss=_made(self.make, kwargs, self.name), claims=claims, kwargs=kwargs)
+
+    def tensors(self, volume: Volume) -> tuple[Tensor, Tensor]:
+        """Input and target as the loss takes them, on the device."""
+        dtype = getattr(torch, volume.dtype)
+        # Copies, as a loss may write to what it is given.
+        target = torch.from_numpy(np.array(volume.target, order="C"))
+        if volume.is_one_hot:
+            target = target.to(dtype)
+        elif self.claims.labels == "indices":
+            target = target[:, 0]
+        input = torch.from_numpy(np.array(volume.input, order="C")).to(dtype)
+        return input.to(self.device), target.to(self.device)
+
+    def call(self, input: Tensor, target: Tensor) -> Tensor:
+        """Call the loss, quietly; what it raises comes as `Raised`."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                value = self.loss(input, target)
+        except Exception as error:
+            raise Raised from error
+        if not isinstance(value, Tensor):
+            raise Raised from TypeError(f"returned {type(value).__name__}, expected a torch.Tensor")
+        return value
+
+    def value(self, volume: Volume) -> Outcome:
+        """The loss of a volume."""
+        with torch.no_grad():
+            return outcome(self.call(*self.tensors(volume)))
+
+    def gradient(self, volume: Volume) -> Outcome:
+        """The loss of a volume, and the gradient of its sum by the input."""
+        input, target = self.tensors(volume)
+        input.requires_grad_()
+        return self.differentiate(input, target)
+
+    def differentiate(self, input: Tensor, target: Tensor) -> Outcome:
+        """The same for tensors; `input` requires a gradient."""
+        value = self.call(input, target)
+        try:
+            (slope,) = torch.autograd.grad(value.sum(), input)
+        except Exception as error:
+            raise Raised from error
+        return outcome(value, slope)
+
+
+def outcome(value: Tensor, gradient: Tensor | None = None) -> Outcome:
+    """Tensors as float64 arrays."""
+    slope = None if gradient is None else gradient.detach().double().cpu().numpy()
+    return Outcome(value.detach().double().cpu().numpy(), str(value.dtype).removeprefix("torch."), slope)
+
+
+def subject_of(
+    loss: str | Callable[..., Any],
+    claims: Claims | None = None,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    device: str | torch.device = "cpu",
+    change: Callable[[Claims | None], Claims] | None = None,
+) -> Subject:
+    """Find a loss, make it, and read off what it claims.
+
+    Args:
+        loss: "module:Name", "file.py:Name", a class, an instance or a function (input, target) -> Tensor.
+        claims: what it claims; None reads that off an instance of a known library.
+        kwargs: the arguments of a class or, for a function, further arguments of each call.
+        device: where to run it.
+        change: what makes of the claims that were read (None if the library is unknown) those to be held to.
+
+    Raises:
+        TargetError: if there is no such loss, it cannot be made, or what it claims is not known.
+    """
+    kwargs = dict(kwargs or {})
+    if isinstance(loss, str):
+        found, source = _load(loss)
+        name = loss
+    else:
+        found = loss
+        name = getattr(loss, "__name__", None) or type(loss).__name__
+        module = loss.__module__ if inspect.isclass(loss) or inspect.isfunction(loss) else type(loss).__module__
+        source = f"from {module} import {name}"
+    attribute = name.rpartition(":")[2]
+    given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+    make: Callable[..., Any] | None = None
+    if inspect.isclass(found):
+        make = found
+        instance = _made(found, kwargs, name)
+        source += f"\nloss = {attribute}({given})"
+    elif callable(found):
+        function: Any = found
+        if kwargs and isinstance(function, nn.Module):
+            raise TargetError(f"{name} is a loss already made: its arguments {sorted(kwargs)} cannot be changed.")
+        instance = (lambda input, target: function(input, target, **kwargs)) if kwargs else function
+        call = f"lambda input, target: {attribute}(input, target, {given})" if kwargs else attribute
+        source += f"\nloss = {call if inspect.isfunction(found) or isinstance(loss, str) else repr(found)}"
+    else:
+        raise TargetError(f"{name}: expected a class or a callable loss, got {type(found).__name__}.")
+    if not callable(instance):
+        raise TargetError(f"{name}: expected a loss to be called with (input, target), got {instance!r}.")
+    if isinstance(instance, nn.Module):
+        instance = instance.to(device)
+    try:
+        read = claims or claims_of(instance, kwargs)
+        claims = change(read) if change else read
+    except ValueError as error:
+        raise TargetError(f"{name}: {error}") from error
+    if claims is None:
+        raise TargetError(
+            f"{name}: what it claims to be cannot be read off a {type(instance).__name__}: give claims."
+        )
+    return Subject(name, instance, claims, source, torch.device(device), make, kwargs)
+
+
+def said(error: BaseException | None) -> str:
+    """An exception in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _load(target: str) -> tuple[Any, str]:
+    """Import "module:Name" or "file.py:Name"; return the object, and the source that imports it."""
+    where, colon, attribute = target.rpartition(":")
+    if not colon or not where or not attribute:
+        raise TargetError(f"expected module:Name or file.py:Name, as in monai.losses:DiceLoss, got {target!r}.")
+    try:
+        if where.endswith(".py"):
+            module = _import_file(Path(where))
+            source = f"import sys; sys.path.insert(0, {str(Path(where).parent)!r})\n"
+            source += f"from {Path(where).stem} import {attribute}"
+        else:
+            if "" not in sys.path:
+                sys.path.insert(0, "")  # the user's modules lie where the user is
+            module = importlib.import_module(where)
+            source = f"from {where} import {attribute}"
+    except TargetError:
+        raise
+    except Exception as error:
+        raise TargetError(f"{where} cannot be imported: {said(error)}") from error
+    if not hasattr(module, attribute):
+        offered = [name for name, item in vars(module).items() if inspect.isclass(item) and "Loss" in name]
+        hint = f" It has {', '.join(sorted(offered))}." if offered else ""
+        raise TargetError(f"{where} has no {attribute}.{hint}")
+    return getattr(module, attribute), source
+
+
+def _import_file(path: Path) -> Any:
+    if not path.is_file():
+        raise TargetError(f"{path}: no such file.")
+    # By its own name and from its own folder, so that it may import its neighbours and be pickled.
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
+    if spec is None or spec.loader is None:
+        raise TargetError(f"{path}: cannot be imported.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _made(make: Callable[..., Any], kwargs: Mapping[str, Any], name: str) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return make(**kwargs)
+    except Exception as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+        raise TargetError(f"{name}({given}) cannot be made: {said(error)}") from error
+
+
+def _parameters(make: Callable[..., Any]) -> set[str]:
+    """The names of the arguments; where a constructor takes **kwargs, those of the base class, too."""
+    names: set[str] = set()
+    for kind in inspect.getmro(make) if inspect.isclass(make) else ():
+        constructor = vars(kind).get("__init__")
+        if not inspect.isfunction(constructor):
+            continue
+        parameters = inspect.signature(constructor).parameters.values()
+        names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+            break
+    return names - {"self"}

@@ -1,0 +1,82 @@
+"""What a loss is given: a prediction and a target, as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxloss_verify.oracle import Image, Sums
+
+if TYPE_CHECKING:
+    from voxloss_verify.claims import Claims
+
+# A logit that leaves e^−1024, which is 0 in float64, to the other classes: the hard prediction, in every dtype.
+CERTAIN = 1024.0
+
+# NumPy has no bfloat16: its values are kept in float32.
+STORED = {"float64": np.float64, "float32": np.float32, "float16": np.float16, "bfloat16": np.float32}
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A prediction, a target, and the dtype in which a loss gets them; it represents their values exactly.
+
+    `input` [B, C, ...] is logits or probabilities; `target` labels [B, 1, ...] or, if floating point or bool, one
+    channel per class [B, C, ...]. `sums` [B][C], if given, follow from geometry and replace those over voxels.
+    """
+
+    name: str
+    input: Image
+    target: Image
+    dtype: str = "float64"
+    affine: NDArray[np.float64] = field(default_factory=lambda: np.eye(4))
+    sums: Sequence[Sequence[Sums]] | None = None
+
+    @property
+    def is_one_hot(self) -> bool:
+        """Whether the target has one channel per class."""
+        return self.target.dtype.kind in "fb"
+
+    @property
+    def channels(self) -> int:
+        """C of the input."""
+        return int(self.input.shape[1])
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.dtype} {list(self.input.shape)}"
+
+    def changed(self, **fields: Any) -> Volume:
+        """A copy with other arrays, whose sums are no longer known."""
+        return replace(self, **{"sums": None, **fields})
+
+
+def one_hot(labels: Image, channels: int) -> NDArray[np.bool_]:
+    """Labels [B, 1, ...] as one channel per class, [B, C, ...]."""
+    return np.asarray(labels == np.arange(channels).reshape(1, -1, *[1] * (labels.ndim - 2)))
+
+
+def target_for(claims: Claims, labels: Image, channels: int) -> Image:
+    """Labels [B, 1, ...] in the form that a loss takes."""
+    return one_hot(labels, channels) if claims.labels == "one-hot" else labels
+
+
+def certain(claims: Claims, masks: Image) -> Image:
+    """The input [B, C, ...] that makes exactly these hard predictions of a loss, one channel per class."""
+    p = np.asarray(masks, np.float64)
+    if claims.activation == "none":
+        return p
+    return CERTAIN * p if claims.activation == "softmax" else CERTAIN * (2 * p - 1)
+
+
+def from_probabilities(claims: Claims, p: Image, dtype: str) -> Image:
+    """The input that makes these probabilities of a loss, but for the rounding of logits to `dtype`."""
+    p = np.asarray(p, np.float64)
+    if claims.activation != "none":
+        with np.errstate(divide="ignore"):
+            other = 0.0 if claims.activation == "softmax" else np.log1p(-p)
+            p = np.clip(np.log(p) - other, -CERTAIN, CERTAIN)
+    return p.astype(STORED[dtype])
