@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import monai.losses
 import nibabel as nib
 import numpy as np
 import pytest
@@ -105,6 +106,28 @@ def test_a_broken_law_comes_with_the_smallest_volume_that_breaks_it() -> None:
     assert volume.input.shape == (1, 1, 1, 1, 1)
     assert record.worst is not None
     assert record.worst.error > record.worst.tolerance
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "claims", "options"),
+    [
+        ({"softmax": True, "smooth_nr": 1, "smooth_dr": 1}, SMOOTH, "--claim activation=softmax"),
+        ({}, SMOOTH, "--claim smooth_nr=1e-05 --claim smooth_dr=1e-05"),
+        (
+            {"batch": True, "squared_pred": True, "smooth_nr": 1, "smooth_dr": 1},
+            SMOOTH,
+            "--claim squared=true --claim batch=true",
+        ),
+    ],
+)
+def test_a_slip_in_the_claims_is_pointed_out(kwargs: Any, claims: Claims, options: str) -> None:
+    record = record_of(monai.losses.DiceLoss, "24", claims, kwargs=kwargs)
+    assert record.status == Status.broken
+    assert record.reason.endswith(f"; it would be right with {options}")
+
+
+def test_a_wrong_loss_is_not_explained_away() -> None:
+    assert "it would be right" not in record_of(Halved, "24").reason
 
 
 def test_the_snippet_shows_the_broken_value(tmp_path: Path) -> None:

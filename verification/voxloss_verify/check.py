@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Flaky
 
 from voxloss_verify.claims import Claims
+from voxloss_verify.hints import hint
 from voxloss_verify.laws import LAWS
 from voxloss_verify.laws.law import Law
 from voxloss_verify.record import CounterExample, Finding, Record, Status
@@ -128,7 +129,7 @@ def ask_law(subject: Subject, setting: Setting, law: Law) -> Record:
         record = replace(
             record,
             status=Status.broken,
-            reason=broken.message,
+            reason=broken.message + _hint(subject, law, broken.volume),
             worst=broken.finding,
             worst_where=str(broken.volume),
             counterexample=example,
@@ -136,6 +137,12 @@ def ask_law(subject: Subject, setting: Setting, law: Law) -> Record:
     elif not examiner.examples:
         record = replace(record, status=Status.not_asked, reason="no volume fits what is claimed")
     return replace(record, seconds=time.perf_counter() - start)
+
+
+def _hint(subject: Subject, law: Law, wrong: Volume) -> str:
+    """Where the value itself is wrong, perhaps only the claims are."""
+    options = hint(subject, wrong) if law.id == "24" else ""
+    return f"; it would be right with {options}" if options else ""
 
 
 class _Examiner:

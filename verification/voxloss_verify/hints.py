@@ -1,0 +1,102 @@
+"""Which other claims a loss would hold: the likely slip of somebody who describes a loss for the first time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from voxloss_verify import exact
+from voxloss_verify.claims import Claims
+from voxloss_verify.sources import cube
+from voxloss_verify.subject import Outcome, Raised, Subject
+from voxloss_verify.volumes import Volume
+
+SMOOTHINGS = (0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-3, 1.0)
+
+
+def hint(subject: Subject, wrong: Volume) -> str:
+    """One or two changes of the claims with which the loss is right, as options to type; "" if there are none.
+
+    Right on the volume where it is `wrong` by what it claims, and on a few others.
+    """
+    found = _tried(subject, wrong)
+    if not found:
+        return ""
+    changes = list(_changes(subject.claims))
+    for count in (1, 2):
+        for chosen in combinations(changes, count):
+            fields = {name: value for change in chosen for name, value in change.items()}
+            if len(fields) < sum(map(len, chosen)):
+                continue
+            if _fits(replace(subject.claims, **fields), found):
+                return " ".join(f"--claim {name}={_spelled(value)}" for name, value in fields.items())
+    return ""
+
+
+def _tried(subject: Subject, wrong: Volume) -> list[tuple[Volume, Outcome]]:
+    claims = subject.claims
+    dtype = claims.dtypes[0]
+    # Two items of three classes, one of them absent from the first: batch and absent classes show.
+    wide = claims if claims.fixed_channels or claims.classes else replace(claims, channels=3)
+    parts = [cube(wide, 4, dtype, seed) for seed in (0, 1)]
+    target = np.concatenate([part.target for part in parts])
+    if target.dtype.kind == "i":
+        target[0][target[0] == parts[0].channels - 1] = 0
+    volumes = [
+        wrong,
+        parts[0],
+        parts[0].changed(input=np.concatenate([part.input for part in parts]), target=target),
+    ]
+    try:
+        return [(volume, subject.value(volume)) for volume in volumes]
+    except Raised:
+        return []
+
+
+def _changes(claims: Claims) -> Iterator[dict[str, Any]]:
+    choices: dict[str, tuple[Any, ...]] = {
+        "activation": ("softmax", "sigmoid", "none"),
+        "include_background": (True, False),
+        "squared": (True, False),
+        "batch": (True, False),
+        "average": ("macro", "micro"),
+        "absent": ("count", "skip", "skip per item"),
+        "offset": (0, 1),
+        "overlap": ("product", "min"),
+        "reduction": ("mean", "sum"),
+        "family": ("dice", "jaccard", "tversky"),
+        "smooth_nr": SMOOTHINGS,
+        "smooth_dr": SMOOTHINGS,
+    }
+    if claims.family == "focal_tversky":
+        choices["gamma_as"] = ("1/gamma", "gamma", "1-gamma")
+    if claims.family == "generalized_dice":
+        choices["weight_type"] = ("square", "simple", "uniform")
+        choices["weight_scale"] = ("relative", "absolute")
+        del choices["family"]
+    for name, values in choices.items():
+        yield from ({name: value} for value in values if value != getattr(claims, name))
+    yield from ({"smooth_nr": s, "smooth_dr": s} for s in SMOOTHINGS)
+    if claims.alpha != claims.beta:
+        yield {"alpha": claims.beta, "beta": claims.alpha}
+
+
+def _fits(claims: Claims, found: list[tuple[Volume, Outcome]]) -> bool:
+    for volume, outcome in found:
+        try:
+            wanted = exact.expected(claims, volume)
+        except (ValueError, ArithmeticError):
+            return False
+        if outcome.value.size != wanted.value.size:
+            return False
+        if not np.all(abs(outcome.value.ravel() - wanted.value.ravel()) <= wanted.tolerance):
+            return False
+    return True
+
+
+def _spelled(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
