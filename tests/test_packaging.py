@@ -48,9 +48,13 @@ def test_the_data_know_nothing_of_losses() -> None:
         assert not starts(imported(path), "voxloss", "voxloss_verify", "torch"), path
 
 
-def test_the_oracle_is_an_independent_witness() -> None:
-    oracle = ROOT / "verification" / "voxloss_verify" / "oracle.py"
-    assert not starts(imported(oracle), "voxloss", "voxloss_data", "torch", "monai")
+@pytest.mark.parametrize("witness", ["oracle", "claims", "volumes", "exact", "generated"])
+def test_the_oracles_are_independent_witnesses(witness: str) -> None:
+    """Nor do they reach by way of each other what they must not know."""
+    names = imported(ROOT / "verification" / "voxloss_verify" / f"{witness}.py")
+    assert not starts(names, "voxloss", "voxloss_data", "torch", "monai")
+    own = {name.split(".")[1] for name in starts(names, "voxloss_verify") if "." in name}
+    assert own <= {"oracle", "claims", "volumes", "exact", "generated", "tolerances"}
 
 
 @pytest.mark.parametrize(

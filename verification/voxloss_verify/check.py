@@ -124,8 +124,15 @@ def ask_law(subject: Subject, setting: Setting, law: Law) -> Record:
         worst_where=examiner.worst_where,
     )
     if broken is not None:
-        setup = subject.source.replace("\nloss = ", "\nloss = ", 1)
-        example = CounterExample(law.id, broken.volume, broken.message, setup, subject.claims.labels)
+        example = CounterExample(
+            law.id,
+            broken.volume,
+            broken.message,
+            subject.source,
+            broken.finding.code or law.code,
+            broken.finding.other,
+            subject.claims.labels == "indices",
+        )
         record = replace(
             record,
             status=Status.broken,
@@ -173,9 +180,9 @@ class _Examiner:
                 if finding.tolerance and (self.worst is None or _badness(finding) > _badness(self.worst)):
                     self.worst, self.worst_where = finding, str(volume)
                 if not finding.holds:
-                    raise Broken(finding.volume or volume, finding, _described(finding))
+                    raise Broken(finding.volume or volume, finding, str(finding))
         except Raised as error:
-            finding = Finding(str(error), float("nan"), float("nan"), 0.0, float("inf"))
+            finding = Finding(str(error), None, None, 0.0, float("inf"))
             raise Broken(volume, finding, str(error)) from error
 
     def _examine_drawn(self) -> None:
@@ -218,16 +225,3 @@ def _badness(finding: Finding) -> float:
     if finding.tolerance:
         return finding.error / finding.tolerance
     return 0.0 if finding.error == 0 else float("inf")
-
-
-def _described(finding: Finding) -> str:
-    if finding.expected != finding.expected:  # a statement, not a number
-        return (
-            f"expected {finding.what}, got {finding.got:g}"
-            if finding.got == finding.got
-            else f"not {finding.what}"
-        )
-    return (
-        f"{finding.what}: expected {finding.expected:.17g}, got {finding.got:.17g}, "
-        f"off by {finding.error:.3g}, tolerance {finding.tolerance:.3g}"
-    )

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from voxloss_data.files import save_bytes, save_nifti
+from voxloss_verify.oracle import Image
 from voxloss_verify.volumes import Volume
 
 # Volumes of up to so many numbers are written out in a snippet; larger ones are read from the NIfTI files.
@@ -32,84 +33,118 @@ class Status(str, Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One number that a law compares: what the loss gave, what it must be, and how far it may be off."""
+    """One number that a law compares: what the loss gave, what it must be, and how far it may be off.
+
+    For a statement, true or false, `expected` is None, and the error 0 or infinite.
+    """
 
     what: str
-    got: float
-    expected: float
+    got: float | None
+    expected: float | None
     tolerance: float
     error: float
     ulp: float | None = None  # |got − expected| in units in the last place of the returned dtype
     volume: Volume | None = None  # what showed it, if it is not the volume that was examined
+    other: Volume | None = None  # what that volume is compared with
+    code: tuple[str, ...] = ()  # what is done with `loss`, `input` and `target` before the loss is called
 
     @property
     def holds(self) -> bool:
         """Whether the error is within the tolerance; False for NaN."""
         return self.error <= self.tolerance
 
+    def __str__(self) -> str:
+        got = "" if self.got is None else f", got {self.got:.17g}"
+        if self.expected is None:
+            return f"expected {self.what}{got}"
+        return (
+            f"{self.what}: expected {self.expected:.17g}{got}, "
+            f"off by {self.error:.3g}, tolerance {self.tolerance:.3g}"
+        )
+
 
 @dataclass(frozen=True)
 class CounterExample:
     """The smallest volume that was found to break a law, and what it showed.
 
-    `call` is the source that makes `loss` and the dtype and form of its tensors.
+    `setup` is Python that makes `loss`; `code`, what is done with it and with `input` and `target` before it is
+    called; `other`, what the volume is compared with. `indices`: the target goes in without its channel axis.
     """
 
     law: str
     volume: Volume
     message: str
     setup: str
-    expected: str = ""
-
-    def snippet(self, folder: Path | None = None) -> str:
-        """Python that shows the broken law; large volumes are read from the files that `save` wrote."""
-        volume = self.volume
-        lines = ["import torch", self.setup]
-        for name, array, dtype in (
-            ("input", volume.input, volume.dtype),
-            ("target", volume.target, "int64" if volume.target.dtype.kind in "biu" else volume.dtype),
-        ):
-            if array.size <= LITERAL:
-                # repr of a Python float is exact, and infinities and NaN need names.
-                values = np.asarray(array, np.float64 if array.dtype.kind == "f" else None).ravel().tolist()
-                text = repr(values).replace("inf", "float('inf')").replace("nan", "float('nan')")
-                lines.append(f"{name} = torch.tensor({text}, dtype=torch.{dtype}).reshape{array.shape}")
-            else:
-                where = "" if folder is None else f"{folder.as_posix()}/"
-                part = "prediction" if name == "input" else "reference"
-                shape = (len(array), *array.shape[2:], array.shape[1])
-                lines += [
-                    "import nibabel, numpy",
-                    f"files = [f'{where}{self.stem}_item{{i}}_{part}.nii.gz' for i in range({array.shape[0]})]",
-                    f"image = numpy.stack([nibabel.load(file).dataobj for file in files]).reshape{shape}",
-                    f"{name} = torch.from_numpy(image).movedim(-1, 1).to(torch.{dtype}).contiguous()",
-                ]
-        lines += ["input.requires_grad_()", "value = loss(input, target)", "value.sum().backward()"]
-        lines += [f"print(value.tolist())  # {self.message}", "print(input.grad)"]
-        return "\n".join(lines)
+    code: tuple[str, ...] = ()
+    other: Volume | None = None
+    indices: bool = False
 
     @property
     def stem(self) -> str:
         """How the files of this counter-example begin."""
         return f"law_{self.law}"
 
+    def snippet(self, folder: Path | None = None) -> str:
+        """Python that shows the broken law; large volumes are read from the files that `save` wrote."""
+        lines = ["import torch", self.setup, *self._tensors(self.volume, "", folder)]
+        if self.other is not None:
+            lines += self._tensors(self.other, "other_", folder)
+        lines += [*self.code, "input.requires_grad_()", "value = loss(input, target)", "value.sum().backward()"]
+        lines += [f"print(value.tolist())  # {self.message}", "print(input.grad)"]
+        if self.other is not None:
+            lines += ["print(loss(other_input, other_target).tolist())"]
+        return "\n".join(lines)
+
     def save(self, folder: str | Path) -> list[Path]:
         """Write the volume as a pair of NIfTI files per item, channels last, and the snippet beside them."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         paths = []
-        for part, array in (("prediction", self.volume.input), ("reference", self.volume.target)):
-            for item, image in enumerate(array):
-                # [C, X, Y, Z] to [X, Y, Z, C], which viewers show as a series; missing spatial axes are 1.
-                padded = image.reshape(*image.shape, *[1] * (4 - image.ndim))
-                data = np.moveaxis(padded, 0, -1)
-                data = data.astype(np.int32 if data.dtype.kind in "biu" else np.float64)
-                path = folder / f"{self.stem}_item{item}_{part}.nii.gz"
-                save_nifti(path, data[..., 0] if data.shape[-1] == 1 else data, self.volume.affine)
-                paths.append(path)
+        for prefix, volume in (("", self.volume), ("other_", self.other)):
+            for part, array in _parts(volume):
+                for item, image in enumerate(array):
+                    path = folder / f"{self.stem}_{prefix}item{item}_{part}.nii.gz"
+                    save_nifti(path, _as_image(image), self.volume.affine)
+                    paths.append(path)
         script = folder / f"{self.stem}.py"
         save_bytes(script, (self.snippet(folder) + "\n").encode())
         return [*paths, script]
+
+    def _tensors(self, volume: Volume, prefix: str, folder: Path | None) -> list[str]:
+        lines = []
+        for part, array in _parts(volume):
+            name = prefix + ("input" if part == "prediction" else "target")
+            labels = part == "reference" and not volume.is_one_hot
+            dtype = "int64" if labels else volume.dtype
+            without = ".squeeze(1)" if labels and self.indices else ""
+            if array.size <= LITERAL:
+                # repr of a Python float is exact, and infinities and NaN need names.
+                values = np.asarray(array, None if labels else np.float64).ravel().tolist()
+                text = repr(values).replace("inf", "float('inf')").replace("nan", "float('nan')")
+                shape = tuple(array.shape)
+                lines.append(f"{name} = torch.tensor({text}, dtype=torch.{dtype}).reshape{shape}{without}")
+                continue
+            where = "" if folder is None else f"{folder.as_posix()}/"
+            files = f"f'{where}{self.stem}_{prefix}item{{i}}_{part}.nii.gz' for i in range({len(array)})"
+            shape = (len(array), *array.shape[2:], array.shape[1])
+            lines += [
+                "import nibabel, numpy",
+                f"files = [{files}]",
+                f"image = numpy.stack([nibabel.load(file).dataobj for file in files]).reshape{shape}",
+                f"{name} = torch.from_numpy(image).movedim(-1, 1).to(torch.{dtype}).contiguous(){without}",
+            ]
+        return lines
+
+
+def _parts(volume: Volume | None) -> list[tuple[str, Image]]:
+    return [] if volume is None else [("prediction", volume.input), ("reference", volume.target)]
+
+
+def _as_image(channels: Image) -> Image:
+    """[C, X, Y, Z] as [X, Y, Z, C], which viewers show as a series, or [X, Y, Z]; missing spatial axes are 1."""
+    padded = channels.reshape(*channels.shape, *[1] * (4 - channels.ndim))
+    image = np.moveaxis(padded, 0, -1).astype(np.int32 if channels.dtype.kind in "biu" else np.float64)
+    return image[..., 0] if image.shape[-1] == 1 else image
 
 
 @dataclass(frozen=True)

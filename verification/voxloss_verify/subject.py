@@ -65,7 +65,11 @@ class Subject:
         if self.make is None or not all(map(self.takes, arguments)):
             return None
         kwargs = {**(self.kwargs or {}), **arguments}
-        return replace(self, loss=_made(self.make, kwargs, self.name), claims=claims, kwargs=kwargs)
+        imports, _, expression = self.source.rpartition("\nloss = ")
+        source = f"{imports}\nloss = {expression.partition('(')[0]}({_spelled(kwargs)})"
+        return replace(
+            self, loss=_made(self.make, kwargs, self.name), claims=claims, kwargs=kwargs, source=source
+        )
 
     def tensors(self, volume: Volume) -> tuple[Tensor, Tensor]:
         """Input and target as the loss takes them, on the device."""
@@ -148,7 +152,7 @@ def subject_of(
         module = loss.__module__ if inspect.isclass(loss) or inspect.isfunction(loss) else type(loss).__module__
         source = f"from {module} import {name}"
     attribute = name.rpartition(":")[2]
-    given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+    given = _spelled(kwargs)
     make: Callable[..., Any] | None = None
     if inspect.isclass(found):
         make = found
@@ -177,6 +181,14 @@ def subject_of(
             f"{name}: what it claims to be cannot be read off a {type(instance).__name__}: give claims."
         )
     return Subject(name, instance, claims, source, torch.device(device), make, kwargs)
+
+
+def _spelled(kwargs: Mapping[str, Any]) -> str:
+    """Arguments as they are written in a call."""
+    values = {
+        name: f"torch.{value!r}" if isinstance(value, Tensor) else repr(value) for name, value in kwargs.items()
+    }
+    return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
 def said(error: BaseException | None) -> str:
@@ -233,8 +245,7 @@ def _made(make: Callable[..., Any], kwargs: Mapping[str, Any], name: str) -> Any
             warnings.simplefilter("ignore")
             return make(**kwargs)
     except Exception as error:
-        given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
-        raise TargetError(f"{name}({given}) cannot be made: {said(error)}") from error
+        raise TargetError(f"{name}({_spelled(kwargs)}) cannot be made: {said(error)}") from error
 
 
 def _parameters(make: Callable[..., Any]) -> set[str]:

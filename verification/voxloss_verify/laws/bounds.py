@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -101,7 +102,8 @@ def repair(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findi
             continue  # less than rounding, as for a voxel of a huge class beside a smoothed one
         after = subject.value(mended).value
         change = float(after.sum() - before.sum())
-        yield is_true(f"a lower loss after putting voxel {[item, *where]} right", change < 0, change)
+        lower = is_true(f"a lower loss after putting voxel {[item, *where]} right", change < 0, change)
+        yield replace(lower, other=mended)
 
 
 def _signed(subject: Subject, setting: Setting) -> str | None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from voxloss_verify import exact
 from voxloss_verify.generated import volumes
@@ -63,20 +62,20 @@ def empty_classes(subject: Subject, volume: Volume, setting: Setting) -> Iterato
     "29b",
     "an empty batch",
     oracle="an error, or 0",
-    given=lambda subject, setting: [cube(subject.claims, 4, subject.claims.dtypes[0], setting.seed)],
+    given=lambda subject, setting: _base(subject, setting),
 )
 def empty_batch(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
     """A batch without items, or without voxels, is an error or costs 0; it is never NaN."""
     subject = _on_cpu(subject)
-    for what, cut in (("items", np.s_[:0]), ("voxels", np.s_[..., :0])):
-        nothing = volume.changed(input=volume.input[cut], target=volume.target[cut])
+    for what, cut in (("items", ":0"), ("voxels", "..., :0")):
+        bad = Bad(f"no {what}", volume, (f"input, target = input[{cut}], target[{cut}]",))
         try:
-            found = subject.value(nothing)
+            value = subject.call(*bad.tensors(subject)).detach().double().numpy()
         except Raised:
             continue
         # Nothing without a reduction is an empty tensor.
-        worst = float(abs(found.value).max(initial=0.0))
-        yield is_true(f"an error or 0 without {what}", worst == 0, worst)
+        worst = float(abs(value).max(initial=0.0))
+        yield is_true(f"an error or 0 where there are no {what}", worst == 0, worst, bad.code)
 
 
 @law(
@@ -100,7 +99,9 @@ def shape(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
     sizes = {"B": len(volume.input), "C": len(claims.counting(volume.channels))}
     wanted = tuple(sizes.get(letter) or int(letter) for letter in claims.unreduced.split())
     yield is_true(
-        f"a shape of {list(wanted)} without reduction, not {list(alone.value.shape)}", alone.value.shape == wanted
+        f"a shape of {list(wanted)} without reduction, not {list(alone.value.shape)}",
+        alone.value.shape == wanted,
+        code=(*each.source.splitlines(), "print(loss(input, target).shape)"),
     )
     if claims.reduction == "none" or (claims.reduction == "mean" and claims.absent != "count"):
         return
@@ -109,34 +110,46 @@ def shape(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
     yield close(f"the {claims.reduction} of the parts", total, found.value, tolerance, found.dtype)
 
 
-Bad = tuple[str, Volume, Callable[[Tensor, Tensor], tuple[Any, Any]] | None]
+@dataclass(frozen=True)
+class Bad:
+    """What a loss should refuse: another volume, or `code` that spoils the tensors of a good one."""
+
+    what: str
+    volume: Volume
+    code: tuple[str, ...] = ()
+
+    def tensors(self, subject: Subject) -> tuple[Any, Any]:
+        """What the loss is given."""
+        input, target = subject.tensors(self.volume)
+        scope = {"torch": torch, "input": input, "target": target}
+        exec("\n".join(self.code), scope)
+        return scope["input"], scope["target"]
 
 
 def _base(subject: Subject, setting: Setting) -> list[Volume]:
-    """A volume with nothing wrong about it."""
-    return [cube(subject.claims, 4, subject.claims.dtypes[0], setting.seed)]
+    """A small volume with nothing wrong about it."""
+    return [cube(subject.claims, 2, subject.claims.dtypes[0], setting.seed)]
 
 
-def _refused(subject: Subject, volume: Volume, cases: Iterator[Bad]) -> Iterator[Finding]:
+def _refused(subject: Subject, volume: Volume, cases: Iterable[Bad]) -> Iterator[Finding]:
     """Each case raises; input, target and the loss are as before. Otherwise the finding names all that do not."""
     subject = _on_cpu(subject)
     before = subject.value(volume)
     accepted: list[str] = []
-    shown: Volume | None = None
-    for what, bad, form in cases:
-        tensors: tuple[Any, Any] = subject.tensors(bad)
-        if form is not None:
-            tensors = form(*tensors)
+    first: Bad | None = None
+    for bad in cases:
+        tensors = bad.tensors(subject)
         copies = copy.deepcopy(tensors)
         try:
             value = float(subject.call(*tensors).detach().double().mean())
         except Raised:
-            yield is_true(f"unchanged tensors after the error for {what}", all(map(_same, tensors, copies)))
+            unchanged = all(map(_same, tensors, copies))
+            yield is_true(f"unchanged tensors after the error for {bad.what}", unchanged)
             continue
-        accepted.append(f"{what} ({value:.3g})")
-        shown = shown or (bad if form is None else None)
-    finding = is_true("an error for " + "; ".join(accepted) if accepted else "errors", not accepted)
-    yield replace(finding, volume=shown)
+        accepted.append(f"{bad.what} (it costs {value:.3g})")
+        first = first or bad
+    finding = is_true("an error for " + "; for ".join(accepted), not accepted)
+    yield finding if first is None else replace(finding, volume=first.volume, code=first.code)
     after = subject.value(volume)
     same_value = np.array_equal(before.value, after.value, equal_nan=True)
     yield is_true("the same value after all those errors", same_value)
@@ -176,23 +189,15 @@ def bad_labels(subject: Subject, volume: Volume, setting: Setting) -> Iterator[F
 
         channels = volume.channels
         if volume.is_one_hot:
-            yield "a target of 2", put(2, STORED[volume.dtype]), None
-            yield "a target of −1", put(-1, STORED[volume.dtype]), None
-            yield "a target of NaN", put(np.nan, STORED[volume.dtype]), None
+            for value in (2, -1, np.nan):
+                yield Bad(f"a target of {value:g}", put(value, STORED[volume.dtype]))
             return
-        yield f"label {channels} of 0…{channels - 1}", put(channels), None
-        if subject.claims.ignore_index != -1:
-            yield "label −1", put(-1), None
-        if subject.claims.ignore_index != 255:
-            yield "label 255", put(255), None
+        for label in (channels, -1, 255):
+            if label != subject.claims.ignore_index:
+                yield Bad(f"label {label} beside 0…{channels - 1}", put(label))
         if subject.claims.labels == "map":
-
-            def fraction(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-                target = target.double()
-                target[(0,) * target.ndim] = 0.5
-                return input, target
-
-            yield "label 0.5 in a float map", volume, fraction
+            code = ("target = target.double()", f"target[{(0,) * volume.target.ndim}] = 0.5")
+            yield Bad("label 0.5 in a float map", volume, code)
 
     yield from _refused(subject, volume, cases())
 
@@ -208,15 +213,15 @@ def bad_shapes(subject: Subject, volume: Volume, setting: Setting) -> Iterator[F
     """Sizes, items or channels that do not fit together, arrays, and inputs that are not floating point."""
 
     def cases() -> Iterator[Bad]:
-        yield "a smaller target", volume.changed(target=volume.target[..., :-1]), None
+        yield Bad("a smaller target", volume.changed(target=volume.target[..., :-1]))
         doubled = np.concatenate([volume.target, volume.target])
-        yield "a target of two items for one", volume.changed(target=doubled), None
+        yield Bad("a target of two items for one", volume.changed(target=doubled))
         wide = np.concatenate([volume.target, volume.target, volume.target], 1)
         if subject.claims.labels != "indices":
-            yield f"a target of {wide.shape[1]} channels", volume.changed(target=wide), None
-            yield "a target without a channel axis", volume, lambda input, target: (input, target[:, 0])
-        yield "an input of whole numbers", volume, lambda input, target: (input.long(), target)
-        yield "arrays for tensors", volume, lambda input, target: (input.numpy(), target.numpy())
+            yield Bad(f"a target of {wide.shape[1]} channels", volume.changed(target=wide))
+            yield Bad("a target without a channel axis", volume, ("target = target[:, 0]",))
+        yield Bad("an input of whole numbers", volume, ("input = input.long()",))
+        yield Bad("arrays for tensors", volume, ("input, target = input.numpy(), target.numpy()",))
 
     yield from _refused(subject, volume, cases())
 
@@ -240,10 +245,10 @@ def bad_predictions(subject: Subject, volume: Volume, setting: Setting) -> Itera
             for value in (3.0, -2.0):
                 input = volume.input.copy()
                 input[(0,) * input.ndim] = value
-                yield f"a probability of {value:g}", volume.changed(input=input), None
+                yield Bad(f"a probability of {value:g}", volume.changed(input=input))
         elif claims.fixed_channels is None and claims.classes is None:
             target = volume.target[:, :1] if volume.is_one_hot else np.zeros_like(volume.target)
-            yield "softmax over one channel", volume.changed(input=volume.input[:, :1], target=target), None
+            yield Bad("softmax over one channel", volume.changed(input=volume.input[:, :1], target=target))
 
     yield from _refused(subject, volume, cases())
 
@@ -279,7 +284,7 @@ def _constructor(subject: Subject, setting: Setting) -> str | None:
 )
 def bad_arguments(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
     """Negative smoothing, α, β or weights, γ ≤ 0, unknown reductions: an error, at the latest when called."""
-    accepted = []
+    accepted, code = [], ""
     for name, values in ARGUMENTS.items():
         for value in values:
             try:
@@ -290,4 +295,5 @@ def bad_arguments(subject: Subject, volume: Volume, setting: Setting) -> Iterato
             except (TargetError, Raised):
                 continue
             accepted.append(f"{name}={value!r}")
-    yield is_true(f"an error for {', '.join(accepted)}" if accepted else "errors", not accepted)
+            code = code or made.source
+    yield is_true(f"an error for {', '.join(accepted)}", not accepted, code=tuple(code.splitlines()))

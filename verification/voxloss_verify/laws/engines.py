@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import pickle
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -129,7 +131,8 @@ def unmutated(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Fi
     first = subject.differentiate(input.requires_grad_(), target)
     with torch.no_grad():
         for name, tensor, copy in (("input", input, copies[0]), ("target", target, copies[1])):
-            yield is_true(f"an unchanged {name}", torch.equal(tensor, copy))
+            code = (f"print({name}); loss(input, target); print({name})",)
+            yield is_true(f"an unchanged {name}", torch.equal(tensor, copy), code=code)
     second = subject.value(volume)
     same = np.array_equal(first.value, second.value, equal_nan=True)
     yield is_true("the same value with and without a gradient", same, float(second.value.ravel()[0]))
@@ -255,17 +258,26 @@ def backends(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Fin
         assert other is not None
         found = other.gradient(volume)
         tolerance = 2 * exact.expected(claims, volume).tolerance
-        yield close(f"loss of {name}", found.value, wanted.value, tolerance, wanted.dtype)
+        code = ("print(loss(input, target).tolist())", *reference.source.splitlines())
+        finding = close(f"loss of {name}", found.value, wanted.value, tolerance, wanted.dtype)
+        yield replace(finding, code=code)
         slack = 2 * exact.gradient_tolerance(claims, volume, volume.dtype)
         assert found.gradient is not None
         assert wanted.gradient is not None
-        yield close(f"∂L/∂input of {name}", found.gradient, wanted.gradient, slack, volume.dtype)
+        finding = close(f"∂L/∂input of {name}", found.gradient, wanted.gradient, slack, volume.dtype)
+        yield replace(finding, code=code)
 
 
 def _compiled_volumes(subject: Subject, setting: Setting) -> Iterator[Volume]:
     for dtype in ("float32", "float64"):
         if dtype in subject.claims.dtypes:
-            yield cube(subject.claims, 6, dtype, setting.seed)
+            yield cube(subject.claims, 3, dtype, setting.seed)
+
+
+def _compiler(setting: Setting) -> str:
+    """Inductor needs a C++ compiler; without one the graph is compiled to torch's own operators."""
+    found = any(shutil.which(name) for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++", "cl") if name)
+    return setting.profile.compiler if found else "aot_eager"
 
 
 @law(
@@ -273,12 +285,13 @@ def _compiled_volumes(subject: Subject, setting: Setting) -> Iterator[Volume]:
     "torch.compile in one graph",
     oracle="the loss as it is, not compiled",
     domain=lambda subject, setting: None if subject.claims.compiles else "torch.compile is not claimed",
+    code=("loss = torch.compile(loss, fullgraph=True, backend='aot_eager')",),
     given=_compiled_volumes,
 )
 def compiled(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
     """torch.compile(fullgraph=True) gives the same value and gradient."""
     torch._dynamo.reset()
-    fused = replace(subject, loss=torch.compile(subject.loss, fullgraph=True, backend=setting.profile.compiler))
+    fused = replace(subject, loss=torch.compile(subject.loss, fullgraph=True, backend=_compiler(setting)))
     first, found = subject.gradient(volume), fused.gradient(volume)
     tolerance = 2 * exact.expected(subject.claims, volume).tolerance
     yield close("compiled loss", found.value, first.value, tolerance, first.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -117,7 +118,8 @@ def homogeneity(subject: Subject, volume: Volume, setting: Setting) -> Iterator[
     if claims.family == "focal_tversky":
         top, factor = 0.0, 1.0
     wanted = top - factor * (top - whole.value)
-    yield close("L(p/2, g/2)", halved.value, wanted, 2 * exact.expected(claims, volume).tolerance, whole.dtype)
+    tolerance = 2 * exact.expected(claims, volume).tolerance
+    yield replace(close("L(p/2, g/2)", halved.value, wanted, tolerance, whole.dtype), other=half)
 
 
 def _mean_weight(claims: Claims, channels: int) -> float:
@@ -135,6 +137,7 @@ def _double(subject: Subject, setting: Setting) -> str | None:
     "gradcheck",
     oracle="finite differences",
     tolerance="torch.autograd.gradcheck's",
+    code=("print(torch.autograd.gradcheck(lambda x: loss(x, target), input.requires_grad_()))",),
     domain=_double,
     strategy=lambda claims: _smooth_volumes(claims, prediction="soft", dtypes=("float64",), items=1).filter(
         lambda volume: volume.input.size <= 48
@@ -155,7 +158,8 @@ def gradcheck(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Fi
             raise
         except RuntimeError as error:
             raise Raised from error
-        yield is_true(f"torch.autograd.{name}", passed)
+        code = (f"print(torch.autograd.{name}(lambda x: loss(x, target), input.requires_grad_()))",)
+        yield is_true(f"torch.autograd.{name} to pass", passed, code=code)
 
 
 @law(

@@ -167,7 +167,8 @@ def focal_tversky(subject: Subject, volume: Volume, setting: Setting) -> Iterato
     without = subject.with_arguments(replace(claims, gamma=1.0, linear_below=0.0), gamma=1.0)
     if without is not None and claims.gamma_as != "1-gamma":
         plain = replace(claims, family="tversky")
-        yield close_value("loss with γ = 1", without, without.value(volume), volume, plain)
+        finding = close_value("loss with γ = 1", without, without.value(volume), volume, plain)
+        yield replace(finding, code=tuple(without.source.splitlines()))
 
 
 def _two_masks(subject: Subject, setting: Setting) -> str | None:
@@ -203,12 +204,14 @@ def symmetry(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Fin
     turned = replace(claims, alpha=claims.beta, beta=claims.alpha)
     tolerance = exact.expected(claims, volume).tolerance
     if turned == claims:
-        yield close("loss", found.value, subject.value(other_way).value, tolerance, found.dtype)
+        finding = close("loss", found.value, subject.value(other_way).value, tolerance, found.dtype)
+        yield replace(finding, other=other_way)
         return
     yield close_value("loss with α and β swapped", subject, found, other_way, turned)
     remade = subject.with_arguments(turned, alpha=claims.beta, beta=claims.alpha)
     if remade is not None:
-        yield close("loss", found.value, remade.value(other_way).value, tolerance, found.dtype)
+        finding = close("loss", found.value, remade.value(other_way).value, tolerance, found.dtype)
+        yield replace(finding, other=other_way)
 
 
 def _soft_perfect(subject: Subject, setting: Setting) -> str | None:
@@ -237,11 +240,13 @@ def perfect_soft(subject: Subject, volume: Volume, setting: Setting) -> Iterator
         found = subject.value(perfect)
         terms = claims.offset - 1 if claims.reduction != "sum" else 0
         tolerance = exact.expected(claims, perfect).tolerance
-        yield close("L(q, q)", found.value, np.full(found.value.shape, float(terms)), tolerance, found.dtype)
+        wanted = np.full(found.value.shape, float(terms))
+        yield replace(close("L(q, q)", found.value, wanted, tolerance, found.dtype), volume=perfect)
         slopes = subject.gradient(perfect).gradient
         assert slopes is not None
         slack = exact.gradient_tolerance(claims, perfect, volume.dtype)
-        yield close("∂L/∂p at p = g", slopes, np.zeros_like(slopes), slack, volume.dtype)
+        rest = close("∂L/∂p at p = g", slopes, np.zeros_like(slopes), slack, volume.dtype)
+        yield replace(rest, volume=perfect)
     if claims.family == "jaccard" and claims.overlap == "min" and not claims.smooth_dr and claims.offset == 1:
         # a = p, b = g, c = the mean of p and an upside-down g.
         middle = ((volume.input + np.flip(volume.target, -1)) / 2).astype(volume.input.dtype)
@@ -250,4 +255,4 @@ def perfect_soft(subject: Subject, volume: Volume, setting: Setting) -> Iterator
         c_b = subject.value(volume.changed(input=middle)).value
         excess = float((a_b - a_c - c_b).max())
         tolerance = 3 * exact.expected(claims, volume).tolerance
-        yield Finding("L(a, b) ≤ L(a, c) + L(c, b): excess", excess, 0.0, tolerance, max(0.0, excess))
+        yield Finding("L(a, b) − L(a, c) − L(c, b) ≤ 0", excess, 0.0, tolerance, max(0.0, excess))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,17 +22,29 @@ from voxloss_verify.subject import Outcome, Subject
 from voxloss_verify.volumes import Volume, certain, one_hot
 
 
-def _same(subject: Subject, what: str, volume: Volume, one: Outcome, other: Outcome) -> Iterator[Finding]:
-    """The same value, and the same gradient if both have one in the same place."""
+def _same(
+    subject: Subject,
+    what: str,
+    volume: Volume,
+    one: Outcome,
+    other: Outcome,
+    moved: Volume | None = None,
+    code: tuple[str, ...] = (),
+) -> Iterator[Finding]:
+    """The same value, and the same gradient if both have one in the same place.
+
+    `moved` is the volume of the `other` outcome, or `code` what makes it of the first one's tensors.
+    """
     tolerance = 2 * exact.expected(subject.claims, volume).tolerance
-    yield close(f"loss {what}", other.value, one.value, tolerance, one.dtype)
+    finding = close(f"loss {what}", other.value, one.value, tolerance, one.dtype)
+    yield replace(finding, other=moved, code=code)
     if one.gradient is not None and other.gradient is not None:
         slack = 2 * exact.gradient_tolerance(subject.claims, volume, volume.dtype)
-        yield close(f"∂L/∂input {what}", other.gradient, one.gradient, slack, volume.dtype)
+        finding = close(f"∂L/∂input {what}", other.gradient, one.gradient, slack, volume.dtype)
+        yield replace(finding, other=moved, code=code)
 
 
 Move = Callable[[Image], Image]
-Form = Callable[[torch.Tensor], torch.Tensor]
 
 
 def _moved(volume: Volume, move: Move) -> Volume:
@@ -60,13 +72,12 @@ def order(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
     moves += [(f"flipped along axis {axis}", partial(np.flip, axis=axis)) for axis in axes]
     moves += [(f"turned in axes {a} and {b}", partial(np.rot90, axes=(a, b))) for a, b in combinations(axes, 2)]
     for what, move in moves:
+        moved = _moved(volume, move)
+        found = subject.gradient(moved)
         if what.startswith("with its items") and subject.claims.reduction == "none" and not subject.claims.batch:
-            found = subject.gradient(_moved(volume, move))
             found = replace(found, value=found.value[::-1])
-        else:
-            found = subject.gradient(_moved(volume, move))
         there = replace(first, gradient=move(first.gradient))
-        yield from _same(subject, what, volume, there, found)
+        yield from _same(subject, what, volume, there, found, moved)
 
 
 @law(
@@ -97,7 +108,7 @@ def class_order(subject: Subject, volume: Volume, setting: Setting) -> Iterator[
     assert other is not None
     assert first.gradient is not None
     there = replace(first, gradient=first.gradient[:, swap])
-    yield from _same(subject, "with two classes swapped", volume, there, other.gradient(permuted))
+    yield from _same(subject, "with two classes swapped", volume, there, other.gradient(permuted), permuted)
 
 
 def _relabelled(labels: Image, swap: list[int]) -> Image:
@@ -128,7 +139,7 @@ def upsampling(subject: Subject, volume: Volume, setting: Setting) -> Iterator[F
         return image
 
     large = _moved(volume, repeated)
-    yield from _same(subject, "up-sampled", volume, subject.value(volume), subject.value(large))
+    yield from _same(subject, "up-sampled", volume, subject.value(volume), subject.value(large), large)
 
 
 @law(
@@ -154,10 +165,11 @@ def padding(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Find
     input = np.concatenate([volume.input, certain(claims, background).astype(volume.input.dtype)], -1)
     extra = background if volume.is_one_hot else np.zeros((shape[0], 1, *shape[2:]), np.int64)
     target = np.concatenate([volume.target, extra.astype(volume.target.dtype)], -1)
-    found = subject.gradient(volume.changed(input=input, target=target))
+    padded = volume.changed(input=input, target=target)
+    found = subject.gradient(padded)
     assert found.gradient is not None
     inner = replace(found, gradient=found.gradient[..., : volume.input.shape[-1]])
-    yield from _same(subject, "padded with background", volume, first, inner)
+    yield from _same(subject, "padded with background", volume, first, inner, padded)
 
 
 @law(
@@ -176,7 +188,8 @@ def batch(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
     first = subject.gradient(volume)
     assert first.gradient is not None
     there = replace(first, gradient=joined(first.gradient))
-    yield from _same(subject, "side by side", volume, there, subject.gradient(_moved(volume, joined)))
+    one = _moved(volume, joined)
+    yield from _same(subject, "side by side", volume, there, subject.gradient(one), one)
 
 
 @law(
@@ -218,7 +231,7 @@ def shifted(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Find
     ramp = np.arange(voxels).reshape(1, 1, *volume.input.shape[2:])
     for what, constant in (("+ voxel number", ramp), ("+ 128", 128), ("− 1024", -1024)):
         moved = volume.changed(input=(volume.input + constant).astype(volume.input.dtype))
-        yield from _same(subject, what, volume, first, subject.gradient(moved))
+        yield from _same(subject, what, volume, first, subject.gradient(moved), moved)
 
 
 def _ignoring(subject: Subject, setting: Setting) -> str | None:
@@ -250,13 +263,15 @@ def ignored(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Find
         return kept.reshape(*image.shape[:2], *[1] * (image.ndim - 3), count)
 
     if count:
-        found = subject.gradient(_moved(volume, without))
+        deleted = _moved(volume, without)
         there = replace(first, gradient=without(first.gradient))
-        yield from _same(subject, "without the ignored voxels", volume, there, found)
+        found = subject.gradient(deleted)
+        yield from _same(subject, "without the ignored voxels", volume, there, found, deleted)
     for what, value in (("0", 0.0), ("NaN", np.nan), ("infinity", np.inf), ("−infinity", -np.inf)):
         input = np.where(keep, volume.input, np.asarray(value, volume.input.dtype))
-        found = subject.gradient(volume.changed(input=input))
-        yield from _same(subject, f"with {what} in ignored voxels", volume, first, found)
+        hidden = volume.changed(input=input)
+        found = subject.gradient(hidden)
+        yield from _same(subject, f"with {what} in ignored voxels", volume, first, found, hidden)
 
 
 LABELS = ("uint8", "int8", "int16", "int32", "int64", "float32", "float64")
@@ -272,18 +287,21 @@ def layout(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findi
     """channels_last_3d, slices, transposed and expanded tensors, all label dtypes: same value and gradient."""
     first = subject.gradient(volume)
     input, target = subject.tensors(volume)
-    for what, form in _layouts(input.ndim):
-        moved = form(input).requires_grad_()
+    for what, lines in _layouts(input.ndim):
+        moved, other = _formed(lines, input, target)
         yield is_true(f"a tensor {what} of the same values", torch.equal(moved.detach(), input))
-        yield from _same(subject, what, volume, first, subject.differentiate(moved, form(target)))
+        found = subject.differentiate(moved.requires_grad_(), other)
+        code = ("print(loss(input, target).tolist())", *lines)
+        yield from _same(subject, what, volume, first, found, code=code)
     if len(volume.input) == 1:
         # Every item the same, by a stride of 0; a mean over items is that of one.
         wide = input.expand(2, *input.shape[1:]), target.expand(2, *target.shape[1:])
         copied = tuple(tensor.contiguous() for tensor in wide)
         with torch.no_grad():
-            one, other = (subject.call(*pair).double().cpu().numpy() for pair in (wide, copied))
-        tolerance = 2 * exact.expected(subject.claims, volume).tolerance * 2
-        yield close("loss expanded over items", one, other, tolerance, first.dtype)
+            strided, packed = (subject.call(*pair).double().cpu().numpy() for pair in (wide, copied))
+        tolerance = 4 * exact.expected(subject.claims, volume).tolerance
+        code = ("input, target = (t.expand(2, *t.shape[1:]) for t in (input, target))",)
+        yield replace(close("loss expanded over items", strided, packed, tolerance, first.dtype), code=code)
     kinds: tuple[str, ...] = LABELS
     if volume.is_one_hot:
         kinds = ("bool", *LABELS) if volume.target.dtype == bool else ()
@@ -294,33 +312,33 @@ def layout(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findi
             continue  # class indices are int64 by definition, as for torch's cross entropy
         labels = target.to(getattr(torch, kind))
         found = subject.differentiate(input.detach().clone().requires_grad_(), labels)
-        yield from _same(subject, f"with {kind} labels", volume, first, found)
+        code = ("print(loss(input, target).tolist())", f"target = target.to(torch.{kind})")
+        yield from _same(subject, f"with {kind} labels", volume, first, found, code=code)
 
 
-def _layouts(axes: int) -> Iterator[tuple[str, Form]]:
-    def sliced(tensor: torch.Tensor) -> torch.Tensor:
-        wide = torch.stack([tensor, torch.zeros_like(tensor)], -1).flatten(-2)
-        return wide[..., ::2].detach()
+def _layouts(axes: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """How a layout is called, and the Python that brings input and target into it, also for a snippet."""
 
-    def turned(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.transpose(-1, 0).contiguous().transpose(-1, 0).detach()
+    def both(expression: str) -> tuple[str, ...]:
+        return tuple(f"{name} = {expression.format(name)}" for name in ("input", "target"))
 
-    yield "every other element of a larger one", sliced
-    yield "transposed in memory", turned
-    if axes == 5:
-        yield (
-            "in channels_last_3d",
-            lambda tensor: tensor.detach().contiguous(
-                memory_format=torch.channels_last_3d if tensor.ndim == 5 else torch.contiguous_format
-            ),
-        )
-    if axes == 4:
-        yield (
-            "in channels_last",
-            lambda tensor: tensor.detach().contiguous(
-                memory_format=torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
-            ),
-        )
+    every_other = "torch.stack([{0}, torch.zeros_like({0})], -1).flatten(-2)[..., ::2]"
+    yield "every other element of a larger one", both(every_other)
+    yield "transposed in memory", both("{0}.transpose(-1, 0).contiguous().transpose(-1, 0)")
+    # Class indices have an axis less than the input and no channels to bring to the end.
+    last = {5: "channels_last_3d", 4: "channels_last"}.get(axes)
+    if last is not None:
+        form = f"{{0}}.contiguous(memory_format=torch.{last}) if {{0}}.ndim == {axes} else {{0}}"
+        yield f"in {last}", both(form)
+
+
+def _formed(
+    lines: tuple[str, ...], input: torch.Tensor, target: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run the lines that bring two tensors into another layout."""
+    scope: dict[str, Any] = {"torch": torch, "input": input.detach(), "target": target}
+    exec("\n".join(lines), scope)
+    return scope["input"], scope["target"]
 
 
 def _both_forms(subject: Subject, setting: Setting) -> str | None:
@@ -358,5 +376,8 @@ def forms(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
         target = one_hot(volume.target, volume.channels)
     other = _other_form(subject)
     assert other is not None
-    found = other.gradient(volume.changed(target=target))
-    yield from _same(subject, "with the other form of labels", volume, subject.gradient(volume), found)
+    changed = volume.changed(target=target)
+    found = other.gradient(changed)
+    code = ("print(loss(input, target).tolist())", *other.source.splitlines(), "target = other_target")
+    what = "with the other form of labels"
+    yield from _same(subject, what, volume, subject.gradient(volume), found, changed, code)

@@ -33,6 +33,7 @@ class Law:
         check: the findings on one volume.
         strategy: volumes that Hypothesis draws; None if the law has only given ones.
         given: further volumes, by what is at hand.
+        code: Python that prepares `loss`, `input` and `target` in the snippet of a counter-example.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Law:
     domain: Callable[[Subject, Setting], str | None]
     strategy: Callable[[Claims], SearchStrategy[Volume]] | None = None
     given: Callable[[Subject, Setting], Iterable[Volume]] | None = None
+    code: tuple[str, ...] = ()
 
 
 LAWS: list[Law] = []
@@ -58,12 +60,13 @@ def law(
     domain: Callable[[Subject, Setting], str | None] = lambda subject, setting: None,
     strategy: Callable[[Claims], SearchStrategy[Volume]] | None = None,
     given: Callable[[Subject, Setting], Iterable[Volume]] | None = None,
+    code: tuple[str, ...] = (),
 ) -> Callable[[Check], Check]:
     """Enter a check as a law; its docstring is the statement."""
 
     def enter(check: Check) -> Check:
         statement = " ".join((check.__doc__ or "").split())
-        LAWS.append(Law(id, name, statement, oracle, tolerance, check, domain, strategy, given))
+        LAWS.append(Law(id, name, statement, oracle, tolerance, check, domain, strategy, given, code))
         return check
 
     return enter
@@ -75,7 +78,6 @@ def close(
     expected: ArrayLike,
     tolerance: float,
     dtype: str | None = None,
-    axes: str = "",
 ) -> Finding:
     """Compare arrays; the finding is the element that is furthest off, NaN before all others.
 
@@ -84,7 +86,7 @@ def close(
     found, wanted = np.asarray(got, np.float64), np.asarray(expected, np.float64)
     if found.size != wanted.size:
         shapes = f"{what}: shape {list(found.shape)} for {list(wanted.shape)}"
-        return Finding(shapes, float("nan"), float("nan"), tolerance, float("inf"))
+        return Finding(shapes, None, None, tolerance, float("inf"))
     if not found.size:
         return Finding(what, 0.0, 0.0, tolerance, 0.0)
     found = found.reshape(wanted.shape)
@@ -107,9 +109,9 @@ def spacing(value: float, dtype: str) -> float:
     return float(np.spacing(np.asarray(abs(value), dtype)))
 
 
-def is_true(what: str, truth: bool | np.bool_, got: float = float("nan")) -> Finding:
+def is_true(what: str, truth: bool | np.bool_, got: float | None = None, code: tuple[str, ...] = ()) -> Finding:
     """A statement that has no distance: its error is 0 or infinite."""
-    return Finding(what, got, float("nan"), 0.0, 0.0 if truth else float("inf"))
+    return Finding(what, got, None, 0.0, 0.0 if truth else float("inf"), code=code)
 
 
 def close_value(
