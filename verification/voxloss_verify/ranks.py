@@ -28,7 +28,7 @@ from typing import IO, Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
-# All in seconds. How long an interpreter may take to import torch, on a machine however busy.
+# All in seconds. How long a rank may take to import torch, on a machine however busy.
 _IMPORT = 300.0
 # How long to look for a rank that died after another one raised: its peers may notice first.
 _DEATH = 0.5
@@ -225,9 +225,8 @@ def _converse(
     """Send the task and wait for the answer, None if the rank has died."""
     assert process.stdout is not None
     answer: _Answer | None = None
-    with suppress(
-        Exception
-    ):  # a pipe that ended or, after Ctrl-C, was closed; an answer too large for the memory
+    # A pipe that ended or, after Ctrl-C, was closed; an answer too large for the memory.
+    with suppress(Exception):
         pickle.dump(task, _stdin(process))
         _stdin(process).flush()
         answer = pickle.load(process.stdout)
@@ -318,7 +317,7 @@ def _join(store: str, rank: int, size: int, timeout: float) -> None:
 
 
 def _leave() -> None:
-    """Without it torch warns at the end; but it is not imported just to leave at once."""
+    """As torch asks for, though gloo ends quietly without; but not by importing it only to leave at once."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_initialized():
         distributed.destroy_process_group()
