@@ -1,1 +1,27 @@
-"""The property-based verification suite, the demo and the command line."""
+"""The property-based verification suite, the demo and the command line.
+
+What is exported is loaded when it is first asked for: pytest imports this package at every start, for its plugin.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from voxloss_verify.check import check_loss
+    from voxloss_verify.claims import Claims
+    from voxloss_verify.record import Record, Status
+
+__all__ = ["Claims", "Record", "Status", "check_loss"]
+
+if not TYPE_CHECKING:  # else any name would be known to type checkers
+    _MODULES = {"Claims": "claims", "Record": "record", "Status": "record", "check_loss": "check"}
+
+    def __getattr__(name):
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+    def __dir__():
+        return sorted({*globals(), *__all__})

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from voxloss_verify.names import LOSSES
+from voxloss_verify.request import COUNTEREXAMPLES, Request, parse_kwargs
 
 app = typer.Typer(
     name="voxloss",
@@ -40,12 +41,25 @@ def _labels(text: str | None) -> list[int] | None:
         raise typer.BadParameter(f"--labels: expected whole numbers like 1,2,5, got {text!r}.") from None
 
 
+def _writable(option: str, path: Path | None) -> None:
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise typer.BadParameter(f"{option}: expected a file in a folder that exists, got {path}.")
+
+
 class Format(str, Enum):
     """How scores are written."""
 
     table = "table"
     csv = "csv"
     json = "json"
+
+
+class Profile(str, Enum):
+    """How much is tried."""
+
+    quick = "quick"
+    default = "default"
+    thorough = "thorough"
 
 
 @app.callback()
@@ -63,6 +77,8 @@ def voxloss(
         voxloss phantoms phantoms/  # images whose Dice and IoU are known exactly
 
         voxloss score PRED REF      # Dice, IoU, counts and volumes of label maps
+
+        voxloss verify MODULE:LOSS  # does a loss of anyone's obey the laws of its formula?
     """
 
 
@@ -158,8 +174,93 @@ def score(
         voxloss score predictions/ references/ --labels 1,2 --ignore 255
     """
     chosen = _labels(labels)
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):
-        raise typer.BadParameter(f"--out: expected a file in a folder that exists, got {out}.")
+    _writable("--out", out)
     from voxloss_verify.score_table import score_and_show
 
     raise typer.Exit(score_and_show(prediction, reference, chosen, ignore, format.value, out, jobs))
+
+
+@app.command()
+def verify(
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="TARGET", help="module:Name or file.py:Name of a class or function.", show_default=False
+        ),
+    ] = None,
+    kwargs: Annotated[str | None, typer.Option(metavar="JSON", help="The arguments of the class.")] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(
+            "--as",
+            metavar="FAMILY",
+            help="What it claims to be: dice, jaccard, tversky, focal_tversky, generalized_dice.",
+        ),
+    ] = None,
+    claim: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="What it claims besides; once per claim.")
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps, auto.")] = "cpu",
+    profile: Annotated[Profile, typer.Option(help="How much is tried.")] = Profile.default,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of all random volumes.")] = 0,
+    derandomize: Annotated[
+        bool, typer.Option("--derandomize", help="Draw volumes from each law alone, not from the seed.")
+    ] = False,
+    data: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="PRED REF", help="Try these NIfTI label maps, too, or folders of them."),
+    ] = None,
+    law: Annotated[list[str] | None, typer.Option(metavar="ID", help="Ask this law only; once per law.")] = None,
+    xfails: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Expected failures: TOML, [xfail] with a reason per law.")
+    ] = None,
+    counterexamples: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where those of broken laws go; made if need be.")
+    ] = COUNTEREXAMPLES,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one page about everything.")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write everything for machines.")] = None,
+) -> None:
+    """Verify a loss, of whatever library: ask it the laws of the formula that it claims to be.
+
+    What losses of voxloss, MONAI, nnU-Net and kornia claim is read off them; others say it with --as and
+    --claim. The smallest volume that breaks a law is printed as Python to paste, and written as NIfTI. Exit code
+    0 if every claimed law holds, 1 if one is broken, 2 if the loss could not be loaded or called. Ctrl-C reports
+    what there is.
+
+    Examples:
+
+        voxloss verify voxloss:DiceLoss
+
+        voxloss verify monai.losses:DiceLoss --kwargs '{"softmax": true, "to_onehot_y": true}' --device cuda
+
+        voxloss verify my_losses.py:MyTversky --as tversky --claim alpha=0.3 --claim beta=0.7 --html report.html
+    """
+    if target is None:
+        raise typer.BadParameter("expected a TARGET like monai.losses:DiceLoss or my_losses.py:MyDice, got none.")
+    try:
+        arguments = parse_kwargs(kwargs)
+    except ValueError as error:
+        raise typer.BadParameter(f"--kwargs: {error}") from error
+    _writable("--html", html)
+    _writable("--json", json)
+    if counterexamples.exists() and not counterexamples.is_dir():
+        raise typer.BadParameter(f"--counterexamples: expected a folder, got the file {counterexamples}.")
+    request = Request(
+        target=target,
+        kwargs=arguments,
+        family=family,
+        claims=claim or (),
+        device=device,
+        profile=profile.value,
+        seed=seed,
+        derandomize=derandomize,
+        data=data,
+        laws=law,
+        xfails=xfails,
+        counterexamples=counterexamples,
+    )
+    try:
+        from voxloss_verify.verify_table import verify_and_show
+    except ImportError as error:
+        raise ImportError(f"verify needs {error.name}: pip install 'voxloss[verify]'", name=error.name) from error
+    raise typer.Exit(verify_and_show(request, html, json))

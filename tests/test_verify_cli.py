@@ -1,0 +1,606 @@
+"""`voxloss verify`: what it prints, what it writes, its exit codes, and one readable line for each mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+import losses_with_flaws
+import voxloss
+import voxloss_verify
+from test_score import ignores_sigint
+from voxloss_verify import Claims, verify_report, verify_table
+from voxloss_verify.__main__ import main
+from voxloss_verify.check import ask_law, check_loss
+from voxloss_verify.laws import LAWS
+from voxloss_verify.record import Record, Status
+from voxloss_verify.xfails import read_xfails
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+FLAWS = Path(losses_with_flaws.__file__)
+LOGITS = '{"softmax": true, "to_onehot_y": true}'
+ARGUMENTS = json.loads(LOGITS)
+Verify = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Of its own, with the imports that loading a loss makes undone."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    ours = sys.modules[losses_with_flaws.__name__]
+    yield
+    sys.modules[losses_with_flaws.__name__] = ours
+
+
+@pytest.fixture
+def verify(capsys: pytest.CaptureFixture[str]) -> Verify:
+    """Run `voxloss verify` in this process, quickly: exit code, stdout, stderr."""
+
+    def command(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as exit:
+            main(["verify", "--profile", "quick", *map(str, arguments)])
+        captured = capsys.readouterr()
+        return int(exit.value.code or 0), captured.out, captured.err
+
+    return command
+
+
+def flawed(name: str, *laws: str) -> list[object]:
+    """The arguments that verify one of the losses with flaws."""
+    return [f"{FLAWS}:{name}", "--kwargs", LOGITS, *(word for law in laws for word in ("--law", law))]
+
+
+def rows(out: str) -> dict[str, str]:
+    """The lines of the laws, by law."""
+    lines = out.split("\nlaw ")[1].split("\n\n")[0].splitlines()[1:]
+    return {line.split()[0]: line for line in lines}
+
+
+def snippets(out: str) -> list[str]:
+    """The Python to paste, up to the next empty line."""
+    return re.findall(r"^import torch\n.*?(?=\n\n)", out, flags=re.M | re.S)
+
+
+def strictly(path: Path) -> Any:
+    """JSON as other languages read it, without NaN and Infinity."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+# What comes of laws.
+
+
+def test_laws_that_hold(verify: Verify, tmp_path: Path) -> None:
+    code, out, err = verify("voxloss:DiceLoss", "--kwargs", LOGITS, "--law", "4", "--law", "1", "--seed", "7")
+    assert (code, err) == (0, "")
+    assert "target   voxloss:DiceLoss\n" in out
+    assert "source   from voxloss import DiceLoss; loss = DiceLoss(softmax=True, to_onehot_y=True)\n" in out
+    assert re.search(r"^claims   family=dice .*activation=softmax labels=map", out, flags=re.M)
+    assert "squared=" not in out, "a default"
+    assert f"device   cpu ({platform.machine()}), torch {torch.__version__}\n" in out
+    assert re.search(r"^profile  quick: 30 drawn volumes per law, .*; seed 7$", out, flags=re.M)
+    assert list(rows(out)) == ["1", "4"]
+    for law, row in rows(out).items():
+        name = re.escape(next(one.name for one in LAWS if one.id == law))
+        assert re.fullmatch(rf"{law} +{name} +holds +\d\d +\d\.\de-\d\d +[\d.]+ +\d\.\d  .*float32 .*: loss", row)
+    assert re.search(r"\n\n2 hold in \d+ s\n$", out)
+    assert list(tmp_path.iterdir()) == [], "nothing broke"
+
+
+def test_a_broken_law(verify: Verify) -> None:
+    code, out, err = verify(*flawed("Off", "1", "25"), "--json", "report.json")
+    assert (code, err) == (1, "")
+    assert " broken " in rows(out)["1"]
+    assert re.search(r"\n\n0 hold, 2 broken in \d+ s\nreport: report.json\n$", out)
+    assert "\n25 half precision at real sizes: broken\nloss: expected " in out
+    records = strictly(Path("report.json"))["records"]
+    assert [record["status"] for record in records] == ["broken", "broken"]
+    for record in records:
+        example = record["counterexample"]
+        written = [line.removeprefix("written: ") for line in out.splitlines() if line.startswith("written: ")]
+        assert len(example["files"]) == 3
+        assert {*example["files"]} <= {*written}
+        image, reference, script = map(Path, example["files"])
+        assert image.parent == Path("voxloss-counterexamples")
+        input, target = (np.asarray(example[part]) for part in ("input", "target"))
+        assert np.array_equal(np.asarray(nib.load(image).dataobj), np.moveaxis(input[0], 0, -1))  # type: ignore[attr-defined]
+        assert np.array_equal(np.asarray(nib.load(reference).dataobj), target[0, 0])  # type: ignore[attr-defined]
+        assert example["snippet"] + "\n" == script.read_text()
+        assert example["snippet"] in out
+        assert f"\n{example['message']}\n" in out
+
+
+def test_a_snippet_shows_the_broken_value_in_a_fresh_python(verify: Verify) -> None:
+    """From a small volume, written out, and from a large one, in files."""
+    code, out, _ = verify(*flawed("Off", "25", "5"), "--counterexamples", "some/where")
+    assert code == 1
+    large, small = snippets(out)
+    assert "nibabel.load" in large
+    assert "nibabel.load" not in small
+    both = f"{large}\n{small}"
+    run = subprocess.run([sys.executable, "-"], input=both, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    shown = [float(line) for line in run.stdout.splitlines() if re.fullmatch(r"\d\.\d+", line)]
+    got = [float(value) for value in re.findall(r"got (\d\.\d+)", both)]
+    assert shown == pytest.approx(got, abs=1e-6)
+    assert len(shown) == 2
+
+
+def test_what_is_not_claimed_is_not_asked(verify: Verify) -> None:
+    code, out, _ = verify(*flawed("Imprecise", "25"), "--claim", 'dtypes=["float32", "float64"]')
+    assert code == 0
+    assert re.fullmatch(r"25 .* not asked +no half-precision dtype is claimed", rows(out)["25"])
+    assert re.search(r"\n\n0 hold, 1 not asked in 0 s\n$", out)
+    assert verify(*flawed("Imprecise", "25"))[0] == 1
+
+
+def test_a_loss_of_an_unknown_kind_says_what_it_claims(verify: Verify) -> None:
+    plain = [f"{FLAWS}:plain_dice", "--law", "1", "--law", "4"]
+    code, out, err = verify(*plain)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(
+        r"voxloss: .*:plain_dice: what the loss claims to be is not known: say --as with one of dice, .*\n", err
+    )
+    for arguments, expected in (
+        (("--as", "dice"), 0),
+        (("--claim", "family=dice"), 0),
+        (("--as", "dice", "--kwargs", '{"weight": 1}'), 1),
+        (("--as", "dice", "--kwargs", '{"weight": 1}', "--claim", "smooth_nr=1"), 1),
+        (("--as", "jaccard"), 1),
+        (("--as", "focal-tversky"), 0),
+    ):
+        assert verify(*plain, *arguments)[0] == expected, arguments
+
+
+def test_claims_change_what_was_read(verify: Verify) -> None:
+    tversky = [
+        "voxloss:TverskyLoss",
+        "--kwargs",
+        '{"softmax": true, "to_onehot_y": true, "alpha": 0.3}',
+        "--law",
+        "1",
+    ]
+    code, out, _ = verify(*tversky)
+    assert (code, "alpha=0.3" in out) == (0, True)
+    code, out, _ = verify(*tversky, "--claim", "alpha=0.9", "--claim", "beta=0.1")
+    assert (code, "alpha=0.9 beta=0.1" in out) == (1, True)
+    code, out, _ = verify(*tversky, "--as", "dice")
+    assert (code, "family=dice " in out) == (1, True)
+
+
+def test_the_seed_chooses_the_volumes(verify: Verify) -> None:
+    """By a counter-example's drawing: what breaks and what was tried before."""
+    found = []
+    for options in (
+        ["--seed", 1],
+        ["--seed", 1],
+        ["--seed", 2],
+        ["--derandomize"],
+        ["--derandomize", "--seed", 3],
+    ):
+        verify("voxloss:DiceLoss", "--kwargs", LOGITS, "--law", "3", "--json", "r.json", *options)
+        found.append(strictly(Path("r.json"))["records"][0]["worst"])
+    assert found[0] == found[1] != found[2]
+    assert found[3] == found[4] != found[0]
+
+
+def test_label_maps_of_the_users(verify: Verify) -> None:
+    labels = np.random.default_rng(0).integers(3, size=losses_with_flaws.SHAPE, dtype=np.uint8)
+    for folder in ("p", "r"):
+        Path(folder).mkdir()
+        nib.Nifti1Image(labels, np.eye(4)).to_filename(f"{folder}/own.nii.gz")  # type: ignore[no-untyped-call]
+    code, out, _ = verify(*flawed("Forgetful", "24"), "--data", "p", "r", "--json", "r.json")
+    assert code == 1
+    assert re.search(r"^data .*, own.nii.gz$", out, flags=re.M)
+    assert "own.nii.gz, float32 [1, 3, 5, 6, 7]: loss" in rows(out)["24"]
+    assert strictly(Path("r.json"))["data"] == ["own.nii.gz"]
+
+
+def test_expected_failures(verify: Verify) -> None:
+    Path("x.toml").write_text('[xfail]\n"25" = "it is <b>imprecise"\n')
+    reports = ["--json", "r.json", "--html", "r.html"]
+    code, out, _ = verify(*flawed("Imprecise", "1", "25"), "--xfails", "x.toml", *reports)
+    assert code == 0
+    assert re.search(r" expected broken .*\(it is <b>imprecise\)$", rows(out)["25"])
+    assert "Expected: it is &lt;b&gt;imprecise" in Path("r.html").read_text(encoding="utf-8")
+    assert "1 holds, 1 expected broken in" in out
+    assert not Path("voxloss-counterexamples").exists()
+    written = strictly(Path("r.json"))
+    assert (written["failed"], written["counts"]["expected broken"]) == (False, 1)
+    assert written["records"][1]["reason"] == "it is <b>imprecise"
+    assert written["records"][1]["counterexample"]["message"].startswith("loss: expected")
+    # Of a law that was not chosen nothing is known.
+    assert verify(*flawed("Imprecise", "1"), "--xfails", "x.toml")[0] == 0
+
+
+def test_expected_failures_that_are_none(verify: Verify) -> None:
+    Path("x.toml").write_text('[xfail]\n"1" = "boxes"\n"25" = "it is imprecise"\n')
+    code, out, _ = verify(
+        *flawed("Imprecise", "1", "25"), "--xfails", "x.toml", "--claim", 'dtypes=["float32"]', "--json", "r.json"
+    )
+    assert code == 1
+    assert re.search(r" unexpectedly holds .*\(expected to be broken: boxes\)$", rows(out)["1"])
+    assert rows(out)["25"].endswith(
+        "no half-precision dtype is claimed; but expected to be broken: it is imprecise"
+    )
+    assert re.search(
+        r"0 hold, 1 unexpectedly holds, 1 not asked in .*; expected to be .*, but not asked: 25\n", out
+    )
+    assert [record["failed"] for record in strictly(Path("r.json"))["records"]] == [True, True]
+    # Each alone is enough.
+    assert verify(*flawed("Imprecise", "1"), "--xfails", "x.toml")[0] == 1
+    only = [*flawed("Imprecise", "25"), "--xfails", "x.toml", "--claim", 'dtypes=["float32"]']
+    assert verify(*only)[0] == 1
+
+
+# The reports.
+
+
+def test_json_says_everything(verify: Verify) -> None:
+    code, _, _ = verify(
+        *flawed("NotANumber", "1", "5", "25"), "--json", "r.json", "--claim", 'dtypes=["float64"]'
+    )
+    assert code == 1
+    written = strictly(Path("r.json"))
+    assert written["target"] == f"{FLAWS}:NotANumber"
+    assert written["kwargs"] == ARGUMENTS
+    claims = Claims(**written["claims"])
+    assert (claims.family, claims.activation, claims.dtypes) == ("dice", "softmax", ("float64",))
+    versions = written["versions"]
+    assert (versions["voxloss"], versions["torch"]) == (voxloss.__version__, torch.__version__)
+    assert {*versions} == {"voxloss", "torch", "numpy", "hypothesis", "python"}
+    assert (written["device"], written["profile"], written["seed"]) == ("cpu", "quick", 0)
+    assert (written["laws"], written["complete"], written["failed"]) == (3, True, True)
+    assert written["counts"] == {
+        "holds": 0,
+        "broken": 2,
+        "not asked": 1,
+        "expected broken": 0,
+        "unexpectedly holds": 0,
+    }
+    small, large, half = written["records"]
+    assert small["worst"]["error"] == "Infinity"
+    assert small["worst"]["got"] == "NaN"
+    assert large["counterexample"]["input"] is None
+    assert large["counterexample"]["input_shape"][:2] == [1, 2]
+    assert (half["worst"], half["counterexample"]) == (None, None)
+    for record, law in zip(written["records"], (law for law in LAWS if law.id in ("1", "5", "25")), strict=True):
+        assert (record["law"], record["statement"], record["oracle"]) == (law.id, law.statement, law.oracle)
+
+
+def test_json_has_the_version_of_the_package(verify: Verify) -> None:
+    import monai
+
+    verify("monai.losses:DiceLoss", "--kwargs", LOGITS, "--law", "1", "--json", "r.json")
+    assert strictly(Path("r.json"))["versions"]["monai"] == monai.__version__
+
+
+class _Page(HTMLParser):
+    """Checks that elements are closed, and keeps texts by element and what is loaded from elsewhere."""
+
+    EMPTY = ("meta", "br")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.texts: dict[str, list[str]] = {}
+        self.loaded: list[str | None] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+            self.texts.setdefault(tag, []).append("")
+        names = ("src", "href", "srcset", "data")
+        self.loaded += [value for name, value in attrs if name in names and not str(value).startswith("#")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.texts[self.open[-1]][-1] += data
+
+
+def test_html_is_one_page(verify: Verify) -> None:
+    reports = ["--html", "r.html", "--json", "r.json"]
+    code, out, _ = verify(*flawed("Off", "1", "5", "25"), *reports, "--claim", 'dtypes=["float32"]')
+    assert (code, out.endswith("report: r.html\n")) == (1, True)
+    text = Path("r.html").read_text(encoding="utf-8")
+    page = _Page()
+    page.feed(text)
+    assert page.open == []
+    assert page.loaded == []
+    assert "@import" not in text
+    assert "url(" not in text
+    small, large = snippets(out)
+    assert small in page.texts["pre"]
+    assert large in page.texts["pre"]
+    cells = page.texts["td"]
+    for law in (law for law in LAWS if law.id in ("1", "5", "25")):
+        assert law.statement in page.texts["small"]
+        assert f"{law.oracle}; {law.tolerance}" in cells
+    assert "no half-precision dtype is claimed" in cells
+    assert page.texts["figcaption"][:3] == [
+        "input, item 0, channel 0",
+        "input, item 0, channel 1",
+        "target, item 0",
+    ]
+    values = np.ravel(strictly(Path("r.json"))["records"][0]["counterexample"]["input"])
+    assert {f"{value:.9g}" for value in values} <= {*page.texts["title"]}
+    assert any(re.search(r", slice \d+ of \d+", caption) for caption in page.texts["figcaption"])
+    assert "Interrupted" not in text
+
+
+def test_the_other_volume_of_a_comparison(verify: Verify) -> None:
+    assert verify(*flawed("Ordered", "13a"), "--json", "r.json", "--html", "r.html")[0] == 1
+    example = strictly(Path("r.json"))["records"][0]["counterexample"]
+    assert sorted(np.ravel(example["other"]["target"])) == sorted(np.ravel(example["target"]))
+    assert example["other"]["target"] != example["target"]
+    page = _Page()
+    page.feed(Path("r.html").read_text(encoding="utf-8"))
+    captions = page.texts["figcaption"]
+    assert captions[len(captions) // 2 :] == [f"other {caption}" for caption in captions[: len(captions) // 2]]
+
+
+def test_values_of_a_picture() -> None:
+    from voxloss_verify.cells import pictures
+    from voxloss_verify.volumes import Volume
+
+    input = np.arange(2 * 3 * 4 * 2.0).reshape(1, 2, 3, 4, 2)
+    input[0, 1, 2, 3, 1] = np.inf
+    labels = np.zeros((1, 1, 3, 4, 2), np.int64)
+    first, second, target = pictures(Volume("v", input, labels))
+    values = [[cell.value for cell in sorted(p.cells, key=lambda c: (c.y, c.x))] for p in (first, second)]
+    # The slices stand side by side, the first axis downward.
+    assert values[0] == [f"{value:g}" for value in np.concatenate([input[0, 0, :, :, z] for z in (0, 1)], 1).flat]
+    assert values[1][-1] == "inf"
+    for x in ([cell.x for cell in first.cells], [cell.y for cell in first.cells]):
+        assert np.diff(np.unique(x)).min() >= first.size, "they do not overlap"
+    assert all(cell.x + first.size <= first.width and cell.y + first.size <= first.height for cell in first.cells)
+    colours = {cell.value: cell.colour for cell in [*first.cells, *second.cells]}
+    assert colours["0"] == "#e2ebf3"
+    assert colours["46"] == "#0d4780"
+    assert colours["inf"] == "#c2183c"
+    assert {cell.colour for cell in target.cells} == {"#e2ebf3"}
+    (wide, *_) = pictures(Volume("w", np.zeros((1, 2, 100, 90, 80)), np.zeros((1, 1, 100, 90, 80), int)))
+    assert wide.title == "input, item 0, channel 0, slice 40 of 80, one voxel in 3 along each axis"
+    assert len(wide.cells) == 34 * 30
+    (line, *_) = pictures(Volume("l", np.zeros((1, 2, 5)), np.zeros((1, 1, 5), int)))
+    assert (len(line.cells), line.height) == (5, line.size)
+
+
+# Ctrl-C.
+
+
+def test_ctrl_c_reports_what_there_is(verify: Verify) -> None:
+    code, out, err = verify(*flawed("Interrupted", "1", "25", "24"), "--json", "r.json", "--html", "r.html")
+    assert (code, err) == (130, "")
+    assert " holds " in rows(out)["24"]
+    assert re.search(r"\n2 hold in \d+ s; interrupted, 1 of 3 laws were not reached\nreport: r.json\nrep", out)
+    written = strictly(Path("r.json"))
+    assert (written["complete"], written["laws"]) == (False, 3)
+    assert [record["law"] for record in written["records"]] == ["1", "24"]
+    text = Path("r.html").read_text(encoding="utf-8")
+    assert "Interrupted: 2 of 3 laws were asked." in text
+    assert "Every law holds" not in text
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """Records come as they are found, even to a pipe; the signal ends a loss that takes long."""
+    arguments = ["verify", *map(str, flawed("Sleeps", "1", "25")), "--json", "r.json", "--profile", "quick"]
+    # A shell's background job, as the tests may be, ignores SIGINT, and so would its children.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "voxloss_verify", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, inherited)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("1 "):
+            break
+    started = time.monotonic()
+    while not Path("asleep").exists() or ignores_sigint(process.pid):
+        assert time.monotonic() - started < 60
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
+    assert re.fullmatch(
+        r"\n1 holds in \d+ s; interrupted, 1 of 2 laws were not reached\nreport: r.json\n", out
+    ), out
+    assert [record["law"] for record in strictly(Path("r.json"))["records"]] == ["1"]
+
+
+# What can be wrong.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], r"expected a TARGET like .*, got none"),
+        (["nowhere:Loss"], r"nowhere cannot be imported: ModuleNotFoundError: No module named 'nowhere'"),
+        (["nowhere.py:Loss"], r"nowhere.py: no such file"),
+        (["voxloss"], r"expected module:Name or file.py:Name, .*, got 'voxloss'"),
+        (["voxloss:DiseLoss"], r"voxloss has no DiseLoss. It has DiceLoss, .*"),
+        (["exits.py:Loss"], r"exits.py.*: SystemExit: 0"),
+        (["FLAWS:SHAPE"], r".*SHAPE: expected a class or a callable loss, got tuple"),
+        (["FLAWS:Fussy"], r".*:Fussy\(\) cannot be made: ValueError: size 3 is odd"),
+        (
+            ["FLAWS:Fussy", "--kwargs", '{"size": 5}'],
+            r".*:Fussy\(size=5\) cannot be made: ValueError: size 5 is odd",
+        ),
+        (["voxloss:DiceLoss", "--kwargs", '{"sofmax": 1}'], r".* cannot be made: TypeError: .*'sofmax'"),
+        (["FLAWS:Raises", "--as", "dice"], r".*:Raises raised RuntimeError: out of luck; it was called with .*"),
+        (
+            ["voxloss:DiceLoss", "--kwargs", "{softmax: true}"],
+            r"--kwargs: expected a JSON object like .*, got '.*",
+        ),
+        (["voxloss:DiceLoss", "--kwargs", "[1]"], r"--kwargs: expected a JSON object like .*, got '\[1\]'"),
+        (["voxloss:DiceLoss", "--claim", "alfa=1"], r".*claim 'alfa': expected one of family, .*"),
+        (["voxloss:DiceLoss", "--claim", "alpha"], r".*claim: expected name=value like .*, got 'alpha'"),
+        (["voxloss:DiceLoss", "--claim", "alpha=much"], r".*claim alpha: expected a number, got 'much'"),
+        (["voxloss:DiceLoss", "--claim", "dtypes=[]"], r"voxloss:DiceLoss.*"),
+        (["voxloss:DiceLoss", "--as", "dise"], r".*claim family: expected one of dice, .*, got 'dise'"),
+        (["voxloss:DiceLoss", "--device", "toaster"], r"--device: expected .*got 'toaster'.*"),
+        (["voxloss:DiceLoss", "--device", "cuda:99"], r"--device: expected .*got 'cuda:99' \(.*\).*"),
+        (["voxloss:DiceLoss", "--law", "99"], r"laws: expected ids of 1, 2, .*, got 99"),
+        (["voxloss:DiceLoss", "--profile", "slow"], r".*'--profile'.*"),
+        (["voxloss:DiceLoss", "--seed", "-1"], r".*'--seed'.*"),
+        (["voxloss:DiceLoss", "--data", "a.nii", "b.nii"], r"a.nii: expected a NIfTI file, got nothing.*"),
+        (["voxloss:DiceLoss", "--data", "a.nii"], r".*'--data'.*2.*"),
+        (["voxloss:DiceLoss", "--xfails", "no.toml"], r"no.toml: expected a TOML file, got No such file.*"),
+        (
+            ["voxloss:DiceLoss", "--html", "no/r.html"],
+            r"--html: expected a file in a folder that exists, got no/r.html",
+        ),
+        (["voxloss:DiceLoss", "--json", "."], r"--json: expected a file in a folder that exists, got \."),
+        (
+            ["voxloss:DiceLoss", "--counterexamples", "FILE"],
+            r"--counterexamples: expected a folder, got the file FILE",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], message: str, verify: Verify, tmp_path: Path) -> None:
+    Path("FILE").touch()
+    Path("exits.py").write_text("import sys; sys.exit(0)")
+    code, out, err = verify(*(word.replace("FLAWS", str(FLAWS)) for word in arguments))
+    assert (code, out) == (2, "")
+    assert re.fullmatch(rf"voxloss: (Invalid value: )?{message}\.?( See voxloss --help\.)?\n", err), err
+    assert {path.name for path in tmp_path.iterdir()} <= {"FILE", "exits.py", "__pycache__"}
+
+
+def test_counter_examples_that_cannot_be_written_are_no_excuse(
+    verify: Verify, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("voxloss_verify.record.save_nifti", full)
+    code, out, err = verify(*flawed("Off", "25"), "--json", "r.json")
+    assert (code, err) == (1, "")
+    assert "\nnot written: no space left\n" in out
+    assert snippets(out)
+    assert strictly(Path("r.json"))["records"][0]["counterexample"]["files"] == []
+
+
+def test_a_law_that_stumbles_does_not_stop_the_others(verify: Verify, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one may over what a loss returns."""
+
+    def stumble(subject: Any, setting: Any, law: Any) -> Record:
+        if law.id == "1":
+            raise TypeError("unsupported\nand so on")
+        return ask_law(subject, setting, law)
+
+    monkeypatch.setattr("voxloss_verify.verification.ask_law", stumble)
+    code, out, err = verify(
+        "voxloss:DiceLoss", "--law", "1", "--law", "4", "--json", "r.json", "--html", "r.html"
+    )
+    assert (code, err) == (1, "")
+    assert re.search(r" broken .* could not be asked: TypeError: unsupported$", rows(out)["1"])
+    assert (
+        "boxes and nested cubes: broken\ncould not be asked: TypeError: unsupported\n\n1 holds, 1 broken in"
+        in out
+    )
+    assert strictly(Path("r.json"))["records"][0]["reason"] == "could not be asked: TypeError: unsupported"
+    assert "could not be asked: TypeError: unsupported" in Path("r.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("module", ["hypothesis", "jinja2"])
+def test_without_the_extra(module: str, verify: Verify, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (verify_table.__name__, verify_report.__name__):
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    message = f"voxloss: verify needs {module}: pip install 'voxloss[verify]'\n"
+    assert verify("voxloss:DiceLoss") == (2, "", message)
+
+
+# What it looks like.
+
+
+def test_output_is_plain_when_piped(verify: Verify, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    code, out, err = verify(*flawed("Off", "1", "25"), "--claim", 'dtypes=["float32"]')
+    assert (code, err) == (1, "")
+    assert "\x1b" not in out
+    assert len(rows(out)) == 2
+    assert rows(out)["1"].endswith(": loss"), "neither wrapped nor cut off"
+    assert all(line == line.rstrip() for line in rows(out).values())
+
+
+def test_a_terminal_has_colours_and_a_progress_bar(verify: Verify, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    code, out, _ = verify(*flawed("Off", "1"))
+    assert code == 1
+    assert re.search(r"\x1b\[2K1 +shifted boxes and nested cubes  \x1b\[1;31mbroken\x1b\[0m ", out)
+    assert re.search(r"0/1\x1b\[0m 1 shifted boxes and nested cubes ", out), "the bar, and what is being asked"
+    assert out.rindex("0/1") < out.rindex("1/1") < out.rindex("\x1b[2K"), "it is erased in the end"
+    assert snippets(out)
+
+
+def test_help_has_examples(verify: Verify, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "voxloss verify MODULE:LOSS" in capsys.readouterr().out
+    code, out, _ = verify("--help")
+    assert code == 0
+    words = re.sub(r"[\s│]+", " ", out)
+    assert "voxloss verify my_losses.py:MyTversky --as tversky --claim alpha=0.3 --claim beta=0.7" in words
+
+
+# The same from Python.
+
+
+def test_check_loss() -> None:
+    found = [*voxloss_verify.check_loss(losses_with_flaws.Off(**ARGUMENTS), laws=["1", "25"])]
+    assert [(type(record), record.law, record.status) for record in found] == [
+        (Record, "1", Status.broken),
+        (Record, "25", Status.broken),
+    ]
+
+
+def test_what_is_exported_is_loaded_when_asked_for() -> None:
+    assert voxloss_verify.check_loss is check_loss
+    assert {*voxloss_verify.__all__} <= {*dir(voxloss_verify)}
+    assert all(hasattr(voxloss_verify, name) for name in voxloss_verify.__all__)
+    assert not hasattr(voxloss_verify, "check_losses")
+    with pytest.raises(ImportError, match="nonsense"):
+        from voxloss_verify import nonsense  # type: ignore[attr-defined] # noqa: F401
+
+
+def test_the_example_of_expected_failures_is_valid(tmp_path: Path) -> None:
+    from voxloss_verify import xfails
+
+    example = re.findall(r"^    (\S.*)$", str(xfails.__doc__), flags=re.M)
+    (tmp_path / "x.toml").write_text("\n".join(example))
+    assert read_xfails(tmp_path / "x.toml") == {"25": "sums overflow in half precision"}

@@ -1,0 +1,56 @@
+"""What is asked of a loss on a command line; light, so that mistakes show before torch is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+ProfileName = Literal["quick", "default", "thorough"]
+COUNTEREXAMPLES = Path("voxloss-counterexamples")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One verification, as it was asked for.
+
+    Attributes:
+        target: "module:Name" or "file.py:Name".
+        kwargs: the arguments of a class.
+        family, claims: what the loss says of itself, "name=value" each, over what can be read off it.
+        device, profile, seed, derandomize: as of `check_loss`; the device also "auto".
+        data: two NIfTI label maps, or two folders of them.
+        laws: the ids of the laws to ask, None for all.
+        xfails: a file of expected failures.
+        counterexamples: the folder for those of broken laws, made if need be.
+    """
+
+    target: str
+    kwargs: Mapping[str, Any]
+    family: str | None = None
+    claims: Sequence[str] = ()
+    device: str = "cpu"
+    profile: ProfileName = "default"
+    seed: int = 0
+    derandomize: bool = False
+    data: tuple[Path, Path] | None = None
+    laws: Sequence[str] | None = None
+    xfails: Path | None = None
+    counterexamples: Path = COUNTEREXAMPLES
+
+
+def parse_kwargs(text: str | None) -> dict[str, Any]:
+    """Read the arguments of a class from JSON; raises ValueError that says what was expected."""
+    if text is None:
+        return {}
+    try:
+        kwargs = json.loads(text)
+    except ValueError as error:
+        raise ValueError(
+            f"""expected a JSON object like {{"softmax": true}}, got {text!r} ({error})."""
+        ) from error
+    if not isinstance(kwargs, dict):
+        raise ValueError(f"""expected a JSON object like {{"softmax": true}}, got {text!r}.""")
+    return kwargs

@@ -1,0 +1,121 @@
+"""One verification: a loss made ready, the laws that it is asked, and the records as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from time import perf_counter
+
+from voxloss_verify import xfails
+from voxloss_verify.check import ask_law, chosen_laws, require_callable
+from voxloss_verify.claims import parse_claims
+from voxloss_verify.devices import chosen_device
+from voxloss_verify.laws.law import Law
+from voxloss_verify.record import Record, Status
+from voxloss_verify.request import Request
+from voxloss_verify.setting import PROFILES, Setting
+from voxloss_verify.sources import read_pairs
+from voxloss_verify.subject import Subject, said, subject_of
+
+
+@dataclass
+class Verification:
+    """What was asked for, what it was found to be, and what came of it so far.
+
+    Attributes:
+        records: of the laws asked so far, in the light of `xfails`, the expected failures.
+        files: of each broken law, those of its counter-example.
+        unwritten: of each broken law without files, the reason.
+        seconds: spent on laws.
+    """
+
+    request: Request
+    subject: Subject
+    setting: Setting
+    laws: Sequence[Law]
+    xfails: Mapping[str, str]
+    records: list[Record] = field(default_factory=list)
+    files: dict[str, list[Path]] = field(default_factory=dict)
+    unwritten: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, request: Request, prefix: str = "--") -> Verification:
+        """Find the loss, call it once, and read the files; `close` the result.
+
+        Raises ValueError, in one line, for whatever is not as it should be; `prefix` begins the names of options.
+        """
+        laws = chosen_laws(request.laws)
+        expected = {} if request.xfails is None else xfails.read_xfails(request.xfails)
+        device = chosen_device(request.device, f"{prefix}device")
+        family = None if request.family is None else request.family.replace("-", "_")
+        data = () if request.data is None else read_pairs(*request.data)
+        try:
+            subject = subject_of(
+                request.target,
+                kwargs=request.kwargs,
+                device=device,
+                change=lambda read: parse_claims(request.claims, read, family),
+            )
+            require_callable(subject)
+        except ValueError:
+            raise
+        except (Exception, SystemExit) as error:  # a script that exits with 0 when it is imported must not pass
+            raise ValueError(f"{request.target} cannot be loaded or called: {said(error)}") from error
+        setting = Setting(PROFILES[request.profile], request.seed, request.derandomize, data=data)
+        return cls(request, subject, setting, laws, expected)
+
+    def close(self) -> None:
+        """End the processes that laws have started."""
+        self.setting.ranks.close()
+
+    @property
+    def claims(self) -> str:
+        """The family that the loss claims to be, and what of its claims differs from the defaults."""
+        held, every = self.subject.claims, fields(self.subject.claims)
+        return " ".join(f"{f.name}={getattr(held, f.name)}" for f in every if getattr(held, f.name) != f.default)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every law has been asked."""
+        return len(self.records) == len(self.laws)
+
+    @property
+    def failed(self) -> bool:
+        """Whether a law is broken, or an expected failure is out of date."""
+        return any(xfails.fails(record, self.xfails) for record in self.records)
+
+    def ask(self, law: Law) -> Record:
+        """Ask a law, keep its record, and write the counter-example if it is broken."""
+        start = perf_counter()
+        try:
+            record = ask_law(self.subject, self.setting, law)
+        except Exception as error:  # what a loss returns may be so odd that a law stumbles: the others are asked
+            record = Record(law.id, law.name, Status.broken, f"could not be asked: {said(error)}")
+        finally:
+            self.seconds += perf_counter() - start
+        record = xfails.apply(record, self.xfails)
+        self.records.append(record)
+        if record.status is Status.broken and record.counterexample is not None:
+            try:
+                self.files[law.id] = record.counterexample.save(self.request.counterexamples)
+            except OSError as error:  # the law is broken all the same
+                self.unwritten[law.id] = str(error)
+        return record
+
+    def snippet(self, record: Record) -> str:
+        """Python that shows the broken law of a record; empty if it has no counter-example."""
+        if record.counterexample is None:
+            return ""
+        return record.counterexample.snippet(self.request.counterexamples if record.law in self.files else None)
+
+    def explanation(self, record: Record) -> str:
+        """Of a broken law what it showed, Python that shows it again, and the files."""
+        lines = [record.reason if record.counterexample is None else record.counterexample.message]
+        if record.counterexample is not None:
+            lines += ["", self.snippet(record), ""]
+        lines += [f"written: {path}" for path in self.files.get(record.law, ())]
+        if record.law in self.unwritten:
+            lines.append(f"not written: {self.unwritten[record.law]}")
+        return "\n".join(lines).rstrip()
