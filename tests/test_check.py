@@ -188,6 +188,29 @@ def test_a_loss_that_raises_breaks_the_law_in_one_line() -> None:
     assert record.counterexample.volume.input.shape == (1, 1, 1, 1, 2)
 
 
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (0.5, "raised TypeError: returned float, expected a floating-point torch.Tensor"),
+        (torch.tensor(1), "raised TypeError: returned torch.int64, expected a floating-point torch.Tensor"),
+        (torch.tensor(1j), "raised TypeError: returned torch.complex64, expected a floating-point torch.Tensor"),
+        (torch.zeros(0), "raised ValueError: returned an empty tensor [0]"),
+    ],
+    ids=["number", "integer", "complex", "empty"],
+)
+def test_what_is_no_loss(returned: Any, message: str) -> None:
+    with pytest.raises(TargetError) as raised:
+        list(check_loss(lambda input, target: returned, SMOOTH, laws=["24"]))
+    assert message in str(raised.value)
+
+
+def test_a_target_that_ends_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "leaving.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(TargetError, match="cannot be imported: SystemExit: 0"):
+        list(check_loss(f"{tmp_path / 'leaving.py'}:Loss"))
+
+
 def test_a_loss_that_is_not_the_same_twice() -> None:
     record = record_of(Chancy, "24")
     assert record.status == Status.broken

@@ -126,6 +126,12 @@ def test_parsing() -> None:
         (["batch=1"], "claim batch: expected true or false, got 1"),
         (["reduction=average"], "claim reduction: expected one of mean, sum, none, got 'average'"),
         (["classes=[1, true]"], "claim classes: expected a list, each a whole number or null"),
+        (["smooth_nr=Infinity"], "claim smooth_nr: expected a number ≥ 0, got inf"),
+        (["gamma=0"], "claim gamma: expected a number other than 0, got 0"),
+        (["dtypes=[]"], "claim dtypes: expected some of float64, float32, float16, bfloat16, got []"),
+        (['dtypes=["int8"]'], "claim dtypes: expected some of float64, float32, float16, bfloat16, got ['int8']"),
+        (["channels=0"], "claim channels: expected a number ≥ 1, got 0"),
+        (["unreduced=B x C"], "claim unreduced: expected letters B, C and numbers"),
         (["family=cross_entropy"], "claim family: expected one of dice, jaccard"),
     ],
 )

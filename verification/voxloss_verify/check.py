@@ -17,7 +17,8 @@ from voxloss_verify.hints import hint
 from voxloss_verify.laws import LAWS
 from voxloss_verify.laws.law import Law
 from voxloss_verify.record import CounterExample, Finding, Record, Status
-from voxloss_verify.setting import PROFILES, ProfileName, Setting
+from voxloss_verify.request import ProfileName
+from voxloss_verify.setting import PROFILES, Setting
 from voxloss_verify.sources import LabelPair
 from voxloss_verify.subject import Raised, Subject, TargetError, subject_of
 from voxloss_verify.volumes import Volume

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_type_hints
 
 Family = Literal["dice", "jaccard", "tversky", "focal_tversky", "generalized_dice"]
+DTYPES = ("float64", "float32", "float16", "bfloat16")
 Shards = Literal["equal batch", "unequal batch", "volume"]
 
 
@@ -85,7 +87,7 @@ class Claims:
     ignore_index: int | None = None
     empty: Literal["perfect", "worst", "nan"] = "perfect"
     absent: Literal["count", "skip", "skip per item"] = "count"
-    dtypes: tuple[str, ...] = ("float64", "float32", "float16", "bfloat16")
+    dtypes: tuple[str, ...] = DTYPES
     shards: tuple[Shards, ...] | None = None
     compiles: bool = True
 
@@ -97,9 +99,19 @@ class Claims:
                 value = tuple(value)
             if not _fits(value, hint):
                 raise ValueError(f"claim {name}: expected {_spelled(hint)}, got {value!r}.")
-        for name in ("smooth_nr", "smooth_dr", "alpha", "beta"):
-            if getattr(self, name) < 0:
+        for name in ("smooth_nr", "smooth_dr", "alpha", "beta", "linear_below"):
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"claim {name}: expected a number ≥ 0, got {getattr(self, name)!r}.")
+        if not self.gamma or not math.isfinite(self.gamma):
+            raise ValueError(f"claim gamma: expected a number other than 0, got {self.gamma!r}.")
+        if not self.dtypes or not set(self.dtypes) <= set(DTYPES):
+            raise ValueError(f"claim dtypes: expected some of {', '.join(DTYPES)}, got {list(self.dtypes)}.")
+        if self.channels is not None and self.channels < 1:
+            raise ValueError(f"claim channels: expected a number ≥ 1, got {self.channels}.")
+        if not all(part in ("B", "C") or part.isdecimal() for part in self.unreduced.split()):
+            raise ValueError(
+                f"claim unreduced: expected letters B, C and numbers like 'B C 1 1 1', got {self.unreduced!r}."
+            )
 
     @property
     def exponent(self) -> float:

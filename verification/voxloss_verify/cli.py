@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -46,6 +48,17 @@ def _writable(option: str, path: Path | None) -> None:
         raise typer.BadParameter(f"{option}: expected a file in a folder that exists, got {path}.")
 
 
+@contextmanager
+def _extra(command: str, extra: str = "verify") -> Iterator[None]:
+    """Say which extra a command needs that cannot be imported without it."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(
+            f"{command} needs {error.name}: pip install 'voxloss[{extra}]'", name=error.name
+        ) from error
+
+
 class Format(str, Enum):
     """How scores are written."""
 
@@ -79,6 +92,8 @@ def voxloss(
         voxloss score PRED REF      # Dice, IoU, counts and volumes of label maps
 
         voxloss verify MODULE:LOSS  # does a loss of anyone's obey the laws of its formula?
+
+        voxloss conformance         # the laws and the losses of voxloss, MONAI, nnU-Net and kornia
     """
 
 
@@ -217,6 +232,9 @@ def verify(
     counterexamples: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Where those of broken laws go; made if need be.")
     ] = COUNTEREXAMPLES,
+    mutants: Annotated[
+        bool, typer.Option("--mutants", help="Instead of a TARGET: wrong losses, and which law kills which.")
+    ] = False,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one page about everything.")] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write everything for machines.")] = None,
 ) -> None:
@@ -234,7 +252,16 @@ def verify(
         voxloss verify monai.losses:DiceLoss --kwargs '{"softmax": true, "to_onehot_y": true}' --device cuda
 
         voxloss verify my_losses.py:MyTversky --as tversky --claim alpha=0.3 --claim beta=0.7 --html report.html
+
+        voxloss verify --mutants    # does every law catch a wrong loss, and every wrong loss die?
     """
+    if mutants:
+        if target is not None:
+            raise typer.BadParameter(f"--mutants: expected no TARGET beside it, got {target}.")
+        with _extra("verify --mutants"):
+            from voxloss_verify.kill_matrix import run_mutants
+
+        raise typer.Exit(run_mutants(profile.value, seed, law))
     if target is None:
         raise typer.BadParameter("expected a TARGET like monai.losses:DiceLoss or my_losses.py:MyDice, got none.")
     try:
@@ -259,8 +286,31 @@ def verify(
         xfails=xfails,
         counterexamples=counterexamples,
     )
-    try:
+    with _extra("verify"):
         from voxloss_verify.verify_table import verify_and_show
-    except ImportError as error:
-        raise ImportError(f"verify needs {error.name}: pip install 'voxloss[verify]'", name=error.name) from error
     raise typer.Exit(verify_and_show(request, html, json))
+
+
+@app.command()
+def conformance(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the pages go; made if need be.")] = Path(
+        "docs"
+    ),
+    profile: Annotated[Profile, typer.Option(help="How much is tried.")] = Profile.quick,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of all random volumes.")] = 0,
+) -> None:
+    """Ask the losses of voxloss, MONAI, nnU-Net and kornia every law, and write a matrix of what came out.
+
+    Writes conformance.md, .html and .png: every broken law with its smallest counter-example, the same bytes for
+    the same versions and seed. A library that is not installed is left out, and the page says so. About half a
+    minute per loss; Ctrl-C keeps the losses that are finished. Exit code 1 if a loss of voxloss breaks a law.
+
+    Example:
+
+        voxloss conformance --out docs
+    """
+    if out.exists() and not out.is_dir():
+        raise typer.BadParameter(f"--out: expected a folder, got the file {out}.")
+    with _extra("conformance", "demo"):
+        from voxloss_verify.conformance import build
+    raise typer.Exit(build(out, profile.value, seed))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from voxloss_verify.ranks import Ranks
 from voxloss_verify.sources import LabelPair
@@ -19,7 +18,6 @@ class Profile:
     compiler: str
 
 
-ProfileName = Literal["quick", "default", "thorough"]
 PROFILES: dict[str, Profile] = {
     "quick": Profile(30, (64, 128), "aot_eager"),
     "default": Profile(150, (64, 128, 160), "inductor"),

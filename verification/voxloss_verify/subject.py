@@ -89,10 +89,11 @@ class Subject:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 value = self.loss(input, target)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise Raised from error
-        if not isinstance(value, Tensor):
-            raise Raised from TypeError(f"returned {type(value).__name__}, expected a torch.Tensor")
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise Raised from TypeError(f"returned {got}, expected a floating-point torch.Tensor")
         return value
 
     def value(self, volume: Volume) -> Outcome:
@@ -117,7 +118,9 @@ class Subject:
 
 
 def outcome(value: Tensor, gradient: Tensor | None = None) -> Outcome:
-    """Tensors as float64 arrays."""
+    """Tensors as float64 arrays; an empty value is no loss."""
+    if not value.numel():
+        raise Raised from ValueError(f"returned an empty tensor {list(value.shape)}")
     slope = None if gradient is None else gradient.detach().double().cpu().numpy()
     return Outcome(value.detach().double().cpu().numpy(), str(value.dtype).removeprefix("torch."), slope)
 
@@ -214,7 +217,7 @@ def _load(target: str) -> tuple[Any, str]:
             source = f"from {where} import {attribute}"
     except TargetError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TargetError(f"{where} cannot be imported: {said(error)}") from error
     if not hasattr(module, attribute):
         offered = [name for name, item in vars(module).items() if inspect.isclass(item) and "Loss" in name]
@@ -244,7 +247,7 @@ def _made(make: Callable[..., Any], kwargs: Mapping[str, Any], name: str) -> Any
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return make(**kwargs)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TargetError(f"{name}({_spelled(kwargs)}) cannot be made: {said(error)}") from error
 
 

@@ -98,7 +98,8 @@ def close(
     one, other, error = float(found[worst]), float(wanted[worst]), float(errors[worst])
     if errors.size > 1:
         what = f"{what} at {[int(i) for i in worst]}"
-    ulp = None if dtype is None or not np.isfinite(error) else error / spacing(other, dtype)
+    # Beside 0 the spacing is that of the smallest numbers, and says nothing.
+    ulp = error / spacing(other, dtype) if dtype is not None and np.isfinite(error) and other else None
     return Finding(what, one, other, tolerance, error, ulp)
 
 
