@@ -1,0 +1,203 @@
+"""The laws accept correct losses, catch wrong ones, and it would be noticed if they did not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+import voxloss
+from voxloss.backends import BACKENDS, eager
+from voxloss_verify import kill_matrix
+from voxloss_verify.check import ask_law, chosen_laws
+from voxloss_verify.kill_matrix import PROFILE, ask_all, run_mutants
+from voxloss_verify.laws import (
+    LAWS,
+    bounds,
+    conventions,
+    engines,
+    gradients,
+    identities,
+    invariances,
+    law,
+    numerics,
+    phantoms,
+)
+from voxloss_verify.mutants import (
+    CANNOT,
+    CONTROLS,
+    MUTANTS,
+    SOFTMAX,
+    FactorTwoDropped,
+    InTheDtypeOfTheInput,
+    LabelsClipped,
+    Specimen,
+)
+from voxloss_verify.record import Finding, Record, Status
+from voxloss_verify.setting import Setting
+from voxloss_verify.subject import subject_of
+from voxloss_verify.textbook import Textbook
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def setting() -> Iterator[Setting]:
+    setting = Setting(PROFILE, shrink=False)
+    yield setting
+    setting.ranks.close()
+
+
+def broken(records: dict[str, Record]) -> dict[str, str]:
+    return {id: record.reason for id, record in records.items() if record.status is Status.broken}
+
+
+@pytest.mark.parametrize("control", CONTROLS, ids=str)
+def test_a_correct_loss_keeps_every_law(control: Specimen, setting: Setting) -> None:
+    assert broken(ask_all(control, setting)) == {}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.loss.__name__)
+def test_a_wrong_loss_is_caught_by_the_laws_that_speak_of_its_mistake(mutant: Specimen, setting: Setting) -> None:
+    assert set(broken(ask_all(mutant, setting, mutant.killers))) == set(mutant.killers)
+
+
+def test_every_law_catches_a_wrong_loss_or_has_a_reason_not_to() -> None:
+    useful = {id for mutant in MUTANTS for id in mutant.killers}
+    assert useful | CANNOT.keys() == {each.id for each in LAWS}
+    assert not useful & CANNOT.keys()
+
+
+def test_every_control_is_asked_many_laws(setting: Setting) -> None:
+    """A control that claims next to nothing would keep all laws, too."""
+    for control in CONTROLS:
+        subject = control.subject()
+        asked = [each.id for each in LAWS if each.domain(subject, setting) is None]
+        assert len(asked) >= 28, control
+
+
+def test_law_26_with_fewer_elements(monkeypatch: pytest.MonkeyPatch, setting: Setting) -> None:
+    """On the CPU, past the 65504 that float16 can count to, and with probabilities that it holds exactly."""
+    monkeypatch.setattr(engines, "ELEMENTS", 2**18)
+    (huge,) = chosen_laws(["26"])
+
+    def verdicts(loss: type[Textbook]) -> list[bool]:
+        assert huge.given is not None
+        subject = Specimen(loss).subject()
+        return [f.holds for volume in huge.given(subject, setting) for f in huge.check(subject, volume, setting)]
+
+    assert all(verdicts(Textbook))
+    assert not all(verdicts(FactorTwoDropped))
+    assert not all(verdicts(InTheDtypeOfTheInput))
+
+
+def test_law_28b_catches_a_wrong_backend(monkeypatch: pytest.MonkeyPatch, setting: Setting) -> None:
+    def region_sums(*job: Any) -> tuple[Tensor, Tensor]:
+        sums, valid = eager.region_sums(*job)
+        return sums * 1.001, valid
+
+    def region_sums_backward(*job: Any) -> Tensor:
+        return eager.region_sums_backward(*job) * 1.001
+
+    def statuses() -> Status:
+        subject = subject_of(voxloss.DiceLoss, kwargs={**SOFTMAX, "smooth_nr": 1, "smooth_dr": 1})
+        return ask_law(subject, setting, chosen_laws(["28b"])[0]).status
+
+    parts = {"available": lambda: (True, ""), "region_sums": eager.region_sums}
+    parts["region_sums_backward"] = eager.region_sums_backward
+    for changed, status in (
+        ({}, Status.holds),
+        ({"region_sums": region_sums}, Status.broken),
+        ({"region_sums_backward": region_sums_backward}, Status.broken),
+    ):
+        monkeypatch.setitem(BACKENDS, "other", SimpleNamespace(**{**parts, **changed}))
+        assert statuses() is status
+
+
+def close_enough(what: str, *_: Any, **__: Any) -> Finding:
+    return Finding(what, 0.0, 0.0, 1.0, 0.0)
+
+
+# One law for each comparison, and a mutant that it alone should catch.
+@pytest.mark.parametrize(("comparison", "law_id"), [("close", "16"), ("is_true", "27b"), ("close_value", "1")])
+def test_a_comparison_that_always_holds_is_noticed(
+    comparison: str, law_id: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_mutants(laws=[law_id], jobs=1) == 0
+    for module in (
+        law,
+        bounds,
+        conventions,
+        engines,
+        gradients,
+        identities,
+        invariances,
+        numerics,
+        phantoms,
+    ):
+        monkeypatch.setattr(module, comparison, close_enough, raising=False)
+    capsys.readouterr()
+    assert run_mutants(laws=[law_id], jobs=1) == 1
+    out = capsys.readouterr().out
+    assert "is alive" in out
+    assert f"law {law_id} caught no mutant: no reason given" in out
+
+
+def test_a_finding_that_always_holds_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Finding, "holds", True)
+    assert run_mutants(laws=["16"], jobs=1) == 1
+
+
+def test_a_correct_loss_that_breaks_a_law_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kill_matrix, "CONTROLS", [Specimen(LabelsClipped, SOFTMAX)])
+    assert run_mutants(laws=["31a"], jobs=1) == 1
+    assert "control LabelsClipped(softmax, to_onehot_y) broke law 31a: " in capsys.readouterr().out
+
+
+def test_a_law_that_catches_nothing_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_mutants(laws=["26"], jobs=1) == 0
+    assert "law 26 caught no mutant: more than 2³¹ elements" in capsys.readouterr().out
+    monkeypatch.setattr(kill_matrix, "CANNOT", {})
+    assert run_mutants(laws=["26"], jobs=1) == 1
+    assert "law 26 caught no mutant: no reason given" in capsys.readouterr().out
+
+
+def test_a_mutant_that_is_not_asked_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kill_matrix, "MUTANTS", [Specimen(FactorTwoDropped, SOFTMAX, ("8", "31d"))])
+    assert run_mutants(laws=["8", "31d"], jobs=1) == 1
+    out = capsys.readouterr().out
+    assert "mutant 1 FactorTwoDropped is not caught by law 8: not asked, a law of focal_tversky" in out
+    assert "mutant 1 FactorTwoDropped is not caught by law 31d: it holds" in out
+
+
+def test_two_processes_find_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    outputs = []
+    for jobs in (1, 2):
+        assert run_mutants(laws=["27b", "28a"], jobs=jobs) == 0
+        outputs.append(capsys.readouterr().out.splitlines()[:-1])  # the last line has the time
+    assert outputs[0] == outputs[1]
+
+
+def test_ctrl_c_proves_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kill_matrix, "ask_all", interrupted)
+    assert run_mutants(laws=["1"], jobs=1) == 130
+    assert capsys.readouterr().err == "interrupted: nothing is proved\n"
+
+
+def test_what_does_not_exist_is_an_error() -> None:
+    with pytest.raises(ValueError, match="profile: expected one of quick, default, thorough, got 'fast'"):
+        run_mutants("fast")
+    with pytest.raises(ValueError, match=r"laws: expected ids of .*, got 99"):
+        run_mutants(laws=["99"])

@@ -1,0 +1,223 @@
+"""A correct region loss, to make wrong ones of. The laws must accept it, for a refusal to mean anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+
+from voxloss_verify.claims import Claims, Family
+
+
+class Textbook(nn.Module):
+    """A region loss as its formulas say: the whole volume at once, in float64. It knows nothing of voxloss's.
+
+    `family` and what it means are those of `Claims`. A one-hot target may be soft; `soft_label` takes Σ min(p, g)
+    for Σ p·g. `weight` is one number for each class that counts. Without reduction the result is [B, C], with
+    `batch` [1, C], of generalised Dice [B, 1] or [1, 1].
+    """
+
+    def __init__(
+        self,
+        family: Family = "dice",
+        *,
+        softmax: bool = False,
+        sigmoid: bool = False,
+        to_onehot_y: bool = False,
+        include_background: bool = True,
+        squared: bool = False,
+        soft_label: bool = False,
+        smooth_nr: float = 0.0,
+        smooth_dr: float = 0.0,
+        alpha: float = 0.5,
+        beta: float = 0.5,
+        gamma: float = 1.0,
+        weight: Sequence[float] | Tensor | None = None,
+        batch: bool = False,
+        ignore_index: int | None = None,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        self.family = family
+        self.softmax, self.sigmoid, self.to_onehot_y = softmax, sigmoid, to_onehot_y
+        self.include_background, self.ignore_index = include_background, ignore_index
+        self.squared, self.soft_label = squared, soft_label
+        self.smooth_nr, self.smooth_dr = smooth_nr, smooth_dr
+        self.alpha, self.beta, self.gamma = alpha, beta, gamma
+        self.weight = None if weight is None else torch.as_tensor(weight, dtype=torch.float64)
+        self.batch, self.reduction = batch, reduction
+        self.check_arguments()
+
+    @property
+    def claims(self) -> Claims:
+        """What the arguments say that the loss is."""
+        return Claims(
+            family=self.family,
+            smooth_nr=self.smooth_nr,
+            smooth_dr=self.smooth_dr,
+            squared=self.squared,
+            overlap="min" if self.soft_label else "product",
+            alpha=self.alpha,
+            beta=self.beta,
+            gamma=self.gamma,
+            gamma_as="gamma",
+            weight_scale="relative",
+            class_weight=None if self.weight is None else tuple(self.weight.tolist()),
+            activation="softmax" if self.softmax else "sigmoid" if self.sigmoid else "none",
+            labels="map" if self.to_onehot_y else "one-hot",
+            soft_labels=not self.to_onehot_y,
+            include_background=self.include_background,
+            batch=self.batch,
+            reduction=self.reduction,  # type: ignore[arg-type]  # Claims says what it may be
+            unreduced=f"{1 if self.batch else 'B'} {1 if self.family == 'generalized_dice' else 'C'}",
+            ignore_index=self.ignore_index,
+        )
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss of predictions [B, C, ...] and labels [B, 1, ...] or one channel per class [B, C, ...]."""
+        if not torch.compiler.is_compiling():  # a look at values would break the graph
+            self.check_shapes(input, target)
+            self.check_target(target, input.shape[1])
+            self.check_prediction(input, target)
+        p = self.probabilities(self.precise(input), self.kept(target))
+        # Where the label is the ignored one, no class that counts has a 1.
+        g = self.encode(target, input.shape[1]).to(p.dtype)
+        p, g = self.counting(p), self.counting(g)
+        losses = self.losses(*(self.gather(sums) for sums in self.sums(p, g)))
+        return self.reduce(losses).to(torch.promote_types(input.dtype, torch.float32))
+
+    def check_arguments(self) -> None:
+        """Refuse what makes no sense."""
+        numbers = [self.smooth_nr, self.smooth_dr, self.alpha, self.beta]
+        numbers += [] if self.weight is None else self.weight.tolist()
+        if not all(0 <= number < math.inf for number in numbers) or not 0 < self.gamma < math.inf:
+            raise ValueError("smoothing, alpha, beta, gamma, weight: expected finite numbers ≥ 0, and gamma > 0.")
+        if self.family not in get_args(Family) or self.reduction not in ("mean", "sum", "none"):
+            raise ValueError(f"family, reduction: got {self.family!r}, {self.reduction!r}.")
+
+    def check_shapes(self, input: Tensor, target: Tensor) -> None:
+        """Refuse what is no pair of tensors that fit together, or empty."""
+        if not (isinstance(input, Tensor) and isinstance(target, Tensor) and input.is_floating_point()):
+            raise TypeError("expected two tensors, the first of floating point.")
+        channels = 1 if self.to_onehot_y else input.shape[1]
+        if target.shape != (len(input), channels, *input.shape[2:]) or not input.numel():
+            raise ValueError(f"got shapes {list(input.shape)} and {list(target.shape)}.")
+        if self.softmax and input.shape[1] == 1:
+            raise ValueError("softmax over one channel is always 1.")
+
+    def check_target(self, target: Tensor, channels: int) -> None:
+        """Refuse labels that are none, and one-hot values outside [0, 1]."""
+        values = target.double()
+        if self.to_onehot_y:
+            labels = (values >= 0) & (values < channels) & (values == values.floor())
+            good = labels | (values == self.ignore_index)
+        else:
+            good = (values >= 0) & (values <= 1)
+        if not good.all():
+            raise ValueError("the target has values that are no labels.")
+
+    def check_prediction(self, input: Tensor, target: Tensor) -> None:
+        """Refuse what is no probability, unless it becomes one."""
+        if not (self.softmax or self.sigmoid):
+            p = self.mask(input.detach().double(), self.kept(target))
+            if not ((p >= 0) & (p <= 1)).all():
+                raise ValueError("expected probabilities, got values outside [0, 1].")
+
+    def precise(self, input: Tensor) -> Tensor:
+        """In the dtype to compute in."""
+        return input.double()
+
+    def kept(self, target: Tensor) -> Tensor | None:
+        """Which voxels count, [B, 1, ...]; None if all do."""
+        if not self.to_onehot_y or self.ignore_index is None:
+            return None
+        return target.double() != self.ignore_index
+
+    def mask(self, x: Tensor, keep: Tensor | None) -> Tensor:
+        """0 for voxels that do not count, whatever stands there."""
+        return x if keep is None else torch.where(keep, x, 0.0)
+
+    def probabilities(self, x: Tensor, keep: Tensor | None) -> Tensor:
+        """The prediction, 0 where a voxel does not count."""
+        # Also masked before the activation, which else would make a NaN gradient of a NaN.
+        return self.mask(self.activate(self.mask(x, keep)), keep)
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Probabilities."""
+        return x.softmax(1) if self.softmax else x.sigmoid() if self.sigmoid else x
+
+    def encode(self, target: Tensor, channels: int) -> Tensor:
+        """One channel per class."""
+        if not self.to_onehot_y:
+            return target.double()
+        classes = torch.arange(channels, dtype=torch.float64, device=target.device)
+        return (target.double() == classes.reshape(1, -1, *[1] * (target.ndim - 2))).double()
+
+    def counting(self, x: Tensor) -> Tensor:
+        """The channels that count."""
+        channels = x.shape[1]
+        first = 0 if self.include_background or channels == 1 else 1
+        return x[:, [c for c in range(first, channels) if c != self.ignore_index]]
+
+    def overlap(self, p: Tensor, g: Tensor) -> Tensor:
+        """What the intersection is the sum of."""
+        return torch.minimum(p, g) if self.soft_label else p * g
+
+    def total(self, x: Tensor) -> Tensor:
+        """Sum over voxels, [B, C]."""
+        return x.flatten(2).sum(2)
+
+    def sums(self, p: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the intersection, the prediction and the target, [B, C] each."""
+        power = 2 if self.squared else 1
+        return self.total(self.overlap(p, g)), self.total(p**power), self.total(g**power)
+
+    def gather(self, sums: Tensor) -> Tensor:
+        """Sum over items, if they count together."""
+        return sums.sum(0, keepdim=True) if self.batch else sums
+
+    def fraction(self, i: Tensor, p: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Numerator and denominator of the score, without smoothing."""
+        if self.family == "generalized_dice":
+            w = self.region_weights(g)
+            return 2 * (w * i).sum(1, keepdim=True), (w * (p + g)).sum(1, keepdim=True)
+        if self.family == "dice":
+            return 2 * i, p + g
+        if self.family == "jaccard":
+            return i, p + g - i
+        return i, i + self.alpha * (p - i) + self.beta * (g - i)
+
+    def region_weights(self, g: Tensor) -> Tensor:
+        """1/g² relative to the item's largest; a class without target has the largest."""
+        smallest = torch.where(g > 0, g, torch.inf).amin(1, keepdim=True)
+        return torch.where(g > 0, smallest / torch.where(g > 0, g, 1.0), 1.0) ** 2
+
+    def smooth(self, numerator: Tensor, denominator: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the smoothing."""
+        return numerator + self.smooth_nr, denominator + self.smooth_dr
+
+    def ratio(self, numerator: Tensor, denominator: Tensor) -> Tensor:
+        """The score, which is 1 where there is nothing to find and nothing was found."""
+        empty = denominator == 0
+        return torch.where(empty, 1.0, numerator / torch.where(empty, 1.0, denominator))
+
+    def power(self, distance: Tensor) -> Tensor:
+        """The focus on classes that are far from perfect."""
+        return distance.clamp(min=0) ** self.gamma if self.family == "focal_tversky" else distance
+
+    def class_weights(self) -> Tensor | float:
+        """One factor per class."""
+        return 1.0 if self.weight is None else self.weight
+
+    def losses(self, i: Tensor, p: Tensor, g: Tensor) -> Tensor:
+        """One per item and class."""
+        return self.class_weights() * self.power(1 - self.ratio(*self.smooth(*self.fraction(i, p, g))))
+
+    def reduce(self, losses: Tensor) -> Tensor:
+        """Mean, sum or nothing."""
+        if self.reduction == "none":
+            return losses
+        return losses.mean() if self.reduction == "mean" else losses.sum()
