@@ -375,7 +375,7 @@ class SecondDerivativeLost(Textbook):
         return torch.where(empty, 1.0, _Quotient.apply(numerator, safe))  # type: ignore[no-untyped-call]
 
 
-@caught_by("29a")
+@caught_by("23b", "29a")
 class NotANumberInTheOtherBranch(Textbook):
     """0/0 is replaced after the division, which leaves NaN in the gradient."""
 
@@ -383,7 +383,7 @@ class NotANumberInTheOtherBranch(Textbook):
         return torch.where(denominator == 0, 1.0, numerator / denominator)
 
 
-@caught_by("29a", **FOCAL)
+@caught_by("23b", "29a", **FOCAL)
 class RootAtZero(Textbook):
     """√x² for x: its gradient at 0 is NaN."""
 

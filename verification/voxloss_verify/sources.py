@@ -73,8 +73,17 @@ def volume_of(claims: Claims, pair: LabelPair, dtype: str) -> Volume | None:
         channels = claims.fixed_channels
     if claims.classes is not None and max(claims.classes) >= channels:
         return None
+    return _volume_of(pair, claims.activation, claims.labels, channels, claims.spatial_dims, dtype)
+
+
+@cache
+def _volume_of(
+    pair: LabelPair, activation: Any, labels: Any, channels: int, spatial_dims: Any, dtype: str
+) -> Volume:
+    # Shared like `_cube`, and for the same reason; of the claims only what shapes the tensors.
+    claims = Claims(family="dice", activation=activation, labels=labels, spatial_dims=spatial_dims)
     spatial = _spatial(claims, pair.reference.shape)
-    labels = pair.reference.reshape(1, 1, *spatial)
+    wanted = pair.reference.reshape(1, 1, *spatial)
     if pair.probabilities is None:
         hard = one_hot(pair.prediction.reshape(1, 1, *spatial), channels)
         input = certain(claims, hard).astype(STORED[dtype])
@@ -82,7 +91,7 @@ def volume_of(claims: Claims, pair: LabelPair, dtype: str) -> Volume | None:
         p = np.zeros((1, channels, *spatial), np.float32)
         p[:, : pair.classes] = pair.probabilities.reshape(1, pair.classes, *spatial)
         input = rounded(from_probabilities(claims, p, dtype), dtype)
-    return Volume(pair.name, input, target_for(claims, labels, channels), dtype, pair.affine)
+    return Volume(pair.name, input, target_for(claims, wanted, channels), dtype, pair.affine)
 
 
 def rounded(values: Image, dtype: str) -> Image:

@@ -12,41 +12,20 @@ import torch
 
 from voxloss_verify import exact
 from voxloss_verify.generated import volumes
+from voxloss_verify.laws.edges import edges
 from voxloss_verify.laws.law import close, close_value, each_finite, is_true, law
 from voxloss_verify.record import Finding
 from voxloss_verify.setting import Setting
 from voxloss_verify.sources import cube
 from voxloss_verify.subject import Raised, Subject, TargetError
-from voxloss_verify.volumes import STORED, Volume, certain, one_hot, target_for
-
-
-def _edges(subject: Subject, setting: Setting) -> Iterator[Volume]:
-    """A class in neither, in the prediction only, in the target only; nothing but ignored voxels."""
-    claims = subject.claims
-    channels = claims.fixed_channels or max(3, *(c + 1 for c in claims.classes or ()), 3)
-    shape = (2, 1, *[2] * claims.spatial_dims)
-    zeros, ones = np.zeros(shape, np.int64), np.ones(shape, np.int64)
-    cases = [("no foreground in either", zeros, zeros)]
-    cases += [("foreground predicted where there is none", zeros, ones)]
-    cases += [("foreground missed", ones, zeros), ("nothing but foreground", ones, ones)]
-    for dtype in ("float64", "float32"):
-        if dtype not in claims.dtypes:
-            continue
-        for name, wanted, predicted in cases:
-            if claims.ignore_index in (0, 1) and name != "no foreground in either":
-                continue
-            input = certain(claims, one_hot(predicted, channels)).astype(STORED[dtype])
-            yield Volume(name, input, target_for(claims, wanted, channels), dtype)
-        if claims.ignore_index is not None and claims.labels != "one-hot":
-            input = certain(claims, one_hot(zeros, channels)).astype(STORED[dtype])
-            yield Volume("all voxels ignored", input, zeros + claims.ignore_index, dtype)
+from voxloss_verify.volumes import STORED, Volume
 
 
 @law(
     "29a",
     "empty and absent classes",
     oracle="the exact value with the policies that are claimed",
-    given=_edges,
+    given=edges,
 )
 def empty_classes(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
     """Empty in both, in one, all voxels ignored: the claimed value, a finite gradient, 0 where ignored."""
@@ -97,7 +76,7 @@ def shape(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
         return
     alone = each.value(volume)
     sizes = {"B": len(volume.input), "C": len(claims.counting(volume.channels))}
-    wanted = tuple(sizes.get(letter) or int(letter) for letter in claims.unreduced.split())
+    wanted = tuple(sizes[letter] if letter in sizes else int(letter) for letter in claims.unreduced.split())
     yield is_true(
         f"a shape of {list(wanted)} without reduction, not {list(alone.value.shape)}",
         alone.value.shape == wanted,

@@ -99,8 +99,9 @@ def class_order(subject: Subject, volume: Volume, setting: Setting) -> Iterator[
         weights = list(claims.class_weight)
         weights[0], weights[1] = weights[1], weights[0]
         changed = replace(claims, class_weight=tuple(weights))
-        other = subject.with_arguments(changed, weight=torch.tensor(weights))
-        if other is None and weights[0] != weights[1]:
+        if weights[0] != weights[1]:
+            other = subject.with_arguments(changed, weight=torch.tensor(weights))
+        if other is None:
             return
     target = volume.target[:, swap] if volume.is_one_hot else _relabelled(volume.target, swap)
     permuted = volume.changed(input=volume.input[:, swap], target=target)
@@ -306,8 +307,10 @@ def layout(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findi
     if volume.is_one_hot:
         kinds = ("bool", *LABELS) if volume.target.dtype == bool else ()
     for kind in kinds:
-        if volume.target.max(initial=0) > (127 if kind == "int8" else 255) or volume.target.min(initial=0) < 0:
-            continue
+        if kind.endswith(("int8", "int16", "int32")):
+            holds = np.iinfo(kind)
+            if volume.target.max(initial=0) > holds.max or volume.target.min(initial=0) < holds.min:
+                continue
         if subject.claims.labels == "indices" and kind != "int64":
             continue  # class indices are int64 by definition, as for torch's cross entropy
         labels = target.to(getattr(torch, kind))
