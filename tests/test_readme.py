@@ -3,21 +3,48 @@
 from __future__ import annotations
 
 import re
+import shlex
 from fractions import Fraction
 from pathlib import Path
 
+import pytest
+
 import test_monai_differences
+from voxloss_verify import kill_matrix, verify_table  # noqa: F401  # to be replaced
+from voxloss_verify.__main__ import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_python_blocks_run_in_order() -> None:
-    namespace: dict[str, object] = {}
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.S)
-    assert len(blocks) == 3
-    for block in blocks:
+def test_python_blocks_run_in_order_and_print_what_stands_below(capsys: pytest.CaptureFixture[str]) -> None:
+    namespace: dict[str, object] = {"__name__": "readme"}
+    blocks = re.findall(r"```python\n(.*?)```\n(?:\n```\n(.*?)```)?", README, flags=re.S)
+    assert len(blocks) == 4
+    for block, printed in blocks:
         exec(compile(block, "README.md", "exec"), namespace)
+        found = " ".join(line.strip() for line in capsys.readouterr().out.splitlines())
+        if "print(" in block:
+            assert found.split() == printed.split()
+
+
+def test_commands_are_the_command_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options that do not exist and targets that cannot be parsed end with 2; nothing runs here."""
+    commands = re.findall(r"^voxloss (.*?)(?: +#.*)?$", README, flags=re.M)
+    assert len(commands) >= 4
+    ran: list[object] = []
+
+    def run(*given: object) -> int:
+        ran.append(given)
+        return 0
+
+    for where in ("verify_table.verify_and_show", "kill_matrix.run_mutants"):
+        monkeypatch.setattr(f"voxloss_verify.{where}", run)
+    for command in commands:
+        with pytest.raises(SystemExit) as left:
+            main(shlex.split(command))
+        assert left.value.code == 0, command
+    assert len(ran) == len(commands)
 
 
 def test_comments_give_the_values() -> None:
