@@ -24,7 +24,7 @@ import losses_with_flaws
 import voxloss
 import voxloss_verify
 from test_score import ignores_sigint
-from voxloss_verify import Claims, verify_report, verify_table
+from voxloss_verify import Claims, templates, verify_report, verify_table
 from voxloss_verify.__main__ import main
 from voxloss_verify.check import ask_law, check_loss
 from voxloss_verify.laws import LAWS
@@ -534,7 +534,7 @@ def test_a_law_that_stumbles_does_not_stop_the_others(verify: Verify, monkeypatc
 
 @pytest.mark.parametrize("module", ["hypothesis", "jinja2"])
 def test_without_the_extra(module: str, verify: Verify, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (verify_table.__name__, verify_report.__name__):
+    for name in (verify_table.__name__, verify_report.__name__, templates.__name__):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
     message = f"voxloss: verify needs {module}: pip install 'voxloss[verify]'\n"

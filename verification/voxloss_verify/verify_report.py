@@ -15,7 +15,6 @@ from typing import Any
 import hypothesis
 import numpy as np
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import voxloss
 from voxloss_data.files import save_bytes, save_json
@@ -24,6 +23,7 @@ from voxloss_verify.cells import Picture, pictures
 from voxloss_verify.devices import device_name
 from voxloss_verify.laws.law import Law
 from voxloss_verify.record import LITERAL, CounterExample, Record, Status
+from voxloss_verify.templates import environment
 from voxloss_verify.verification import Verification
 from voxloss_verify.volumes import Volume
 
@@ -83,20 +83,17 @@ def write_json(path: Path, verification: Verification) -> None:
 
 def write_html(path: Path, verification: Verification) -> None:
     """Write one page that needs no other file and no network."""
-    environment = Environment(
-        loader=PackageLoader("voxloss_verify", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("verify_report.html.j2").render(
-        report(verification),
-        pictures={
-            record.law: _pictures(record.counterexample)
-            for record in verification.records
-            if record.counterexample is not None
-        },
+    page = (
+        environment("")
+        .get_template("verify_report.html.j2")
+        .render(
+            report(verification),
+            pictures={
+                record.law: _pictures(record.counterexample)
+                for record in verification.records
+                if record.counterexample is not None
+            },
+        )
     )
     save_bytes(path, page.encode())
 

@@ -14,7 +14,6 @@ from typing import Any
 import monai
 import numpy as np
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import voxloss
 from voxloss_data.files import save_bytes, save_json
@@ -26,6 +25,7 @@ from voxloss_verify.demo.settings import Settings
 from voxloss_verify.demo.training import Training, mean_foreground
 from voxloss_verify.devices import device_name
 from voxloss_verify.names import LOSSES
+from voxloss_verify.templates import environment
 
 
 @dataclass(frozen=True)
@@ -143,21 +143,18 @@ def write_report(results: Results) -> Path:
     curves = figures.Curves(
         training.losses, {step: [float(score) for score in scores] for step, scores in training.dice.items()}
     )
-    environment = Environment(
-        loader=PackageLoader("voxloss_verify", "demo"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(
-        numbers,
-        colours=figures.COLOURS,
-        slices=_data_url(figures.slices_png(segmentation)),
-        curves={
-            "light": _data_url(figures.curves_png(curves, figures.LIGHT)),
-            "dark": _data_url(figures.curves_png(curves, figures.DARK)),
-        },
+    page = (
+        environment("demo")
+        .get_template("report.html.j2")
+        .render(
+            numbers,
+            colours=figures.COLOURS,
+            slices=_data_url(figures.slices_png(segmentation)),
+            curves={
+                "light": _data_url(figures.curves_png(curves, figures.LIGHT)),
+                "dark": _data_url(figures.curves_png(curves, figures.DARK)),
+            },
+        )
     )
     save_json(settings.out / "metrics.json", numbers)
     save_bytes(settings.out / "report.png", figures.overview_png(segmentation, curves))
