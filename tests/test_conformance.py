@@ -1,0 +1,397 @@
+"""The comparison of libraries: what is read off nnU-Net's and kornia's losses, and the pages of `conformance`."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("matplotlib")
+
+from matplotlib import image
+
+from voxloss_verify import conformance
+from voxloss_verify.check import ask_law, chosen_laws
+from voxloss_verify.claims import claims_of
+from voxloss_verify.conformance import cases, pages, results
+from voxloss_verify.conformance.cases import Case
+from voxloss_verify.conformance.picture import BROKEN, HOLDS
+from voxloss_verify.record import Status
+from voxloss_verify.setting import Profile, Setting
+from voxloss_verify.subject import TargetError, subject_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+# What is read off the losses of others.
+
+
+def softmax_helper_dim1(x: Tensor) -> Tensor:
+    """nnU-Net's, by name."""
+    return torch.softmax(x, 1)
+
+
+def one_hot(target: Tensor, channels: int) -> Tensor:
+    return torch.stack([target == c for c in range(channels)], 1)
+
+
+class _NNUNet(nn.Module):
+    """nnU-Net's arguments and formula."""
+
+    def __init__(
+        self,
+        apply_nonlin: Callable[[Tensor], Tensor] | None = None,
+        batch_dice: bool = False,
+        do_bg: bool = True,
+        smooth: float = 1.0,
+        ddp: bool = True,
+    ) -> None:
+        super().__init__()
+        self.apply_nonlin, self.batch_dice, self.do_bg = apply_nonlin, batch_dice, do_bg
+        self.smooth, self.ddp = smooth, ddp
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        p = x if self.apply_nonlin is None else self.apply_nonlin(x)
+        g = y if x.shape == y.shape else one_hot(y[:, 0], x.shape[1])
+        axes = [0, 2, 3, 4] if self.batch_dice else [2, 3, 4]
+        both, cardinality = (each.sum(axes, dtype=torch.float32) for each in (p * g, p + g.to(p)))
+        score = (2 * both + self.smooth) / (cardinality + self.smooth).clamp(min=1e-8)
+        return -(score if self.do_bg else score[..., 1:]).mean()
+
+
+class SoftDiceLoss(_NNUNet):
+    __module__ = "nnunetv2.training.loss.dice"
+
+    def __init__(self, *arguments: Any, clip_tp: float | None = None, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.clip_tp = clip_tp
+
+
+class MemoryEfficientSoftDiceLoss(_NNUNet):
+    __module__ = "nnunetv2.training.loss.dice"
+
+
+class DiceLoss(nn.Module):
+    """kornia's arguments and formula."""
+
+    __module__ = "kornia.losses.dice"
+
+    def __init__(
+        self,
+        average: str = "micro",
+        eps: float = 1e-8,
+        weight: Tensor | None = None,
+        ignore_index: int | None = -100,
+    ) -> None:
+        super().__init__()
+        self.average, self.eps, self.weight, self.ignore_index = average, eps, weight, ignore_index
+
+    def forward(self, pred: Tensor, target: Tensor) -> Tensor:
+        keep = target.ne(torch.nan if self.ignore_index is None else self.ignore_index)[:, None]
+        p, g = pred.softmax(1) * keep, one_hot(target, pred.shape[1]) * keep
+        axes = (1, 2, 3) if self.average == "micro" else (2, 3)
+        loss = 1 - 2 * (p * g).sum(axes) / ((p + g).sum(axes) + self.eps)
+        if self.average == "micro":
+            return loss.mean()
+        present = g.any(-1).any(-1)
+        return torch.mean((loss * present).sum(1) / present.sum(1))
+
+
+class TverskyLoss(nn.Module):
+    """kornia's arguments and formula."""
+
+    __module__ = "kornia.losses.tversky"
+
+    def __init__(self, alpha: float, beta: float, eps: float = 1e-8, ignore_index: int | None = -100) -> None:
+        super().__init__()
+        self.alpha, self.beta, self.eps, self.ignore_index = alpha, beta, eps, ignore_index
+
+    def forward(self, pred: Tensor, target: Tensor) -> Tensor:
+        p, g = pred.softmax(1), one_hot(target, pred.shape[1])
+        tp, fp, fn = (each.sum((2, 3)) for each in (p * g, p * ~g, (1 - p) * g))
+        present = g.any(-1).any(-1)
+        score = tp / (tp + self.alpha * fp + self.beta * fn + self.eps)
+        return 1 - torch.mean((score * present).sum(1) / present.sum(1))
+
+
+NNUNET: list[dict[str, Any]] = [
+    {"apply_nonlin": softmax_helper_dim1},
+    {"apply_nonlin": softmax_helper_dim1, "do_bg": False, "smooth": 1e-5},
+    {"apply_nonlin": torch.sigmoid, "batch_dice": True, "ddp": False},
+    {"smooth": 0.0},
+]
+KORNIA: list[tuple[str, dict[str, Any]]] = [
+    ("DiceLoss", {}),
+    ("DiceLoss", {"ignore_index": 255, "eps": 1e-3}),
+    ("DiceLoss", {"average": "macro"}),
+    ("TverskyLoss", {"alpha": 0.3, "beta": 0.7}),
+]
+STAND_INS: list[tuple[Any, dict[str, Any]]] = [
+    *((kind, kwargs) for kind in (SoftDiceLoss, MemoryEfficientSoftDiceLoss) for kwargs in NNUNET),
+    *((globals()[name], kwargs) for name, kwargs in KORNIA),
+]
+
+
+def require_exact(kind: Any, kwargs: dict[str, Any]) -> None:
+    """Value and gradient are those that the claims say, on drawn volumes."""
+    subject = subject_of(kind, kwargs=kwargs)
+    for law in chosen_laws(["20", "24"]):
+        # How precise a large sum is does not depend on what was read.
+        record = ask_law(subject, Setting(Profile(12, (), ""), derandomize=True), replace(law, given=None))
+        assert record.status is Status.holds, f"{kind.__name__}({kwargs}): {record.reason}"
+
+
+@pytest.mark.parametrize(("kind", "kwargs"), STAND_INS)
+def test_claims_of_stand_ins(kind: Any, kwargs: dict[str, Any]) -> None:
+    require_exact(kind, kwargs)
+
+
+@pytest.mark.parametrize("name", ["SoftDiceLoss", "MemoryEfficientSoftDiceLoss"])
+@pytest.mark.parametrize("kwargs", NNUNET)
+def test_claims_of_nnunet(name: str, kwargs: dict[str, Any]) -> None:
+    dice = pytest.importorskip("nnunetv2.training.loss.dice")
+    helper = import_module("nnunetv2.utilities.helpers").softmax_helper_dim1
+    theirs = {key: helper if value is softmax_helper_dim1 else value for key, value in kwargs.items()}
+    require_exact(getattr(dice, name), theirs)
+
+
+@pytest.mark.parametrize(("name", "kwargs"), KORNIA)
+def test_claims_of_kornia(name: str, kwargs: dict[str, Any]) -> None:
+    require_exact(getattr(pytest.importorskip("kornia.losses"), name), kwargs)
+
+
+@pytest.mark.parametrize(
+    ("loss", "named"),
+    [
+        (SoftDiceLoss(torch.tanh), "apply_nonlin.*tanh"),
+        (SoftDiceLoss(nn.Softmax(1)), "apply_nonlin.*Softmax"),
+        (SoftDiceLoss(clip_tp=0.0), "clip_tp"),
+        (DiceLoss(weight=torch.ones(2)), "weight"),
+        (DiceLoss(ignore_index=1), "ignore_index=1"),
+        (TverskyLoss(0.5, 0.5, ignore_index=0), "ignore_index=0"),
+    ],
+)
+def test_what_cannot_be_read_is_an_error(loss: nn.Module, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        claims_of(loss)
+    with pytest.raises(TargetError, match=named):
+        subject_of(loss)
+
+
+# The pages.
+
+SQUARED = {"softmax": True, "to_onehot_y": True, "squared_pred": True}
+TWO = [
+    Case("voxloss", "voxloss:DiceLoss", "squared", SQUARED),
+    Case("MONAI", "monai.losses:DiceLoss", "squared", SQUARED),
+]
+# The second is not asked of these two; the first and the last are broken by MONAI's.
+LAWS = ["9", "10", "31b", "31d"]
+BROKEN_CELLS = ["9", "31d"]
+
+
+@pytest.fixture
+def two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two losses and a few laws."""
+    monkeypatch.setattr(conformance, "all_cases", lambda: TWO)
+    monkeypatch.setattr(conformance, "LAWS", chosen_laws(LAWS))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The pages of those two."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(conformance, "all_cases", lambda: TWO)
+        patched.setattr(conformance, "LAWS", chosen_laws(LAWS))
+        out = tmp_path_factory.mktemp("built") / "docs"
+        assert conformance.build(out) == 0  # voxloss holds, and others may break what they like
+        yield out
+
+
+def files(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def test_markdown(built: Path) -> None:
+    text = (built / "conformance.md").read_text(encoding="utf-8")
+    assert "voxloss conformance --profile quick --seed 0" in text
+    assert re.search(rf"^\| {pages.versions()['voxloss']} \| ", text, re.MULTILINE)
+    assert "| DiceLoss | squared | 3 | 0 | 1 | ✓ | – | ✓ | ✓ |" in text
+    first, second = (f"[✗](#monai-diceloss-squared-{law})" for law in BROKEN_CELLS)
+    assert f"| DiceLoss | squared | 1 | 2 | 1 | {first} | – | ✓ | {second} |" in text
+    for law in chosen_laws(LAWS):
+        assert f"| {law.id} | " in text
+        assert law.name in text
+    for id in BROKEN_CELLS:
+        assert text.count(f'<a id="monai-diceloss-squared-{id}"></a>') == 1
+    assert "<summary>9 symmetry: loss: expected 0." in text
+    assert "DiceLoss(softmax=True, to_onehot_y=True, squared_pred=True)" in text
+    # Every row of a table has as many cells as its heading.
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(widths) == 1, table
+
+
+def test_missing_libraries_are_named(tmp_path: Path, two: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {**pages.versions(), "kornia": None, "nnU-Net": None}
+    monkeypatch.setattr(conformance, "versions", lambda: found)
+    monkeypatch.setattr(conformance, "all_cases", lambda: TWO[:1])
+    monkeypatch.setattr(conformance, "LAWS", chosen_laws(["10"]))
+    assert conformance.build(tmp_path / "docs") == 0
+    for name in ("conformance.md", "conformance.html"):
+        assert "not examined: nnU-Net, kornia" in (tmp_path / "docs" / name).read_text(encoding="utf-8")
+
+
+def test_page_needs_no_other_file(built: Path) -> None:
+    page = (built / "conformance.html").read_text(encoding="utf-8")
+    assert not re.findall(r"""(?:src|srcset|href)=["'](?!data:|\#)""", page)
+    assert page.count("data:image/png;base64,") == 2  # for light and for dark
+    targets = set(re.findall(r'href="#([^"]+)"', page))
+    assert targets == set(re.findall(r'\bid="([^"]+)"', page))
+    assert page.count('<td class="broken"') == len(BROKEN_CELLS)
+
+
+def test_picture(built: Path) -> None:
+    pixels = image.imread(built / "conformance.png")[..., :3]
+
+    def count(colour: str) -> int:
+        wanted = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        return int((abs(pixels - wanted) < 0.01).all(-1).sum())
+
+    # 4 hold and 2 are broken, which have a cross in them, and the legend has a patch of each.
+    assert 1.5 < count(HOLDS) / count(BROKEN) < 4
+
+
+def test_same_bytes_again(built: Path, two: None, tmp_path: Path) -> None:
+    assert conformance.build(tmp_path / "elsewhere") == 0
+    assert files(tmp_path / "elsewhere") == files(built)
+    for name in ("conformance.md", "conformance.html"):
+        assert not re.search(r"0x[0-9a-f]{6}|/tmp/|/home/|site-packages", (built / name).read_text("utf-8"))
+
+
+def test_interrupted_run_goes_on(
+    built: Path, two: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    examined: list[Case] = []
+    original = results.examine
+
+    def examine(case: Case, *arguments: Any) -> results.Row:
+        if case is TWO[1] and stop:
+            raise KeyboardInterrupt
+        examined.append(case)
+        return original(case, *arguments)
+
+    monkeypatch.setattr(conformance, "examine", examine)
+    out, stop = tmp_path / "docs", True
+    assert conformance.build(out) == 130
+    assert not files(out)
+    assert "1 of 2 losses are finished and kept" in capsys.readouterr().out
+    stop = False
+    assert conformance.build(out) == 0
+    assert examined == TWO
+    assert files(out) == files(built)
+    # A third run has nothing to ask; another seed has everything.
+    assert conformance.build(out) == 0
+    assert examined == TWO
+    monkeypatch.setattr(conformance, "LAWS", chosen_laws(["10"]))
+    conformance.build(out, seed=1)
+    assert examined == TWO + TWO
+
+
+def test_a_damaged_file_is_not_believed(tmp_path: Path) -> None:
+    cache = results.Cache(tmp_path / "kept", "versions")
+    row = results.Row(TWO[0], [results.Cell("1", "holds")])
+    assert cache.read(TWO[0]) is None
+    cache.write(row)
+    assert cache.read(TWO[0]) == row
+    assert results.Cache(tmp_path / "kept", "other versions").read(TWO[0]) is None
+    (file,) = (tmp_path / "kept").glob("*.json")
+    for content in ("{", "[]", json.dumps({"cells": [{"law": "1"}], "error": ""})):
+        file.write_text(content)
+        assert cache.read(TWO[0]) is None
+    cache.keep_only([])
+    assert not list((tmp_path / "kept").glob("*.json"))
+
+
+@pytest.mark.parametrize("page", ["conformance.md", "conformance.html"])
+def test_snippets_run_and_show_the_broken_law(built: Path, page: str) -> None:
+    text = (built / page).read_text(encoding="utf-8")
+    if page.endswith("html"):
+        pattern = r'<summary><span class="broken">(\w+)</span>[^:]*: (.*?)</summary>.*?<pre>(.*?)</pre>'
+        found = [tuple(map(html.unescape, parts)) for parts in re.findall(pattern, text, re.DOTALL)]
+    else:
+        pattern = r"<summary>(\w+) [^:]*: (.*?)</summary>.*?```python\n(.*?)```"
+        found = [(law, html.unescape(reason), code) for law, reason, code in re.findall(pattern, text, re.DOTALL)]
+    assert [law for law, _, _ in found] == BROKEN_CELLS
+    for law, reason, code in found:
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            exec(code, {})
+        shown = said.getvalue().splitlines()
+        if law == "9":  # both values: of the volume, and with prediction and target swapped
+            numbers = re.findall(r"(?:expected|got) ([\d.]+)", reason)
+            assert {str(float(number)) for number in numbers} == {shown[0], shown[-1]}
+        else:  # the value that came in the place of an error
+            assert "smooth_nr=-1.0" in code
+            assert math.isfinite(float(shown[0]))
+
+
+def test_snippet_of_a_large_volume_asks_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conformance, "all_cases", lambda: TWO[1:])
+    monkeypatch.setattr(conformance, "LAWS", chosen_laws(["29a"]))  # two items of three classes in 2³ voxels
+    monkeypatch.setattr(results, "LITERAL", 10)
+    assert conformance.build(tmp_path / "docs") == 0
+    text = (tmp_path / "docs" / "conformance.md").read_text(encoding="utf-8")
+    ((reason, code),) = re.findall(r"<summary>29a [^:]*: (.*?)</summary>.*?```python\n(.*?)```", text, re.DOTALL)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(code, {})
+    assert said.getvalue() == f"broken: {html.unescape(reason)}\n"
+
+
+def test_a_broken_law_of_voxloss_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = Case("voxloss", "monai.losses:DiceLoss", "squared", SQUARED)
+    monkeypatch.setattr(conformance, "all_cases", lambda: [theirs])
+    monkeypatch.setattr(conformance, "LAWS", chosen_laws(["31d"]))
+    assert conformance.build(tmp_path / "docs") == 1
+
+
+def test_a_loss_that_cannot_be_made_is_said_to_be_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    newer = Case("MONAI", "monai.losses:DiceLoss", "of the future", {"from_the_future": 1})
+    monkeypatch.setattr(conformance, "all_cases", lambda: [TWO[0], newer])
+    monkeypatch.setattr(conformance, "LAWS", chosen_laws(["10"]))
+    assert conformance.build(tmp_path / "docs") == 0
+    for name in ("conformance.md", "conformance.html"):
+        text = (tmp_path / "docs" / name).read_text(encoding="utf-8")
+        assert re.search(r"could not be made or called.*from\\?_the\\?_future", text, re.IGNORECASE)
+
+
+def test_what_is_true_on_one_machine_only_is_left_out() -> None:
+    said = "raised E: <f at 0x7f3a38c95300> in /home/someone/venv/lib/x.py, ∂L/∂input of 1/2, ~/a/b.py and p/g"
+    assert results._anywhere(said) == "raised E: <f at 0x…> in x.py, ∂L/∂input of 1/2, b.py and p/g"
+    assert results._anywhere(f"f({softmax_helper_dim1}, {torch.sigmoid})") == "f(softmax_helper_dim1, sigmoid)"
+
+
+def test_cases_can_be_told_apart_and_made_by_their_source() -> None:
+    every = cases.all_cases()
+    assert {case.library for case in every} >= {"voxloss", "MONAI"}
+    assert len({(case.library, case.name, case.label) for case in every}) == len(every)
+    assert len({case.source for case in every}) == len(every)
+    for case in every:
+        scope: dict[str, Any] = {}
+        exec(case.source, scope)
+        assert claims_of(scope["loss"]) is not None
+    names = {case.name for case in every if case.library == "voxloss"}
+    assert names >= {"DiceLoss", "JaccardLoss", "TverskyLoss", "FocalTverskyLoss", "GeneralizedDiceLoss"}

@@ -1,0 +1,97 @@
+"""`voxloss conformance`: which laws hold for which losses of which library, as Markdown, a page and a picture.
+
+One room per job: `cases` which losses, `results` what came of asking them, `pages` the texts, `picture` the
+picture.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from voxloss_verify.conformance.cases import LIBRARIES, Case, all_cases
+from voxloss_verify.conformance.pages import Conformance, versions, write
+from voxloss_verify.conformance.results import Cache, Row, depends_on, examine
+from voxloss_verify.laws import LAWS
+from voxloss_verify.laws.law import Law
+from voxloss_verify.record import Status
+from voxloss_verify.request import ProfileName
+from voxloss_verify.setting import PROFILES, Setting
+
+__all__ = ["build"]
+
+INTERRUPTED = 130
+# What libraries say is not markup, and lines are the terminal's to wrap.
+PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "emoji": False, "soft_wrap": True}
+
+
+def build(out: Path, profile: ProfileName = "quick", seed: int = 0) -> int:
+    """Ask every loss every law, and write conformance.md, .html and .png to `out`.
+
+    Losses that are finished are kept in a folder beside `out`, for the next run to go on. Returns the exit code:
+    0; 1 if a loss of voxloss breaks a law or could not be made; 130 after Ctrl-C, when nothing is written.
+    """
+    console = Console() if sys.stdout.isatty() else Console(color_system=None, force_terminal=False)
+    out.mkdir(parents=True, exist_ok=True)
+    cases = all_cases()
+    found = versions()
+    beside = out.resolve().with_name(f".{out.resolve().name}-conformance")
+    cache = Cache(beside, depends_on(found, profile, seed))
+    rows: list[Row] = []
+    try:
+        for row in _examine_all(cases, cache, profile, seed, console):
+            rows.append(row)
+            console.print(f"{_title(row.case)}: {_summary(row)}", **PLAIN)
+    except KeyboardInterrupt:
+        kept = f"{len(rows)} of {len(cases)} losses are finished and kept, the next run goes on from there"
+        console.print(f"interrupted: {kept}", **PLAIN)
+        return INTERRUPTED
+    cache.keep_only(cases)
+    for path in write(out, Conformance(rows, LAWS, found, profile, seed)):
+        console.print(f"written: {path}", **PLAIN)
+    ours = [row for row in rows if row.case.library == LIBRARIES[0].name]
+    return int(any(row.error or row.count(Status.broken) for row in ours))
+
+
+def _examine_all(
+    cases: list[Case], cache: Cache, profile: ProfileName, seed: int, console: Console
+) -> Iterator[Row]:
+    """The rows of all cases, from the cache where they are there, with a bar on a terminal."""
+    terminal = console if sys.stdout.isatty() else Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    silent = not (sys.stdout.isatty() or sys.stderr.isatty())
+    setting = Setting(PROFILES[profile], seed)
+    try:
+        with Progress(*columns, console=terminal, transient=True, disable=silent) as progress:
+            task = progress.add_task("", total=len(cases) * len(LAWS))
+            for number, case in enumerate(cases):
+                row = cache.read(case)
+                if row is None:
+                    row = examine(case, LAWS, setting, profile, partial(_show, progress, task, case))
+                    cache.write(row)
+                progress.update(task, completed=(number + 1) * len(LAWS))
+                yield row
+    finally:
+        setting.ranks.close()
+
+
+def _show(progress: Progress, task: TaskID, case: Case, law: Law) -> None:
+    progress.update(task, description=f"{_title(case)}: {law.id} {law.name}", advance=1)
+
+
+def _title(case: Case) -> str:
+    return f"{case.library} {case.name}, {case.label}"
+
+
+def _summary(row: Row) -> str:
+    if row.error:
+        return row.error
+    line = f"{row.count(Status.holds)} hold, {row.count(Status.not_asked)} not asked"
+    broken = [cell.law for cell in row.cells if cell.status == Status.broken.value]
+    return f"{line}, {len(broken)} broken: {', '.join(broken)}" if broken else line

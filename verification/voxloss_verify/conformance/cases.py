@@ -1,0 +1,172 @@
+"""Which losses are examined: those of voxloss, MONAI, nnU-Net and kornia, each in several configurations."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Case:
+    """A loss with arguments.
+
+    Attributes:
+        library: whose it is, by its name.
+        target: "module:Class".
+        label: the arguments in a few words, the same for all libraries.
+        kwargs: the arguments; functions among them can be imported from where they say that they are.
+    """
+
+    library: str
+    target: str
+    label: str
+    kwargs: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The class."""
+        return self.target.partition(":")[2]
+
+    @property
+    def call(self) -> str:
+        """Python that makes the loss, after `imports`."""
+        return f"{self.name}({', '.join(f'{key}={_spelled(value)}' for key, value in self.kwargs.items())})"
+
+    @property
+    def imports(self) -> str:
+        """Python that imports what `call` names."""
+        names = [(self.target.partition(":")[0], self.name)]
+        names += [(value.__module__, value.__name__) for value in self.kwargs.values() if callable(value)]
+        return "\n".join(f"from {module} import {name}" for module, name in names)
+
+    @property
+    def source(self) -> str:
+        """Python that makes `loss`."""
+        return f"{self.imports}\nloss = {self.call}"
+
+
+@dataclass(frozen=True)
+class Library:
+    """A library, the package that it is installed as, and what is examined of it."""
+
+    name: str
+    package: str
+    cases: Callable[[], list[Case]]
+
+    @property
+    def version(self) -> str | None:
+        """The installed version; None if it cannot be imported."""
+        try:
+            module = import_module(self.package)
+        except ImportError:
+            return None
+        return str(getattr(module, "__version__", None) or metadata.version(self.package))
+
+
+def _spelled(value: Any) -> str:
+    return str(value.__name__) if callable(value) else repr(value)
+
+
+_LABELS: dict[str, Any] = {"softmax": True, "to_onehot_y": True}
+_UNSMOOTHED: dict[str, Any] = {"smooth_nr": 0.0, "smooth_dr": 0.0}
+
+# What MONAI's and voxloss's Dice losses are made with. Without activation the input is probabilities, the target
+# one channel per class.
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "softmax": _LABELS,
+    "sigmoid": {"sigmoid": True},
+    "probabilities, s = 0": _UNSMOOTHED,
+    "softmax, s = 0": {**_LABELS, **_UNSMOOTHED},
+    "squared": {**_LABELS, "squared_pred": True},
+    "jaccard": {**_LABELS, "jaccard": True},
+    "batch": {**_LABELS, "batch": True},
+    "soft labels": {"soft_label": True},
+    "ignore 255": {**_LABELS, "ignore_index": 255},
+    "no background": {**_LABELS, "include_background": False},
+    # As many as the brain MRI has classes.
+    "class weights": {**_LABELS, "weight": [1.0, 1.0, 2.0, 4.0]},
+    "soft labels, s = 0": {"soft_label": True, **_UNSMOOTHED},
+}
+# Of the other losses, those that touch their own formula.
+_FEWER = ("softmax", "sigmoid", "softmax, s = 0", "batch", "soft labels", "ignore 255", "no background")
+
+
+def _configured(library: str, target: str, *labels: str, **own: Any) -> list[Case]:
+    """A class in all configurations, or in those named, as far as its constructor takes them."""
+    module, _, name = target.partition(":")
+    make = getattr(import_module(module), name)
+    cases = []
+    for label in labels or CONFIGURATIONS:
+        kwargs = {**CONFIGURATIONS[label], **own}
+        if _takes(make, kwargs):
+            cases.append(Case(library, target, label, kwargs))
+    return cases
+
+
+def _takes(make: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            make(**kwargs)
+    except TypeError:  # an unexpected keyword argument
+        return False
+    return True
+
+
+def _voxloss() -> list[Case]:
+    return [
+        *_configured("voxloss", "voxloss:DiceLoss"),
+        *_configured("voxloss", "voxloss:JaccardLoss", "softmax", "softmax, s = 0", "soft labels, s = 0"),
+        *_configured("voxloss", "voxloss:TverskyLoss", *_FEWER, alpha=0.3, beta=0.7),
+        *_configured("voxloss", "voxloss:FocalTverskyLoss", "softmax", "sigmoid", "soft labels", "ignore 255"),
+        *_configured("voxloss", "voxloss:GeneralizedDiceLoss", *_FEWER),
+    ]
+
+
+def _monai() -> list[Case]:
+    return [
+        *_configured("MONAI", "monai.losses:DiceLoss"),
+        *_configured("MONAI", "monai.losses:TverskyLoss", *_FEWER, alpha=0.3, beta=0.7),
+        *_configured("MONAI", "monai.losses:GeneralizedDiceLoss", *_FEWER),
+    ]
+
+
+def _nnunet() -> list[Case]:
+    softmax = import_module("nnunetv2.utilities.helpers").softmax_helper_dim1
+    # Outside of a process group the batch form runs with ddp=False only.
+    configurations: dict[str, dict[str, Any]] = {
+        "softmax": {"apply_nonlin": softmax},
+        "softmax, s = 0": {"apply_nonlin": softmax, "smooth": 0.0},
+        "no background": {"apply_nonlin": softmax, "do_bg": False},
+        "batch": {"apply_nonlin": softmax, "batch_dice": True, "ddp": False},
+    }
+    return [
+        Case("nnU-Net", f"nnunetv2.training.loss.dice:{name}", label, kwargs)
+        for name in ("SoftDiceLoss", "MemoryEfficientSoftDiceLoss")
+        for label, kwargs in configurations.items()
+    ]
+
+
+def _kornia() -> list[Case]:
+    return [
+        Case("kornia", "kornia.losses:DiceLoss", "micro", {}),
+        Case("kornia", "kornia.losses:DiceLoss", "micro, ignore 255", {"ignore_index": 255}),
+        Case("kornia", "kornia.losses:DiceLoss", "macro", {"average": "macro"}),
+        Case("kornia", "kornia.losses:TverskyLoss", "macro", {"alpha": 0.3, "beta": 0.7}),
+    ]
+
+
+LIBRARIES = (
+    Library("voxloss", "voxloss", _voxloss),
+    Library("MONAI", "monai", _monai),
+    Library("nnU-Net", "nnunetv2", _nnunet),
+    Library("kornia", "kornia", _kornia),
+)
+
+
+def all_cases() -> list[Case]:
+    """The losses of all libraries that are installed."""
+    return [case for library in LIBRARIES if library.version is not None for case in library.cases()]
