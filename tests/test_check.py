@@ -268,7 +268,7 @@ MISTAKES: list[tuple[Any, dict[str, Any], Any]] = [
     ("DiceLoss", {}, "expected module:Name or file.py:Name"),
     ("nowhere.losses:DiceLoss", {}, "nowhere.losses cannot be imported: ModuleNotFoundError"),
     ("nowhere.py:DiceLoss", {}, "nowhere.py: no such file"),
-    ("monai.losses:DiceLos", {}, "monai.losses has no DiceLos. It has .*DiceLoss"),
+    ("monai.losses:DiceLos", {}, r"monai.losses has no DiceLos. Did you mean DiceLoss\? It has .*DiceLoss"),
     ("monai.losses:DiceLoss", {"kwargs": {"softmaxx": 1}}, r"DiceLoss\(softmaxx=1\) cannot be made: TypeError"),
     ("torch.nn:CrossEntropyLoss", {}, "what it claims to be cannot be read off a CrossEntropyLoss: give claims"),
     ("math:pi", {}, "expected a class or a callable loss, got float"),
@@ -311,6 +311,13 @@ def test_a_file_may_import_its_neighbours(tmp_path: Path, monkeypatch: pytest.Mo
 class Strict(voxloss.DiceLoss):
     def __init__(self) -> None:
         super().__init__(softmax=True, to_onehot_y=True)
+
+
+def test_a_loss_of_a_script_is_not_sent_to_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OwnDice, "__module__", "__main__")
+    record = record_of(OwnDice, "28a")
+    assert record.status == Status.not_asked
+    assert record.reason.startswith("the loss cannot be sent to another process: ")
 
 
 def test_a_constructor_without_arguments_is_not_given_any() -> None:

@@ -112,6 +112,10 @@ def test_gamma_conventions(convention: Any, exponent: float) -> None:
 def test_parsing() -> None:
     claims = parse_claims(["alpha=0.25", "batch=true", "classes=[1, 2]", "activation=softmax"], family="tversky")
     assert claims == Claims(family="tversky", alpha=0.25, batch=True, classes=(1, 2), activation="softmax")
+    assert parse_claims(["alpha=.25", "batch=True"], family="dice").alpha == 0.25
+    for dtypes in ("dtypes=float32,float16", 'dtypes=["float32", "float16"]'):
+        assert parse_claims([dtypes], family="dice").dtypes == ("float32", "float16")
+    assert parse_claims(["dtypes=float32"], family="dice").dtypes == ("float32",)
     assert parse_claims(["family=jaccard"], start=claims).family == "jaccard"
     assert parse_claims([], start=claims, family="focal_tversky").family == "focal_tversky"
 

@@ -75,7 +75,7 @@ def chosen_laws(ids: Sequence[str] | None) -> list[Law]:
     """The laws with these ids, in their own order; None chooses all."""
     if ids is None:
         return list(LAWS)
-    unknown = sorted(set(ids) - {law.id for law in LAWS})
+    unknown = sorted(map(str, set(ids) - {law.id for law in LAWS}))
     if unknown:
         raise ValueError(f"laws: expected ids of {', '.join(law.id for law in LAWS)}, got {', '.join(unknown)}.")
     return [law for law in LAWS if law.id in ids]
@@ -99,13 +99,18 @@ def require_callable(subject: Subject) -> None:
     try:
         subject.value(volume)
     except Raised as error:
-        c = subject.claims
-        target = {"map": "labels [1, 1, ...]", "indices": "labels [1, ...]", "one-hot": "one channel per class"}
-        raise TargetError(
-            f"{subject.name} {error}; it was called with {volume.dtype} {list(volume.input.shape)} "
-            f"({'logits' if c.activation != 'none' else 'probabilities'}: claim activation={c.activation}) and a "
-            f"target of {target[c.labels]} (claim labels={c.labels})."
-        ) from error
+        raise TargetError(f"{subject.name} {error}; {form(subject, volume)}.") from error
+
+
+def form(subject: Subject, volume: Volume) -> str:
+    """What a loss was given, and the claims that decided so: for one that raised."""
+    claims = subject.claims
+    target = {"map": "labels [B, 1, ...]", "indices": "labels [B, ...]", "one-hot": "one channel per class"}
+    return (
+        f"it was called with {volume.dtype} {list(volume.input.shape)} "
+        f"({'logits' if claims.activation != 'none' else 'probabilities'}: claim activation={claims.activation}) "
+        f"and a target of {target[claims.labels]} (claim labels={claims.labels})"
+    )
 
 
 def ask_law(subject: Subject, setting: Setting, law: Law) -> Record:

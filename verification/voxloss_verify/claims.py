@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args, get_type_hints
+from difflib import get_close_matches
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Family = Literal["dice", "jaccard", "tversky", "focal_tversky", "generalized_dice"]
 DTYPES = ("float64", "float32", "float16", "bfloat16")
@@ -164,14 +166,19 @@ def parse_claims(pairs: Iterable[str], start: Claims | None = None, family: str 
     Raises ValueError that says which claims there are, or what a value should be.
     """
     given: dict[str, Any] = {}
+    hints = get_type_hints(Claims)
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
             raise ValueError(f"claim: expected name=value like alpha=0.3, got {pair!r}.")
         if name not in {field.name for field in fields(Claims)}:
-            names = ", ".join(field.name for field in fields(Claims))
-            raise ValueError(f"claim {name!r}: expected one of {names}.")
-        given[name] = _value(text)
+            names = [field.name for field in fields(Claims)]
+            near = get_close_matches(name, names, 1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise ValueError(f"claim {name!r}: expected one of {', '.join(names)}.{hint}")
+        value = _value(text)
+        listed = isinstance(value, str) and get_origin(hints[name]) is tuple
+        given[name] = text.split(",") if listed else value
     if family is not None:
         given.setdefault("family", family)
     if start is not None:
@@ -186,6 +193,8 @@ def _value(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
+        with suppress(ValueError):
+            return float(text)  # .7, which is no JSON
         return {"True": True, "False": False, "None": None}.get(text, text)
 
 

@@ -213,7 +213,12 @@ def verify(
         ),
     ] = None,
     claim: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="What it claims besides; once per claim.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="What it claims besides, once per claim: smooth_nr, smooth_dr (0 unless said), alpha, beta, "
+            "gamma, activation, labels, squared, batch, include_background, ignore_index, dtypes, …",
+        ),
     ] = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps, auto.")] = "cpu",
     profile: Annotated[Profile, typer.Option(help="How much is tried.")] = Profile.default,
@@ -223,7 +228,10 @@ def verify(
     ] = False,
     data: Annotated[
         tuple[Path, Path] | None,
-        typer.Option(metavar="PRED REF", help="Try these NIfTI label maps, too, or folders of them."),
+        typer.Option(
+            metavar="PRED REF",
+            help="Try these NIfTI label maps, too, or two folders of them with the same names.",
+        ),
     ] = None,
     law: Annotated[list[str] | None, typer.Option(metavar="ID", help="Ask this law only; once per law.")] = None,
     xfails: Annotated[
@@ -241,9 +249,9 @@ def verify(
     """Verify a loss, of whatever library: ask it the laws of the formula that it claims to be.
 
     What losses of voxloss, MONAI, nnU-Net and kornia claim is read off them; others say it with --as and
-    --claim. The smallest volume that breaks a law is printed as Python to paste, and written as NIfTI. Exit code
-    0 if every claimed law holds, 1 if one is broken, 2 if the loss could not be loaded or called. Ctrl-C reports
-    what there is.
+    --claim: python -c "from voxloss_verify import Claims; help(Claims)" explains all claims. The smallest volume
+    that breaks a law is printed as Python to paste, and written as NIfTI. Exit code 0 if every claimed law holds,
+    1 if one is broken, 2 if the loss could not be loaded or called. Ctrl-C reports what there is.
 
     Examples:
 

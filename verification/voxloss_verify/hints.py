@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
@@ -15,6 +16,7 @@ from voxloss_verify.sources import cube
 from voxloss_verify.subject import Outcome, Raised, Subject
 from voxloss_verify.volumes import Volume
 
+ROUNDING = 2e-6
 SMOOTHINGS = (0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-3, 1.0)
 
 
@@ -26,14 +28,21 @@ def hint(subject: Subject, wrong: Volume) -> str:
     found = _tried(subject, wrong)
     if not found:
         return ""
+    if _misfit(subject.claims, found) <= 1:  # only rounding is wrong
+        return ""
     changes = list(_changes(subject.claims))
     for count in (1, 2):
+        fitting: list[tuple[float, str]] = []
         for chosen in combinations(changes, count):
             fields = {name: value for change in chosen for name, value in change.items()}
             if len(fields) < sum(map(len, chosen)):
                 continue
-            if _fits(replace(subject.claims, **fields), found):
-                return " ".join(f"--claim {name}={_spelled(value)}" for name, value in fields.items())
+            misfit = _misfit(replace(subject.claims, **fields), found)
+            if misfit <= 1:
+                options = " ".join(f"--claim {name}={_spelled(value)}" for name, value in fields.items())
+                fitting.append((misfit, options))
+        if fitting:  # smoothings lie close together: the closest
+            return min(fitting)[1]
     return ""
 
 
@@ -85,17 +94,19 @@ def _changes(claims: Claims) -> Iterator[dict[str, Any]]:
         yield {"alpha": claims.beta, "beta": claims.alpha}
 
 
-def _fits(claims: Claims, found: list[tuple[Volume, Outcome]]) -> bool:
+def _misfit(claims: Claims, found: list[tuple[Volume, Outcome]]) -> float:
+    """How far off the loss is by these claims, in what it may be off by rounding."""
+    worst = 0.0
     for volume, outcome in found:
         try:
             wanted = exact.expected(claims, volume)
         except (ValueError, ArithmeticError):
-            return False
-        if outcome.value.size != wanted.value.size:
-            return False
-        if not np.all(abs(outcome.value.ravel() - wanted.value.ravel()) <= wanted.tolerance):
-            return False
-    return True
+            return math.inf
+        if outcome.value.size != wanted.value.size or not np.isfinite(outcome.value).all():
+            return math.inf
+        off = float(abs(outcome.value.ravel() - wanted.value.ravel()).max())
+        worst = max(worst, off / max(wanted.tolerance, ROUNDING))
+    return worst
 
 
 def _spelled(value: object) -> str:

@@ -77,7 +77,7 @@ class Ranks:
         """
         if len(arguments) != self.size:
             raise ValueError(f"expected arguments for {self.size} ranks, got them for {len(arguments)}")
-        tasks = [_pickled(function, of_rank) for of_rank in arguments]
+        tasks = [pickled(function, of_rank) for of_rank in arguments]
         try:
             if not self._processes:
                 self._start()
@@ -120,10 +120,10 @@ class Ranks:
                     start_new_session=True,  # the terminal's Ctrl-C is for the parent alone
                 )
             )
-        self._ask([_pickled(_import, ())] * self.size, _IMPORT)
+        self._ask([pickled(_import, ())] * self.size, _IMPORT)
         # Not with the imports, as the ranks wait for each other here, and some are slower to import.
         store = str(Path(self._folder.name, "store"))
-        joins = [_pickled(_join, (store, rank, self.size, self.timeout)) for rank in range(self.size)]
+        joins = [pickled(_join, (store, rank, self.size, self.timeout)) for rank in range(self.size)]
         self._ask(joins, self.timeout)
 
     def _ask(self, tasks: Sequence[bytes], timeout: float) -> list[_Answer]:
@@ -198,7 +198,8 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
-def _pickled(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
+def pickled(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
+    """A call as it is sent to a rank; raises ValueError for what cannot be sent."""
     stream = io.BytesIO()
     try:
         _Pickler(stream).dump((function, arguments))

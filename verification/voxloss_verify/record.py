@@ -107,7 +107,8 @@ class CounterExample:
                     save_nifti(path, _as_image(image), self.volume.affine)
                     paths.append(path)
         script = folder / f"{self.stem}.py"
-        save_bytes(script, (self.snippet(folder) + "\n").encode())
+        # It runs from anywhere.
+        save_bytes(script, (self.snippet(folder.resolve()) + "\n").encode())
         return [*paths, script]
 
     def _tensors(self, volume: Volume, prefix: str, folder: Path | None) -> list[str]:
@@ -134,6 +135,12 @@ class CounterExample:
                 f"{name} = torch.from_numpy(image).movedim(-1, 1).to(torch.{dtype}).contiguous(){without}",
             ]
         return lines
+
+
+def forget(folder: Path, law: str) -> None:
+    """Remove the counter-example that an earlier run has left for a law."""
+    for path in [*folder.glob(f"law_{law}_*item*.nii.gz"), folder / f"law_{law}.py"]:
+        path.unlink(missing_ok=True)
 
 
 def _parts(volume: Volume | None) -> list[tuple[str, Image]]:

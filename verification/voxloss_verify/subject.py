@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,7 @@ def _load(target: str) -> tuple[Any, str]:
     try:
         if where.endswith(".py"):
             module = _import_file(Path(where))
-            source = f"import sys; sys.path.insert(0, {str(Path(where).parent)!r})\n"
+            source = f"import sys; sys.path.insert(0, {str(Path(where).resolve().parent)!r})\n"
             source += f"from {Path(where).stem} import {attribute}"
         else:
             if "" not in sys.path:
@@ -221,7 +222,9 @@ def _load(target: str) -> tuple[Any, str]:
         raise TargetError(f"{where} cannot be imported: {said(error)}") from error
     if not hasattr(module, attribute):
         offered = [name for name, item in vars(module).items() if inspect.isclass(item) and "Loss" in name]
-        hint = f" It has {', '.join(sorted(offered))}." if offered else ""
+        near = get_close_matches(attribute, vars(module), 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        hint += f" It has {', '.join(sorted(offered))}." if offered else ""
         raise TargetError(f"{where} has no {attribute}.{hint}")
     return getattr(module, attribute), source
 

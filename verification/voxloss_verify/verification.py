@@ -8,11 +8,11 @@ from pathlib import Path
 from time import perf_counter
 
 from voxloss_verify import xfails
-from voxloss_verify.check import ask_law, chosen_laws, require_callable
+from voxloss_verify.check import ask_law, chosen_laws, form, require_callable
 from voxloss_verify.claims import parse_claims
 from voxloss_verify.devices import chosen_device
 from voxloss_verify.laws.law import Law
-from voxloss_verify.record import Record, Status
+from voxloss_verify.record import Record, Status, forget
 from voxloss_verify.request import Request
 from voxloss_verify.setting import PROFILES, Setting
 from voxloss_verify.sources import read_pairs
@@ -97,6 +97,7 @@ class Verification:
             self.seconds += perf_counter() - start
         record = xfails.apply(record, self.xfails)
         self.records.append(record)
+        forget(self.request.counterexamples, law.id)
         if record.status is Status.broken and record.counterexample is not None:
             try:
                 self.files[law.id] = record.counterexample.save(self.request.counterexamples)
@@ -112,8 +113,10 @@ class Verification:
 
     def explanation(self, record: Record) -> str:
         """Of a broken law what it showed, Python that shows it again, and the files."""
-        lines = [record.reason if record.counterexample is None else record.counterexample.message]
+        lines = [record.reason]
         if record.counterexample is not None:
+            if record.reason.startswith("raised"):
+                lines.append(form(self.subject, record.counterexample.volume))
             lines += ["", self.snippet(record), ""]
         lines += [f"written: {path}" for path in self.files.get(record.law, ())]
         if record.law in self.unwritten:

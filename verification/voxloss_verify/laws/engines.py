@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,7 +22,7 @@ from voxloss_verify import exact
 from voxloss_verify.generated import volumes
 from voxloss_verify.laws.law import close, is_true, law
 from voxloss_verify.oracle import Image, Sums
-from voxloss_verify.ranks import RanksError
+from voxloss_verify.ranks import RanksError, pickled
 from voxloss_verify.record import Finding
 from voxloss_verify.setting import Setting
 from voxloss_verify.sources import cube, phantom_volume, rounded
@@ -178,9 +177,9 @@ def _shards(subject: Subject, setting: Setting) -> str | None:
     if claims.reduction == "none":
         return "a single number is not claimed, and training needs one"
     try:
-        pickle.dumps(subject.loss)
-    except Exception as error:
-        return f"the loss cannot be sent to another process: {type(error).__name__}"
+        pickled(training_step, (subject.loss,))
+    except ValueError as error:
+        return f"the loss cannot be sent to another process: {error}"
     return None
 
 

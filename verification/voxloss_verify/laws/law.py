@@ -120,6 +120,8 @@ def close_value(
 ) -> Finding:
     """Compare a value with the exact one, of what the loss claims or of other claims."""
     wanted = exact.expected(claims or subject.claims, volume)
+    if outcome.dtype in ("float16", "bfloat16"):
+        what = f"{what}, returned as {outcome.dtype}"
     return close(what, outcome.value, wanted.value, wanted.tolerance, outcome.dtype)
 
 
