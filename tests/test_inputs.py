@@ -70,6 +70,13 @@ BAD_TENSORS: dict[str, tuple[dict[str, Any], Any, Any, type[Exception], str]] = 
         ValueError,
         r"whole numbers in a label map; got 1.5 at \[0, 0, 0, 0, 0\]",
     ),
+    "label not whole, beside an ignored one": (
+        {**SOFTMAX, "ignore_index": 1},
+        logits(),
+        changed(label_map().float(), 1.5, (0, 0, 0, 0, 0)),
+        ValueError,
+        r"whole numbers in a label map; got 1.5 at \[0, 0, 0, 0, 0\] \(1 in all\)",
+    ),
     "label NaN": (
         SOFTMAX,
         logits(),

@@ -166,7 +166,7 @@ def _explain(input: Tensor, target: Tensor, job: Pass) -> NoReturn:
     if target.shape[1] != channels:
         labels = target.to(torch.int64)
         if job.ignore_index is not None:
-            ignored = labels == job.ignore_index
+            ignored = exact == job.ignore_index
         _raise_if(
             (labels != exact) & ~ignored,
             target,

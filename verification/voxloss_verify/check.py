@@ -8,10 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 import hypothesis
+import numpy as np
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Flaky
 
+from voxloss_verify import exact
 from voxloss_verify.claims import Claims
 from voxloss_verify.hints import hint
 from voxloss_verify.laws import LAWS
@@ -22,6 +24,9 @@ from voxloss_verify.setting import PROFILES, Setting
 from voxloss_verify.sources import LabelPair
 from voxloss_verify.subject import Raised, Subject, TargetError, subject_of
 from voxloss_verify.volumes import Volume
+
+# The law that speaks of finite numbers where nothing is to be found.
+FINITE = "23b"
 
 
 class Broken(Exception):
@@ -179,6 +184,13 @@ class _Examiner:
 
     def examine(self, volume: Volume) -> None:
         """Raise `Broken` if the law does not hold on a volume."""
+        claims = self.subject.claims
+        if (
+            claims.empty == "nan"
+            and self.law.id != FINITE
+            and np.isnan(exact.expected(claims, volume).value).any()
+        ):
+            return  # not a number is what is claimed; that it should be one is said once
         self.examples += 1
         try:
             for finding in self.law.check(self.subject, volume, self.setting):

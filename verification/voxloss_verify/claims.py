@@ -120,6 +120,10 @@ class Claims:
         """The power to which focal Tversky raises 1 − Tversky."""
         return {"1/gamma": 1 / self.gamma, "gamma": self.gamma, "1-gamma": 1 - self.gamma}[self.gamma_as]
 
+    def ignores_a_class(self, channels: int) -> bool:
+        """Whether the ignored label is that of one of so many channels."""
+        return self.ignore_index is not None and 0 <= self.ignore_index < channels
+
     def counting(self, channels: int) -> list[int]:
         """The channels that count, of so many."""
         if channels == 1:
@@ -243,12 +247,21 @@ def claims_of(loss: object, given: Mapping[str, Any] | None = None) -> Claims | 
 
 def _monai_like(loss: Any, family: Family, **own: Any) -> Claims:
     ours = any(kind.__module__.startswith("voxloss.") for kind in type(loss).__mro__)
+    for name in ("other_act", "pre_softmax"):
+        if getattr(loss, name, None) is not None:
+            raise ValueError(f"claims cannot be read off a loss with {name}: give them.")
+    ignored = getattr(loss, "ignore_index", None)
+    if not ours and ignored is not None and 0 <= ignored < 255:
+        raise ValueError(
+            f"claims cannot be read off ignore_index={ignored}: whether the class of that number counts is not "
+            "documented. Give them."
+        )
     activation = "softmax" if loss.softmax else "sigmoid" if loss.sigmoid else "none"
     soft = bool(getattr(loss, "soft_label", False))
     squared = bool(getattr(loss, "squared_pred", False))
     weight = getattr(loss, "class_weight", None)
-    # Where all has cancelled, MONAI divides 0 by 0; a smoothed numerator is a number above 0 by 0.
-    policies: dict[str, Any] = {"empty": "perfect"}
+    # MONAI's smooth_dr is there "to avoid nan": without it, there may be one.
+    policies: dict[str, Any] = {"empty": "perfect" if ours or loss.smooth_dr else "nan"}
     shape = "B C" if family in ("tversky", "focal_tversky") else "B C" + " 1" * 3
     if family == "generalized_dice":
         shape = "B 1" + " 1" * 3

@@ -97,11 +97,14 @@ def of_sums(claims: Claims, rows: Rows, dtype: str) -> Expected:
     """Return the exact loss for the sums `[B][C]` of all channels."""
     channels = len(rows[0])
     rows = _entering(claims, rows)
+    if claims.empty == "nan" and any(_is_empty(claims, row, channels) for row in rows):
+        shape = (len(rows), len(rows[0])) if claims.reduction == "none" else ()
+        return Expected(np.full(shape, np.nan), LOSS[dtype])
     losses = [_row_losses(claims, row, channels) for row in rows]
     weights = _reduction_weights(claims, rows, channels)
     per_term = max((_term_tolerance(claims, s, LOSS[dtype]) for row in rows for s in row), default=0.0)
     if claims.reduction == "none":
-        value = [
+        values = [
             [float(w * x) if w else 0.0 for w, x in zip(*row, strict=True)]
             for row in zip(weights, losses, strict=True)
         ]
@@ -110,7 +113,10 @@ def of_sums(claims: Claims, rows: Rows, dtype: str) -> Expected:
     total: Number = Fraction(0)
     for w, x in terms:
         total = total + (w * x if isinstance(x, Fraction) else float(w) * x)
-    return Expected(np.array(float(total)), per_term * max(1.0, float(sum(w for w, _ in terms))))
+    value = float(total)
+    # Smoothing of the numerator alone can make a loss as large as it likes.
+    scale = max(1.0, float(sum(w for w, _ in terms)), abs(value))
+    return Expected(np.array(value), per_term * scale)
 
 
 def gradient(claims: Claims, volume: Volume) -> NDArray[np.float64]:
@@ -175,6 +181,13 @@ def score(claims: Claims, s: Sums) -> Fraction:
         found = oracle.tversky(_squared(claims, s), claims.alpha, claims.beta, *smooth)
     empty = not _denominator(claims, s)
     return Fraction(0) if empty and claims.empty == "worst" else found
+
+
+def _is_empty(claims: Claims, row: Sequence[Sums], channels: int) -> bool:
+    """Whether a denominator is 0."""
+    if claims.family == "generalized_dice":
+        return not _generalized(claims, row, channels)[1]
+    return not all(_denominator(claims, s) for s in row)
 
 
 def _mask(values: Image) -> Image:

@@ -72,7 +72,7 @@ def _changes(claims: Claims) -> Iterator[dict[str, Any]]:
         "include_background": (True, False),
         "squared": (True, False),
         "batch": (True, False),
-        "average": ("macro", "micro"),
+        **({} if claims.ignore_index is not None else {"average": ("macro", "micro")}),
         "absent": ("count", "skip", "skip per item"),
         "offset": (0, 1),
         "overlap": ("product", "min"),

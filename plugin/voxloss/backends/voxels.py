@@ -81,10 +81,12 @@ def _encode(
     if target.shape[1] != channels:
         labels = target.to(torch.int64)  # a uint8 compared with -1 would wrap around to 255
         valid = (labels >= 0) & (labels < channels)
-        if target.is_floating_point():
-            valid &= labels == target
         if ignore_index is not None:
             ignored = labels == ignore_index
+        if target.is_floating_point():
+            whole = labels == target
+            valid &= whole
+            ignored = None if ignored is None else ignored & whole
         classes = torch.arange(channels, device=target.device).view(1, -1, 1)
         return (labels == classes).to(dtype), ignored, valid
     g = target.to(dtype)

@@ -98,7 +98,7 @@ def repair(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findi
         better[(item, slice(None), *where)] = g[(item, slice(None), *where)]
         mended = volume.changed(input=certain(claims, better).astype(volume.input.dtype))
         gain = float(exact.expected(claims, volume).value.sum() - exact.expected(claims, mended).value.sum())
-        if gain <= 4 * exact.expected(claims, volume).tolerance:
+        if not gain > 4 * exact.expected(claims, volume).tolerance:  # NaN is no gain
             continue  # less than rounding, as for a voxel of a huge class beside a smoothed one
         after = subject.value(mended).value
         change = float(after.sum() - before.sum())

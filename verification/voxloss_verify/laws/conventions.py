@@ -52,8 +52,9 @@ def empty_batch(subject: Subject, volume: Volume, setting: Setting) -> Iterator[
             value = subject.call(*bad.tensors(subject)).detach().double().numpy()
         except Raised:
             continue
-        # Nothing without a reduction is an empty tensor.
-        worst = float(abs(value).max(initial=0.0))
+        # Nothing without a reduction is an empty tensor; −score of nothing is that of a perfect prediction.
+        perfect = subject.claims.offset - 1
+        worst = float(abs(value - perfect).max(initial=0.0))
         yield is_true(f"an error or 0 where there are no {what}", worst == 0, worst, bad.code)
 
 
@@ -198,7 +199,8 @@ def bad_shapes(subject: Subject, volume: Volume, setting: Setting) -> Iterator[F
         wide = np.concatenate([volume.target, volume.target, volume.target], 1)
         if subject.claims.labels != "indices":
             yield Bad(f"a target of {wide.shape[1]} channels", volume.changed(target=wide))
-            yield Bad("a target without a channel axis", volume, ("target = target[:, 0]",))
+            if not subject.claims.either_labels:  # which may be class indices
+                yield Bad("a target without a channel axis", volume, ("target = target[:, 0]",))
         yield Bad("an input of whole numbers", volume, ("input = input.long()",))
         yield Bad("arrays for tensors", volume, ("input, target = input.numpy(), target.numpy()",))
 

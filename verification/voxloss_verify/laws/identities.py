@@ -14,7 +14,7 @@ from sklearn.metrics import f1_score, jaccard_score
 from voxloss_verify import exact, oracle
 from voxloss_verify.claims import Claims
 from voxloss_verify.generated import volumes
-from voxloss_verify.laws.law import close, close_value, law
+from voxloss_verify.laws.law import close, close_value, law, unlabelled
 from voxloss_verify.record import Finding
 from voxloss_verify.setting import Setting
 from voxloss_verify.subject import Subject
@@ -48,7 +48,7 @@ def _plain(subject: Subject, families: tuple[str, ...]) -> str | None:
         return "class weights are claimed, and the law is one of a single class"
     if claims.average == "micro":
         return "all classes share one ratio, and the law is one of a single class"
-    return None
+    return unlabelled(subject)
 
 
 def _scores(subject: Subject, volume: Volume) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.float64]], str]:
@@ -177,7 +177,7 @@ def _two_masks(subject: Subject, setting: Setting) -> str | None:
         return "its weights are those of the target, so target and prediction are not alike"
     if claims.absent != "count":
         return "which classes are absent depends on the target alone"
-    return None
+    return unlabelled(subject)
 
 
 def swapped(claims: Claims, volume: Volume) -> Volume:

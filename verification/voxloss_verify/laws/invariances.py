@@ -305,7 +305,9 @@ def layout(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findi
         yield replace(close("loss expanded over items", strided, packed, tolerance, first.dtype), code=code)
     kinds: tuple[str, ...] = LABELS
     if volume.is_one_hot:
-        kinds = ("bool", *LABELS) if volume.target.dtype == bool else ()
+        kinds = LABELS if volume.target.dtype == bool else ()
+        if kinds and subject.claims.overlap == "product":  # for soft labels a mask is no natural target
+            kinds = ("bool", *kinds)
     for kind in kinds:
         if kind.endswith(("int8", "int16", "int32")):
             holds = np.iinfo(kind)

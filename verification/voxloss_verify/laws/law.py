@@ -110,6 +110,14 @@ def spacing(value: float, dtype: str) -> float:
     return float(np.spacing(np.asarray(abs(value), dtype)))
 
 
+def unlabelled(subject: Subject) -> str | None:
+    """Why a law whose volumes use every label is not asked; None if no label of a class is ignored."""
+    ignored = subject.claims.ignore_index
+    if ignored is None or not 0 <= ignored < 16:
+        return None
+    return "the ignored label may be that of a class, and the volumes of this law use every label"
+
+
 def is_true(what: str, truth: bool | np.bool_, got: float | None = None, code: tuple[str, ...] = ()) -> Finding:
     """A statement that has no distance: its error is 0 or infinite."""
     return Finding(what, got, None, 0.0, 0.0 if truth else float("inf"), code=code)
@@ -120,9 +128,12 @@ def close_value(
 ) -> Finding:
     """Compare a value with the exact one, of what the loss claims or of other claims."""
     wanted = exact.expected(claims or subject.claims, volume)
-    if outcome.dtype in ("float16", "bfloat16"):
+    tolerance = wanted.tolerance
+    if outcome.dtype in ("float16", "bfloat16"):  # it may be rounded to what it is returned as
         what = f"{what}, returned as {outcome.dtype}"
-    return close(what, outcome.value, wanted.value, wanted.tolerance, outcome.dtype)
+        largest = float(np.nanmax(abs(wanted.value), initial=0.0))
+        tolerance += spacing(largest, outcome.dtype) / 2
+    return close(what, outcome.value, wanted.value, tolerance, outcome.dtype)
 
 
 def each_finite(outcome: Outcome) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from voxloss_data import Phantom, SpherePhantom
 from voxloss_data import phantoms as make
 from voxloss_verify.claims import Claims
-from voxloss_verify.laws.law import close_value, is_true, law
+from voxloss_verify.laws.law import close_value, is_true, law, unlabelled
 from voxloss_verify.record import Finding
 from voxloss_verify.setting import Setting
 from voxloss_verify.sources import phantom_volume, phantom_volumes
@@ -61,6 +61,7 @@ def _edges(most: int) -> st.SearchStrategy[tuple[int, int, int]]:
     "1",
     "shifted boxes and nested cubes",
     oracle=CLOSED_FORM,
+    domain=lambda subject, setting: unlabelled(subject),
     strategy=_drawn(
         st.builds(make.shifted_boxes, size=_edges(4), shift=st.tuples(*[st.integers(-4, 4)] * 3))
         | st.integers(1, 4).flatmap(
@@ -78,6 +79,7 @@ def boxes(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
     "2",
     "checkerboards and half-volumes",
     oracle=CLOSED_FORM,
+    domain=lambda subject, setting: unlabelled(subject),
     strategy=_drawn(
         st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4)).flatmap(
             lambda n: st.sampled_from([make.checkerboard, make.inverse_checkerboards, make.half_volumes]).map(
@@ -96,6 +98,7 @@ def boards(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findi
     "3",
     "constant probability",
     oracle=CLOSED_FORM,
+    domain=lambda subject, setting: unlabelled(subject),
     strategy=_drawn(
         st.builds(
             make.constant,
@@ -115,6 +118,7 @@ def constants(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Fi
     "4",
     "ramp",
     oracle=CLOSED_FORM,
+    domain=lambda subject, setting: unlabelled(subject),
     strategy=_drawn(
         st.builds(
             make.ramp,
@@ -133,6 +137,7 @@ def ramps(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
     "5",
     "spheres",
     oracle="integer counts, themselves enclosed by the continuum's closed form",
+    domain=lambda subject, setting: unlabelled(subject),
     given=_through_files("spheres"),
 )
 def spheres(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
