@@ -108,7 +108,8 @@ def of_sums(claims: Claims, rows: Rows, dtype: str) -> Expected:
             [float(w * x) if w else 0.0 for w, x in zip(*row, strict=True)]
             for row in zip(weights, losses, strict=True)
         ]
-        return Expected(np.array(value), per_term * max((float(w) for row in weights for w in row), default=1.0))
+        largest = max(1.0, *(float(w) for row in weights for w in row), *(abs(x) for row in values for x in row))
+        return Expected(np.array(values), per_term * largest)
     terms = [(w, x) for row in zip(weights, losses, strict=True) for w, x in zip(*row, strict=True) if w]
     total: Number = Fraction(0)
     for w, x in terms:
