@@ -313,6 +313,15 @@ class Strict(voxloss.DiceLoss):
         super().__init__(softmax=True, to_onehot_y=True)
 
 
+def test_a_law_that_compares_nothing_does_not_hold() -> None:
+    weighted = {"softmax": True, "to_onehot_y": True, "weight": [1.0, 2.0]}
+    for law, kwargs in (("31c", weighted), ("13b", {"sigmoid": True, "reduction": "none"})):
+        record = record_of(voxloss.DiceLoss, law, None, kwargs=kwargs)
+        assert record.status == Status.not_asked, law
+        assert record.examples == 0
+        assert record.reason == "no volume that fits what is claimed has anything to compare"
+
+
 def test_a_loss_of_a_script_is_not_sent_to_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OwnDice, "__module__", "__main__")
     record = record_of(OwnDice, "28a")

@@ -153,7 +153,9 @@ def ask_law(subject: Subject, setting: Setting, law: Law) -> Record:
             counterexample=example,
         )
     elif not examiner.examples:
-        record = replace(record, status=Status.not_asked, reason="no volume fits what is claimed")
+        record = replace(
+            record, status=Status.not_asked, reason="no volume that fits what is claimed has anything to compare"
+        )
     return replace(record, seconds=time.perf_counter() - start)
 
 
@@ -191,15 +193,19 @@ class _Examiner:
             and np.isnan(exact.expected(claims, volume).value).any()
         ):
             return  # not a number is what is claimed; that it should be one is said once
-        self.examples += 1
+        compared = False
         try:
             for finding in self.law.check(self.subject, volume, self.setting):
+                # A volume on which a law compares nothing is no example of it.
+                self.examples += not compared
+                compared = True
                 # A statement that is true has no error to report.
                 if finding.tolerance and (self.worst is None or _badness(finding) > _badness(self.worst)):
                     self.worst, self.worst_where = finding, str(volume)
                 if not finding.holds:
                     raise Broken(finding.volume or volume, finding, str(finding))
         except Raised as error:
+            self.examples += not compared
             finding = Finding(str(error), None, None, 0.0, float("inf"))
             raise Broken(volume, finding, str(error)) from error
 

@@ -14,9 +14,9 @@ from voxloss_verify import exact
 from voxloss_verify.claims import Claims
 from voxloss_verify.sources import cube
 from voxloss_verify.subject import Outcome, Raised, Subject
+from voxloss_verify.tolerances import ROUNDING
 from voxloss_verify.volumes import Volume
 
-ROUNDING = 2e-6
 SMOOTHINGS = (0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-3, 1.0)
 
 

@@ -51,6 +51,7 @@ def empty_batch(subject: Subject, volume: Volume, setting: Setting) -> Iterator[
         try:
             value = subject.call(*bad.tensors(subject)).detach().double().numpy()
         except Raised:
+            yield is_true(f"an error where there are no {what}", True)
             continue
         # Nothing without a reduction is an empty tensor; −score of nothing is that of a perfect prediction.
         perfect = subject.claims.offset - 1
@@ -117,7 +118,9 @@ def _refused(subject: Subject, volume: Volume, cases: Iterable[Bad]) -> Iterator
     before = subject.value(volume)
     accepted: list[str] = []
     first: Bad | None = None
+    tried = False
     for bad in cases:
+        tried = True
         tensors = bad.tensors(subject)
         copies = copy.deepcopy(tensors)
         try:
@@ -128,6 +131,8 @@ def _refused(subject: Subject, volume: Volume, cases: Iterable[Bad]) -> Iterator
             continue
         accepted.append(f"{bad.what} (it costs {value:.3g})")
         first = first or bad
+    if not tried:
+        return
     finding = is_true("an error for " + "; for ".join(accepted), not accepted)
     yield finding if first is None else replace(finding, volume=first.volume, code=first.code)
     after = subject.value(volume)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from hypothesis.strategies import SearchStrategy
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from voxloss_verify import exact
 from voxloss_verify.claims import Claims
@@ -142,6 +142,3 @@ def each_finite(outcome: Outcome) -> Iterator[Finding]:
     if outcome.gradient is not None:
         bad = outcome.gradient[~np.isfinite(outcome.gradient)]
         yield is_true("a finite gradient", not bad.size, float(bad[0]) if bad.size else 0.0)
-
-
-Array = NDArray[np.float64]
