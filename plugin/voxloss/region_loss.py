@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
 from voxloss import inputs
-from voxloss.backends import select
+from voxloss.backends import require_backend
 from voxloss.reduction import (
     Absent,
     class_weights,
@@ -107,7 +107,7 @@ class RegionLoss(_Loss, ABC):
         require_weight(class_weight)
         require_classes(classes, include_background)
         require_absent(absent)
-        select(backend)
+        require_backend(backend)
         self.include_background = include_background
         self.to_onehot_y = to_onehot_y
         self.sigmoid = sigmoid

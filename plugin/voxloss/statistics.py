@@ -103,8 +103,7 @@ def region_statistics(
         raise ValueError(f'activation: expected "softmax", "sigmoid", "none" or a callable, got {activation!r}.')
     power = "_squared" if squared else ""
     overlap = "soft_intersection" if soft_label and not squared else "intersection"
-    name, _ = select(backend)
-    sums = ops.region_sums(
-        input, target, activation, [overlap, f"prediction{power}", f"target{power}"], ignore_index, name
-    )
+    name, _ = select(backend, input.device.type, input.dtype)
+    names = [overlap, f"prediction{power}", f"target{power}"]
+    sums = ops.region_sums(input, target, activation, names, ignore_index, name, 0.0)
     return RegionStatistics(*sums.unbind(0))

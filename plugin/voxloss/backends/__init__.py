@@ -1,25 +1,32 @@
 """Engines that make the pass over the voxels, and the choice between them.
 
-A backend is a module with three functions: `available()`, `region_sums(input, target, job)` and
-`region_sums_backward(grad, input, target, job, wrt)`, where `job` is a `voxels.Pass`. To add one, write the
-module and enter it in `BACKENDS`; nothing else changes.
+A backend is a module with the functions of `Backend`. To add one, write the module and enter it in `BACKENDS`;
+to have it chosen by itself, enter it in `_FASTEST` as well. Nothing else changes.
 """
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from voxloss.backends import eager, reference
 from voxloss.backends.voxels import Pass
+
+ENVIRONMENT_VARIABLE = "VOXLOSS_BACKEND"
 
 
 class Backend(Protocol):
     """What a backend's module offers."""
 
     def available(self) -> tuple[bool, str]:
-        """Whether it can run here, and why or why not."""
+        """Whether it can run on this machine, and why or why not."""
+        ...
+
+    def takes(self, device: str, dtype: torch.dtype) -> tuple[bool, str]:
+        """Whether it can take an input of this type of device and dtype, and what it takes."""
         ...
 
     def region_sums(self, input: Tensor, target: Tensor, job: Pass) -> tuple[Tensor, Tensor]:
@@ -32,6 +39,7 @@ class Backend(Protocol):
 
 
 BACKENDS: dict[str, Backend] = {"reference": reference, "eager": eager}
+_FASTEST: dict[str, str] = {}  # by type of device
 
 
 class BackendInfo(NamedTuple):
@@ -43,24 +51,59 @@ class BackendInfo(NamedTuple):
 
 
 def list_backends() -> list[BackendInfo]:
-    """Every backend, whether it can run here, and why."""
+    """Every backend, whether it can run on this machine, and why."""
     return [BackendInfo(name, *backend.available()) for name, backend in BACKENDS.items()]
 
 
-def select(requested: str | None = None) -> tuple[str, str]:
-    """Return the backend that will be used and the reason; an explicit choice never falls back.
+def select(
+    requested: str | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[str, str]:
+    """Return the backend that will be used for an input of this type of device and dtype, and the reason.
+
+    Args:
+        requested: a name out of `list_backends()`, which never falls back to another; None takes the one that
+            the environment variable `VOXLOSS_BACKEND` names, or else the fastest that can run.
+        device: the type of the input's device, "cpu", "cuda", …
+        dtype: the dtype of the input.
 
     Raises:
-        ValueError: if the requested backend is unknown or cannot run here.
+        ValueError: if a backend was named that is unknown, cannot run here or cannot take such an input.
     """
-    if requested is None:
-        return "eager", "runs on every device"
-    if requested not in BACKENDS:
+    named, by = (requested, "backend") if requested is not None else (_from_environment(), ENVIRONMENT_VARIABLE)
+    if named is not None:
+        require_backend(named, by)
+        takes, reason = BACKENDS[named].takes(device, dtype)
+        if not takes:
+            raise ValueError(
+                f"{by}={named!r}: expected {reason}, got {dtype} on {device!r}. "
+                f"Leave {by} away to have one chosen."
+            )
+        return named, f"named by {by}"
+    fastest = _FASTEST.get(device)
+    if fastest is None:
+        return "eager", f"runs on every device; there is no fused pass for {device!r}"
+    can, reason = BACKENDS[fastest].available()
+    if can:
+        can, reason = BACKENDS[fastest].takes(device, dtype)
+    return (fastest, reason) if can else ("eager", f"{fastest} cannot: {reason}")
+
+
+def require_backend(name: str | None, by: str = "backend") -> None:
+    """Check that a backend is known and can run on this machine.
+
+    Raises:
+        ValueError: with the names there are, or with what is missing.
+    """
+    if name is None:
+        return
+    if name not in BACKENDS:
         raise ValueError(
-            f"backend: expected one of {sorted(BACKENDS)} or None, got {requested!r}. "
-            "Leave it None to have one chosen."
+            f"{by}: expected one of {sorted(BACKENDS)} or None, got {name!r}. Leave it away to have one chosen."
         )
-    available, reason = BACKENDS[requested].available()
+    available, reason = BACKENDS[name].available()
     if not available:
-        raise ValueError(f"backend={requested!r} cannot run here: {reason}.")
-    return requested, "requested"
+        raise ValueError(f"{by}={name!r} cannot run here: {reason}.")
+
+
+def _from_environment() -> str | None:
+    return os.environ.get(ENVIRONMENT_VARIABLE) or None

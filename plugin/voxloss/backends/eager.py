@@ -21,6 +21,11 @@ def available() -> tuple[bool, str]:
     return True, "torch operations on blocks of voxels, any device"
 
 
+def takes(device: str, dtype: torch.dtype) -> tuple[bool, str]:
+    """Whether it can take such an input: it takes them all."""
+    return True, "any floating-point input on any device"
+
+
 def boxes(shape: Sequence[int], most: int) -> Iterator[tuple[slice, ...]]:
     """Cut a box of voxels into boxes of at most `most` voxels, in memory order."""
     size, *rest = shape

@@ -16,7 +16,7 @@ from voxloss import inputs
 from voxloss.backends import BACKENDS, voxels
 from voxloss.backends.voxels import Pass
 
-_OPTIONS = "str activation, str[] sums, int? ignore_index, str backend"
+_OPTIONS = "str activation, str[] sums, int? ignore_index, str backend, float gamma"
 
 
 @torch.library.custom_op(
@@ -29,9 +29,11 @@ def region_sums(
     sums: Sequence[str],
     ignore_index: int | None,
     backend: str,
+    gamma: float,
 ) -> Tensor:
     """Sums over the voxels, `[K, B, C]`, in the order of `sums`."""
-    job = Pass(activation, sums, ignore_index)
+    job = Pass(activation, sums, ignore_index, gamma)
+    voxels.require_job(job)
     result, valid = BACKENDS[backend].region_sums(input, target, job)
     inputs.require_valid(valid, input, target, job)
     return result
@@ -45,6 +47,7 @@ def _(
     sums: Sequence[str],
     ignore_index: int | None,
     backend: str,
+    gamma: float,
 ) -> Tensor:
     wide = torch.float32 if input.device.type == "mps" else torch.float64
     return input.new_empty((len(sums), *input.shape[:2]), dtype=wide)
@@ -63,10 +66,11 @@ def region_sums_backward(
     sums: Sequence[str],
     ignore_index: int | None,
     backend: str,
+    gamma: float,
     wrt: str,
 ) -> Tensor:
     """∂L/∂input or ∂L/∂target (`wrt`) from grad = ∂L/∂sums, `[K, B, C]`."""
-    job = Pass(activation, sums, ignore_index)
+    job = Pass(activation, sums, ignore_index, gamma)
     return BACKENDS[backend].region_sums_backward(grad, input, target, job, wrt)
 
 
@@ -87,12 +91,12 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         by_input = region_sums_backward(grad, input, target, *ctx.options, "input")
     if ctx.needs_input_grad[1] and target.shape[1] == input.shape[1]:
         by_target = region_sums_backward(grad, input, target, *ctx.options, "target")
-    return by_input, by_target, None, None, None, None
+    return by_input, by_target, None, None, None, None, None
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, activation, sums, ignore_index, _, ctx.wrt = inputs
-    ctx.job = Pass(activation, sums, ignore_index)
+    *tensors, activation, sums, ignore_index, _, gamma, ctx.wrt = inputs
+    ctx.job = Pass(activation, sums, ignore_index, gamma)
     ctx.save_for_backward(*tensors)
 
 
@@ -107,7 +111,7 @@ def _double_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]
             slope, [t for t in leaves if t.requires_grad], grad_output.double(), allow_unused=True
         )
     )
-    return (*(next(found) if need else None for need in asked), None, None, None, None, None)
+    return (*(next(found) if need else None for need in asked), None, None, None, None, None, None)
 
 
 region_sums.register_autograd(_backward, setup_context=_save)

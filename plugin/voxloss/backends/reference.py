@@ -14,6 +14,11 @@ def available() -> tuple[bool, str]:
     return True, "float64, the whole volume at once: for checking, not for training"
 
 
+def takes(device: str, dtype: torch.dtype) -> tuple[bool, str]:
+    """Whether it can take such an input: it takes them all."""
+    return True, "any floating-point input on any device"
+
+
 def region_sums(input: Tensor, target: Tensor, job: Pass) -> tuple[Tensor, Tensor]:
     """Return the sums `[K, B, C]` in float64 and whether every voxel was valid."""
     rows, valid = voxels.sums(input, target, job, torch.float64)

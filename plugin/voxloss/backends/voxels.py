@@ -1,17 +1,25 @@
 """What voxels contribute to each sum, and the derivatives: written once, in plain differentiable torch.
 
-The reference applies this to a whole volume in float64, the eager backend to one block of voxels at a time.
-Shapes are `[B, C, N]` with N voxels.
+The reference applies this to a whole volume in float64, the eager backend to one block of voxels at a time; the
+fused backends are held to it. Shapes are `[B, C, N]` with N voxels, n = 1 − p.
 
-| sum | term | derivative by p | derivative by g |
+| sum | term | derivative | by g |
 |---|---|---|---|
-| `intersection` | p·g | g | p |
-| `soft_intersection` | min(p, g) | 1 where p < g | 1 where g < p |
-| `prediction`, `prediction_squared` | p, p² | 1, 2p | 0 |
+| `intersection` | p·g | by p: g | p |
+| `soft_intersection` | min(p, g) | by p: 1 where p < g | 1 where g < p |
+| `prediction`, `prediction_squared` | p, p² | by p: 1, 2p | 0 |
 | `target`, `target_squared` | g, g² | 0 | 1, 2g |
+| `cross_entropy` | −g·log p | by log p: −g | −log p |
+| `cross_entropy_negative` | −(1−g)·log n | by log n: −(1−g) | log n |
+| `focal` | −g·n^γ·log p | by log p: −g·n^γ·(1 − γ·p·log p / n) | −n^γ·log p |
+| `focal_negative` | −(1−g)·p^γ·log n | by log n: −(1−g)·p^γ·(1 − γ·n·log n / p) | p^γ·log n |
 
 min(p, g) = (p + g − |p − g|)/2 is the intersection of soft labels (Wang et al. 2023, "Jaccard Metric Losses",
-"Dice Semimetric Losses") without the cancellation of the right-hand side.
+"Dice Semimetric Losses") without the cancellation of the right-hand side. The focal terms are those of Lin et al.
+2017, "Focal Loss for Dense Object Detection"; with the negative ones they make binary losses of each class.
+
+Logarithms are taken of the logits, not of p: log p = z − logsumexp(z) or −softplus(−z). Their derivatives are by
+log p, because that is finite where p is 0: with q = p·∂L/∂p + ∂L/∂log p the softmax gives ∂L/∂z = q − p·Σ_c q.
 """
 
 from __future__ import annotations
@@ -20,16 +28,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-TERMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "intersection": lambda p, g: p * g,
-    "soft_intersection": torch.minimum,
-    "prediction": lambda p, g: p,
-    "prediction_squared": lambda p, g: p * p,
-    "target": lambda p, g: g,
-    "target_squared": lambda p, g: g * g,
-}
+# log p of a probability that was given as such is not let below log 2⁻¹²⁶ = −87.3; of logits it has no floor.
+SMALLEST_PROBABILITY = 2.0**-126
 
 
 class Pass(NamedTuple):
@@ -38,15 +41,58 @@ class Pass(NamedTuple):
     activation: str  # "softmax", "sigmoid" or "none"
     sums: Sequence[str]  # names out of TERMS, in the order of the result's first axis
     ignore_index: int | None
+    gamma: float = 2.0  # ≥ 0, the exponent of the focal sums
+
+
+def require_job(job: Pass) -> None:
+    """Check that a pass is asked for what it can do."""
+    unknown = sorted(set(job.sums) - set(TERMS))
+    if unknown:
+        raise ValueError(f"sums: expected names out of {sorted(TERMS)}, got {unknown}.")
+    if job.activation == "softmax" and set(job.sums) & set(NEGATIVE):
+        raise ValueError(
+            f"sums: {sorted(set(job.sums) & set(NEGATIVE))} are of binary losses, one for each channel. "
+            'Take activation="sigmoid" for them; with "softmax" the positive ones are the whole loss.'
+        )
+    if not 0 <= job.gamma < float("inf"):
+        raise ValueError(f"gamma: expected a finite number ≥ 0, got {job.gamma!r}.")
 
 
 class Voxels(NamedTuple):
-    """Prediction and target of some voxels, ready to be summed."""
+    """Prediction and target of some voxels, ready to be summed; all are 0 where ignored."""
 
-    p: Tensor  # [B, C, N]; 0 where ignored
-    g: Tensor  # [B, C, N]; 0 where ignored
+    p: Tensor  # [B, C, N]
+    g: Tensor  # [B, C, N]
+    log_p: Tensor | None  # [B, C, N] where a sum asks for it
+    log_n: Tensor | None
     ignored: Tensor | None  # [B, 1, N]
     valid: Tensor  # []: labels are classes, probabilities lie in [0, 1]
+
+
+def _power(base: Tensor, gamma: float) -> Tensor:
+    return base.clamp(min=0) ** gamma  # rounding may have carried a given probability over 1
+
+
+def _times(g: Tensor, log: Tensor | None) -> Tensor:
+    """g·log with 0·(−∞) = 0."""
+    assert log is not None
+    return torch.where(g == 0, 0, g * log)
+
+
+TERMS: dict[str, Callable[[Voxels, float], Tensor]] = {
+    "intersection": lambda v, _: v.p * v.g,
+    "soft_intersection": lambda v, _: torch.minimum(v.p, v.g),
+    "prediction": lambda v, _: v.p,
+    "prediction_squared": lambda v, _: v.p * v.p,
+    "target": lambda v, _: v.g,
+    "target_squared": lambda v, _: v.g * v.g,
+    "cross_entropy": lambda v, _: -_times(v.g, v.log_p),
+    "cross_entropy_negative": lambda v, _: -_times(1 - v.g, v.log_n),
+    "focal": lambda v, gamma: -_times(v.g, v.log_p) * _power(1 - v.p, gamma),
+    "focal_negative": lambda v, gamma: -_times(1 - v.g, v.log_n) * _power(v.p, gamma),
+}
+POSITIVE = ("cross_entropy", "focal")
+NEGATIVE = ("cross_entropy_negative", "focal_negative")
 
 
 def range_tolerance(dtype: torch.dtype) -> float:
@@ -56,14 +102,25 @@ def range_tolerance(dtype: torch.dtype) -> float:
 
 def prepare(input: Tensor, target: Tensor, job: Pass, dtype: torch.dtype) -> Voxels:
     """Apply the activation, compare the labels and take the ignored voxels out, all in `dtype`."""
-    p = input.flatten(2).to(dtype)
+    z = input.flatten(2).to(dtype)
+    log_p = log_n = None
+    with_log_p, with_log_n = any(s in POSITIVE for s in job.sums), any(s in NEGATIVE for s in job.sums)
     if job.activation == "softmax":
-        p = torch.softmax(p, 1)
+        p = torch.softmax(z, 1)
+        log_p = torch.log_softmax(z, 1) if with_log_p else None
     elif job.activation == "sigmoid":
-        p = torch.sigmoid(p)
+        p = torch.sigmoid(z)
+        log_p = F.logsigmoid(z) if with_log_p else None
+        log_n = F.logsigmoid(-z) if with_log_n else None
+    else:
+        p = z
+        log_p = p.clamp(min=SMALLEST_PROBABILITY).log() if with_log_p else None
+        log_n = (1 - p).clamp(min=SMALLEST_PROBABILITY).log() if with_log_n else None
     g, ignored, valid = _encode(target.flatten(2), p.shape[1], job.ignore_index, dtype)
     if ignored is not None:
         p, g = p.masked_fill(ignored, 0), g.masked_fill(ignored, 0)
+        log_p = None if log_p is None else log_p.masked_fill(ignored, 0)
+        log_n = None if log_n is None else log_n.masked_fill(ignored, 0)
         valid = valid | ignored
     valid = valid.all()
     if job.activation == "none":
@@ -71,7 +128,7 @@ def prepare(input: Tensor, target: Tensor, job: Pass, dtype: torch.dtype) -> Vox
         tolerance = range_tolerance(input.dtype)
         # Written so that NaN passes: in a prediction it must reach the loss, where GradScaler looks for it.
         valid = valid & ~((low < -tolerance) | (high > 1 + tolerance))
-    return Voxels(p, g, ignored, valid)
+    return Voxels(p, g, log_p, log_n, ignored, valid)
 
 
 def _encode(
@@ -104,22 +161,65 @@ def _encode(
 def sums(input: Tensor, target: Tensor, job: Pass, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
     """Return each sum `[B, C]` over the given voxels, in `dtype`, and whether all of them were valid."""
     voxels = prepare(input, target, job, dtype)
-    return [TERMS[name](voxels.p, voxels.g).sum(-1) for name in job.sums], voxels.valid
+    return [TERMS[name](voxels, job.gamma).sum(-1) for name in job.sums], voxels.valid
 
 
 def gradient(grad: Tensor, input: Tensor, target: Tensor, job: Pass, wrt: str, dtype: torch.dtype) -> Tensor:
     """∂L/∂input (`wrt="input"`) or ∂L/∂target from grad = ∂L/∂sums `[K, B, C]`, in `dtype`."""
-    p, g, ignored, _ = prepare(input, target, job, dtype)
+    voxels = prepare(input, target, job, dtype)
     weights = {name: row.to(dtype).unsqueeze(-1) for name, row in zip(job.sums, grad, strict=True)}
-    slope = _slope(weights, p, g, "prediction") if wrt == "input" else _slope(weights, g, p, "target")
-    if wrt == "input" and job.activation == "softmax":
-        weighted = p * slope
-        slope = weighted - p * weighted.sum(1, keepdim=True)
-    elif wrt == "input" and job.activation == "sigmoid":
-        slope = slope * p * (1 - p)
-    if ignored is not None:
-        slope = slope.masked_fill(ignored, 0)
+    slope = _by_target(weights, voxels, job.gamma) if wrt == "target" else _by_input(weights, voxels, job)
+    if voxels.ignored is not None:
+        slope = slope.masked_fill(voxels.ignored, 0)
     return slope.view(input.shape)
+
+
+def _by_input(weights: dict[str, Tensor], v: Voxels, job: Pass) -> Tensor:
+    by_p = _slope(weights, v.p, v.g, "prediction")
+    n = 1 - v.p
+    by_log_p = _by_log(weights, POSITIVE, v.g, v.p, n, v.log_p, job.gamma)
+    by_log_n = _by_log(weights, NEGATIVE, 1 - v.g, n, v.p, v.log_n, job.gamma)
+    if job.activation == "softmax":
+        q = v.p * by_p + by_log_p
+        return q - v.p * q.sum(1, keepdim=True)
+    if job.activation == "sigmoid":
+        return n * (v.p * by_p + by_log_p) - v.p * by_log_n
+    return by_p + by_log_p / v.p.clamp(min=SMALLEST_PROBABILITY) - by_log_n / n.clamp(min=SMALLEST_PROBABILITY)
+
+
+def _by_log(
+    weights: dict[str, Tensor],
+    names: tuple[str, str],
+    share: Tensor,
+    p: Tensor,
+    n: Tensor,
+    log_p: Tensor | None,
+    gamma: float,
+) -> Tensor:
+    """∂L/∂log p of the terms −share·log p and −share·n^γ·log p, as the table above has them."""
+    cross_entropy, focal = (weights.get(name) for name in names)
+    slope = torch.zeros_like(p)
+    if cross_entropy is not None:
+        slope = slope - cross_entropy * share
+    if focal is not None:
+        assert log_p is not None
+        # log p / n tends to −1 as n tends to 0; p·log p to 0 as p does.
+        ratio = torch.where(n > 0, p * log_p.clamp(min=-1e4) / torch.where(n > 0, n, 1), -1)
+        slope = slope - focal * share * _power(n, gamma) * (1 - gamma * ratio)
+    return slope
+
+
+def _by_target(weights: dict[str, Tensor], v: Voxels, gamma: float) -> Tensor:
+    slope = _slope(weights, v.g, v.p, "target")
+    for names, log, other, sign in ((POSITIVE, v.log_p, 1 - v.p, -1), (NEGATIVE, v.log_n, v.p, 1)):
+        cross_entropy, focal = (weights.get(name) for name in names)
+        if log is None:
+            continue
+        if cross_entropy is not None:
+            slope = slope + sign * cross_entropy * log
+        if focal is not None:
+            slope = slope + sign * focal * _power(other, gamma) * log
+    return slope
 
 
 def _slope(weights: dict[str, Tensor], own: Tensor, other: Tensor, name: str) -> Tensor:
