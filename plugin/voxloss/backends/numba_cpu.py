@@ -1,0 +1,173 @@
+"""The fused pass on the CPU: which thread walks which voxels, and how the parts are added up.
+
+The loops themselves are in `numba_kernels`, which is imported, and Numba with it, at the first call.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from voxloss.backends import huge_pages
+from voxloss.backends.layout import flatten_spatial
+from voxloss.backends.voxels import TERMS, Pass, range_tolerance
+
+# Voxels of an item that are summed by themselves: the same for any number of threads, so the result is, too.
+PART = 1 << 15
+# Voxels that are worked on at once: with some hundred channels they still fit into the second cache.
+WIDTH = 512
+
+_INSTALLED = find_spec("numba") is not None
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+Walk = Callable[[int, int, int, int, Any], None]
+
+
+def available() -> tuple[bool, str]:
+    """Whether Numba is installed."""
+    if not _INSTALLED:
+        return False, "Numba is not installed; pip install 'voxloss[cpu]' brings it"
+    return True, "one fused pass on the CPU, compiled by Numba"
+
+
+def takes(device: str, dtype: torch.dtype) -> tuple[bool, str]:
+    """Whether it can take such an input."""
+    return device == "cpu" and dtype in _DTYPES, "a float16, bfloat16, float32 or float64 input on the CPU"
+
+
+def region_sums(input: Tensor, target: Tensor, job: Pass) -> tuple[Tensor, Tensor]:
+    """Return the sums `[K, B, C]` and whether every voxel was valid.
+
+    Rows of up to 512 voxels are summed in float32 (float64 for float64 input), the rows and parts in float64.
+    """
+    items, channels, *_ = input.shape
+    inputs, targets = (_Items(flat) for flat in flatten_spatial([input, target]))
+    asked = _asked(input, target, job)
+    parts = -(-inputs.voxels // PART)
+    sums = np.zeros((items, parts, len(TERMS), channels))
+    valid = np.zeros((items, parts), dtype=bool)
+
+    def walk(item: int, part: int, start: int, stop: int, scratch: Any) -> None:
+        valid[item, part] = _kernels().forward(
+            inputs[item], targets[item], start, stop, asked, *scratch, sums[item, part]
+        )
+
+    _in_parallel(walk, items, inputs.voxels, lambda: _scratch(input, target))
+    rows = [list(TERMS).index(name) for name in job.sums]
+    return torch.from_numpy(sums.sum(1)[:, rows].swapaxes(0, 1).copy()), torch.tensor(bool(valid.all()))
+
+
+def region_sums_backward(grad: Tensor, input: Tensor, target: Tensor, job: Pass, wrt: str) -> Tensor:
+    """∂L/∂input or ∂L/∂target (`wrt`) in that tensor's dtype and layout; p is computed again."""
+    items, channels, *_ = input.shape
+    like = input if wrt == "input" else target
+    result = written = torch.empty_like(like)
+    if flatten_spatial([written])[0].untyped_storage().data_ptr() != written.untyped_storage().data_ptr():
+        # Axes in an order that no single stride can follow: the kernel writes elsewhere.
+        written = torch.empty(like.shape, dtype=like.dtype)
+    huge_pages.advise(written)
+    results, inputs, targets = (_Items(flat) for flat in flatten_spatial([written, input, target]))
+    asked, by_target = _asked(input, target, job), wrt == "target"
+    weights = np.zeros((items, len(TERMS), channels), _precision(input))
+    for name, row in zip(job.sums, grad, strict=True):
+        weights[:, list(TERMS).index(name)] += row.numpy()
+
+    def walk(item: int, part: int, start: int, stop: int, scratch: Any) -> None:
+        _kernels().backward(
+            inputs[item], targets[item], start, stop, asked, *scratch, weights[item], by_target, results[item]
+        )
+
+    _in_parallel(walk, items, inputs.voxels, lambda: _scratch(input, target))
+    return result if result is written else result.copy_(written)
+
+
+class _Items:
+    """A tensor `[B, channels, N]` as memory and, for each item, how it lies there."""
+
+    def __init__(self, flat: Tensor) -> None:
+        self.voxels = flat.shape[2]
+        self._strides = flat.stride()
+        self._kind = _kind(flat.dtype)
+        extent = 1 + sum((size - 1) * stride for size, stride in zip(flat.shape, self._strides, strict=True))
+        line = flat.detach().as_strided((extent,), (1,))
+        if flat.dtype in (torch.float16, torch.bfloat16):
+            self._memory = line.view(torch.int16).numpy().view(np.uint16)
+        else:
+            self._memory = (line.view(torch.uint8) if flat.dtype == torch.bool else line).numpy()
+
+    def __getitem__(self, item: int) -> tuple[NDArray[Any], Any]:
+        per_item, per_channel, per_voxel = self._strides
+        return self._memory, _kernels().Lines(item * per_item, per_channel, per_voxel, self._kind)
+
+
+def _in_parallel(walk: Walk, items: int, voxels: int, scratch: Callable[[], Any]) -> None:
+    """Call `walk(item, part, start, stop, scratch)` for all voxels, by as many threads as torch has."""
+    parts = [(item, start) for item in range(items) for start in range(0, voxels, PART)]
+    todo = iter(parts)
+
+    def take() -> None:
+        own = scratch()
+        for item, start in todo:
+            walk(item, start // PART, start, min(voxels, start + PART), own)
+
+    helpers = min(torch.get_num_threads(), len(parts)) - 1
+    helping = [_pool(torch.get_num_threads()).submit(take) for _ in range(helpers)]
+    take()
+    for helper in helping:
+        helper.result()
+
+
+# Python's threads and not Numba's: the kernels let the interpreter go on, so these are as parallel; they follow
+# torch.set_num_threads, several of them may run passes at once, and a forked process starts its own.
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="voxloss")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+@cache
+def _kernels() -> Any:
+    from voxloss.backends import numba_kernels
+
+    return numba_kernels
+
+
+def _scratch(input: Tensor, target: Tensor) -> Any:
+    """Memory for one thread: blocks of logits, of exponentials and of a target, rows, and labels."""
+    precision = _precision(input)
+    blocks = tuple(np.empty((tensor.shape[1], WIDTH), precision) for tensor in (input, input, target))
+    return blocks, np.empty((_kernels().ROWS, WIDTH), precision), np.empty(WIDTH, np.int32)
+
+
+def _asked(input: Tensor, target: Tensor, job: Pass) -> Any:
+    return _kernels().Asked(
+        activation=("softmax", "sigmoid", "none").index(job.activation),
+        is_map=target.shape[1] != input.shape[1],
+        sums=tuple(name in job.sums for name in TERMS),
+        gamma=float(job.gamma),
+        ignores=job.ignore_index is not None,
+        ignore_index=job.ignore_index or 0,
+        slack=range_tolerance(input.dtype),
+        target_slack=range_tolerance(target.dtype),
+    )
+
+
+def _precision(input: Tensor) -> type[np.floating[Any]]:
+    return np.float64 if input.dtype == torch.float64 else np.float32
+
+
+def _kind(dtype: torch.dtype) -> int:
+    kernels = _kernels()
+    return int({torch.float16: kernels.HALF, torch.bfloat16: kernels.BFLOAT16}.get(dtype, kernels.NATIVE))

@@ -1,0 +1,791 @@
+"""The fused pass on the CPU: the loops, compiled by Numba, over blocks of voxels that stay in the cache.
+
+`forward` and `backward` go through the voxels start…stop of one item, block by block: load, activate, then fill
+rows with p, g, log p, log n, and add up the sums that are asked for, or write the slope. The terms and their
+derivatives are those of the table in `voxels`; n is 1 − p.
+
+What is asked for is decided once for a row of voxels and not once for a voxel. So one compiled function for each
+pair of dtypes serves every loss, and each innermost loop is plain enough for LLVM to make vector instructions of
+it. For that every constant in it has the rows' dtype: Numba takes float32 and a bare 1 to float64.
+
+All that is compiled stands in this one file, because Numba's cache on disk looks at no other.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit, types
+from numba.core import event
+from numba.extending import overload
+
+from voxloss.backends.voxels import SMALLEST_PROBABILITY, TERMS
+
+_LOGGER = logging.getLogger("voxloss")
+
+SOFTMAX, SIGMOID, NONE = range(3)
+NATIVE, HALF, BFLOAT16 = range(3)  # what a 16-bit element is
+
+# Rows of `asked`, of the sums and of their gradients.
+SUMS = tuple(TERMS)  # in this order:
+INTERSECTION, SOFT_INTERSECTION, PREDICTION, PREDICTION_SQUARED, TARGET, TARGET_SQUARED = range(6)
+CROSS_ENTROPY, CROSS_ENTROPY_NEGATIVE, FOCAL, FOCAL_NEGATIVE = range(6, 10)
+
+# Rows of voxels to work in: p, n, the target, …; SCALE is 1/Σ exp(z − max).
+P, N, G, LOG_P, LOG_N, FOCUS, SLOPE, BY_FOCAL, MAXIMUM, SCALE, LOG_SUM, DOT, EXP = range(13)
+ROWS = 13
+
+IGNORED = -1  # in place of a label
+
+
+class Lines(NamedTuple):
+    """How an item `[channels, voxels]` lies in a one-dimensional array of memory."""
+
+    first: int
+    per_channel: int
+    per_voxel: int
+    kind: int  # of its elements
+
+
+class Asked(NamedTuple):
+    """What a pass is asked for, `voxels.Pass`, in numbers."""
+
+    activation: int
+    is_map: bool  # the target is a label map
+    sums: tuple[bool, ...]  # for each of the SUMS
+    gamma: float
+    ignores: bool
+    ignore_index: int
+    slack: float  # how far outside [0, 1] a prediction may be
+    target_slack: float
+
+
+class _Notice(event.Listener):
+    """Says, once in a process, what the first call waits for."""
+
+    given = False
+
+    def on_start(self, event: event.Event) -> None:
+        """A function is being compiled: it was not found in the cache."""
+        compiling = event.data["dispatcher"]
+        if self.given or compiling.py_func.__module__ != __name__:
+            return
+        self.given = True
+        where = compiling.stats.cache_path
+        _LOGGER.warning(
+            "voxloss: compiling the fused CPU pass for these dtypes, which takes some seconds; %s",
+            "this happens once, the result is cached on disk."
+            if where
+            else "set NUMBA_CACHE_DIR to a folder that can be written to, or every process has to.",
+        )
+
+    def on_end(self, event: event.Event) -> None:
+        """Nothing to say."""
+
+
+event.register("numba:compile", _Notice())
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile a function, and keep the result on disk unless no folder can be written to.
+
+    Sums may be re-ordered, which vector instructions need. NaN and infinity keep their meaning: they have to
+    reach the loss, where GradScaler looks for them.
+    """
+    options: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # "no locator available": a read-only installation and no home
+        return njit(**options)(function)
+
+
+# Elementary functions: in float32 polynomials, which become vector instructions, in float64 those of libm.
+
+
+def _exp(x: float) -> float:
+    """e^x for x ≤ 0."""
+    raise NotImplementedError
+
+
+def _log(x: float) -> float:
+    """Log x for x ≥ 2⁻¹²⁶, finite."""
+    raise NotImplementedError
+
+
+def _log1p(x: float) -> float:
+    """log(1 + x) for 0 ≤ x ≤ 1."""
+    raise NotImplementedError
+
+
+_LOG2_E = np.float32(1.4426950408889634)
+_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+_ROUND = np.float32(3 << 22)  # what is added to it is rounded to an integer, which the lowest bits then hold
+_LOWEST = np.float32(-87.0)  # e^x is not a normal number much below
+# Rounding on purpose is not to be re-ordered away.
+_INLINE: Any = {"forceinline": True}
+_IN_ORDER: Any = {"fastmath": {"contract"}, "forceinline": True}
+
+
+@overload(_exp, jit_options=_IN_ORDER)
+def _exp_of(x):
+    if x != types.float32:
+        return lambda x: math.exp(x)
+
+    def exp32(x):
+        # x = n·log 2 + r with |r| ≤ log(2)/2; e^r is the polynomial of Cephes' expf (Moshier 1989).
+        x = _LOWEST if x < _LOWEST else x
+        y = x * _LOG2_E + _ROUND
+        n = y - _ROUND
+        r = x - n * _LN2_HIGH - n * _LN2_LOW
+        q = np.float32(1.9875691500e-4)
+        q = q * r + np.float32(1.3981999507e-3)
+        q = q * r + np.float32(8.3334519073e-3)
+        q = q * r + np.float32(4.1665795894e-2)
+        q = q * r + np.float32(1.6666665459e-1)
+        q = q * r + np.float32(5.0000001201e-1)
+        e = q * (r * r) + r + np.float32(1)
+        bits = np.float32(e).view(np.int32) + (np.float32(y).view(np.int32) << np.int32(23))
+        return np.int32(bits).view(np.float32)
+
+    return exp32
+
+
+@overload(_log, jit_options=_IN_ORDER)
+def _log_of(x):
+    if x != types.float32:
+        return lambda x: math.log(x)
+
+    def log32(x):
+        # x = 2^n·m with √½ ≤ m < √2; log m is the polynomial of Cephes' logf.
+        bits = np.float32(x).view(np.int32)
+        n = np.float32((bits - np.int32(0x3F3504F3)) >> np.int32(23))
+        m = np.int32(bits - (np.int32(n) << np.int32(23))).view(np.float32)
+        r = m - np.float32(1)
+        q = np.float32(7.0376836292e-2)
+        q = q * r - np.float32(1.1514610310e-1)
+        q = q * r + np.float32(1.1676998740e-1)
+        q = q * r - np.float32(1.2420140846e-1)
+        q = q * r + np.float32(1.4249322787e-1)
+        q = q * r - np.float32(1.6668057665e-1)
+        q = q * r + np.float32(2.0000714765e-1)
+        q = q * r - np.float32(2.4999993993e-1)
+        q = q * r + np.float32(3.3333331174e-1)
+        square = r * r
+        low = q * r * square + n * _LN2_LOW - np.float32(0.5) * square
+        result = low + r + n * _LN2_HIGH
+        return result if x == x else x
+
+    return log32
+
+
+@overload(_log1p, jit_options=_IN_ORDER)
+def _log1p_of(x):
+    if x != types.float32:
+        return lambda x: math.log1p(x)
+
+    def log1p32(x):
+        # x times the polynomial that equals log(1 + x)/x at ten Chebyshev points of [0, 1].
+        q = np.float32(-3.176057053e-03)
+        q = q * x + np.float32(1.954252744e-02)
+        q = q * x - np.float32(5.637361321e-02)
+        q = q * x + np.float32(1.054362384e-01)
+        q = q * x - np.float32(1.526966710e-01)
+        q = q * x + np.float32(1.966327427e-01)
+        q = q * x - np.float32(2.495161627e-01)
+        q = q * x + np.float32(3.332971050e-01)
+        q = q * x - np.float32(4.999989265e-01)
+        q = q * x + np.float32(9.999999947e-01)
+        return q * x
+
+    return log1p32
+
+
+# Elements of 16 bits: Numba has no arithmetic for them, so they come and go as integers.
+
+
+def _widen(x: Any, kind: int) -> float:
+    """The number that an element holds."""
+    raise NotImplementedError
+
+
+def _narrow(x: float, kind: int, like: Any) -> Any:
+    """A number as an element of the array `like`, rounded to nearest, ties to even."""
+    raise NotImplementedError
+
+
+_HALF_SCALE = np.float32(2.0**112)  # between the exponents' offsets of float16 and float32
+
+
+@overload(_widen, jit_options=_INLINE)
+def _widen_of(x, kind):
+    if x not in (types.int16, types.uint16):
+        return lambda x, kind: x
+
+    def widen(x, kind):
+        bits = np.uint32(np.uint16(x))
+        if kind == BFLOAT16:
+            return np.uint32(bits << np.uint32(16)).view(np.float32)
+        if kind == HALF:
+            magnitude = np.uint32(bits & np.uint32(0x7FFF)) << np.uint32(13)
+            if magnitude >= np.uint32(0x7C00 << 13):
+                magnitude = np.uint32(magnitude | np.uint32(0x7F800000))
+                value = np.uint32(magnitude).view(np.float32)
+            else:
+                value = np.uint32(magnitude).view(np.float32) * _HALF_SCALE
+            return -value if bits & np.uint32(0x8000) else value
+        return np.float32(x)
+
+    return widen
+
+
+@overload(_narrow, jit_options=_IN_ORDER)
+def _narrow_of(x, kind, like):
+    if like.dtype != types.uint16:
+        return lambda x, kind, like: x
+
+    def narrow(x, kind, like):
+        bits = np.float32(x).view(np.uint32)
+        sign = np.uint32(bits >> np.uint32(16)) & np.uint32(0x8000)
+        magnitude = np.uint32(bits & np.uint32(0x7FFFFFFF))
+        if kind == BFLOAT16:
+            if magnitude > np.uint32(0x7F800000):
+                return np.uint16(sign | np.uint32(0x7FC0))
+            odd = np.uint32(magnitude >> np.uint32(16)) & np.uint32(1)
+            return np.uint16(sign | np.uint32(np.uint32(magnitude + np.uint32(0x7FFF) + odd) >> np.uint32(16)))
+        if magnitude > np.uint32(0x7F800000):
+            return np.uint16(sign | np.uint32(0x7E00))
+        if magnitude >= np.uint32(0x477FF000):  # 65520, from where on float16 rounds to infinity
+            return np.uint16(sign | np.uint32(0x7C00))
+        if magnitude < np.uint32(
+            0x38800000
+        ):  # below 2⁻¹⁴ float16 counts in steps of 2⁻²⁴, as float32 does in [½, 1)
+            steps = np.uint32(magnitude).view(np.float32) + np.float32(0.5)
+            return np.uint16(sign | np.uint32(np.float32(steps).view(np.uint32) - np.uint32(0x3F000000)))
+        odd = np.uint32(magnitude >> np.uint32(13)) & np.uint32(1)
+        rounded = np.uint32(magnitude + np.uint32(0xFFF) + odd - np.uint32(0x38000000))
+        return np.uint16(sign | np.uint32(rounded >> np.uint32(13)))
+
+    return narrow
+
+
+# From memory into a block [channels, voxels], and back. An item is (memory, lines): memory has one dimension and
+# is walked by strides, so that no layout needs code of its own.
+
+
+@compiled
+def _load(item, start, count, block):
+    memory, lines = item
+    for c in range(block.shape[0]):
+        first = lines.first + c * lines.per_channel + start * lines.per_voxel
+        if lines.per_voxel == 1:
+            line = memory[first : first + count]
+            for v in range(count):
+                block[c, v] = _widen(line[v], lines.kind)
+        else:
+            for v in range(count):
+                block[c, v] = _widen(memory[first + v * lines.per_voxel], lines.kind)
+
+
+@compiled
+def _store(block, start, count, item):
+    memory, lines = item
+    for c in range(block.shape[0]):
+        first = lines.first + c * lines.per_channel + start * lines.per_voxel
+        if lines.per_voxel == 1:
+            line = memory[first : first + count]
+            for v in range(count):
+                line[v] = _narrow(block[c, v], lines.kind, memory)
+        else:
+            for v in range(count):
+                memory[first + v * lines.per_voxel] = _narrow(block[c, v], lines.kind, memory)
+
+
+@compiled
+def _load_labels(item, start, count, channels, asked, labels):
+    """Write labels, IGNORED where they are; return whether all that count are classes, and whether all count."""
+    memory, lines = item
+    valid, all_count = True, True
+    first = lines.first + start * lines.per_voxel
+    for v in range(count):
+        value = _widen(memory[first + v * lines.per_voxel], lines.kind)
+        label = np.int64(value)
+        whole = label == value
+        if asked.ignores and whole and label == asked.ignore_index:
+            labels[v] = IGNORED
+            all_count = False
+        elif whole and 0 <= label < channels:
+            labels[v] = label
+        else:
+            labels[v] = IGNORED
+            valid = False
+    return valid, all_count
+
+
+@compiled
+def _find_ignored(target, count, asked, labels):
+    """The same for targets with one channel per class: labels only say where voxels are ignored."""
+    channels, ignore_index = target.shape[0], asked.ignore_index
+    lowest, highest = target.dtype.type(-asked.target_slack), target.dtype.type(1 + asked.target_slack)
+    named = asked.ignores and channels > 1 and 0 <= ignore_index < channels
+    valid, all_count = True, True
+    for v in range(count):
+        labels[v] = IGNORED if asked.ignores else 0
+    if named:
+        for v in range(count):
+            labels[v] = IGNORED if target[ignore_index, v] == 1 else 0
+            valid &= target[ignore_index, v] == 1 or target[ignore_index, v] == 0
+    elif asked.ignores:
+        for c in range(channels):
+            for v in range(count):
+                labels[v] = labels[v] if target[c, v] == ignore_index else 0
+    if asked.ignores:
+        for v in range(count):
+            all_count &= labels[v] != IGNORED
+    outside = np.int32(0)
+    for c in range(channels):
+        for v in range(count):
+            inside = (target[c, v] >= lowest) & (target[c, v] <= highest)
+            outside += np.int32(0) if inside | (labels[v] == IGNORED) else np.int32(1)
+    return valid and outside == 0, all_count
+
+
+@compiled
+def _clear(block, count, labels):
+    zero = block.dtype.type(0)
+    for c in range(block.shape[0]):
+        for v in range(count):
+            block[c, v] = zero if labels[v] == IGNORED else block[c, v]
+
+
+# What a row of voxels holds, adds to the sums, and gets as its slope.
+
+
+@compiled
+def _softmax(logits, exps, count, with_logs, labels, rows):
+    """Fill `exps` with exp(z − max) and the rows MAXIMUM, SCALE = 1/Σ exp(z − max) and LOG_SUM = −log SCALE."""
+    maximum, scale, log_sum = rows[MAXIMUM], rows[SCALE], rows[LOG_SUM]
+    zero, one = scale.dtype.type(0), scale.dtype.type(1)
+    for v in range(count):
+        maximum[v] = logits[0, v]
+    for c in range(1, logits.shape[0]):
+        for v in range(count):
+            maximum[v] = logits[c, v] if logits[c, v] > maximum[v] else maximum[v]
+    for v in range(count):
+        scale[v] = 0
+    for c in range(logits.shape[0]):
+        for v in range(count):
+            e = _exp(logits[c, v] - maximum[v])
+            exps[c, v] = e
+            scale[v] += e
+    for v in range(count):
+        scale[v] = one / scale[v]
+    if with_logs:
+        for v in range(count):
+            log_sum[v] = -_log(scale[v])
+    for v in range(count):
+        scale[v] = zero if labels[v] == IGNORED else scale[v]
+
+
+@compiled
+def _fill(c, count, activation, with_logs, all_count, logits, exps, labels, target, is_map, rows):
+    """Fill the rows P, N, G and, with logarithms, LOG_P and LOG_N, for channel c; all 0 where ignored."""
+    p, n, g, log_p, log_n = rows[P], rows[N], rows[G], rows[LOG_P], rows[LOG_N]
+    zero, one, tiny = p.dtype.type(0), p.dtype.type(1), p.dtype.type(SMALLEST_PROBABILITY)
+    if is_map:
+        label = np.int32(c)
+        for v in range(count):
+            g[v] = one if labels[v] == label else zero
+    else:
+        for v in range(count):
+            g[v] = target[c, v]
+    if activation == SOFTMAX:
+        for v in range(count):
+            p[v] = exps[c, v] * rows[SCALE, v]
+            n[v] = one - p[v]
+        if with_logs:
+            for v in range(count):
+                log_p[v] = (logits[c, v] - rows[MAXIMUM, v]) - rows[LOG_SUM, v]
+    elif activation == SIGMOID:
+        # t = exp(−|z|) and the larger one of p and n, 1/(1 + t), give all four without cancellation.
+        t = rows[EXP]
+        for v in range(count):
+            t[v] = _exp(-abs(logits[c, v]))
+        for v in range(count):
+            larger = one / (one + t[v])
+            smaller = t[v] * larger
+            p[v] = smaller if logits[c, v] < 0 else larger
+            n[v] = larger if logits[c, v] < 0 else smaller
+        if with_logs:
+            for v in range(count):
+                log_larger = -_log1p(t[v])
+                log_smaller = log_larger - abs(logits[c, v])
+                log_p[v] = log_smaller if logits[c, v] < 0 else log_larger
+                log_n[v] = log_larger if logits[c, v] < 0 else log_smaller
+    else:
+        for v in range(count):
+            p[v] = logits[c, v]
+            n[v] = one - p[v]
+        if with_logs:
+            for v in range(count):
+                log_p[v] = _log(tiny if p[v] < tiny else p[v])
+                log_n[v] = _log(tiny if n[v] < tiny else n[v])
+    if not all_count:
+        for row in (P, N, G, LOG_P, LOG_N):
+            for v in range(count):
+                rows[row, v] = zero if labels[v] == IGNORED else rows[row, v]
+
+
+@compiled
+def _focus(base, count, gamma, rows):
+    """Fill the row FOCUS with base^γ."""
+    focus = rows[FOCUS]
+    zero, tiny = focus.dtype.type(0), focus.dtype.type(SMALLEST_PROBABILITY)
+    if gamma == 0:
+        for v in range(count):
+            focus[v] = 1
+    elif gamma == 1:
+        for v in range(count):
+            focus[v] = zero if base[v] < zero else base[v]
+    elif gamma == 2:
+        for v in range(count):
+            focus[v] = zero if base[v] < zero else base[v] * base[v]
+    else:
+        for v in range(count):
+            power = _exp(gamma * _log(tiny if base[v] < tiny else base[v]))
+            focus[v] = zero if base[v] <= zero else power
+
+
+@compiled
+def _add(c, count, sums, gamma, rows, out):
+    """Add the sums of channel c; those that are not asked for stay 0."""
+    p, g, n, log_p, log_n, focus = rows[P], rows[G], rows[N], rows[LOG_P], rows[LOG_N], rows[FOCUS]
+    zero, one = p.dtype.type(0), p.dtype.type(1)
+    if sums[INTERSECTION]:
+        total = zero
+        for v in range(count):
+            total += p[v] * g[v]
+        out[INTERSECTION, c] += total
+    if sums[SOFT_INTERSECTION]:
+        total = zero
+        for v in range(count):
+            total += g[v] if g[v] < p[v] else p[v]
+        out[SOFT_INTERSECTION, c] += total
+    if sums[PREDICTION]:
+        total = zero
+        for v in range(count):
+            total += p[v]
+        out[PREDICTION, c] += total
+    if sums[PREDICTION_SQUARED]:
+        total = zero
+        for v in range(count):
+            total += p[v] * p[v]
+        out[PREDICTION_SQUARED, c] += total
+    if sums[TARGET]:
+        total = zero
+        for v in range(count):
+            total += g[v]
+        out[TARGET, c] += total
+    if sums[TARGET_SQUARED]:
+        total = zero
+        for v in range(count):
+            total += g[v] * g[v]
+        out[TARGET_SQUARED, c] += total
+    # 0·(−∞) is 0 here.
+    if sums[CROSS_ENTROPY]:
+        total = zero
+        for v in range(count):
+            total -= zero if g[v] == zero else g[v] * log_p[v]
+        out[CROSS_ENTROPY, c] += total
+    if sums[CROSS_ENTROPY_NEGATIVE]:
+        total = zero
+        for v in range(count):
+            total -= zero if g[v] == one else (one - g[v]) * log_n[v]
+        out[CROSS_ENTROPY_NEGATIVE, c] += total
+    if sums[FOCAL]:
+        _focus(n, count, gamma, rows)
+        total = zero
+        for v in range(count):
+            total -= zero if g[v] == zero else g[v] * log_p[v] * focus[v]
+        out[FOCAL, c] += total
+    if sums[FOCAL_NEGATIVE]:
+        _focus(p, count, gamma, rows)
+        total = zero
+        for v in range(count):
+            total -= zero if g[v] == one else (one - g[v]) * log_n[v] * focus[v]
+        out[FOCAL_NEGATIVE, c] += total
+
+
+@compiled
+def _by_own(c, count, sums, weights, linear, squared, own, other, slope):
+    """Fill `slope` with the derivative, by p or by g (`own`), of the sums without logarithms."""
+    constant, cross = weights[linear, c], weights[INTERSECTION, c]
+    twice = weights[squared, c] + weights[squared, c]
+    for v in range(count):
+        slope[v] = constant + twice * own[v] + cross * other[v]
+    if sums[SOFT_INTERSECTION]:
+        zero, soft = own.dtype.type(0), weights[SOFT_INTERSECTION, c]
+        for v in range(count):
+            above, below = slope[v], slope[v] + soft
+            # At p = g the sub-gradient that is nearest to zero; see `voxels`.
+            at = max(min(above, below), zero) + min(max(above, below), zero)
+            slope[v] = below if own[v] < other[v] else (above if own[v] > other[v] else at)
+
+
+@compiled
+def _add_by_log(count, activation, gamma, cross_entropy, focal, negative, p, n, g, log_p, rows):
+    """Add the slope of −g·(cross_entropy + focal·n^γ)·log p.
+
+    If `negative`, of the terms with 1 − g in the place of g; p and n are given in each other's place.
+    """
+    slope, focus = rows[SLOPE], rows[FOCUS]
+    floor = p.dtype.type(-1e4)  # of log p; p·log p is 0 there
+    tiny = p.dtype.type(SMALLEST_PROBABILITY)
+    zero, one = p.dtype.type(0), p.dtype.type(1)
+    constant, factor = (-one, one) if negative else (zero, one)  # −(1 − g), or g
+    if focal == 0:  # the logarithms need not be there
+        for v in range(count):
+            by_log = (constant + factor * g[v]) * cross_entropy
+            if activation == SIGMOID:
+                slope[v] -= by_log * n[v]
+            elif activation == SOFTMAX:
+                slope[v] -= by_log
+            else:
+                slope[v] -= by_log / (tiny if p[v] < tiny else p[v])
+        return
+    _focus(n, count, gamma, rows)
+    for v in range(count):
+        share = constant + factor * g[v]
+        log = floor if log_p[v] < floor else log_p[v]
+        if activation == SIGMOID:
+            slope[v] -= share * (cross_entropy * n[v] + focal * focus[v] * (n[v] - gamma * p[v] * log))
+        else:
+            ratio = -one if n[v] <= zero else p[v] * log / n[v]  # its limit
+            by_log = share * (cross_entropy + focal * focus[v] * (one - gamma * ratio))
+            slope[v] -= by_log if activation == SOFTMAX else by_log / (tiny if p[v] < tiny else p[v])
+
+
+@compiled
+def _slope(c, count, activation, sums, gamma, weights, rows):
+    """Fill the row SLOPE: q = p·∂L/∂p + ∂L/∂log p for a softmax, otherwise ∂L/∂input; `weights` is ∂L/∂sums."""
+    p, n, g, log_p, log_n, slope = rows[P], rows[N], rows[G], rows[LOG_P], rows[LOG_N], rows[SLOPE]
+    _by_own(c, count, sums, weights, PREDICTION, PREDICTION_SQUARED, p, g, slope)
+    if activation == SOFTMAX:
+        for v in range(count):
+            slope[v] *= p[v]
+    elif activation == SIGMOID:
+        for v in range(count):
+            slope[v] *= p[v] * n[v]
+    if sums[CROSS_ENTROPY] or sums[FOCAL]:
+        cross_entropy, focal = weights[CROSS_ENTROPY, c], weights[FOCAL, c]
+        _add_by_log(count, activation, gamma, cross_entropy, focal, False, p, n, g, log_p, rows)
+    if sums[CROSS_ENTROPY_NEGATIVE] or sums[FOCAL_NEGATIVE]:
+        cross_entropy, focal = weights[CROSS_ENTROPY_NEGATIVE, c], weights[FOCAL_NEGATIVE, c]
+        _add_by_log(count, activation, gamma, cross_entropy, focal, True, n, p, g, log_n, rows)
+
+
+@compiled
+def _slope_by_target(c, count, sums, gamma, weights, rows):
+    """Fill the row SLOPE with ∂L/∂g."""
+    p, n, g, log_p, log_n = rows[P], rows[N], rows[G], rows[LOG_P], rows[LOG_N]
+    slope, focus = rows[SLOPE], rows[FOCUS]
+    _by_own(c, count, sums, weights, TARGET, TARGET_SQUARED, g, p, slope)
+    if sums[CROSS_ENTROPY]:
+        for v in range(count):
+            slope[v] -= weights[CROSS_ENTROPY, c] * log_p[v]
+    if sums[CROSS_ENTROPY_NEGATIVE]:
+        for v in range(count):
+            slope[v] += weights[CROSS_ENTROPY_NEGATIVE, c] * log_n[v]
+    if sums[FOCAL]:
+        _focus(n, count, gamma, rows)
+        for v in range(count):
+            slope[v] -= weights[FOCAL, c] * focus[v] * log_p[v]
+    if sums[FOCAL_NEGATIVE]:
+        _focus(p, count, gamma, rows)
+        for v in range(count):
+            slope[v] += weights[FOCAL_NEGATIVE, c] * focus[v] * log_n[v]
+
+
+# A softmax and a label map, what most networks are trained with: apart from Σp and Σp², the sums need only the
+# channel of a voxel's label, and no logarithm of the others. Twice as fast as channel by channel.
+
+
+@compiled
+def _fill_at_labels(count, sums, gamma, with_logs, logits, exps, labels, rows):
+    """Fill the rows P, N, LOG_P and FOCUS for the channel of each voxel's label; P is 0 where ignored."""
+    one = rows.dtype.type(1)
+    for v in range(count):
+        label = max(labels[v], 0)
+        rows[P, v] = exps[label, v] * rows[SCALE, v]
+        rows[N, v] = one - rows[P, v]
+    if with_logs:
+        for v in range(count):
+            label = max(labels[v], 0)
+            rows[LOG_P, v] = logits[label, v] - rows[MAXIMUM, v] - rows[LOG_SUM, v]
+    if sums[FOCAL]:
+        _focus(rows[N], count, gamma, rows)
+
+
+@compiled
+def _add_at_labels(count, sums, exps, labels, rows, out):
+    p, log_p, scale, focus = rows[P], rows[LOG_P], rows[SCALE], rows[FOCUS]
+    zero, one = p.dtype.type(0), p.dtype.type(1)
+    for c in range(exps.shape[0]):
+        label = np.int32(c)
+        if sums[PREDICTION]:
+            total = zero
+            for v in range(count):
+                total += exps[c, v] * scale[v]
+            out[PREDICTION, c] += total
+        if sums[PREDICTION_SQUARED]:
+            total = zero
+            for v in range(count):
+                total += (exps[c, v] * scale[v]) ** 2
+            out[PREDICTION_SQUARED, c] += total
+        if sums[INTERSECTION] or sums[SOFT_INTERSECTION]:
+            total = zero
+            for v in range(count):
+                total += p[v] if labels[v] == label else zero
+            out[INTERSECTION, c] += total
+            out[SOFT_INTERSECTION, c] += total
+        if sums[TARGET] or sums[TARGET_SQUARED]:
+            total = zero
+            for v in range(count):
+                total += one if labels[v] == label else zero
+            out[TARGET, c] += total
+            out[TARGET_SQUARED, c] += total
+        if sums[CROSS_ENTROPY]:
+            total = zero
+            for v in range(count):
+                total -= log_p[v] if labels[v] == label else zero
+            out[CROSS_ENTROPY, c] += total
+        if sums[FOCAL]:
+            total = zero
+            for v in range(count):
+                total -= log_p[v] * focus[v] if labels[v] == label else zero
+            out[FOCAL, c] += total
+
+
+@compiled
+def _slope_at_labels(count, sums, gamma, weights, logits, exps, labels, rows):
+    """Overwrite the logits by ∂L/∂logits = q − p·Σq; min(p, g) is p·g here, as p = g leaves no slope."""
+    dot, scale, by_focal = rows[DOT], rows[SCALE], rows[BY_FOCAL]
+    zero, one = dot.dtype.type(0), dot.dtype.type(1)
+    for v in range(count):
+        dot[v] = zero
+        by_focal[v] = zero
+    if sums[FOCAL]:
+        for v in range(count):
+            n = rows[N, v]
+            ratio = -one if n <= zero else rows[P, v] * rows[LOG_P, v] / n  # its limit
+            by_focal[v] = rows[FOCUS, v] * (one - gamma * ratio)
+    # The same q twice is faster than once and kept.
+    for last in (False, True):
+        for c in range(exps.shape[0]):
+            label = np.int32(c)
+            constant, squared = weights[PREDICTION, c], weights[PREDICTION_SQUARED, c]
+            twice = squared + squared
+            overlap = weights[INTERSECTION, c] + weights[SOFT_INTERSECTION, c]
+            cross_entropy, focal = weights[CROSS_ENTROPY, c], weights[FOCAL, c]
+            if last:
+                for v in range(count):
+                    p = exps[c, v] * scale[v]
+                    at_label = p * overlap - cross_entropy - focal * by_focal[v]
+                    at_label = at_label if labels[v] == label else zero
+                    logits[c, v] = p * (constant + twice * p - dot[v]) + at_label
+            else:
+                for v in range(count):
+                    p = exps[c, v] * scale[v]
+                    at_label = p * overlap - cross_entropy - focal * by_focal[v]
+                    at_label = at_label if labels[v] == label else zero
+                    dot[v] += p * (constant + twice * p) + at_label
+
+
+# The two passes; blocks, rows and labels are memory to work in.
+
+
+@compiled
+def _load_voxels(input, target, first, count, asked, with_logs, blocks, rows, labels):
+    """Fill the blocks; return whether all voxels that count are valid, and whether all count."""
+    logits, exps, soft = blocks
+    _load(input, first, count, logits)
+    if asked.is_map:
+        valid, all_count = _load_labels(target, first, count, logits.shape[0], asked, labels)
+    else:
+        _load(target, first, count, soft)
+        valid, all_count = _find_ignored(soft, count, asked, labels)
+    if not all_count:
+        _clear(logits, count, labels)
+    if asked.activation == SOFTMAX:
+        _softmax(logits, exps, count, with_logs, labels, rows)
+    return valid, all_count
+
+
+@compiled
+def forward(input, target, start, stop, asked, blocks, rows, labels, out):
+    """Add the sums over voxels start…stop of an item to `out` [SUMS, C]; return whether they were valid."""
+    logits, exps, soft = blocks
+    sums, gamma, activation = asked.sums, rows.dtype.type(asked.gamma), asked.activation
+    with_logs = sums[CROSS_ENTROPY] or sums[CROSS_ENTROPY_NEGATIVE] or sums[FOCAL] or sums[FOCAL_NEGATIVE]
+    is_map = asked.is_map
+    all_valid = True
+    for first in range(start, stop, rows.shape[1]):
+        count = min(rows.shape[1], stop - first)
+        valid, all_count = _load_voxels(input, target, first, count, asked, with_logs, blocks, rows, labels)
+        all_valid &= valid
+        if is_map and activation == SOFTMAX:
+            _fill_at_labels(count, sums, gamma, with_logs, logits, exps, labels, rows)
+            _add_at_labels(count, sums, exps, labels, rows, out)
+            continue
+        for c in range(logits.shape[0]):
+            _fill(c, count, activation, with_logs, all_count, logits, exps, labels, soft, is_map, rows)
+            _add(c, count, sums, gamma, rows, out)
+            if activation == NONE:
+                for v in range(count):
+                    # Written so that NaN passes, as in `voxels`.
+                    all_valid &= not (rows[P, v] < -asked.slack or rows[P, v] > 1 + asked.slack)
+    return all_valid
+
+
+@compiled
+def backward(input, target, start, stop, asked, blocks, rows, labels, weights, by_target, result):
+    """Write ∂L/∂input, or ∂L/∂target, of voxels start…stop of an item; `weights` is ∂L/∂sums [SUMS, C]."""
+    logits, exps, soft = blocks
+    sums, gamma, activation = asked.sums, rows.dtype.type(asked.gamma), asked.activation
+    with_logs = (
+        (sums[CROSS_ENTROPY] and by_target)
+        or (sums[CROSS_ENTROPY_NEGATIVE] and by_target)
+        or sums[FOCAL]
+        or sums[FOCAL_NEGATIVE]
+    )
+    is_map = asked.is_map
+    slope, dot = rows[SLOPE], rows[DOT]
+    for first in range(start, stop, rows.shape[1]):
+        count = min(rows.shape[1], stop - first)
+        _, all_count = _load_voxels(input, target, first, count, asked, with_logs, blocks, rows, labels)
+        if is_map and activation == SOFTMAX:
+            _fill_at_labels(count, sums, gamma, with_logs, logits, exps, labels, rows)
+            _slope_at_labels(count, sums, gamma, weights, logits, exps, labels, rows)
+            _store(logits, first, count, result)
+            continue
+        for v in range(count):
+            dot[v] = 0
+        for c in range(logits.shape[0]):
+            _fill(c, count, activation, with_logs, all_count, logits, exps, labels, soft, is_map, rows)
+            if by_target:
+                _slope_by_target(c, count, sums, gamma, weights, rows)
+            else:
+                _slope(c, count, activation, sums, gamma, weights, rows)
+            for v in range(count):
+                logits[c, v] = slope[v]
+                dot[v] += slope[v]
+        if activation == SOFTMAX and not by_target:
+            for c in range(logits.shape[0]):
+                for v in range(count):
+                    logits[c, v] -= exps[c, v] * rows[SCALE, v] * dot[v]
+        if not all_count:
+            _clear(logits, count, labels)
+        _store(logits, first, count, result)

@@ -1,0 +1,218 @@
+"""A fused pass equals the reference, whatever it is asked for and however the volumes lie in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from volumes import label_map, logits, one_hot
+from voxloss.backends import BACKENDS, numba_cpu, reference
+from voxloss.backends.voxels import NEGATIVE, POSITIVE, TERMS, Pass
+from voxloss_verify.tolerances import GRADIENT, LOSS
+
+FUSED = ["numba_cpu"]
+CHANNELS = 5
+SPATIAL = (4, 5, 7)
+FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+SUMS = [
+    ["intersection", "prediction", "target"],
+    ["target", "soft_intersection", "prediction_squared", "target_squared"],
+    ["cross_entropy", "cross_entropy_negative", "prediction"],
+    ["focal", "focal_negative", "intersection"],
+    sorted(TERMS),
+]
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x,
+    "channels last": lambda x: x.to(memory_format=torch.channels_last_3d),
+    "transposed": lambda x: x.transpose(2, 4),
+    "cropped": lambda x: torch.nn.functional.pad(x, (1, 2, 0, 1, 3, 0))[..., 3:, :-1, 1:-2],
+    "one channel of two": lambda x: torch.stack([x, x], 2)[:, :, 0],
+    "items last": lambda x: x.permute(2, 3, 0, 1, 4).contiguous().permute(2, 3, 0, 1, 4),
+}
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a small volume has several parts and blocks, and rests of both; memory to work in begins as NaN."""
+    monkeypatch.setattr(numba_cpu, "PART", 48)
+    monkeypatch.setattr(numba_cpu, "WIDTH", 32)
+    monkeypatch.setattr(
+        np, "empty", lambda shape, dtype: np.full(shape, -9 if dtype == np.int32 else np.nan, dtype)
+    )
+
+
+def volumes(options: dict[str, Any]) -> tuple[Tensor, Tensor, Pass]:
+    """An input with NaN under the ignored voxels, a target, and what is asked of them; in float64."""
+    x, labels = 3 * logits(channels=CHANNELS, spatial=SPATIAL), label_map(channels=CHANNELS, spatial=SPATIAL)
+    if options["activation"] == "none":
+        x = x.sigmoid()
+        with_logarithms = {*POSITIVE, *NEGATIVE} & {*options["sums"]}
+        # Without logarithms p = g somewhere: there min(p, g) has two slopes. A logarithm's is infinite at p = 0.
+        x = x.clamp(0.02, 0.98) if with_logarithms else (8 * x).round() / 8
+    ignore_index = {"nothing": None, "a class": 2, "another value": 255}[options["ignored"]]
+    target = labels if options["form"] == "label map" else one_hot(labels, CHANNELS)
+    if options["form"] == "soft":
+        target = 0.875 * target + 0.125 * (torch.rand_like(target) > 0.5)
+    if ignore_index is not None:
+        ignored = labels == 2
+        if options["form"] == "label map":
+            target = labels.masked_fill(ignored, ignore_index)
+        elif options["ignored"] == "another value":
+            target = target.masked_fill(ignored, 255)
+        else:
+            target[:, 2:3] = ignored.to(target)
+        x = x.masked_fill(ignored, torch.nan)
+    names = [name for name in options["sums"] if options["activation"] != "softmax" or name not in NEGATIVE]
+    return x, target, Pass(options["activation"], names, ignore_index, options["gamma"])
+
+
+def assert_equal_passes(backend: str, x: Tensor, target: Tensor, job: Pass) -> None:
+    name = str(x.dtype).removeprefix("torch.")
+    sums, valid = BACKENDS[backend].region_sums(x, target, job)
+    expected, _ = reference.region_sums(x.double(), target, job)
+    assert valid
+    assert sums.shape == expected.shape
+    size = expected.abs().clamp(min=1)
+    assert ((sums - expected).abs() / size).max() <= LOSS[name]
+    grad = torch.randn(expected.shape, dtype=torch.float64)
+    for wrt, like in (("input", x), ("target", target)):
+        if wrt == "target" and not (target.shape[1] == x.shape[1] and target.is_floating_point()):
+            continue
+        slope = BACKENDS[backend].region_sums_backward(grad, x, target, job, wrt)
+        same = (x.double(), target) if wrt == "input" else (x.double(), target.double())
+        expected = reference.region_sums_backward(grad, *same, job, wrt)
+        assert slope.dtype == like.dtype
+        assert slope.stride() == torch.empty_like(like).stride()
+        error = (slope.double() - expected).abs().max() / expected.abs().max()
+        assert error <= GRADIENT[str(like.dtype).removeprefix("torch.")] + GRADIENT[name], wrt
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.pairwise(
+    form=["label map", "one-hot", "soft"],
+    activation=["softmax", "sigmoid", "none"],
+    sums=SUMS,
+    gamma=[0.0, 0.5, 1.0, 2.0, 3.7],
+    ignored=["nothing", "a class", "another value"],
+    dtype=FLOATS,
+    layout=list(LAYOUTS),
+    target_layout=list(LAYOUTS),
+)
+def test_equal_to_the_reference(options: dict[str, Any], backend: str, poisoned_empty: None) -> None:
+    x, target, job = volumes(options)
+    x = LAYOUTS[options["layout"]](x.to(options["dtype"]))
+    target = LAYOUTS[options["target_layout"]](target)
+    if (options["layout"] == "transposed") != (options["target_layout"] == "transposed"):
+        target = target.transpose(2, 4)
+    before = x.clone(), target.clone()
+    assert_equal_passes(backend, x, target, job)
+    torch.testing.assert_close((x, target), before, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("channels", [1, 2, 17, 118, 200])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_any_number_of_channels(channels: int, activation: str, backend: str) -> None:
+    if channels == 1 and activation == "softmax":
+        pytest.skip("no softmax over one channel")
+    x = logits(channels=channels, spatial=(5, 13), dtype=torch.float32)
+    labels = label_map(channels=max(channels, 2), spatial=(5, 13))
+    names = ["intersection", "prediction", "target", "cross_entropy"]
+    assert_equal_passes(backend, x, labels, Pass(activation, names, None))
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("shape", [(1,), (1, 1, 1), (31,), (48,), (49,), (2, 24), (97,)])
+def test_any_number_of_voxels(shape: tuple[int, ...], backend: str) -> None:
+    x, labels = logits(spatial=shape, dtype=torch.float32), label_map(spatial=shape)
+    assert_equal_passes(backend, x, labels, Pass("softmax", ["intersection", "prediction", "target"], None))
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+def test_a_nan_that_counts_reaches_the_sums_and_the_gradient(
+    activation: str, dtype: torch.dtype, backend: str
+) -> None:
+    x, labels = logits(spatial=(50,), dtype=dtype), label_map(spatial=(50,))
+    x = x.sigmoid() if activation == "none" else x
+    x[1, 2, 40] = torch.nan
+    names = ["intersection", "prediction", "target", "cross_entropy"]
+    job = Pass(activation, names, None)
+    sums, valid = BACKENDS[backend].region_sums(x, labels, job)
+    assert valid
+    assert sums[:, 0].isfinite().all()
+    assert sums[1, 1, 2].isnan()
+    slope = BACKENDS[backend].region_sums_backward(torch.ones(4, 2, 4).double(), x, labels, job, "input")
+    assert slope[1, 2, 40].isnan()
+    slope[1, :, 40] = 0
+    assert slope.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize(
+    ("target", "ignore_index", "valid"),
+    [
+        (torch.tensor([0, 1, 3]), None, True),
+        (torch.tensor([0, 1, 4]), None, False),
+        (torch.tensor([0, -1, 3]), None, False),
+        (torch.tensor([0, -1, 3]), -1, True),
+        (torch.tensor([0, 255, 3], dtype=torch.uint8), -1, False),
+        (torch.tensor([0, 255, 3], dtype=torch.uint8), 255, True),
+        (torch.tensor([0, 0.5, 3]), None, False),
+        (torch.tensor([0, 0.5, 3]), 0, False),
+        (torch.tensor([0, torch.nan, 3]), None, False),
+        (torch.tensor([0, torch.inf, 3]), None, False),
+        (torch.tensor([0, 2**32 + 1, 3]), None, False),
+        (torch.tensor([0, 3, 5], dtype=torch.bfloat16), None, False),
+        (torch.tensor([0, 3, 5], dtype=torch.float16), 5, True),
+    ],
+    ids=str,
+)
+def test_labels_that_are_no_class_are_seen(
+    target: Tensor, ignore_index: int | None, valid: bool, backend: str
+) -> None:
+    job = Pass("softmax", ["intersection"], ignore_index)
+    assert BACKENDS[backend].region_sums(torch.randn(1, 4, 3), target.view(1, 1, 3), job)[1].item() is valid
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize(
+    ("voxel", "ignore_index", "valid"),
+    [
+        ([0, 0.3, 0.7], None, True),
+        ([0, 1.0005, 0], None, True),
+        ([0, 1.1, 0], None, False),
+        ([0, -0.1, 0], None, False),
+        ([0, torch.nan, 0], None, False),
+        ([torch.nan, 1, 0], 1, True),
+        ([0, 0.5, 0], 1, False),
+        ([7, 7, 7], 7, True),
+        ([7, 7, 0], 7, False),
+        ([-1, -1, -1], -1, True),
+    ],
+)
+def test_targets_that_are_no_probabilities_are_seen(
+    voxel: list[float], ignore_index: int | None, valid: bool, backend: str
+) -> None:
+    target = torch.eye(3)
+    target[:, 1] = torch.tensor(voxel)
+    if ignore_index == 1 and target[1, 0] != 1:
+        target[1, 0], target[1, 2] = 0, 0
+    job = Pass("softmax", ["intersection"], ignore_index)
+    assert BACKENDS[backend].region_sums(torch.randn(1, 3, 3), target[None], job)[1].item() is valid
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize(
+    ("p", "valid"), [(1.0005, True), (1.1, False), (-0.0005, True), (-0.1, False), (torch.nan, True)]
+)
+def test_predictions_that_are_no_probabilities_are_seen(p: float, valid: bool, backend: str) -> None:
+    x, job = torch.full((1, 2, 40), 0.5), Pass("none", ["prediction"], None)
+    x[0, 1, 39] = p
+    assert BACKENDS[backend].region_sums(x, torch.zeros(1, 1, 40), job)[1].item() is valid

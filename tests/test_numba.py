@@ -1,0 +1,276 @@
+"""What is the CPU backend's own: its arithmetic, threads, cache on disk and memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tracemalloc import get_traced_memory, start, stop
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import voxloss
+from test_statistics import LargestTensor
+from volumes import label_map, logits
+from voxloss.backends import eager, huge_pages, numba_cpu, reference, select
+from voxloss.backends.voxels import Pass
+from voxloss_verify.tolerances import LOSS
+
+kernels: Any = pytest.importorskip("voxloss.backends.numba_kernels")
+njit: Any = pytest.importorskip("numba").njit
+
+DICE = Pass("softmax", ["intersection", "prediction", "target"], None)
+
+
+@njit  # type: ignore[untyped-decorator]
+def each(function: Any, x: Any, kind: int, out: Any) -> None:
+    for i in range(x.size):
+        if function == 0:
+            out[i] = kernels._exp(x[i])
+        elif function == 1:
+            out[i] = kernels._log(x[i])
+        else:
+            out[i] = kernels._log1p(x[i])
+
+
+@njit  # type: ignore[untyped-decorator]
+def widen(x: Any, kind: int, out: Any) -> None:
+    for i in range(x.size):
+        out[i] = kernels._widen(x[i], kind)
+
+
+@njit  # type: ignore[untyped-decorator]
+def narrow(x: Any, kind: int, out: Any) -> None:
+    for i in range(x.size):
+        out[i] = kernels._narrow(x[i], kind, out)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_elementary_functions_are_right_to_the_last_bits(dtype: Any) -> None:
+    few = 2 * np.finfo(dtype).eps
+    chance = np.random.default_rng(0)
+    lowest = {np.float32: -87, np.float64: -700}[dtype]
+    domains = [
+        (np.exp, np.concatenate([[0, -1e-30], chance.uniform(lowest, 0, 10**5), chance.uniform(-2, 0, 10**5)])),
+        (
+            np.log,
+            np.concatenate(
+                [[1, 2.0**-126], 2.0 ** chance.uniform(-126, 10, 10**5), chance.uniform(0.5, 2, 10**5)]
+            ),
+        ),
+        (
+            np.log1p,
+            np.concatenate([[0, 1, 1e-30], 10.0 ** chance.uniform(-37, 0, 10**5), chance.uniform(0, 1, 10**5)]),
+        ),
+    ]
+    for number, (exact, points) in enumerate(domains):
+        x = points.astype(dtype)
+        got = np.empty_like(x)
+        each(number, x, 0, got)
+        expected = exact(x.astype(np.longdouble))
+        # Near 1 the logarithm is held to the spacing at the point, not to that at its tiny value.
+        scale = np.maximum(np.abs(expected), np.abs(x - 1) if exact is np.log else 0)
+        error = np.abs(got - expected) / np.where(scale == 0, 1, scale)
+        assert error.max() <= few, exact.__name__
+
+
+@pytest.mark.parametrize("x", [-100.0, -1e4, -np.inf])
+def test_an_exponential_that_underflows_is_as_good_as_zero(x: float) -> None:
+    got = np.empty(1, np.float32)
+    each(0, np.array([x], np.float32), 0, got)
+    assert 0 <= got[0] < 2e-38
+
+
+def test_nan_goes_through_every_function() -> None:
+    for number in range(3):
+        got = np.zeros(1, np.float32)
+        each(number, np.array([np.nan], np.float32), 0, got)
+        assert np.isnan(got[0])
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [(torch.float16, kernels.HALF), (torch.bfloat16, kernels.BFLOAT16)])
+def test_16_bits_are_read_and_rounded_as_torch_does(dtype: torch.dtype, kind: int) -> None:
+    bits = torch.arange(-(2**15), 2**15).to(torch.int16)
+    got = np.empty(2**16, np.float32)
+    widen(bits.numpy().view(np.uint16), kind, got)
+    expected = bits.view(dtype).float()
+    torch.testing.assert_close(torch.from_numpy(got), expected, rtol=0, atol=0, equal_nan=True)
+    # All numbers, those half-way between neighbours, and those just beside them.
+    finite = expected[expected.isfinite()].sort().values
+    middle = (finite[1:].double() + finite[:-1].double()).div(2).float()
+    numbers = torch.cat(
+        [
+            expected,
+            middle,
+            torch.nextafter(middle, torch.tensor(torch.inf)),
+            torch.nextafter(middle, torch.tensor(-torch.inf)),
+            torch.tensor([65519.0, 65520.0, 3.4e38, 1e-45, torch.inf, -torch.inf, torch.nan]),
+        ]
+    )
+    out = np.empty(numbers.numel(), np.uint16)
+    narrow(numbers.numpy(), kind, out)
+    rounded = torch.from_numpy(out.view(np.int16)).view(dtype)
+    torch.testing.assert_close(rounded, numbers.to(dtype), rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(rounded.signbit()[~numbers.isnan()], numbers.signbit()[~numbers.isnan()])
+
+
+Volumes = tuple[torch.Tensor, torch.Tensor]
+
+
+@pytest.fixture
+def volumes() -> Volumes:
+    spatial = (48, 48, 48)
+    return logits(channels=3, spatial=spatial, dtype=torch.float32), label_map(channels=3, spatial=spatial)
+
+
+def passes(volumes: Volumes) -> Volumes:
+    sums, _ = numba_cpu.region_sums(*volumes, DICE)
+    grad = torch.ones(3, 2, 3, dtype=torch.float64)
+    return sums, numba_cpu.region_sums_backward(grad, *volumes, DICE, "input")
+
+
+def equal(got: Volumes, expected: Volumes) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_the_same_bits_with_any_number_of_threads(volumes: Volumes) -> None:
+    before = torch.get_num_threads()
+    got = []
+    for count in (1, 2, 3, 5):
+        torch.set_num_threads(count)
+        got.append(passes(volumes))
+    torch.set_num_threads(before)
+    assert all(equal(pair, got[0]) for pair in got[1:])
+
+
+def test_several_threads_may_call_at_once(volumes: Volumes) -> None:
+    expected = passes(volumes)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(equal(got, expected) for got in pool.map(lambda _: passes(volumes), range(16)))
+
+
+def _in_a_child(queue: Any, volumes: Volumes) -> None:
+    queue.put([tensor.numpy() for tensor in passes(volumes)])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_has_threads_of_its_own(volumes: Volumes) -> None:
+    """As a DataLoader's worker is, after the parent has used its own."""
+    expected = passes(volumes)
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_in_a_child, args=(queue, volumes), daemon=True)
+    child.start()
+    got = [torch.from_numpy(array) for array in queue.get(timeout=120)]
+    child.join(timeout=60)
+    assert equal((got[0], got[1]), expected)
+
+
+ONCE = """
+import torch, voxloss
+x, labels = torch.randn(1, 2, 9).requires_grad_(), torch.zeros(1, 1, 9).long()
+voxloss.DiceLoss(softmax=True, to_onehot_y=True)(x, labels).backward()
+"""
+
+
+def test_the_first_call_says_once_that_it_compiles_and_the_next_process_need_not(tmp_path: Path) -> None:
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", ONCE], env=environment, capture_output=True, text=True, check=True, timeout=300
+        ).stderr.splitlines()
+        for _ in range(2)
+    ]
+    assert [line for line in said[0] if "voxloss" in line] == [
+        "voxloss: compiling the fused CPU pass for these dtypes, which takes some seconds; "
+        "this happens once, the result is cached on disk."
+    ]
+    assert not any("voxloss" in line for line in said[1])
+
+
+def test_without_a_folder_for_the_cache_it_compiles_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    caching = []
+
+    def refuse(**options: Any) -> Any:
+        caching.append(options.get("cache", False))
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function 'f': no locator available for file 'f.py'")
+        return njit(**options)
+
+    monkeypatch.setattr(kernels, "njit", refuse)
+    assert kernels.compiled(lambda x: x + 1)(2) == 3
+    assert caching == [True, False]
+
+
+@pytest.mark.parametrize("form", ["label map", "one-hot"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d], ids=str)
+def test_no_memory_but_the_gradient(form: str, layout: torch.memory_format) -> None:
+    x = logits(spatial=(64, 64, 64), dtype=torch.float32).contiguous(memory_format=layout)
+    labels = label_map(spatial=(64, 64, 64)) if form == "label map" else x.sigmoid()
+    grad = torch.ones(3, 2, 4, dtype=torch.float64)
+    numba_cpu.region_sums(x, labels, DICE)
+    numba_cpu.region_sums_backward(grad, x, labels, DICE, "input")
+    with LargestTensor() as made:
+        numba_cpu.region_sums(x, labels, DICE)
+        numba_cpu.region_sums_backward(grad, x, labels, DICE, "input")
+    assert sum(size >= 100 for size in made.sizes) == 1  # the gradient
+    start()
+    numba_cpu.region_sums(x, labels, DICE)
+    numba_cpu.region_sums_backward(grad, x, labels, DICE, "input")
+    _, peak = get_traced_memory()
+    stop()
+    assert peak < 0.1 * x.nbytes
+
+
+def test_huge_pages_are_only_advised_for_large_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    advised: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        huge_pages, "_madvise", lambda: lambda start, size, advice: advised.append((start.value, size.value))
+    )
+    huge_pages.advise(torch.empty(1000))
+    assert not advised
+    large = torch.empty(3 << 20)
+    huge_pages.advise(large)
+    ((start, size),) = advised
+    assert start % os.sysconf("SC_PAGESIZE") == size % os.sysconf("SC_PAGESIZE") == 0
+    assert large.data_ptr() <= start
+    assert start + size <= large.data_ptr() + large.nbytes
+    monkeypatch.setattr(huge_pages, "_madvise", lambda: None)
+    huge_pages.advise(large)
+
+
+def test_it_is_chosen_on_the_cpu_and_says_why_not_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert select()[0] == "numba_cpu"
+    monkeypatch.setenv("VOXLOSS_BACKEND", "eager")
+    assert select() == ("eager", "named by VOXLOSS_BACKEND")
+    assert select("numba_cpu") == ("numba_cpu", "named by backend")
+    monkeypatch.setenv("VOXLOSS_BACKEND", "fast")
+    with pytest.raises(ValueError, match="VOXLOSS_BACKEND: expected one of"):
+        voxloss.DiceLoss(softmax=True, to_onehot_y=True)(torch.randn(1, 2, 3), torch.zeros(1, 1, 3))
+    monkeypatch.delenv("VOXLOSS_BACKEND")
+    with pytest.raises(ValueError, match=r"backend='numba_cpu': expected .* on the CPU, got .* on 'cuda'"):
+        select("numba_cpu", "cuda")
+    monkeypatch.setattr(numba_cpu, "_INSTALLED", False)
+    name, reason = select()
+    assert name == "eager"
+    assert "pip install 'voxloss[cpu]'" in reason
+    with pytest.raises(ValueError, match=r"numba_cpu.* cannot run here: Numba is not installed"):
+        voxloss.DiceLoss(backend="numba_cpu")
+
+
+def test_the_fused_pass_is_no_further_from_the_truth_than_eager() -> None:
+    """In float32 at a real size; a tenth of the tolerance is its allowance."""
+    x, labels = logits(items=1, spatial=(128,) * 3, dtype=torch.float32), label_map(items=1, spatial=(128,) * 3)
+    job = Pass("softmax", ["intersection", "prediction", "prediction_squared", "cross_entropy"], None)
+    exact, _ = reference.region_sums(x, labels, job)
+    off = {
+        backend.__name__: ((backend.region_sums(x, labels, job)[0] - exact) / exact).abs().max()
+        for backend in (numba_cpu, eager)
+    }
+    assert off[numba_cpu.__name__] <= off[eager.__name__] + 0.1 * LOSS["float32"]
