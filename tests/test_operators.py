@@ -11,6 +11,8 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
 import voxloss
 from volumes import label_map, logits, one_hot
@@ -227,3 +229,63 @@ def test_the_chosen_backend_runs(passes: list[tuple[str, str]]) -> None:
     for name in BACKENDS:
         voxloss.DiceLoss(softmax=True, to_onehot_y=True, backend=name)(x, labels)
     assert passes == [(name, "region_sums") for name in BACKENDS]
+
+
+@pytest.mark.parametrize("backend", list(BACKENDS))
+def test_vmap_equals_a_loop(backend: str) -> None:
+    x, labels = logits(items=6, channels=3, spatial=(4, 5)), label_map(items=6, channels=3, spatial=(4, 5))
+    models, per_model = x.view(3, 2, 3, 4, 5), labels.view(3, 2, 1, 4, 5)
+    loss = voxloss.DiceLoss(softmax=True, to_onehot_y=True, batch=True, backend=backend)
+    expected = torch.stack([loss(a, b) for a, b in zip(models, per_model, strict=True)])
+    assert torch.equal(torch.func.vmap(loss)(models, per_model), expected)
+    last = models.movedim(0, 2)
+    assert torch.equal(torch.func.vmap(loss, in_dims=(2, 0))(last, per_model), expected)
+    shared = torch.func.vmap(loss, in_dims=(0, None))(models, per_model[0])
+    assert torch.equal(shared, torch.stack([loss(a, per_model[0]) for a in models]))
+    # Gradients of several sums at once.
+    leaf = models[0].clone().requires_grad_()
+    sums = torch.stack(list(voxloss.region_statistics(leaf, per_model[0], activation="softmax", backend=backend)))
+    grads = torch.eye(sums.numel(), dtype=sums.dtype).view(-1, *sums.shape)
+    (together,) = torch.autograd.grad(sums, leaf, grads, is_grads_batched=True, retain_graph=True)
+    one_by_one = [torch.autograd.grad(sums, leaf, grad, retain_graph=True)[0] for grad in grads]
+    torch.testing.assert_close(together, torch.stack(one_by_one))
+
+
+def test_derivatives_that_would_be_lost_are_refused() -> None:
+    x, labels = pair("label map")
+    loss = voxloss.DiceLoss(softmax=True, to_onehot_y=True)
+    with pytest.raises(NotImplementedError, match=r"torch\.autograd\.grad"):
+        torch.func.grad(loss)(x, labels)
+    with pytest.raises(NotImplementedError, match="vmap works"):
+        torch.func.vmap(torch.func.grad(loss))(x[None], labels[None])
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jvp(lambda x: loss(x, labels), (x,), (x,))
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode"):
+        loss(forward_ad.make_dual(x, x), labels)  # type: ignore[no-untyped-call]
+
+
+def test_checkpointed_and_autocast_training_steps_are_the_plain_ones() -> None:
+    x, labels = (
+        logits(channels=2, spatial=(6, 6, 6), dtype=torch.float32),
+        label_map(channels=3, spatial=(6, 6, 6)),
+    )
+    network = torch.nn.Conv3d(2, 3, 3, padding=1)
+    loss = voxloss.DiceLoss(softmax=True, to_onehot_y=True)
+
+    def step(recompute: bool, half: bool) -> list[Tensor]:
+        network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+
+            def whole(x: Tensor) -> Tensor:
+                result: Tensor = loss(network(x), labels)
+                return result
+
+            value = checkpoint(whole, x, use_reentrant=False) if recompute else whole(x)
+        assert value.dtype == torch.float32
+        value.backward()
+        return [value.detach(), *(p.grad.clone() for p in network.parameters() if p.grad is not None)]
+
+    plain = step(False, False)
+    assert all(torch.equal(a, b) for a, b in zip(step(True, False), plain, strict=True))
+    for a, b in zip(step(True, True), plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=0.05, atol=2e-3)

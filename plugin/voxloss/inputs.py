@@ -9,6 +9,8 @@ from typing import NoReturn, cast
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch.autograd import forward_ad
 
 from voxloss.backends.voxels import Pass, range_tolerance
 
@@ -89,6 +91,24 @@ def require_pair(input: Tensor, target: Tensor, label_map: bool | None, softmax:
             "softmax=True: expected at least 2 channels, got 1, and a softmax over one channel is 1 "
             "everywhere. Use sigmoid=True for a binary output."
         )
+
+
+def require_reverse_mode(input: Tensor, target: Tensor) -> None:
+    """Check that no derivative is asked for that would silently be lost in a fused pass."""
+    if torch.compiler.is_compiling():
+        return
+    transforms = torch._C._functorch.get_interpreter_stack() or []
+    functional = any(transform.key() != TransformType.Vmap for transform in transforms)
+    if functional or any(_tangent(tensor) is not None for tensor in (input, target)):
+        raise NotImplementedError(
+            "torch.func.grad, jvp and forward-mode derivatives do not reach through the pass over the volume. "
+            "Take torch.autograd.grad or backward(), also twice; torch.func.vmap works."
+        )
+
+
+def _tangent(tensor: Tensor) -> Tensor | None:
+    dual = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
+    return cast("Tensor | None", dual.tangent)
 
 
 def require_activated(input: Tensor, shape: torch.Size) -> None:

@@ -92,6 +92,7 @@ def region_statistics(
         ShapeError: if shapes do not fit together (an AssertionError, as in MONAI, and a ValueError).
         ValueError: for labels that are no class and for probabilities outside [0, 1]. On CUDA these two
             fail as a device-side assertion, so that the host need not wait.
+        NotImplementedError: inside torch.func.grad or jvp, and for forward-mode derivatives.
     """
     input, target = inputs.plain(input), inputs.plain(target)
     inputs.require_pair(input, target, label_map, softmax=activation == "softmax")
@@ -103,6 +104,7 @@ def region_statistics(
         raise ValueError(f'activation: expected "softmax", "sigmoid", "none" or a callable, got {activation!r}.')
     power = "_squared" if squared else ""
     overlap = "soft_intersection" if soft_label and not squared else "intersection"
+    inputs.require_reverse_mode(input, target)
     name, _ = select(backend, input.device.type, input.dtype)
     names = [overlap, f"prediction{power}", f"target{power}"]
     sums = ops.region_sums(input, target, activation, names, ignore_index, name, 0.0)

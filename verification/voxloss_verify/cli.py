@@ -94,6 +94,8 @@ def voxloss(
         voxloss verify MODULE:LOSS  # does a loss of anyone's obey the laws of its formula?
 
         voxloss conformance         # the laws and the losses of voxloss, MONAI, nnU-Net and kornia
+
+        voxloss doctor              # which backend runs here, for which input, and why
     """
 
 
@@ -322,3 +324,38 @@ def conformance(
     with _extra("conformance", "demo"):
         from voxloss_verify.conformance import build
     raise typer.Exit(build(out, profile.value, seed))
+
+
+class Dtype(str, Enum):
+    """Of an input."""
+
+    float32 = "float32"
+    float64 = "float64"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+@app.command()
+def doctor(
+    device: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="Only for inputs on this: cpu, cuda, mps, …")
+    ] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Only for inputs of this dtype.")] = None,
+) -> None:
+    """Show which backends run on this machine, try each, and say which one an input gets and why.
+
+    Every backend that can run here makes a small pass, forward and backward, and is compared with the reference.
+    Exit code 1 if one fails or is wrong, or if the environment variable VOXLOSS_BACKEND names one that an input
+    cannot have.
+
+    Examples:
+
+        voxloss doctor
+
+        voxloss doctor --device cuda --dtype bfloat16
+
+        VOXLOSS_BACKEND=eager voxloss doctor
+    """
+    from voxloss_verify.doctor import show_doctor
+
+    raise typer.Exit(show_doctor(device, None if dtype is None else dtype.value))

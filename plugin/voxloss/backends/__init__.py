@@ -83,9 +83,10 @@ def select(
     if fastest is None:
         return "eager", f"runs on every device; there is no fused pass for {device!r}"
     can, reason = BACKENDS[fastest].available()
-    if can:
-        can, reason = BACKENDS[fastest].takes(device, dtype)
-    return (fastest, reason) if can else ("eager", f"{fastest} cannot: {reason}")
+    takes, taken = BACKENDS[fastest].takes(device, dtype)
+    if can and takes:
+        return fastest, reason
+    return "eager", f"{fastest} takes {taken} only" if can else f"{fastest} cannot run here: {reason}"
 
 
 def require_backend(name: str | None, by: str = "backend") -> None:

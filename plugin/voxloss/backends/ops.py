@@ -116,3 +116,33 @@ def _double_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]
 
 region_sums.register_autograd(_backward, setup_context=_save)
 region_sums_backward.register_autograd(_double_backward, setup_context=_save_backward)
+
+
+def _fold(tensor: Tensor, dim: int | None, size: int, items: int) -> Tensor:
+    """Put the axis that vmap runs over, or as many views as it is long, into the axis of items."""
+    tensor = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    return tensor.movedim(0, items).flatten(items, items + 1)
+
+
+def _vmap(
+    info: Any, in_dims: tuple[int | None, ...], input: Tensor, target: Tensor, *options: Any
+) -> tuple[Tensor, int]:
+    """As items of one batch: the pass treats items apart from each other."""
+    size = info.batch_size
+    folded = (_fold(tensor, dim, size, 0) for tensor, dim in zip((input, target), in_dims, strict=False))
+    return region_sums(*folded, *options).unflatten(1, (size, -1)), 1
+
+
+def _vmap_backward(
+    info: Any, in_dims: tuple[int | None, ...], grad: Tensor, input: Tensor, target: Tensor, *options: Any
+) -> tuple[Tensor, int]:
+    size = info.batch_size
+    folded = (
+        _fold(tensor, dim, size, items)
+        for tensor, dim, items in zip((grad, input, target), in_dims, (1, 0, 0), strict=False)
+    )
+    return region_sums_backward(*folded, *options).unflatten(0, (size, -1)), 0
+
+
+torch.library.register_vmap(region_sums, _vmap)
+torch.library.register_vmap(region_sums_backward, _vmap_backward)

@@ -1,0 +1,67 @@
+"""`voxloss doctor`: says what runs, tries it, and what it says is what a loss does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+import voxloss
+from voxloss.backends import BACKENDS, eager
+from voxloss_verify.cli import app
+from voxloss_verify.doctor import choice, findings
+
+
+def doctor(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["doctor", *arguments], env={"COLUMNS": "300"})
+
+
+def test_every_backend_is_tried_and_every_choice_shown() -> None:
+    result = doctor()
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    for name in BACKENDS:
+        assert any(line.startswith(name) for line in lines)
+    assert sum("equals the reference" in line for line in lines) == sum(
+        b.available()[0] for b in BACKENDS.values()
+    )
+    assert any(line.split()[:3] == ["cpu", "bfloat16", "numba_cpu"] for line in lines)
+    assert f"torch {torch.__version__.partition('+')[0]}" in lines[0]
+
+
+def test_the_choice_shown_is_the_one_made(passes: list[tuple[str, str]]) -> None:
+    loss = voxloss.DiceLoss(softmax=True, to_onehot_y=True)
+    loss(torch.randn(1, 2, 3, dtype=torch.float64), torch.zeros(1, 1, 3))
+    assert [name for name, _ in passes] == [choice("cpu", "float64").backend]
+
+
+def test_a_backend_that_is_wrong_or_fails_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = eager.region_sums
+    monkeypatch.setattr(eager, "region_sums", lambda *args: (1.001 * right(*args)[0], right(*args)[1]))
+    assert {f.backend: f.works for f in findings()}["eager"] is False
+    result = doctor()
+    assert result.exit_code == 1
+    assert "wrong: sums are off by 1.0e-03" in result.output
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of luck\nand more")
+
+    monkeypatch.setattr(eager, "region_sums", fail)
+    assert "fails: RuntimeError: out of luck" in doctor().output
+
+
+def test_an_input_that_the_named_backend_cannot_take_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VOXLOSS_BACKEND", "numba_cpu")
+    result = doctor("--device", "cuda", "--dtype", "float16")
+    assert result.exit_code == 1
+    assert "refused" in result.output
+    assert "VOXLOSS_BACKEND=numba_cpu" in result.output
+    assert doctor("--device", "cpu").exit_code == 0
+
+
+def test_without_numba_the_reason_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BACKENDS["numba_cpu"], "_INSTALLED", False)
+    result = doctor()
+    assert result.exit_code == 0
+    assert "pip install 'voxloss[cpu]'" in result.output
+    assert choice("cpu", "float32").backend == "eager"
