@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from voxloss.backends import list_backends
+from voxloss.backends import BACKENDS, list_backends
 from voxloss_data import phantoms
 from voxloss_verify import exact
 from voxloss_verify.generated import volumes
@@ -244,6 +244,12 @@ def _backends(subject: Subject, setting: Setting) -> str | None:
     return None if subject.make is not None else "the loss was given ready-made, with a backend of its own"
 
 
+def _others(device: str, dtype: str) -> list[str]:
+    """The backends beside the reference that run here and take such an input."""
+    names = [info.name for info in list_backends() if info.available and info.name != "reference"]
+    return [name for name in names if BACKENDS[name].takes(device, getattr(torch, dtype))[0]]
+
+
 @law(
     "28b",
     "every backend is the reference",
@@ -257,7 +263,7 @@ def backends(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Fin
     reference = subject.with_arguments(claims, backend="reference")
     assert reference is not None
     wanted = reference.gradient(volume)
-    for name in (info.name for info in list_backends() if info.available and info.name != "reference"):
+    for name in _others(subject.device.type, volume.dtype):
         other = subject.with_arguments(claims, backend=name)
         assert other is not None
         found = other.gradient(volume)
