@@ -1,4 +1,4 @@
-"""`voxloss bench`: how fast, and in how much memory, losses compute forward and backward; as JSON, a page and a plot.
+"""`voxloss bench`: how fast, and in how much memory, losses compute forward and backward.
 
 One room per job: `cases` what is measured, `contenders` who competes, `plain` the best that plain torch can do,
 `exact` what is right, `timing`, `memory`, `measure` one case from inputs to figures, `job` that in a process of

@@ -83,18 +83,13 @@ def tensors(case: Case, seed: int = 0) -> tuple[Tensor, Tensor]:
     """The logits, which require a gradient, and the target of a case."""
     chance = torch.Generator(case.device).manual_seed(seed)
     blocks = -(-case.edge // _BLOCK)
-    labels = torch.randint(
-        case.channels, (case.batch, 1, *[blocks] * 3), generator=chance, device=case.device
-    )
+    labels = torch.randint(case.channels, (case.batch, 1, *[blocks] * 3), generator=chance, device=case.device)
     for axis in (2, 3, 4):
         labels = labels.repeat_interleave(_BLOCK, axis)
-    labels = labels[(..., *[slice(case.edge)] * 3)].contiguous()
+    labels = labels[:, :, : case.edge, : case.edge, : case.edge].contiguous()
     logits = torch.randn(case.shape, generator=chance, device=case.device, dtype=case.torch_dtype)
     logits.scatter_add_(1, labels, torch.full_like(labels, _EVIDENCE, dtype=logits.dtype))
-    if case.one_hot:
-        target = torch.zeros(case.shape, device=case.device).scatter_(1, labels, 1)
-    else:
-        target = labels
+    target = torch.zeros(case.shape, device=case.device).scatter_(1, labels, 1) if case.one_hot else labels
     return logits.requires_grad_(), target
 
 

@@ -60,15 +60,15 @@ class Contender:
     compiles: bool = False
 
 
-def training_step(case: Case, loss: Loss, sign: float = 1.0, shift: float = 0.0) -> Step:
-    """Forward and backward of sign·loss + shift; of half-precision logits under autocast, where such come from."""
+def training_step(case: Case, loss: Loss, shift: float = 0.0) -> Step:
+    """Forward and backward of loss + shift; half-precision logits come from autocast, so the loss is under it."""
 
     def step(input: Tensor, target: Tensor) -> Tensor:
         half = case.dtype in ("float16", "bfloat16")
         with torch.autocast(case.device, case.torch_dtype if half else None, enabled=half):
             value = loss(input, target)
-        value.backward(torch.full_like(value, sign * case.loss_scale))  # type: ignore[no-untyped-call]
-        return sign * value.detach().double() + shift
+        value.backward(torch.full_like(value, case.loss_scale))  # type: ignore[no-untyped-call]
+        return value.detach().double() + shift
 
     return step
 
@@ -148,9 +148,7 @@ def _monai_loss(case: Case) -> Loss:
         "dice_focal": "DiceFocalLoss",
     }
     own = {"tversky": {"alpha": ALPHA, "beta": BETA}, "dice_focal": {"gamma": GAMMA}}.get(case.family, {})
-    loss: Loss = getattr(losses, names[case.family])(
-        **_options(case), smooth_nr=SMOOTH, smooth_dr=SMOOTH, **own
-    )
+    loss: Loss = getattr(losses, names[case.family])(**_options(case), smooth_nr=SMOOTH, smooth_dr=SMOOTH, **own)
     return loss
 
 
@@ -166,7 +164,7 @@ def _monai_compiled(case: Case, input: Tensor, target: Tensor) -> Prepared:
     except Exception as error:
         reason = first_line(error)
     counters = import_module("torch._dynamo.utils").counters
-    torch._dynamo.reset()  # type: ignore[no-untyped-call]
+    torch._dynamo.reset()
     counters.clear()
     ready = _compiled(case, loss, input, target, fullgraph=False)
     breaks = sum(counters["graph_break"].values())

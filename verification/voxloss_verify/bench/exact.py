@@ -1,4 +1,4 @@
-"""What is right: value and gradient in float64, from textbook formulas in plain torch that know nothing of voxloss.
+"""What is right: value and gradient in float64, from textbook formulas that share no code with voxloss.
 
 The volume is taken in slabs, so that the float64 copies stay small at every size: the sums over the slabs first,
 then the formula, then the gradient of each slab by the derivatives of the sums.
@@ -47,7 +47,7 @@ def exact(case: Case, input: Tensor, target: Tensor) -> Exact:
 
 
 def errors(found: float, gradient: Tensor | None, truth: Exact) -> tuple[float, float]:
-    """Distance of a value, relative to the exact one if that is above 1; of a gradient, to its largest element."""
+    """Distances of a value, relative to one above 1, and of a gradient, relative to its largest element."""
     by_value = abs(found - truth.value) / max(1.0, abs(truth.value))
     if gradient is None:
         return by_value, float("inf")
@@ -77,10 +77,7 @@ def _slabs(input: Tensor) -> Iterator[Slab]:
 def _sums(case: Case, z: Tensor, target: Tensor) -> Tensor:
     """Σp·g, Σp, Σg and the family's own sum over the voxels, `[4, B, C]`."""
     p = z.softmax(1) if case.activation == "softmax" else z.sigmoid()
-    if case.one_hot:
-        g = target.double()
-    else:
-        g = F.one_hot(target[:, 0], case.channels).movedim(-1, 1).double()
+    g = (target if case.one_hot else F.one_hot(target[:, 0], case.channels).movedim(-1, 1)).double()
     own = torch.zeros_like(p)
     if case.family == "dice_ce":
         own = -g * z.log_softmax(1)
@@ -94,7 +91,9 @@ def _formula(case: Case, sums: Tensor, voxels: int) -> Tensor:
     overlap, prediction, target, own = sums
     if case.family == "tversky":
         errors = ALPHA * (prediction - overlap) + BETA * (target - overlap)
-        return (1 - (overlap + SMOOTH) / (overlap + errors + SMOOTH)).mean()
-    dice = (1 - (2 * overlap + SMOOTH) / (prediction + target + SMOOTH)).mean()
+        loss = 1 - (overlap + SMOOTH) / (overlap + errors + SMOOTH)
+    else:
+        loss = 1 - (2 * overlap + SMOOTH) / (prediction + target + SMOOTH)
     terms = case.batch * voxels * (case.channels if case.family == "dice_focal" else 1)
-    return dice + own.sum() / terms
+    value: Tensor = loss.mean() + own.sum() / terms  # Σ own is 0 where the family has none
+    return value

@@ -125,9 +125,8 @@ def require_agreement(case: Case, input: Tensor, target: Tensor) -> None:
     """The two float64 truths, voxloss's reference and the textbook formulas, agree on a corner of the volume."""
     edge = min(_CUT, case.edge)
     small = replace(case, edge=edge, dtype="float64")
-    corner = (..., *[slice(edge)] * 3)
-    z = input.detach()[corner].double().contiguous().requires_grad_()
-    y = target[corner].contiguous()
+    z, y = (each.detach()[:, :, :edge, :edge, :edge].contiguous() for each in (input, target))
+    z = z.double().requires_grad_()
     truth = exact(small, z, y)
     value = training_step(small, our_loss(small, "reference"))(z, y).item()
     wrong = verdict(small, *errors(value, z.grad, truth))
@@ -153,5 +152,3 @@ def skipped(case: Case, why: str) -> Result:
 def failed(case: Case, why: str) -> Result:
     """A case that did not come to an end."""
     return Result(case, State.failed.value, why)
-
-

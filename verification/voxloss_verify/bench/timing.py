@@ -26,7 +26,9 @@ class Spread:
 
 def spread(values: Sequence[float]) -> Spread:
     """Median and quartiles of at least one value."""
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else 3 * values
+    if len(values) == 1:
+        return Spread(*values, *values, *values)
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
     return Spread(median, low, high)
 
 
@@ -76,10 +78,10 @@ def seconds(run: Callable[[], object], device: str) -> float:
 
 
 def _on_cuda(run: Callable[[], object]) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
     start.record()
     run()
     end.record()
     torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1000
+    return float(start.elapsed_time(end)) / 1000
