@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -30,7 +31,7 @@ def write(out: Path, runs: Sequence[Run]) -> Path:
     figure = Figure(figsize=(13, 4.1 * len(runs)), facecolor=LIGHT.paper, layout="constrained")
     for run, row in zip(runs, figure.subplots(len(runs), 3, squeeze=False), strict=True):
         _draw(run, list(row))
-    named = {}
+    named: dict[str, Any] = {}
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()
         named.update(zip(labels, handles, strict=True))

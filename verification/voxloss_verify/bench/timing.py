@@ -47,19 +47,22 @@ def interleaved(
 
     A round to warm up comes first and is not counted. `contenders` return what their run took.
     """
-    gc.collect()
-    gc.freeze()  # else the collections between the runs take longer than they do
     chance = random.Random(seed)
     times: dict[str, list[float]] = {name: [] for name in contenders}
     began = time.perf_counter()
-    for round in range(rounds + 1):
-        for name in chance.sample(sorted(contenders), len(contenders)):
-            seconds = contenders[name]()
-            if round:
-                times[name].append(seconds)
-        done(round)
-        if LEAST_ROUNDS <= round < rounds and time.perf_counter() - began > ENOUGH_SECONDS:
-            break
+    gc.collect()
+    gc.freeze()  # else the collections between the runs take longer than the runs
+    try:
+        for round in range(rounds + 1):
+            for name in chance.sample(sorted(contenders), len(contenders)):
+                seconds = contenders[name]()
+                if round:
+                    times[name].append(seconds)
+            done(round)
+            if LEAST_ROUNDS <= round < rounds and time.perf_counter() - began > ENOUGH_SECONDS:
+                break
+    finally:
+        gc.unfreeze()
     return times
 
 
