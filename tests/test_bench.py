@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 pytest.importorskip("matplotlib")
 
@@ -53,6 +54,16 @@ SMALL = [Case(*loss, 3, 9, one_hot=one_hot) for loss in LOSSES for one_hot in (F
 def test_spread() -> None:
     assert spread([4, 1, 3, 2, 5]) == Spread(3, 2, 4)
     assert spread([7]) == Spread(7, 7, 7)
+
+
+def test_numbers_are_short_and_have_no_exponent() -> None:
+    assert [timing.short(value) for value in (0.01234, 1.005, 12.345, 357.4, 2834.0)] == [
+        "0.0123",
+        "1",
+        "12.3",
+        "357",
+        "2834",
+    ]
 
 
 def test_ratios_are_taken_within_a_round() -> None:
@@ -294,6 +305,50 @@ def test_the_fastest_formulation_competes(monkeypatch: pytest.MonkeyPatch) -> No
     assert _examined(contender).note == "quick"
 
 
+class _Dice(nn.Module):
+    """nnU-Net's arguments and formula: the loss is −Dice."""
+
+    def __init__(
+        self,
+        apply_nonlin: Any = None,
+        batch_dice: bool = True,
+        do_bg: bool = False,
+        smooth: float = 1,
+        ddp: bool = True,
+    ) -> None:
+        super().__init__()
+        assert (batch_dice, do_bg, ddp) == (False, True, False)
+        self.apply_nonlin, self.smooth = apply_nonlin, smooth
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        p, g = self.apply_nonlin(input), torch.zeros_like(input).scatter_(1, target, 1)
+        overlap, both = ((p * g).sum((2, 3, 4)), (p + g).sum((2, 3, 4)))
+        loss: Tensor = -((2 * overlap + self.smooth) / (both + self.smooth)).mean()
+        return loss
+
+
+def _dice_and_ce(dice: dict[str, Any], ce: dict[str, Any], dice_class: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    part = dice_class(apply_nonlin=lambda z: z.softmax(1), **dice)
+    return lambda z, y: part(z, y) + nn.functional.cross_entropy(z, y[:, 0], **ce)
+
+
+@pytest.mark.parametrize("case", [case for case in SMALL if contenders._has_nnunet(case) and not case.one_hot])
+def test_nnunet_gets_the_arguments_that_make_it_equal(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in = SimpleNamespace(
+        SoftDiceLoss=_Dice,
+        MemoryEfficientSoftDiceLoss=_Dice,
+        DC_and_CE_loss=_dice_and_ce,
+        softmax_helper_dim1=lambda z: z.softmax(1),
+    )
+    monkeypatch.setattr(contenders, "import_module", lambda name: stand_in)
+    input, target = tensors(case)
+    truth = exact.exact(case, input, target)
+    for contender in contenders.CONTENDERS:
+        if contender.name.startswith("nnunet"):
+            found, _ = examine(case, contender, input, target, truth, 1 << 34)
+            assert (found.state, found.why) == ("measured", "")
+
+
 # Cases.
 
 
@@ -323,6 +378,12 @@ def test_tensors_are_of_the_case() -> None:
     assert torch.equal(labels, target.argmax(1, keepdim=True))
     assert len(set(labels.flatten().tolist())) == 5
     assert not torch.equal(tensors(case, seed=1)[0], input)
+
+
+def test_the_copy_moves_two_gibibytes() -> None:
+    case = Case("dice", "softmax", 8, 256, device="cuda")
+    assert case.logit_bytes == 1 << 30
+    assert contenders.copied_share(case) == 1.5
 
 
 # Goals and pages, of figures that are made up.
@@ -369,7 +430,7 @@ def test_goals_that_are_reached_and_missed() -> None:
     # Those are of voxloss and of what it is compared with alone.
     assert reached == [g.text for g in GOALS if "floor" in g.text or "copy bandwidth" in g.text]
     by_text = {v.goal.text: v.shown for v in judge(runs)}
-    assert by_text["Dice: time over the floor (CPU, C = 14, 96³, B = 2)"] == "2 × (2–2), MONAI 2e+03 ×"
+    assert by_text["Dice: time over the floor (CPU, C = 14, 96³, B = 2)"] == "2 × (2–2), MONAI 2000 ×"
     assert by_text["Dice: share of the copy bandwidth (GPU, C = 118, 128³)"] == "90 % (90–90)"
     assert "C = 2, 4, 14, 32, 118" in by_text["Dice: peak extra memory, any C (CPU)"]
 
@@ -440,7 +501,7 @@ def test_page() -> None:
     text = page.render([_run("cpu", results)])
     assert "| Dice: MONAI's time over voxloss's (CPU, C = 14, 96³, B = 2) | ≥ 4 × | not measured: wrong: " in text
     assert "not measured: no CUDA device | – not measured |" in text
-    assert re.search(r"^\| softmax, C = 14, 96³, B = 2 \| 2e\+03 ms, 2 × floor \|.* wrong: value off", text, re.M)
+    assert re.search(r"^\| softmax, C = 14, 96³, B = 2 \| 2000 ms, 2 × floor \|.* wrong: value off", text, re.M)
     assert "* nnU-Net: skipped: not installed\n" in text
     assert "| nnU-Net |" not in text
     assert "* MONAI, compiled: in two \\| parts (1 case)\n" in text

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from voxloss_verify.bench.cases import Case
 from voxloss_verify.bench.contenders import COPY, FLOOR, OURS
 from voxloss_verify.bench.results import Result, Run, State
-from voxloss_verify.bench.timing import Spread
+from voxloss_verify.bench.timing import Spread, short
 from voxloss_verify.tolerances import LOSS
 
 # The loss of a number below 1 in float32 is that far from the same loss rounded the other way.
@@ -105,7 +105,7 @@ def _usual(case: Case) -> bool:
 
 
 def _shown(found: Spread, unit: str) -> str:
-    return f"{found.median:.3g}{unit} ({found.low:.3g}–{found.high:.3g})"
+    return f"{short(found.median)}{unit} ({short(found.low)}–{short(found.high)})"
 
 
 def _faster(family: str, than: str, edge: int = 96) -> Callable[[Sequence[Result]], Found]:
@@ -125,7 +125,7 @@ def _over_floor(results: Sequence[Result]) -> Found:
     if result is None or ours is None:
         return _missing(result, FLOOR)
     theirs = result.over_floor("monai")
-    beside = f", MONAI {theirs.median:.3g} ×" if theirs else ""
+    beside = f", MONAI {short(theirs.median)} ×" if theirs else ""
     return Found(ours.median, _shown(ours, " ×") + beside)
 
 
@@ -141,7 +141,7 @@ def _peak(family: str) -> Callable[[Sequence[Result]], Found]:
         worst, case = max(peaks, key=lambda pair: pair[0])
         channels = sorted({case.channels for _, case in peaks})
         where = f"C = {case.channels}, {case.edge}³; of C = {', '.join(map(str, channels))}"
-        return Found(worst, f"{worst:.3g} N ({where})")
+        return Found(worst, f"{short(worst)} N ({where})")
 
     return find
 

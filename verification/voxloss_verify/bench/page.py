@@ -13,7 +13,7 @@ from voxloss_verify.bench.cases import ALPHA, BETA, FAMILIES, GAMMA, SMOOTH, Cas
 from voxloss_verify.bench.contenders import COMPARED, CONTENDERS, OURS
 from voxloss_verify.bench.goals import judge
 from voxloss_verify.bench.results import Measured, Result, Run, State
-from voxloss_verify.bench.timing import Spread
+from voxloss_verify.bench.timing import ENOUGH_SECONDS, LEAST_ROUNDS, Spread, short
 from voxloss_verify.templates import environment
 from voxloss_verify.tolerances import GRADIENT, LOSS
 
@@ -52,6 +52,8 @@ def render(runs: Sequence[Run]) -> str:
         beta=BETA,
         gamma=GAMMA,
         smooth=SMOOTH,
+        least_rounds=LEAST_ROUNDS,
+        enough_seconds=ENOUGH_SECONDS,
     )
 
 
@@ -139,18 +141,18 @@ def _headline(result: Result, name: str) -> str:
     if ratio is None or time is None:
         return _or_why(result, name, None)
     if name == OURS:
-        return f"{_milli(time)} ms, {ratio.median:.3g} × floor"
-    return f"{ratio.median:.3g} × ({ratio.low:.3g}–{ratio.high:.3g})"
+        return f"{_milli(time)} ms, {short(ratio.median)} × floor"
+    return f"{short(ratio.median)} × ({short(ratio.low)}–{short(ratio.high)})"
 
 
 def _milliseconds(result: Result, name: str) -> str:
     time = result.time(name)
-    shown = f"{_milli(time)} ({1000 * time.low:.3g}–{1000 * time.high:.3g})" if time else None
+    shown = f"{_milli(time)} ({short(1000 * time.low)}–{short(1000 * time.high)})" if time else None
     return _or_why(result, name, shown)
 
 
 def _milli(time: Spread) -> str:
-    return f"{1000 * time.median:.3g}"
+    return f"{short(1000 * time.median)}"
 
 
 def _memory(result: Result, name: str) -> str:

@@ -26,6 +26,7 @@ from voxloss_verify.bench.contenders import OURS, contenders_for
 from voxloss_verify.bench.machine import available_memory, commit, machine, versions
 from voxloss_verify.bench.measure import Options, failed, needed_beside, skipped
 from voxloss_verify.bench.results import Result, Run, State, from_json, load_runs, save_runs
+from voxloss_verify.bench.timing import short
 from voxloss_verify.devices import chosen_device
 
 MISSED, INTERRUPTED = 1, 130
@@ -149,9 +150,9 @@ def summary(result: Result) -> str:
         if measured is None:
             continue
         if contender.name == OURS and time is not None:
-            parts.append(f"{result.backend} {1000 * time.median:.3g} ms")
+            parts.append(f"{result.backend} {short(1000 * time.median)} ms")
         elif ratio is not None:
-            parts.append(f"{contender.title} {ratio.median:.3g} ×")
+            parts.append(f"{contender.title} {short(ratio.median)} ×")
         elif measured.state == State.measured.value and measured.value_error is not None:
             parts.append(f"{contender.title} off by {measured.value_error:.1e}")
         else:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 # Slow cases stop after so many rounds once they have taken so many seconds.
-LEAST_ROUNDS, ENOUGH_SECONDS = 5, 45.0
+LEAST_ROUNDS, ENOUGH_SECONDS = 5, 30.0
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,11 @@ def spread(values: Sequence[float]) -> Spread:
         return Spread(*values, *values, *values)
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
     return Spread(median, low, high)
+
+
+def short(value: float) -> str:
+    """Three digits, or all of those before the point."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> Spread:
