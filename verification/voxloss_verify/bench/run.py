@@ -106,7 +106,7 @@ def bench(request: Request) -> int:
         compile=request.compile,
         available=0,  # each case is told when it begins
     )
-    found, where = versions(), machine(device)
+    found, where, revision = versions(), machine(device), commit()
     cache = Cache(_beside(request.out), depends_on(found, where, options))
     results: list[Result] = []
     try:
@@ -120,7 +120,7 @@ def bench(request: Request) -> int:
     settings = {name: value for name, value in asdict(options).items() if name != "available"}
     settings["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "unset")
     today = datetime.now(timezone.utc).date().isoformat()
-    run = Run(device, today, request.command, where, found, commit(), settings, results)
+    run = Run(device, today, request.command, where, found, revision, settings, results)
     missed = _write(request.out, run, console)
     return MISSED if (request.check and missed) or any(_broken(result) for result in results) else 0
 
