@@ -32,8 +32,8 @@ from voxloss_verify.devices import chosen_device
 MISSED, INTERRUPTED = 1, 130
 CASES = {"quick": quick_cases, "default": default_cases, "full": full_cases}
 ROUNDS = {"quick": 5, "default": 9, "full": 9}
-# Rooms of this package that only show what was measured.
-_SHOW = ("goals.py", "page.py", "plot.py", "run.py")
+# Rooms of this package that no figure depends on.
+_SHOW = ("goals.py", "gpu_resources.py", "page.py", "plot.py", "run.py")
 
 PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "emoji": False, "soft_wrap": True}
 
