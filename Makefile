@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test thorough check format clean help
+.PHONY: demo test thorough bench check format clean help
 .DEFAULT_GOAL := help
 
 help:  ## Show what there is to make
@@ -26,6 +26,9 @@ test: $(VENV)/.ready  ## Run the tests (quick profile)
 thorough: $(VENV)/.ready  ## Run the tests with hundreds of option combinations and a thousand examples each
 	$(BIN)/python -m pytest --numprocesses auto --thorough
 
+bench: $(VENV)/.ready  ## Measure time and memory beside MONAI and torch.compile, write docs/performance.md
+	$(BIN)/voxloss bench --out docs
+
 check: $(VENV)/.ready  ## Lint, formatting, strict types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -36,5 +39,5 @@ format: $(VENV)/.ready  ## Mend what lint and formatting can mend
 	$(BIN)/ruff format .
 
 clean:  ## Remove the environment and everything that was built
-	rm -rf $(VENV) out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) out .out-bench build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

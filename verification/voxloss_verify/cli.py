@@ -96,6 +96,8 @@ def voxloss(
         voxloss conformance         # the laws and the losses of voxloss, MONAI, nnU-Net and kornia
 
         voxloss doctor              # which backend runs here, for which input, and why
+
+        voxloss bench               # how fast, in how much memory, beside MONAI and torch.compile
     """
 
 
@@ -359,3 +361,69 @@ def doctor(
     from voxloss_verify.doctor import show_doctor
 
     raise typer.Exit(show_doctor(device, None if dtype is None else dtype.value))
+
+
+@app.command()
+def bench(
+    quick: Annotated[bool, typer.Option("--quick", help="C = 2 and 14 at 64³: about two minutes.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="The whole grid of sizes: hours.")] = False,
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="PATTERN", help="Cases with this in their name, like dice-softmax-map-c14-*."),
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="NAME", help="cpu or cuda.")] = "cpu",
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=1, help="How often each is timed; by default 9, 5 with --quick, × 3 on CUDA."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of the CPU; by default torch's number.")] = None,
+    edge: Annotated[int | None, typer.Option(min=2, help="Of every volume, to try the benchmark out.")] = None,
+    compile: Annotated[bool, typer.Option(help="Whether torch.compile takes part.")] = True,
+    resume: Annotated[
+        bool, typer.Option("--resume/--fresh", help="Keep cases that an earlier run has finished.")
+    ] = True,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of tensors and turns.")] = 0,
+    check: Annotated[bool, typer.Option("--check", help="Exit code 1 if a goal is missed.")] = False,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where the files go; a run of another device there is kept.")
+    ] = Path("out"),
+) -> None:
+    """Measure time and memory of losses, forward and backward, beside MONAI, nnU-Net and torch.compile.
+
+    Contenders take turns within each case; one whose value or gradient is wrong gets no time. Writes
+    performance.md, .png and .json; about twenty minutes on two cores. Ctrl-C keeps the cases that are finished.
+    Exit code 1 if voxloss is wrong or fails anywhere.
+
+    Examples:
+
+        voxloss bench --quick
+
+        voxloss bench --only 'dice_ce-*-c14-96' --rounds 21 --fresh
+
+        voxloss bench --device cuda --out docs --check
+    """
+    if quick and full:
+        raise typer.BadParameter("--quick and --full: expected one of them, got both.")
+    if out.exists() and not out.is_dir():
+        raise typer.BadParameter(f"--out: expected a folder, got the file {out}.")
+    with _extra("bench", "demo"):
+        from voxloss_verify.bench.run import Request as BenchRequest
+        from voxloss_verify.bench.run import bench as run_bench
+    request = BenchRequest(
+        extent="quick" if quick else "full" if full else "default",
+        device=device,
+        pattern=only,
+        edge=edge,
+        rounds=rounds,
+        threads=threads,
+        seed=seed,
+        compile=compile,
+        fresh=not resume,
+        out=out,
+        check=check,
+    )
+    try:
+        code = run_bench(request)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    raise typer.Exit(code)

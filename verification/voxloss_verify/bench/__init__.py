@@ -1,0 +1,7 @@
+"""`voxloss bench`: how fast, and in how much memory, losses compute forward and backward.
+
+One room per job: `cases` what is measured, `contenders` who competes, `plain` the best that plain torch can do,
+`exact` what is right, `timing`, `memory`, `measure` one case from inputs to figures, `job` that in a process of
+its own, `machine` where it ran, `results` what is kept, `run` all of it, `goals` what should be reached, `page`
+and `plot` what is written.
+"""

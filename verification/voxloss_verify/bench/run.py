@@ -1,0 +1,295 @@
+"""A whole run: each case in a process of its own, finished ones kept in files, and the pages at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+import voxloss
+import voxloss_verify
+from voxloss_verify.bench import goals, page, plot
+from voxloss_verify.bench.cases import Case, choose, default_cases, full_cases, quick_cases
+from voxloss_verify.bench.contenders import OURS, contenders_for
+from voxloss_verify.bench.machine import available_memory, commit, machine, versions
+from voxloss_verify.bench.measure import Options, failed, needed_beside, skipped
+from voxloss_verify.bench.results import Result, Run, State, from_json, load_runs, save_runs
+from voxloss_verify.bench.timing import short
+from voxloss_verify.devices import chosen_device
+
+MISSED, INTERRUPTED = 1, 130
+CASES = {"quick": quick_cases, "default": default_cases, "full": full_cases}
+ROUNDS = {"quick": 5, "default": 9, "full": 9}
+# Rooms of this package that no figure depends on.
+_SHOW = ("goals.py", "gpu_resources.py", "page.py", "plot.py", "run.py")
+
+PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "emoji": False, "soft_wrap": True}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for.
+
+    Attributes:
+        extent: "quick", "default" or "full".
+        device: "cpu" or "cuda".
+        pattern: only cases whose id contains it, with * and ?.
+        edge: of every volume, in the place of the case's own.
+        rounds: None takes the extent's number.
+        threads: None takes torch's number.
+        compile: whether torch.compile takes part.
+        fresh: measure again what is finished.
+        out: where the files go.
+        check: a missed goal is a failure.
+    """
+
+    extent: str = "default"
+    device: str = "cpu"
+    pattern: str | None = None
+    edge: int | None = None
+    rounds: int | None = None
+    threads: int | None = None
+    seed: int = 0
+    compile: bool = True
+    fresh: bool = False
+    out: Path = Path("out")
+    check: bool = False
+
+    @property
+    def command(self) -> str:
+        """The command line that asks for the same figures."""
+        parts = ["voxloss bench"]
+        parts += [f"--{self.extent}"] if self.extent != "default" else []
+        parts += [f"--device {self.device}"] if self.device != "cpu" else []
+        for option in ("edge", "rounds", "threads"):
+            value = getattr(self, option)
+            parts += [] if value is None else [f"--{option} {value}"]
+        parts += [] if self.pattern is None else [f"--only '{self.pattern}'"]
+        parts += [f"--seed {self.seed}"] if self.seed else []
+        parts += [] if self.compile else ["--no-compile"]
+        return " ".join(parts)
+
+
+def bench(request: Request) -> int:
+    """Measure, and write performance.json, .md and .png to `request.out`.
+
+    A run on another device that performance.json has already is kept beside this one. Returns the exit code: 0;
+    1 if voxloss was wrong or failed anywhere, or, with `check`, missed a goal; 130 after Ctrl-C, when nothing is
+    written and finished cases are kept.
+
+    Raises ValueError for a device that is not there and for a pattern that no case has.
+    """
+    device = chosen_device(request.device).type
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"--device: expected cpu or cuda, got {request.device!r}.")
+    cases = choose(CASES[request.extent](device), request.pattern, request.edge)
+    if not cases:
+        raise ValueError(f"--only: expected a part of a case's name like dice-softmax, got {request.pattern!r}.")
+    request.out.mkdir(parents=True, exist_ok=True)
+    console = Console() if sys.stdout.isatty() else Console(color_system=None, force_terminal=False)
+    options = Options(
+        rounds=request.rounds or ROUNDS[request.extent] * (3 if device == "cuda" else 1),
+        threads=request.threads or torch.get_num_threads(),
+        seed=request.seed,
+        compile=request.compile,
+        available=0,  # each case is told when it begins
+    )
+    found, where, revision = versions(), machine(device), commit()
+    cache = Cache(_beside(request.out), depends_on(found, where, options))
+    results: list[Result] = []
+    try:
+        for result in _results(cases, options, cache, request.fresh, device, console):
+            results.append(result)
+            console.print(f"{result.case.id}: {summary(result)}", **PLAIN)
+    except KeyboardInterrupt:
+        kept = f"{len(results)} of {len(cases)} cases are finished and kept, the next run goes on from there"
+        console.print(f"interrupted: {kept}", **PLAIN)
+        return INTERRUPTED
+    settings = {name: value for name, value in asdict(options).items() if name != "available"}
+    settings["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "unset")
+    today = datetime.now(timezone.utc).date().isoformat()
+    run = Run(device, today, request.command, where, found, revision, settings, results)
+    missed = _write(request.out, run, console)
+    return MISSED if (request.check and missed) or any(_broken(result) for result in results) else 0
+
+
+def _write(out: Path, run: Run, console: Console) -> bool:
+    """Write the files, beside a run on another device if there is one; return whether the run missed a goal."""
+    file = out / "performance.json"
+    others = [other for other in load_runs(file) if other.device != run.device]
+    runs = sorted([run, *others], key=lambda run: run.device)
+    save_runs(file, runs)
+    for path in (file, page.write(out, runs), plot.write(out, runs)):
+        console.print(f"written: {path}", **PLAIN)
+    verdicts = [verdict for verdict in goals.judge(runs) if verdict.goal.device == run.device]
+    for verdict in verdicts:
+        console.print(f"{page.MARKS[verdict.reached]} {verdict.goal.text}: {verdict.shown}", **PLAIN)
+    return any(verdict.reached is False for verdict in verdicts)
+
+
+def summary(result: Result) -> str:
+    """A case in a line."""
+    if result.state != State.measured.value:
+        return f"{result.state}: {result.why}"
+    parts = []
+    for contender in contenders_for(result.case):
+        ratio, time = result.ratio(contender.name), result.time(contender.name)
+        measured = result.contenders.get(contender.name)
+        if measured is None:
+            continue
+        if contender.name == OURS and time is not None:
+            parts.append(f"{result.backend} {short(1000 * time.median)} ms")
+        elif ratio is not None:
+            parts.append(f"{contender.title} {short(ratio.median)} ×")
+        elif measured.state == State.measured.value and measured.value_error is not None:
+            parts.append(f"{contender.title} off by {measured.value_error:.1e}")
+        else:
+            parts.append(f"{contender.title} {measured}")
+    return "; ".join(parts)
+
+
+def _broken(result: Result) -> bool:
+    ours = result.contenders.get(OURS)
+    states = (result.state, ours.state if ours is not None else "")
+    return bool({State.wrong.value, State.failed.value} & set(states))
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The cases that are finished, as JSON files in a folder, by all that they depend on."""
+
+    folder: Path
+    depends_on: str
+
+    def read(self, case: Case) -> Result | None:
+        """The result of a case, None if there is none."""
+        try:
+            return from_json(json.loads(self.path(case).read_bytes()))
+        except (OSError, ValueError, KeyError, TypeError):  # none, or damaged
+            return None
+
+    def path(self, case: Case) -> Path:
+        """Where the result of a case is kept."""
+        return self.folder / f"{case.id}-{self.depends_on[:16]}.json"
+
+    def make(self) -> None:
+        """Make the folder, which git is to leave alone."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / ".gitignore").write_text("*\n")
+
+
+def depends_on(found: dict[str, str | None], where: dict[str, str], options: Options) -> str:
+    """A hash of versions, machine, options, and the sources that a figure depends on."""
+    digest = hashlib.sha256(json.dumps([found, where, asdict(options)], sort_keys=True).encode())
+    (library,), (suite,) = (map(Path, package.__path__) for package in (voxloss, voxloss_verify))
+    here = [path for path in (suite / "bench").glob("*.py") if path.name not in _SHOW]
+    for path in sorted([*library.rglob("*.py"), suite / "tolerances.py", *here]):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _beside(out: Path) -> Path:
+    return out.resolve().with_name(f".{out.resolve().name}-bench")
+
+
+def _results(
+    cases: Sequence[Case], options: Options, cache: Cache, fresh: bool, device: str, console: Console
+) -> Iterator[Result]:
+    """The results of all cases, from the cache where they are there, with a bar on a terminal."""
+    terminal = console if sys.stdout.isatty() else Console(stderr=True)
+    columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
+    silent = not (sys.stdout.isatty() or sys.stderr.isatty())
+    cache.make()
+    with Progress(*columns, console=terminal, transient=True, disable=silent) as progress:
+        task = progress.add_task("", total=sum(map(_weight, cases)))
+        done = 0.0
+        for number, case in enumerate(cases):
+
+            def show(
+                share: float, what: str, case: Case = case, done: float = done, number: int = number
+            ) -> None:
+                text = f"{number + 1}/{len(cases)} {case.id}: {what}"
+                progress.update(task, completed=done + share * _weight(case), description=text)
+
+            case = _fitting(case, options.compile, available_memory(device))
+            result = None if fresh else cache.read(case)
+            if result is None:
+                result = _measured_apart(case, replace(options, available=available_memory(device)), cache, show)
+            done += _weight(case)
+            yield result
+
+
+def _weight(case: Case) -> float:
+    """About how many seconds a case takes on two cores."""
+    elements = case.logit_bytes / case.torch_dtype.itemsize
+    return 15 + elements / 1e6 if case.timed else 5 + elements / 1e7
+
+
+def _fitting(case: Case, compile: bool, available: int) -> Case:
+    """The case with one item, if two would leave contenders out."""
+    most = max(contender.peak(case) for contender in contenders_for(case, compile))
+    needed = most * case.logit_bytes + needed_beside(case)
+    return case if needed <= available else replace(case, batch=1)
+
+
+def _measured_apart(case: Case, options: Options, cache: Cache, show: Callable[[float, str], None]) -> Result:
+    """Measure a case in a process of its own, which leaves its result in the cache."""
+    ours = 1.1 * case.logit_bytes + needed_beside(case)
+    if ours > options.available:
+        return skipped(case, f"needs about {ours / 2**30:.1f} GiB, {options.available / 2**30:.1f} may be used")
+    path = cache.path(case)
+    path.unlink(missing_ok=True)
+    job = {"case": asdict(case), "options": asdict(options), "result": str(path)}
+    threads = str(options.threads)
+    environment = {
+        "OMP_WAIT_POLICY": "passive",
+        **os.environ,
+        "OMP_NUM_THREADS": threads,
+        "NUMBA_NUM_THREADS": threads,
+    }
+    command = [sys.executable, "-m", "voxloss_verify.bench.job"]
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True
+        ) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(job))
+            process.stdin.close()
+            for line in process.stdout:
+                _hear(line, show)
+        except BaseException:
+            process.kill()
+            raise
+        code = process.wait()
+        errors.seek(0)
+        said = [line.strip() for line in errors if line.strip()]
+    if code < 0:
+        return failed(case, f"the process was ended by signal {-code}, which for want of memory is 9")
+    if code:
+        return failed(case, said[-1] if said else f"exit code {code}")
+    return cache.read(case) or failed(case, "no result was left")
+
+
+def _hear(line: str, show: Callable[[float, str], None]) -> None:
+    """A line of a process that measures, if it is its own: libraries print to stdout, too."""
+    try:
+        progress = json.loads(line)
+        show(float(progress["share"]), str(progress["what"]))
+    except (ValueError, KeyError, TypeError):
+        return
