@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import pickle
 from typing import Any
 
@@ -289,3 +290,21 @@ def test_checkpointed_and_autocast_training_steps_are_the_plain_ones() -> None:
     assert all(torch.equal(a, b) for a, b in zip(step(True, False), plain, strict=True))
     for a, b in zip(step(True, True), plain, strict=True):
         torch.testing.assert_close(a, b, rtol=0.05, atol=2e-3)
+
+
+def test_a_compiled_graph_holds_the_choice_and_not_the_look_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a backend can run is found out in ways that torch.compile cannot follow."""
+    looked = []
+
+    def look() -> tuple[bool, str]:
+        looked.append(torch.compiler.is_compiling())
+        print(os.getpid())
+        return True, "it can"
+
+    monkeypatch.setattr(BACKENDS["eager"], "available", look)
+    torch.compiler.reset()
+    x, labels = pair("label map")
+    region_statistics = torch.compile(voxloss.region_statistics, fullgraph=True, backend="aot_eager")
+    for _ in range(3):
+        region_statistics(x, labels, activation="softmax", backend="eager")
+    assert len(looked) == 1
