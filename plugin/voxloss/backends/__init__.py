@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from voxloss.backends import eager, reference
+from voxloss.backends import eager, reference, triton_gpu
 from voxloss.backends.voxels import Pass
 
 ENVIRONMENT_VARIABLE = "VOXLOSS_BACKEND"
@@ -38,8 +38,8 @@ class Backend(Protocol):
         ...
 
 
-BACKENDS: dict[str, Backend] = {"reference": reference, "eager": eager}
-_FASTEST: dict[str, str] = {}  # by type of device
+BACKENDS: dict[str, Backend] = {"reference": reference, "eager": eager, "triton_gpu": triton_gpu}
+_FASTEST: dict[str, str] = {"cuda": "triton_gpu"}  # by type of device
 
 
 class BackendInfo(NamedTuple):
