@@ -58,26 +58,29 @@ class Tiling(NamedTuple):
     whole: bool  # a tile has all classes of its voxels
 
 
-def tiling(classes: int, dtype: torch.dtype, sums: int, largest: int = LARGEST_TILE) -> Tiling:
+def tiling(classes: int, voxels: int, dtype: torch.dtype, sums: int, largest: int = LARGEST_TILE) -> Tiling:
     """Choose tiles so that a thread has few values to keep, and finds those of a voxel with itself.
 
-    A thread takes up to 16 classes of its voxels (8 in float64, or where many sums keep registers busy), so up
-    to that many the softmax never leaves the thread; more are shared out among warps, which exchange one number
-    per voxel. It takes neighbouring voxels together to fill 4 bytes, or more where there are few classes. A
-    program is one warp where it can be: there is no barrier to wait at. All this depends on the problem alone,
-    never on the device or on a measurement, and so does the order of the summation.
+    A thread takes up to 16 classes of its voxels (fewer in float64, or where the totals of many sums fill its
+    registers), so up to that many the softmax never leaves the thread; more are shared out among warps, which
+    then exchange two numbers per voxel. Where there are fewer it takes several voxels, neighbours if it can.
+    Programs are small, so that some compute while others wait for memory: one warp where there is nothing to
+    exchange, and half the voxels where there would be more than four, as long as 64 bytes of a class are read at
+    once. All this depends on the problem alone, not on the device, and so does the order of the summation.
     """
     block = 1 << (classes - 1).bit_length()
     whole = block <= largest
-    block = min(block, 16, largest) if not whole else block
-    values = 8 if dtype == torch.float64 or sums > 4 else 16
+    block = block if whole else min(largest, 16)
+    values = 16 if sums <= 4 else 8 if sums <= 8 else 4
+    values = max(1, values * 4 // max(4, dtype.itemsize))
     rows = min(block, values)
-    voxels = LANES * max(1, values // rows) * max(1, 4 // dtype.itemsize)
-    vector = min(voxels // LANES, 16 // dtype.itemsize)
+    line = LANES * (values // rows)
+    vector = min(values // rows, 16 // dtype.itemsize)
     warps = block // rows
-    while warps > 16:  # registers for more threads would be too few
-        warps, voxels = warps // 2, voxels // 2
-    return Tiling(block, voxels, vector, 16 if whole else 1, warps, whole)
+    while warps > 16 or (warps > 4 and line * dtype.itemsize > 64):
+        warps, line = warps // 2, line // 2
+    tiles = 1 << (-(-voxels // line) - 1).bit_length()
+    return Tiling(block, line, vector, min(tiles, 16) if whole else 1, warps, whole)
 
 
 class Launch(NamedTuple):
@@ -115,8 +118,8 @@ def forward(input: Tensor, target: Tensor, job: Pass, largest: int = LARGEST_TIL
     """Prepare the forward pass: its launch, the partial sums `[programs, K, B, C]` and the verdict it writes."""
     from voxloss.backends import triton_kernels
 
-    tiles = tiling(input.shape[1], input.dtype, len(job.sums), largest)
     lines = flatten_spatial([input, target])
+    tiles = tiling(*lines[0].shape[1:], input.dtype, len(job.sums), largest)
     chunks = -(-lines[0].shape[2] // (tiles.voxels * tiles.tiles))
     partial = torch.empty(
         (chunks, len(job.sums), *input.shape[:2]),
@@ -144,7 +147,7 @@ def backward(
     if lines[0].untyped_storage().data_ptr() != written.untyped_storage().data_ptr():
         written = torch.empty_like(own, memory_format=torch.contiguous_format)
         lines = flatten_spatial([written, input, target])
-    tiles = tiling(input.shape[1], input.dtype, 0, largest)
+    tiles = tiling(*lines[1].shape[1:], input.dtype, len(job.sums), largest)
     chunks = -(-lines[0].shape[2] // (tiles.voxels * tiles.tiles))
     kernel = triton_kernels.gradient if tiles.whole else triton_kernels.gradient_of_many
     outputs = {"weights": grad.contiguous(), "result": lines[0]}

@@ -1,6 +1,7 @@
 """The kernels of `triton_gpu`: voxels.py's definition, on tiles `[classes, voxels]` that stay in registers.
 
-One program takes a run of voxels of one item, tile after tile. `sums` and `gradient` hold all classes of a voxel
+One program takes every n-th tile of an item, so that programs that run at the same time read memory side by side.
+`sums` and `gradient` hold all classes of a voxel
 in one tile and read the volume once; `sums_of_many` and `gradient_of_many` walk over the classes in tiles, with
 an online softmax, and read it twice and three times.
 
@@ -106,8 +107,13 @@ def _look_at_target(target, voxels, stride_c, stride_v, inside, HOW: tl.constexp
 
 
 @triton.jit
+def _tile_of_voxels(tile, HOW: tl.constexpr):
+    """64 bits wide, as all that is multiplied by a stride: a volume may have more than 2³¹ elements."""
+    return tl.max_contiguous(tile.to(tl.int64) * HOW.block_v + tl.arange(0, HOW.block_v), HOW.vector)
+
+
+@triton.jit
 def _offsets(classes, voxels, stride_c, stride_v):
-    """64 bits wide, as the voxels are: a volume may have more than 2³¹ elements."""
     return classes.to(tl.int64)[:, None] * stride_c + voxels[None, :] * stride_v
 
 
@@ -434,7 +440,7 @@ def sums(
     target_v,
     HOW: tl.constexpr,
 ):
-    """Write the sums over a run of voxels to partial `[chunks, K, items, classes]`, and 0 to `valid` on an error.
+    """Write the sums over some tiles of voxels to partial `[chunks, K, items, classes]`, and 0 to `valid` on an error.
 
     Each element of a tile has totals of its own, of at most `tiles` addends, and a tree adds them up at the end:
     so threads seldom exchange anything, and no chain of float32 additions is long.
@@ -443,7 +449,6 @@ def sums(
     chunk = tl.program_id(0) % chunks
     input += item.to(tl.int64) * input_b
     target += item.to(tl.int64) * target_b
-    start = chunk.to(tl.int64) * (HOW.tiles * HOW.block_v)
     classes = tl.arange(0, HOW.block_c)
     totals = ()
     for k in tl.static_range(len(HOW.sums)):
@@ -453,8 +458,8 @@ def sums(
         wrong = tl.full((1, HOW.block_v), 0, tl.int1)
     else:
         wrong = tl.full((HOW.block_c, HOW.block_v), 0, tl.int1)
-    for first in tl.range(start, tl.minimum(start + HOW.tiles * HOW.block_v, count), HOW.block_v):
-        voxels = tl.max_contiguous(first + tl.arange(0, HOW.block_v), HOW.vector)
+    for tile in tl.range(0, HOW.tiles):
+        voxels = _tile_of_voxels(tile * chunks + chunk, HOW)
         inside = voxels < count
         label, live, half_ignored = _look_at_target(target, voxels, target_c, target_v, inside, HOW)
         g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, HOW)
@@ -496,7 +501,7 @@ def sums_of_many(
     chunk = tl.program_id(0) % chunks
     input += item.to(tl.int64) * input_b
     target += item.to(tl.int64) * target_b
-    voxels = tl.max_contiguous(chunk.to(tl.int64) * HOW.block_v + tl.arange(0, HOW.block_v), HOW.vector)
+    voxels = _tile_of_voxels(chunk, HOW)
     inside = voxels < count
     label, live, half_ignored = _look_at_target(target, voxels, target_c, target_v, inside, HOW)
     largest, total = _normaliser_of_many(input, voxels, input_c, input_v, inside, live, HOW)
@@ -534,17 +539,16 @@ def gradient(
     result_v,
     HOW: tl.constexpr,
 ):
-    """Write ∂L/∂input or ∂L/∂target of a run of voxels, from weights = ∂L/∂sums `[K, items, classes]`."""
+    """Write ∂L/∂input or ∂L/∂target of some tiles of voxels, from weights = ∂L/∂sums `[K, items, classes]`."""
     item = tl.program_id(0) // chunks
     chunk = tl.program_id(0) % chunks
     input += item.to(tl.int64) * input_b
     target += item.to(tl.int64) * target_b
     result += item.to(tl.int64) * result_b
-    start = chunk.to(tl.int64) * (HOW.tiles * HOW.block_v)
     classes = tl.arange(0, HOW.block_c)
     rows = _load_weights(weights, item, items, classes, HOW)
-    for first in tl.range(start, tl.minimum(start + HOW.tiles * HOW.block_v, count), HOW.block_v):
-        voxels = tl.max_contiguous(first + tl.arange(0, HOW.block_v), HOW.vector)
+    for tile in tl.range(0, HOW.tiles):
+        voxels = _tile_of_voxels(tile * chunks + chunk, HOW)
         inside = voxels < count
         label, live, _ = _look_at_target(target, voxels, target_c, target_v, inside, HOW)
         g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, HOW)
@@ -586,7 +590,7 @@ def gradient_of_many(
     input += item.to(tl.int64) * input_b
     target += item.to(tl.int64) * target_b
     result += item.to(tl.int64) * result_b
-    voxels = tl.max_contiguous(chunk.to(tl.int64) * HOW.block_v + tl.arange(0, HOW.block_v), HOW.vector)
+    voxels = _tile_of_voxels(chunk, HOW)
     inside = voxels < count
     label, live, _ = _look_at_target(target, voxels, target_c, target_v, inside, HOW)
     largest, total = _normaliser_of_many(input, voxels, input_c, input_v, inside, live, HOW)
