@@ -18,7 +18,7 @@ from voxloss import region_statistics
 from voxloss.backends import eager, voxels
 from voxloss_verify.tolerances import GRADIENT, LOSS
 
-BACKENDS = ["reference", "eager"]
+BACKENDS = ["reference", "eager", "triton_gpu"]
 INTEGERS = [
     torch.uint8,
     torch.uint16,

@@ -256,7 +256,7 @@ def _power(base, HOW: tl.constexpr):
 @triton.jit
 def _times(g, log):
     """g·log with 0·(−∞) = 0."""
-    return tl.where(g == 0, 0, g * log)
+    return g * tl.where(g == 0, 0, log)
 
 
 @triton.jit
@@ -459,7 +459,7 @@ def sums(
     else:
         wrong = tl.full((HOW.block_c, HOW.block_v), 0, tl.int1)
     for tile in tl.range(0, HOW.tiles):
-        voxels = _tile_of_voxels(tile * chunks + chunk, HOW)
+        voxels = _tile_of_voxels(chunk.to(tl.int64) + tile * tl.cast(chunks, tl.int64), HOW)
         inside = voxels < count
         label, live, half_ignored = _look_at_target(target, voxels, target_c, target_v, inside, HOW)
         g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, HOW)
@@ -548,7 +548,7 @@ def gradient(
     classes = tl.arange(0, HOW.block_c)
     rows = _load_weights(weights, item, items, classes, HOW)
     for tile in tl.range(0, HOW.tiles):
-        voxels = _tile_of_voxels(tile * chunks + chunk, HOW)
+        voxels = _tile_of_voxels(chunk.to(tl.int64) + tile * tl.cast(chunks, tl.int64), HOW)
         inside = voxels < count
         label, live, _ = _look_at_target(target, voxels, target_c, target_v, inside, HOW)
         g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, HOW)

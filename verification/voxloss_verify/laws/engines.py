@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from voxloss.backends import list_backends
+from voxloss.backends import BACKENDS, list_backends
 from voxloss_data import phantoms
 from voxloss_verify import exact
 from voxloss_verify.generated import volumes
@@ -252,12 +252,15 @@ def _backends(subject: Subject, setting: Setting) -> str | None:
     strategy=lambda claims: volumes(claims, dtypes=claims.dtypes),
 )
 def backends(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
-    """Each backend that can run here gives the reference's value and gradient."""
+    """Each backend that can run here, on this device, gives the reference's value and gradient."""
     claims = subject.claims
     reference = subject.with_arguments(claims, backend="reference")
     assert reference is not None
     wanted = reference.gradient(volume)
+    given = subject.device.type, getattr(torch, volume.dtype)
     for name in (info.name for info in list_backends() if info.available and info.name != "reference"):
+        if not BACKENDS[name].takes(*given)[0]:
+            continue
         other = subject.with_arguments(claims, backend=name)
         assert other is not None
         found = other.gradient(volume)
