@@ -109,7 +109,7 @@ def _look_at_target(target, voxels, stride_c, stride_v, inside, HOW: tl.constexp
 @triton.jit
 def _tile_of_voxels(tile, HOW: tl.constexpr):
     """64 bits wide, as all that is multiplied by a stride: a volume may have more than 2³¹ elements."""
-    return tl.max_contiguous(tile.to(tl.int64) * HOW.block_v + tl.arange(0, HOW.block_v), HOW.vector)
+    return tl.max_contiguous(tile.to(tl.int64) * HOW.block_v + tl.arange(0, HOW.block_v), tl.constexpr(HOW.vector))
 
 
 @triton.jit
