@@ -16,6 +16,10 @@ import pytest
 import torch
 from allpairspy import AllPairs
 
+# Before voxloss is imported: without a GPU the Triton kernels run in Triton's interpreter, slowly, on the CPU.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from voxloss.backends import BACKENDS
 
 hypothesis.settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True)

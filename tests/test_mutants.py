@@ -106,7 +106,7 @@ def test_law_28b_catches_a_wrong_backend(monkeypatch: pytest.MonkeyPatch, settin
         subject = subject_of(voxloss.DiceLoss, kwargs={**SOFTMAX, "smooth_nr": 1, "smooth_dr": 1})
         return ask_law(subject, setting, chosen_laws(["28b"])[0]).status
 
-    parts = {"available": lambda: (True, ""), "region_sums": eager.region_sums}
+    parts = {"available": eager.available, "takes": eager.takes, "region_sums": eager.region_sums}
     parts["region_sums_backward"] = eager.region_sums_backward
     for changed, status in (
         ({}, Status.holds),

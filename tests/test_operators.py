@@ -93,6 +93,8 @@ def test_gradcheck_once_and_twice(options: dict[str, Any]) -> None:
     x, target = pair(form)
     if activation == "none":
         x = x.sigmoid()
+    if options["backend"] == "triton_gpu":  # interpreted, each pass takes its time
+        x, target = x[:1, ..., :1], target[:1, ..., :1]
     ignore_index = 1 if form == "label map" else None
     leaves = [x.requires_grad_()]
     if form == "soft":

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from voxloss.backends import eager, numba_cpu, reference
+from voxloss.backends import eager, numba_cpu, reference, triton_gpu
 from voxloss.backends.voxels import Pass
 
 ENVIRONMENT_VARIABLE = "VOXLOSS_BACKEND"
@@ -38,8 +38,13 @@ class Backend(Protocol):
         ...
 
 
-BACKENDS: dict[str, Backend] = {"reference": reference, "eager": eager, "numba_cpu": numba_cpu}
-_FASTEST = {"cpu": "numba_cpu"}  # by type of device
+BACKENDS: dict[str, Backend] = {
+    "reference": reference,
+    "eager": eager,
+    "numba_cpu": numba_cpu,
+    "triton_gpu": triton_gpu,
+}
+_FASTEST = {"cpu": "numba_cpu", "cuda": "triton_gpu"}  # by type of device; torch calls ROCm's cuda as well
 
 
 class BackendInfo(NamedTuple):

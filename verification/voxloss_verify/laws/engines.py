@@ -258,7 +258,7 @@ def _others(device: str, dtype: str) -> list[str]:
     strategy=lambda claims: volumes(claims, dtypes=claims.dtypes),
 )
 def backends(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
-    """Each backend that can run here gives the reference's value and gradient."""
+    """Each backend that can run here, on this device, gives the reference's value and gradient."""
     claims = subject.claims
     reference = subject.with_arguments(claims, backend="reference")
     assert reference is not None

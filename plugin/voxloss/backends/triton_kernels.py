@@ -1,0 +1,636 @@
+"""The kernels of `triton_gpu`: voxels.py's definition, on tiles `[classes, voxels]` that stay in registers.
+
+One program takes every n-th tile of an item, so that programs that run at the same time read memory side by side.
+`sums` and `gradient` hold all classes of a voxel
+in one tile and read the volume once; `sums_of_many` and `gradient_of_many` walk over the classes in tiles, with
+an online softmax, and read it twice and three times.
+
+A voxel outside the volume and one that is ignored are treated alike: they are not `live`, their logit is −∞ (or
+their probability 0) and their target 0, so that every term of theirs is 0 by itself; so it is with the classes
+that fill a tile up. `HOW` is known when a kernel is compiled: what is not asked for costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+
+class How(NamedTuple):
+    """What a kernel is compiled for. A tuple, as Triton keeps one compiled kernel for each value."""
+
+    activation: str
+    sums: tuple[str, ...]
+    gamma: float
+    labels: bool  # the target is a label map
+    ignore: str  # "no", "label", "channel" (that one is 1) or "sentinel" (all channels are `index`)
+    index: int
+    classes: int
+    log_p: bool  # some sum needs it
+    log_n: bool
+    kink: bool  # soft_intersection is asked for
+    p_slack: float  # how far outside [0, 1] a prediction may lie, and a target
+    g_slack: float
+    by_target: bool  # ∂L/∂target is asked for
+    real: tl.dtype  # what is computed in
+    block_c: int  # classes in a tile
+    block_v: int  # voxels in a tile
+    tiles: int  # tiles in a program
+    side_by_side: bool  # neighbouring voxels lie next to each other in memory
+
+
+MINUS_INFINITY = tl.constexpr(float("-inf"))
+SMALLEST_PROBABILITY = tl.constexpr(2.0**-126)  # that of voxels.py
+LARGEST_LABEL = tl.constexpr(2.0**62)
+ALL = tl.constexpr(tl.PropagateNan.ALL)
+
+
+# --- What a target says of its voxels ---
+
+
+@triton.jit
+def _from_label_map(target, voxels, stride_v, inside, HOW: tl.constexpr):
+    """Return the class of each voxel (−1: none), whether it is live, and whether its label is an error."""
+    value = tl.load(target + voxels * stride_v, mask=inside, other=0)
+    if value.dtype.is_floating():
+        if value.dtype != tl.float64:
+            value = value.to(tl.float32)
+        value = tl.where(tl.abs(value) < LARGEST_LABEL, value, 0.5)  # NaN as an integer is undefined
+        label = value.to(tl.int64)
+        fraction = label.to(value.dtype) != value
+    else:
+        label = value.to(tl.int64)  # a uint8 compared with −1 would wrap around to 255
+        fraction = label != label
+    live = inside
+    if HOW.ignore == "label":
+        live = inside & ((label != HOW.index) | fraction)
+    wrong = live & ((label < 0) | (label >= HOW.classes) | fraction)
+    return tl.where(live, label, -1).to(tl.int32), live, wrong
+
+
+@triton.jit
+def _from_channels(target, voxels, stride_c, stride_v, inside, HOW: tl.constexpr):
+    """Return whether each voxel is live, and whether it is half ignored, for one channel per class."""
+    live = inside
+    wrong = inside & (voxels < 0)  # never
+    if HOW.ignore == "channel":
+        channel = tl.load(
+            target + tl.cast(stride_c, tl.int64) * HOW.index + voxels * stride_v, mask=inside, other=0
+        ).to(HOW.real)
+        live = inside & (channel != 1)
+        wrong = live & (channel != 0)
+    elif HOW.ignore == "sentinel":
+        differs = tl.full((HOW.block_v,), 0, tl.int32)
+        for first in tl.range(0, HOW.classes, HOW.block_c):
+            classes = first + tl.arange(0, HOW.block_c)
+            g = _load(target, classes, voxels, stride_c, stride_v, inside, 0, HOW)
+            other = (g != HOW.index) & (classes < HOW.classes)[:, None]
+            differs = tl.maximum(differs, tl.max(other.to(tl.int32), 0))
+        live = inside & (differs > 0)
+    return live, wrong
+
+
+@triton.jit
+def _look_at_target(target, voxels, stride_c, stride_v, inside, HOW: tl.constexpr):
+    """Return the class of each voxel, if it has one, whether it is live, and whether it is an error."""
+    if HOW.labels:
+        label, live, wrong = _from_label_map(target, voxels, stride_v, inside, HOW)
+    else:
+        live, wrong = _from_channels(target, voxels, stride_c, stride_v, inside, HOW)
+        label = live
+    return label, live, wrong
+
+
+# --- Tiles ---
+
+
+@triton.jit
+def _tile_of_voxels(tile, HOW: tl.constexpr):
+    """64 bits wide, as all that is multiplied by a stride: a volume may have more than 2³¹ elements.
+
+    Where neighbouring voxels lie side by side, lane after lane shall take voxel after voxel, with all classes.
+    Triton would give a thread several neighbours that it can load at once, and the classes to different threads,
+    which would then have to exchange what a softmax needs; the hint, of no alignment, keeps it from that.
+    """
+    voxels = tile.to(tl.int64) * HOW.block_v + tl.arange(0, HOW.block_v)
+    if HOW.side_by_side:
+        voxels = tl.multiple_of(voxels, 1)
+    return voxels
+
+
+@triton.jit
+def _offsets(classes, voxels, stride_c, stride_v):
+    return classes.to(tl.int64)[:, None] * stride_c + voxels[None, :] * stride_v
+
+
+@triton.jit
+def _mask(classes, inside, HOW: tl.constexpr):
+    return (classes < HOW.classes)[:, None] & inside[None, :]
+
+
+@triton.jit
+def _load(pointer, classes, voxels, stride_c, stride_v, inside, FILL: tl.constexpr, HOW: tl.constexpr):
+    offsets = _offsets(classes, voxels, stride_c, stride_v)
+    return tl.load(pointer + offsets, mask=_mask(classes, inside, HOW), other=FILL).to(HOW.real)
+
+
+@triton.jit
+def _load_input(input, classes, voxels, stride_c, stride_v, inside, live, HOW: tl.constexpr):
+    if HOW.activation == "none":
+        z = _load(input, classes, voxels, stride_c, stride_v, inside, 0, HOW)
+        if HOW.ignore != "no":
+            z = tl.where(live[None, :], z, 0)
+    else:
+        z = _load(input, classes, voxels, stride_c, stride_v, inside, MINUS_INFINITY, HOW)
+        if HOW.ignore != "no":
+            z = tl.where(live[None, :], z, MINUS_INFINITY)
+    return z
+
+
+@triton.jit
+def _load_target(target, label, classes, voxels, stride_c, stride_v, inside, live, HOW: tl.constexpr):
+    """Labels are compared here: there is never a one-hot in memory."""
+    if HOW.labels:
+        g = (label[None, :] == classes[:, None]).to(HOW.real)
+    else:
+        g = _load(target, classes, voxels, stride_c, stride_v, inside, 0, HOW)
+        if HOW.ignore != "no":
+            g = tl.where(live[None, :], g, 0)
+    return g
+
+
+@triton.jit
+def _out_of_range(p, g, HOW: tl.constexpr):
+    """Say where a probability is outside [0, 1]; a NaN is an error in a target, and passes in a prediction."""
+    if HOW.labels:
+        wrong = (p < -HOW.p_slack) | (p > 1 + HOW.p_slack)
+    else:
+        wrong = ((g >= -HOW.g_slack) & (g <= 1 + HOW.g_slack)) == 0
+        if HOW.activation == "none":
+            wrong = wrong | (p < -HOW.p_slack) | (p > 1 + HOW.p_slack)
+    return wrong
+
+
+# --- Activation ---
+
+
+@triton.jit
+def _normaliser(z, live, HOW: tl.constexpr):
+    """Return the largest logit of each voxel, and the sum over its classes of exp(z − largest)."""
+    largest = tl.full((HOW.block_v,), 0, HOW.real)
+    total = largest
+    if HOW.activation == "softmax":
+        largest = tl.where(live, tl.max(z, 0), 0)
+        total = tl.where(live, tl.sum(tl.exp(z - largest[None, :]), 0), 1)
+    return largest, total
+
+
+@triton.jit
+def _normaliser_of_many(input, voxels, stride_c, stride_v, inside, live, HOW: tl.constexpr):
+    """As `_normaliser`, over tiles of classes: what was summed is rescaled whenever a larger logit comes."""
+    largest = tl.full((HOW.block_v,), MINUS_INFINITY, HOW.real)
+    total = tl.full((HOW.block_v,), 0, HOW.real)
+    if HOW.activation == "softmax":
+        for first in tl.range(0, HOW.classes, HOW.block_c):
+            classes = first + tl.arange(0, HOW.block_c)
+            z = _load_input(input, classes, voxels, stride_c, stride_v, inside, live, HOW)
+            larger = tl.maximum(largest, tl.max(z, 0))
+            shift = tl.where(larger == MINUS_INFINITY, 0, larger)  # nothing but −∞ up to here
+            total = total * tl.exp(largest - shift) + tl.sum(tl.exp(z - shift[None, :]), 0)
+            largest = larger
+    return tl.where(live, largest, 0), tl.where(live, total, 1)
+
+
+@triton.jit
+def _log1p(e):
+    """log(1 + e), also where 1 + e rounds to 1 (Kahan's way; Goldberg 1991, theorem 4)."""
+    u = 1 + e
+    lost = u == 1
+    return tl.where(lost, e, tl.log(u) * (e / tl.where(lost, 1, u - 1)))
+
+
+@triton.jit
+def _log_of_probability(p):
+    return tl.log(tl.maximum(p, SMALLEST_PROBABILITY, propagate_nan=ALL))
+
+
+@triton.jit
+def _activate(z, largest, total, HOW: tl.constexpr):
+    """Return p, log p and log n; a logarithm that nothing asks for stands for nothing."""
+    log_p = z
+    log_n = z
+    if HOW.activation == "softmax":
+        below = z - largest[None, :]
+        p = tl.exp(below) * (1 / total)[None, :]
+        if HOW.log_p:
+            log_p = below - tl.log(total)[None, :]
+    elif HOW.activation == "sigmoid":
+        e = tl.exp(-tl.abs(z))
+        larger = 1 / (1 + e)
+        p = tl.where(z >= 0, larger, e * larger)
+        if HOW.log_p:
+            log_p = tl.minimum(z, 0) - _log1p(e)
+        if HOW.log_n:
+            log_n = tl.minimum(-z, 0) - _log1p(e)
+    else:
+        p = z
+        if HOW.log_p:
+            log_p = _log_of_probability(p)
+        if HOW.log_n:
+            log_n = _log_of_probability(1 - p)
+    return p, log_p, log_n
+
+
+# --- The terms, and their derivatives: the table of voxels.py ---
+
+
+@triton.jit
+def _power(base, HOW: tl.constexpr):
+    """base^γ of a base in [0, 1], but for rounding."""
+    base = tl.maximum(base, 0, propagate_nan=ALL)
+    if HOW.gamma == 0:
+        result = tl.full(base.shape, 1, base.dtype)
+    elif HOW.gamma == 1:
+        result = base
+    elif HOW.gamma == 2:
+        result = base * base
+    else:
+        result = tl.where(base == 0, 0, tl.exp2(HOW.gamma * tl.log2(tl.where(base == 0, 1, base))))
+    return result
+
+
+@triton.jit
+def _times(g, log):
+    """g·log with 0·(−∞) = 0."""
+    return g * tl.where(g == 0, 0, log)
+
+
+@triton.jit
+def _term(NAME: tl.constexpr, p, g, log_p, log_n, HOW: tl.constexpr):
+    """What a voxel adds to a sum."""
+    if NAME == "intersection":
+        term = p * g
+    elif NAME == "soft_intersection":
+        term = tl.minimum(p, g, propagate_nan=ALL)
+    elif NAME == "prediction":
+        term = p
+    elif NAME == "prediction_squared":
+        term = p * p
+    elif NAME == "target":
+        term = g
+    elif NAME == "target_squared":
+        term = g * g
+    elif NAME == "cross_entropy":
+        term = -_times(g, log_p)
+    elif NAME == "cross_entropy_negative":
+        term = -_times(1 - g, log_n)
+    elif NAME == "focal":
+        term = -_times(g, log_p) * _power(1 - p, HOW)
+    elif NAME == "focal_negative":
+        term = -_times(1 - g, log_n) * _power(p, HOW)
+    return term
+
+
+@triton.jit
+def _focal_slope(p, n, log_p, HOW: tl.constexpr):
+    """n^γ·(1 − γ·p·log p / n), where log p / n tends to −1 as n tends to 0, and p·log p to 0 as p does."""
+    slope = _power(n, HOW)
+    if HOW.gamma != 0:
+        some = n > 0
+        ratio = p * tl.maximum(log_p, -1e4, propagate_nan=ALL) / tl.where(some, n, 1)
+        slope = slope * (1 - HOW.gamma * tl.where(some, ratio, -1))
+    return slope
+
+
+@triton.jit
+def _by_prediction(
+    NAME: tl.constexpr, weight, p, g, log_p, log_n, slope, kink, by_log_p, by_log_n, HOW: tl.constexpr
+):
+    """Add the derivatives of weight·term by p, by min(p, g), by log p and by log n."""
+    if NAME == "intersection":
+        slope += weight * g
+    elif NAME == "soft_intersection":
+        kink += weight
+    elif NAME == "prediction":
+        slope += weight
+    elif NAME == "prediction_squared":
+        slope += 2 * weight * p
+    elif NAME == "cross_entropy":
+        by_log_p -= weight * g
+    elif NAME == "cross_entropy_negative":
+        by_log_n -= weight * (1 - g)
+    elif NAME == "focal":
+        by_log_p -= weight * g * _focal_slope(p, 1 - p, log_p, HOW)
+    elif NAME == "focal_negative":
+        by_log_n -= weight * (1 - g) * _focal_slope(1 - p, p, log_n, HOW)
+    return slope, kink, by_log_p, by_log_n
+
+
+@triton.jit
+def _by_target(NAME: tl.constexpr, weight, p, g, log_p, log_n, slope, kink, by_logs, HOW: tl.constexpr):
+    """Add the derivatives of weight·term by g, by min(p, g), and by the g before a logarithm."""
+    if NAME == "intersection":
+        slope += weight * p
+    elif NAME == "soft_intersection":
+        kink += weight
+    elif NAME == "target":
+        slope += weight
+    elif NAME == "target_squared":
+        slope += 2 * weight * g
+    elif NAME == "cross_entropy":
+        by_logs -= weight * log_p
+    elif NAME == "cross_entropy_negative":
+        by_logs += weight * log_n
+    elif NAME == "focal":
+        by_logs -= weight * _power(1 - p, HOW) * log_p
+    elif NAME == "focal_negative":
+        by_logs += weight * _power(p, HOW) * log_n
+    return slope, kink, by_logs
+
+
+@triton.jit
+def _with_kink(slope, kink, own, other):
+    """Add the slope of kink·min(own, other); where the two are equal the sub-gradient nearest to zero."""
+    below = slope + kink
+    at = tl.maximum(tl.minimum(slope, below), 0) + tl.minimum(tl.maximum(slope, below), 0)
+    return tl.where(own < other, below, tl.where(own > other, slope, at))
+
+
+@triton.jit
+def _slope_of_target(weights, p, g, log_p, log_n, HOW: tl.constexpr):
+    """Return ∂L/∂g."""
+    slope = tl.zeros_like(p)
+    by_logs = tl.zeros_like(p)
+    kink = tl.zeros_like(weights[0])[:, None]
+    for k in tl.static_range(len(HOW.sums)):
+        slope, kink, by_logs = _by_target(
+            tl.constexpr(HOW.sums[k]), weights[k][:, None], p, g, log_p, log_n, slope, kink, by_logs, HOW
+        )
+    if HOW.kink:
+        slope = _with_kink(slope, kink, g, p)
+    return slope + by_logs
+
+
+@triton.jit
+def _slope_of_input(weights, p, g, log_p, log_n, HOW: tl.constexpr):
+    """Return ∂L/∂z, or of a softmax q = p·∂L/∂p + ∂L/∂log p, which still lacks −p·Σq."""
+    slope = tl.zeros_like(p)
+    by_log_p = tl.zeros_like(p)
+    by_log_n = tl.zeros_like(p)
+    kink = tl.zeros_like(weights[0])[:, None]
+    for k in tl.static_range(len(HOW.sums)):
+        slope, kink, by_log_p, by_log_n = _by_prediction(
+            tl.constexpr(HOW.sums[k]),
+            weights[k][:, None],
+            p,
+            g,
+            log_p,
+            log_n,
+            slope,
+            kink,
+            by_log_p,
+            by_log_n,
+            HOW,
+        )
+    if HOW.kink:
+        slope = _with_kink(slope, kink, p, g)
+    n = 1 - p
+    if HOW.activation == "none":
+        if HOW.log_p:
+            slope += by_log_p / tl.maximum(p, SMALLEST_PROBABILITY, propagate_nan=ALL)
+        if HOW.log_n:
+            slope -= by_log_n / tl.maximum(n, SMALLEST_PROBABILITY, propagate_nan=ALL)
+    else:
+        slope = p * slope
+        if HOW.log_p:
+            slope += by_log_p
+        if HOW.activation == "sigmoid":
+            slope = n * slope
+            if HOW.log_n:
+                slope -= p * by_log_n
+    return slope
+
+
+@triton.jit
+def _slope_of(weights, p, g, log_p, log_n, HOW: tl.constexpr):
+    if HOW.by_target:
+        slope = _slope_of_target(weights, p, g, log_p, log_n, HOW)
+    else:
+        slope = _slope_of_input(weights, p, g, log_p, log_n, HOW)
+    return slope
+
+
+@triton.jit
+def _load_weights(weights, item, items, classes, HOW: tl.constexpr):
+    """Load ∂L/∂sums of one item: for each sum a vector over the classes."""
+    rows = ()
+    for k in tl.static_range(len(HOW.sums)):
+        row = weights + (k * items + item).to(tl.int64) * HOW.classes + classes
+        rows = rows + (tl.load(row, mask=classes < HOW.classes, other=0).to(HOW.real),)
+    return rows
+
+
+@triton.jit
+def _store_sum(partial, total, k, chunk, item, items, classes, HOW: tl.constexpr):
+    row = partial + ((chunk.to(tl.int64) * len(HOW.sums) + k) * items + item) * HOW.classes + classes
+    tl.store(row, total, mask=classes < HOW.classes)
+
+
+# --- Kernels ---
+
+
+@triton.jit
+def sums(
+    input,
+    target,
+    partial,
+    valid,
+    items,
+    chunks,
+    count,
+    input_b,
+    input_c,
+    input_v,
+    target_b,
+    target_c,
+    target_v,
+    HOW: tl.constexpr,
+):
+    """Write the sums over some tiles to partial `[chunks, K, items, classes]`, and on an error 0 to `valid`.
+
+    Each element of a tile has totals of its own, of at most `tiles` addends, and a tree adds them up at the end:
+    so threads seldom exchange anything, and no chain of float32 additions is long.
+    """
+    item = tl.program_id(0) // chunks
+    chunk = tl.program_id(0) % chunks
+    input += item.to(tl.int64) * input_b
+    target += item.to(tl.int64) * target_b
+    classes = tl.arange(0, HOW.block_c)
+    totals = ()
+    for _ in tl.static_range(len(HOW.sums)):
+        totals = totals + (tl.full((HOW.block_c, HOW.block_v), 0, HOW.real),)
+    # A label map alone can be wrong once per voxel.
+    if HOW.labels and HOW.activation != "none":
+        wrong = tl.full((1, HOW.block_v), 0, tl.int1)
+    else:
+        wrong = tl.full((HOW.block_c, HOW.block_v), 0, tl.int1)
+    for tile in tl.range(0, HOW.tiles):
+        voxels = _tile_of_voxels(chunk.to(tl.int64) + tile * tl.cast(chunks, tl.int64), HOW)
+        inside = voxels < count
+        label, live, half_ignored = _look_at_target(target, voxels, target_c, target_v, inside, HOW)
+        g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, HOW)
+        z = _load_input(input, classes, voxels, input_c, input_v, inside, live, HOW)
+        largest, total = _normaliser(z, live, HOW)
+        p, log_p, log_n = _activate(z, largest, total, HOW)
+        wrong = wrong | half_ignored[None, :]
+        if not HOW.labels or HOW.activation == "none":
+            wrong = wrong | _out_of_range(p, g, HOW)
+        longer = ()
+        for k in tl.static_range(len(HOW.sums)):
+            longer = longer + (totals[k] + _term(tl.constexpr(HOW.sums[k]), p, g, log_p, log_n, HOW),)
+        totals = longer
+    for k in tl.static_range(len(HOW.sums)):
+        _store_sum(partial, tl.sum(totals[k], 1), k, chunk, item, items, classes, HOW)
+    # All that find an error write the same: their order does not matter.
+    tl.store(valid, 0, mask=tl.max(tl.max(wrong.to(tl.int32), 1), 0) > 0)
+
+
+@triton.jit
+def sums_of_many(
+    input,
+    target,
+    partial,
+    valid,
+    items,
+    chunks,
+    count,
+    input_b,
+    input_c,
+    input_v,
+    target_b,
+    target_c,
+    target_v,
+    HOW: tl.constexpr,
+):
+    """As `sums`, for one tile of voxels and any number of classes."""
+    item = tl.program_id(0) // chunks
+    chunk = tl.program_id(0) % chunks
+    input += item.to(tl.int64) * input_b
+    target += item.to(tl.int64) * target_b
+    voxels = _tile_of_voxels(chunk, HOW)
+    inside = voxels < count
+    label, live, half_ignored = _look_at_target(target, voxels, target_c, target_v, inside, HOW)
+    largest, total = _normaliser_of_many(input, voxels, input_c, input_v, inside, live, HOW)
+    wrong = half_ignored.to(tl.int32)
+    for first in tl.range(0, HOW.classes, HOW.block_c):
+        classes = first + tl.arange(0, HOW.block_c)
+        g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, HOW)
+        z = _load_input(input, classes, voxels, input_c, input_v, inside, live, HOW)
+        p, log_p, log_n = _activate(z, largest, total, HOW)
+        if not HOW.labels or HOW.activation == "none":
+            wrong = tl.maximum(wrong, tl.max(_out_of_range(p, g, HOW).to(tl.int32), 0))
+        for k in tl.static_range(len(HOW.sums)):
+            term = _term(tl.constexpr(HOW.sums[k]), p, g, log_p, log_n, HOW)
+            _store_sum(partial, tl.sum(term, 1), k, chunk, item, items, classes, HOW)
+    tl.store(valid, 0, mask=tl.max(wrong, 0) > 0)
+
+
+@triton.jit
+def gradient(
+    input,
+    target,
+    weights,
+    result,
+    items,
+    chunks,
+    count,
+    input_b,
+    input_c,
+    input_v,
+    target_b,
+    target_c,
+    target_v,
+    result_b,
+    result_c,
+    result_v,
+    HOW: tl.constexpr,
+):
+    """Write ∂L/∂input or ∂L/∂target of some tiles of voxels, from weights = ∂L/∂sums `[K, items, classes]`."""
+    item = tl.program_id(0) // chunks
+    chunk = tl.program_id(0) % chunks
+    input += item.to(tl.int64) * input_b
+    target += item.to(tl.int64) * target_b
+    result += item.to(tl.int64) * result_b
+    classes = tl.arange(0, HOW.block_c)
+    rows = _load_weights(weights, item, items, classes, HOW)
+    for tile in tl.range(0, HOW.tiles):
+        voxels = _tile_of_voxels(chunk.to(tl.int64) + tile * tl.cast(chunks, tl.int64), HOW)
+        inside = voxels < count
+        label, live, _ = _look_at_target(target, voxels, target_c, target_v, inside, HOW)
+        g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, HOW)
+        z = _load_input(input, classes, voxels, input_c, input_v, inside, live, HOW)
+        largest, total = _normaliser(z, live, HOW)
+        p, log_p, log_n = _activate(z, largest, total, HOW)
+        slope = _slope_of(rows, p, g, log_p, log_n, HOW)
+        if HOW.activation == "softmax" and not HOW.by_target:
+            slope -= p * tl.sum(slope, 0)[None, :]
+        if HOW.ignore != "no":
+            slope = tl.where(live[None, :], slope, 0)
+        offsets = _offsets(classes, voxels, result_c, result_v)
+        tl.store(result + offsets, slope, mask=_mask(classes, inside, HOW))
+
+
+@triton.jit
+def gradient_of_many(
+    input,
+    target,
+    weights,
+    result,
+    items,
+    chunks,
+    count,
+    input_b,
+    input_c,
+    input_v,
+    target_b,
+    target_c,
+    target_v,
+    result_b,
+    result_c,
+    result_v,
+    HOW: tl.constexpr,
+):
+    """As `gradient`, for one tile of voxels and any number of classes."""
+    item = tl.program_id(0) // chunks
+    chunk = tl.program_id(0) % chunks
+    input += item.to(tl.int64) * input_b
+    target += item.to(tl.int64) * target_b
+    result += item.to(tl.int64) * result_b
+    voxels = _tile_of_voxels(chunk, HOW)
+    inside = voxels < count
+    label, live, _ = _look_at_target(target, voxels, target_c, target_v, inside, HOW)
+    largest, total = _normaliser_of_many(input, voxels, input_c, input_v, inside, live, HOW)
+    sum_q = tl.full((HOW.block_v,), 0, HOW.real)
+    if HOW.activation == "softmax" and not HOW.by_target:
+        for first in tl.range(0, HOW.classes, HOW.block_c):
+            classes = first + tl.arange(0, HOW.block_c)
+            rows = _load_weights(weights, item, items, classes, HOW)
+            g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, HOW)
+            z = _load_input(input, classes, voxels, input_c, input_v, inside, live, HOW)
+            p, log_p, log_n = _activate(z, largest, total, HOW)
+            sum_q += tl.sum(_slope_of(rows, p, g, log_p, log_n, HOW), 0)
+    for first in tl.range(0, HOW.classes, HOW.block_c):
+        classes = first + tl.arange(0, HOW.block_c)
+        rows = _load_weights(weights, item, items, classes, HOW)
+        g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, HOW)
+        z = _load_input(input, classes, voxels, input_c, input_v, inside, live, HOW)
+        p, log_p, log_n = _activate(z, largest, total, HOW)
+        slope = _slope_of(rows, p, g, log_p, log_n, HOW)
+        if HOW.activation == "softmax" and not HOW.by_target:
+            slope -= p * sum_q[None, :]
+        if HOW.ignore != "no":
+            slope = tl.where(live[None, :], slope, 0)
+        offsets = _offsets(classes, voxels, result_c, result_v)
+        tl.store(result + offsets, slope, mask=_mask(classes, inside, HOW))
