@@ -8,7 +8,6 @@ run. With TRITON_INTERPRET=1 in the environment Triton runs the kernels on the C
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -24,10 +23,10 @@ LANES = 32  # of a warp; on AMD 64, where a thread then has half as much to do
 
 def available() -> tuple[bool, str]:
     """Whether this backend can run here, and on which device."""
-    if find_spec("triton") is None:
-        return False, "Triton is not installed; pip install triton"
-    import triton
-
+    try:
+        import triton
+    except ImportError as error:
+        return False, f"Triton cannot be imported: {error}"
     name = f"Triton {triton.__version__}"
     if interpreted():
         return True, f"{name}, interpreted on the CPU: for checking, very slow"
@@ -52,7 +51,6 @@ class Tiling(NamedTuple):
 
     classes: int  # in a tile
     voxels: int  # in a tile
-    vector: int  # neighbouring voxels that a thread takes at once
     tiles: int  # in a program
     warps: int  # of a program
     whole: bool  # a tile has all classes of its voxels
@@ -63,10 +61,11 @@ def tiling(classes: int, voxels: int, dtype: torch.dtype, sums: int, largest: in
 
     A thread takes up to 16 classes of its voxels (fewer in float64, or where the totals of many sums fill its
     registers), so up to that many the softmax never leaves the thread; more are shared out among warps, which
-    then exchange two numbers per voxel. Where there are fewer it takes several voxels, neighbours if it can.
+    then exchange two numbers per voxel. Where there are fewer it takes several voxels.
     Programs are small, so that some compute while others wait for memory: one warp where there is nothing to
-    exchange, and half the voxels where there would be more than four, as long as 64 bytes of a class are read at
-    once. All this depends on the problem alone, not on the device, and so does the order of the summation.
+    exchange, and fewer voxels where there would be more than four, as long as 64 bytes of a class are read at
+    once; more than eight have too few registers each. All this depends on the problem alone, not on the device,
+    and so does the order of the summation.
     """
     block = 1 << (classes - 1).bit_length()
     whole = block <= largest
@@ -75,12 +74,11 @@ def tiling(classes: int, voxels: int, dtype: torch.dtype, sums: int, largest: in
     values = max(1, values * 4 // max(4, dtype.itemsize))
     rows = min(block, values)
     line = LANES * (values // rows)
-    vector = min(values // rows, 16 // dtype.itemsize)
     warps = block // rows
-    while warps > 16 or (warps > 4 and line * dtype.itemsize > 64):
+    while warps > 16 or (warps > 8 and line > 16) or (warps > 4 and line * dtype.itemsize > 64):
         warps, line = warps // 2, line // 2
     tiles = 1 << (-(-voxels // line) - 1).bit_length()
-    return Tiling(block, line, vector, min(tiles, 16) if whole else 1, warps, whole)
+    return Tiling(block, line, min(tiles, 16) if whole else 1, warps, whole)
 
 
 class Launch(NamedTuple):
@@ -93,7 +91,7 @@ class Launch(NamedTuple):
 
     def start(self) -> None:
         """Start it on the device of its tensors; do not wait for it."""
-        with torch.cuda.device_of(self.arguments["input"]):
+        with torch.cuda.device(self.arguments["input"].get_device()):
             self.kernel[(self.programs,)](**self.arguments, **self.options)
 
 
@@ -114,13 +112,16 @@ def region_sums_backward(grad: Tensor, input: Tensor, target: Tensor, job: Pass,
     return result if written is result else result.copy_(written)
 
 
-def forward(input: Tensor, target: Tensor, job: Pass, largest: int = LARGEST_TILE) -> tuple[Launch, Tensor, Tensor]:
+def forward(
+    input: Tensor, target: Tensor, job: Pass, largest: int = LARGEST_TILE
+) -> tuple[Launch, Tensor, Tensor]:
     """Prepare the forward pass: its launch, the partial sums `[programs, K, B, C]` and the verdict it writes."""
     from voxloss.backends import triton_kernels
 
     lines = flatten_spatial([input, target])
-    tiles = tiling(*lines[0].shape[1:], input.dtype, len(job.sums), largest)
-    chunks = -(-lines[0].shape[2] // (tiles.voxels * tiles.tiles))
+    _, classes, voxels = lines[0].shape
+    tiles = tiling(classes, voxels, input.dtype, len(job.sums), largest)
+    chunks = -(-voxels // (tiles.voxels * tiles.tiles))
     partial = torch.empty(
         (chunks, len(job.sums), *input.shape[:2]),
         dtype=torch.promote_types(input.dtype, torch.float32),
@@ -147,8 +148,9 @@ def backward(
     if lines[0].untyped_storage().data_ptr() != written.untyped_storage().data_ptr():
         written = torch.empty_like(own, memory_format=torch.contiguous_format)
         lines = flatten_spatial([written, input, target])
-    tiles = tiling(*lines[1].shape[1:], input.dtype, len(job.sums), largest)
-    chunks = -(-lines[0].shape[2] // (tiles.voxels * tiles.tiles))
+    _, classes, voxels = lines[0].shape
+    tiles = tiling(classes, voxels, input.dtype, len(job.sums), largest)
+    chunks = -(-voxels // (tiles.voxels * tiles.tiles))
     kernel = triton_kernels.gradient if tiles.whole else triton_kernels.gradient_of_many
     outputs = {"weights": grad.contiguous(), "result": lines[0]}
     launch = _launch(kernel, input, target, job, tiles, chunks, lines[1:], outputs, wrt == "target")
@@ -194,8 +196,8 @@ def _launch(
         real=language.float64 if input.dtype == torch.float64 else language.float32,
         block_c=tiles.classes,
         block_v=tiles.voxels,
-        vector=tiles.vector,
         tiles=tiles.tiles,
+        side_by_side=lines[0].stride(2) == 1,
     )
     a, b = lines
     arguments = {

@@ -37,8 +37,8 @@ class How(NamedTuple):
     real: tl.dtype  # what is computed in
     block_c: int  # classes in a tile
     block_v: int  # voxels in a tile
-    vector: int  # neighbouring voxels that a thread takes
     tiles: int  # tiles in a program
+    side_by_side: bool  # neighbouring voxels lie next to each other in memory
 
 
 MINUS_INFINITY = tl.constexpr(float("-inf"))
@@ -108,8 +108,16 @@ def _look_at_target(target, voxels, stride_c, stride_v, inside, HOW: tl.constexp
 
 @triton.jit
 def _tile_of_voxels(tile, HOW: tl.constexpr):
-    """64 bits wide, as all that is multiplied by a stride: a volume may have more than 2³¹ elements."""
-    return tl.max_contiguous(tile.to(tl.int64) * HOW.block_v + tl.arange(0, HOW.block_v), HOW.vector)
+    """64 bits wide, as all that is multiplied by a stride: a volume may have more than 2³¹ elements.
+
+    Where neighbouring voxels lie side by side, lane after lane shall take voxel after voxel, with all classes.
+    Triton would give a thread several neighbours that it can load at once, and the classes to different threads,
+    which would then have to exchange what a softmax needs; the hint, of no alignment, keeps it from that.
+    """
+    voxels = tile.to(tl.int64) * HOW.block_v + tl.arange(0, HOW.block_v)
+    if HOW.side_by_side:
+        voxels = tl.multiple_of(voxels, 1)
+    return voxels
 
 
 @triton.jit
@@ -374,7 +382,17 @@ def _slope_of_input(weights, p, g, log_p, log_n, HOW: tl.constexpr):
     kink = tl.zeros_like(weights[0])[:, None]
     for k in tl.static_range(len(HOW.sums)):
         slope, kink, by_log_p, by_log_n = _by_prediction(
-            tl.constexpr(HOW.sums[k]), weights[k][:, None], p, g, log_p, log_n, slope, kink, by_log_p, by_log_n, HOW
+            tl.constexpr(HOW.sums[k]),
+            weights[k][:, None],
+            p,
+            g,
+            log_p,
+            log_n,
+            slope,
+            kink,
+            by_log_p,
+            by_log_n,
+            HOW,
         )
     if HOW.kink:
         slope = _with_kink(slope, kink, p, g)
@@ -440,7 +458,7 @@ def sums(
     target_v,
     HOW: tl.constexpr,
 ):
-    """Write the sums over some tiles of voxels to partial `[chunks, K, items, classes]`, and 0 to `valid` on an error.
+    """Write the sums over some tiles to partial `[chunks, K, items, classes]`, and on an error 0 to `valid`.
 
     Each element of a tile has totals of its own, of at most `tiles` addends, and a tree adds them up at the end:
     so threads seldom exchange anything, and no chain of float32 additions is long.
@@ -451,7 +469,7 @@ def sums(
     target += item.to(tl.int64) * target_b
     classes = tl.arange(0, HOW.block_c)
     totals = ()
-    for k in tl.static_range(len(HOW.sums)):
+    for _ in tl.static_range(len(HOW.sums)):
         totals = totals + (tl.full((HOW.block_c, HOW.block_v), 0, HOW.real),)
     # A label map alone can be wrong once per voxel.
     if HOW.labels and HOW.activation != "none":

@@ -1,0 +1,476 @@
+"""The Triton kernels: in the interpreter on a CPU, or on a GPU, equal to the reference; compiled ahead of time.
+
+Layouts, labels, ignored voxels and derivatives that concern every backend are in test_statistics.py,
+test_operators.py and test_entropy_sums.py; here is what only tiles and compilers can get wrong.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from volumes import label_map, logits, one_hot
+from voxloss.backends import ops, reference, select, triton_gpu
+from voxloss.backends.triton_gpu import LANES, tiling
+from voxloss.backends.voxels import NEGATIVE, TERMS, Pass
+from voxloss_verify.tolerances import GRADIENT, LOSS
+
+DICE = ["intersection", "prediction", "target"]
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+WHOLE = [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32, torch.int64]
+HOME = "cpu" if triton_gpu.interpreted() else "cuda"
+
+pytestmark = [
+    pytest.mark.skipif(not triton_gpu.available()[0], reason=triton_gpu.available()[1]),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # numpy's, in the interpreter: −∞ − (−∞), 1/0
+]
+
+
+def sums_for(activation: str) -> list[str]:
+    return [name for name in TERMS if activation != "softmax" or name not in NEGATIVE]
+
+
+def prediction(classes: int, spatial: tuple[int, ...], activation: str, items: int = 2) -> Tensor:
+    x = logits(items, classes, spatial)
+    return x.sigmoid() if activation == "none" else x
+
+
+def compare(
+    x: Tensor, target: Tensor, job: Pass, largest: int = triton_gpu.LARGEST_TILE, wrt: str = "input"
+) -> None:
+    """Hold sums, verdict and gradient against those of the reference; tiles have `largest` classes at most."""
+    name = str(x.dtype).removeprefix("torch.")
+    launch, partial, valid = triton_gpu.forward(x.to(HOME), target.to(HOME), job, largest)
+    launch.start()
+    wanted, wanted_valid = reference.region_sums(x, target, job)
+    got = partial.sum(0, dtype=torch.float64).cpu()
+    scale = wanted.abs().amax(-1, keepdim=True).clamp(min=1)
+    assert ((got - wanted).abs() <= LOSS[name] * scale).all()
+    assert bool(valid) == bool(wanted_valid)
+    grad = torch.linspace(-1, 1, wanted.numel(), dtype=torch.float64).view_as(wanted)
+    launch, result, written = triton_gpu.backward(grad.to(HOME), x.to(HOME), target.to(HOME), job, wrt, largest)
+    launch.start()
+    slope = (result if written is result else result.copy_(written)).cpu().double()
+    wanted_slope = reference.region_sums_backward(grad, x.double(), target, job, wrt)
+    assert ((slope - wanted_slope).abs() <= GRADIENT[name] * wanted_slope.abs().max()).all()
+
+
+SIZES = [
+    (1, 1),
+    (1, 700),
+    (2, 63),
+    (3, 64),
+    (5, 129),
+    (14, 65),
+    (16, 1),
+    (17, 33),
+    (40, 520),
+    (118, 40),
+    (220, 17),
+]
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+@pytest.mark.parametrize(("classes", "voxels"), SIZES)
+def test_every_number_of_classes_and_voxels(
+    classes: int, voxels: int, activation: str, poisoned_empty: None
+) -> None:
+    """Tiles that are not full, programs that are not, and items with programs of their own."""
+    if classes == 1 and activation == "softmax":
+        pytest.skip("a softmax over one class is 1")
+    x, labels = prediction(classes, (voxels,), activation), label_map(2, classes, (voxels,))
+    compare(x, labels, Pass(activation, sums_for(activation), None))
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+@pytest.mark.parametrize("form", ["label map", "label map, ignore", "channels", "channel ignored", "sentinel"])
+def test_classes_in_several_tiles(activation: str, form: str, poisoned_empty: None) -> None:
+    """An online softmax, also where the first classes have no probability at all."""
+    x, target = prediction(11, (5, 9), activation), label_map(2, 11, (5, 9))
+    if activation == "softmax":
+        x[:, :5, 0] = -math.inf  # the first tile, whole
+        x[:, 9:, 1] = -math.inf
+        x[:, :, 2] *= 1e3
+    ignore_index = 255 if form in ("label map, ignore", "sentinel") else 2 if form == "channel ignored" else None
+    hidden = torch.rand(2, 1, 5, 9) < 0.3
+    if form == "label map, ignore":
+        target[hidden] = 255
+    elif form != "label map":
+        target = one_hot(target, 11)
+        if form == "sentinel":
+            target = target.masked_fill(hidden, 255)
+    if ignore_index is not None:
+        x = x.masked_fill(hidden, math.nan) if form != "channel ignored" else x
+    names = (
+        [name for name in sums_for(activation) if name in DICE]
+        if activation == "softmax"
+        else sums_for(activation)
+    )
+    compare(x, target, Pass(activation, names, ignore_index, 1.5), largest=4)
+
+
+def test_cross_entropy_and_focal_over_tiles_of_classes() -> None:
+    x, labels = logits(2, 11, (5, 9)), label_map(2, 11, (5, 9))
+    for gamma in (0.0, 0.5, 1.0, 2.0):
+        compare(x, labels, Pass("softmax", sums_for("softmax"), None, gamma), largest=4)
+
+
+@pytest.mark.parametrize("largest", [512, 2])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+@pytest.mark.parametrize("wrt", ["input", "target"])
+def test_soft_targets(activation: str, wrt: str, largest: int) -> None:
+    x, g = prediction(5, (4, 11), activation), logits(2, 5, (4, 11)).softmax(1)
+    compare(x, g, Pass(activation, sums_for(activation), None, 1.5), largest, wrt)
+    ignored = g.clone()
+    ignored[:, :, 1, :3] = -1
+    compare(x, ignored, Pass(activation, sums_for(activation), -1), largest, wrt)
+
+
+@pytest.mark.parametrize("largest", [512, 2])
+def test_the_kink_where_prediction_and_target_are_equal(largest: int) -> None:
+    p = torch.tensor([0.0, 0.25, 0.5, 1.0], dtype=torch.float64)
+    x, g = (t.reshape(1, 1, 16).repeat(1, 3, 1) for t in torch.meshgrid(p, p, indexing="ij"))
+    for names in (["soft_intersection", "prediction", "target"], ["prediction", "target", "soft_intersection"]):
+        for wrt in ("input", "target"):
+            compare(x, g, Pass("none", names, None), largest, wrt)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+@pytest.mark.parametrize("form", ["label map", "soft"])
+def test_input_dtypes(dtype: torch.dtype, activation: str, form: str) -> None:
+    x = prediction(6, (7, 50), activation).to(dtype)
+    target = label_map(2, 6, (7, 50)) if form == "label map" else logits(2, 6, (7, 50)).softmax(1).to(dtype)
+    compare(x, target, Pass(activation, ["soft_intersection", "prediction_squared", "cross_entropy"], None))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, *WHOLE, *DTYPES], ids=str)
+@pytest.mark.parametrize("form", ["label map", "one-hot"])
+def test_target_dtypes(dtype: torch.dtype, form: str) -> None:
+    classes = 2 if dtype == torch.bool else 5
+    x, target = logits(2, classes, (40,)), label_map(2, classes, (40,))
+    if form == "one-hot":
+        target = one_hot(target, classes)
+    compare(x, target.to(dtype), Pass("softmax", DICE, None))
+
+
+def verdict(x: Tensor, target: Tensor, activation: str, ignore_index: int | None, largest: int) -> bool:
+    job = Pass(activation, DICE, ignore_index)
+    launch, _, valid = triton_gpu.forward(x.to(HOME), target.to(HOME), job, largest)
+    launch.start()
+    assert bool(valid) == bool(reference.region_sums(x, target, job)[1])
+    return bool(valid)
+
+
+LABELS_AND_VERDICTS = [
+    ([3, 0], torch.int64, None, False),
+    ([-1, 0], torch.int64, None, False),
+    ([-1, 0], torch.int64, -1, True),
+    ([255, 0], torch.uint8, -1, False),  # not −1
+    ([255, 0], torch.uint8, 255, True),
+    ([65535, 0], torch.uint16, 65535, True),
+    ([2**40, 0], torch.int64, None, False),
+    ([2**40, 0], torch.int64, 2**40, True),
+    ([1.5, 0], torch.float32, None, False),
+    ([1.5, 0], torch.float32, 1, False),  # a fraction that truncates to the ignored label
+    ([257.0, 0], torch.bfloat16, 257, False),  # bfloat16 rounds it to 256
+    ([256.0, 0], torch.bfloat16, 256, True),
+    ([math.nan, 0], torch.float16, None, False),
+    ([math.nan, 0], torch.float16, 0, False),
+    ([math.inf, 0], torch.float64, None, False),
+    ([-0.0, 2], torch.float64, None, True),
+]
+
+
+@pytest.mark.parametrize("largest", [512, 2])
+@pytest.mark.parametrize(("labels", "dtype", "ignore_index", "valid"), LABELS_AND_VERDICTS)
+def test_labels_that_are_no_class_are_flagged(
+    labels: list[float], dtype: torch.dtype, ignore_index: int | None, valid: bool, largest: int
+) -> None:
+    target = torch.zeros(2, 1, 600, dtype=dtype)
+    target[1, 0, -2:] = torch.tensor(labels).to(dtype)
+    assert verdict(logits(2, 3, (600,)), target, "softmax", ignore_index, largest) is valid
+
+
+@pytest.mark.parametrize("largest", [512, 2])
+@pytest.mark.parametrize(
+    ("value", "ignore_index", "valid"),
+    [
+        (1.5, None, False),
+        (-0.5, None, False),
+        (1.0005, None, True),
+        (math.nan, None, False),
+        (0.5, 2, False),  # ignored by half
+        (0.5, 1, True),
+        (255.0, 255, False),  # in one channel only
+    ],
+)
+def test_targets_out_of_range_are_flagged(
+    value: float, ignore_index: int | None, valid: bool, largest: int
+) -> None:
+    target = torch.zeros(2, 3, 600)
+    target[1, 2, -1] = value
+    assert verdict(logits(2, 3, (600,)), target, "sigmoid", ignore_index, largest) is valid
+
+
+@pytest.mark.parametrize("largest", [512, 2])
+@pytest.mark.parametrize(
+    ("value", "dtype", "valid"),
+    [
+        (1.5, torch.float32, False),
+        (-0.002, torch.float32, False),
+        (1.0005, torch.float32, True),
+        (1.005, torch.float16, True),
+        (math.nan, torch.float32, True),  # to be seen in the loss
+        (math.inf, torch.float32, False),
+    ],
+)
+@pytest.mark.parametrize("form", ["label map", "one-hot"])
+def test_probabilities_out_of_range_are_flagged(
+    value: float, dtype: torch.dtype, valid: bool, form: str, largest: int
+) -> None:
+    x, target = torch.full((2, 3, 600), 0.5, dtype=dtype), label_map(2, 3, (600,))
+    x[1, 2, -1] = value
+    if form == "one-hot":
+        target = one_hot(target, 3)
+    assert verdict(x, target, "none", None, largest) is valid
+
+
+@pytest.mark.parametrize("form", ["contiguous", "channels last", "rotated", "every second", "between"])
+def test_a_gradient_is_laid_out_as_its_tensor(form: str, poisoned_empty: None) -> None:
+    x, target = logits(2, 4, (6, 5, 8)), logits(2, 4, (6, 5, 8)).softmax(1)
+    if form == "channels last":
+        x = x.to(memory_format=torch.channels_last_3d)
+    elif form == "rotated":
+        x = x.permute(0, 1, 4, 2, 3)
+        target = target.permute(0, 1, 4, 2, 3).contiguous()
+    elif form == "every second":
+        x, target = x[..., ::2, :], target[..., ::2, :]
+    elif form == "between":  # the channels lie between the spatial axes: no common stride
+        x = x.transpose(1, 2).contiguous().transpose(1, 2)
+    for wrt, own in (("input", x), ("target", target)):
+        compare(x, target, Pass("softmax", DICE, None), wrt=wrt)
+        grad = torch.ones(3, 2, 4, dtype=torch.float64, device=HOME)
+        got = triton_gpu.region_sums_backward(grad, x.to(HOME), target.to(HOME), Pass("softmax", DICE, None), wrt)
+        assert got.stride() == torch.empty_like(own).stride()
+
+
+def test_nothing_is_copied_where_one_stride_leads_from_voxel_to_voxel() -> None:
+    x, labels = logits(3, 4, (4, 5, 6)), label_map(3, 4, (4, 5, 6))
+    layouts = [
+        (x, labels),
+        tuple(t.to(memory_format=torch.channels_last_3d) for t in (x, labels)),
+        (x[::2], labels[::2]),
+        (x[:1].expand(3, -1, -1, -1, -1), labels[:1].expand(3, -1, -1, -1, -1)),
+        (x.transpose(2, 4), labels.transpose(2, 4)),
+    ]
+    for a, b in layouts:
+        for launch, *_ in (
+            triton_gpu.forward(a, b, Pass("softmax", DICE, None)),
+            triton_gpu.backward(torch.ones(3, 3, 4), a, b, Pass("softmax", DICE, None), "input"),
+        ):
+            assert launch.arguments["input"].data_ptr() == a.data_ptr()
+            assert launch.arguments["target"].data_ptr() == b.data_ptr()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_same_bits_in_every_run(dtype: torch.dtype) -> None:
+    x, labels = logits(2, 4, (3000,), dtype).to(HOME), label_map(2, 4, (3000,)).to(HOME)
+    job = Pass("softmax", [*DICE, "focal"], None)
+    first, _ = triton_gpu.region_sums(x, labels, job)
+    slope = triton_gpu.region_sums_backward(first, x, labels, job, "input")
+    for _ in range(2):
+        assert torch.equal(triton_gpu.region_sums(x, labels, job)[0], first)
+        assert torch.equal(triton_gpu.region_sums_backward(first, x, labels, job, "input"), slope)
+
+
+def test_sums_come_in_the_order_asked_for_and_one_may_come_twice() -> None:
+    x, labels = logits(2, 3, (50,)).to(HOME), label_map(2, 3, (50,)).to(HOME)
+    together = triton_gpu.region_sums(x, labels, Pass("softmax", DICE, None))[0]
+    for order in ([2, 0, 1], [1], [0, 0, 2]):
+        got = triton_gpu.region_sums(x, labels, Pass("softmax", [DICE[k] for k in order], None))[0]
+        assert torch.equal(got, together[order])
+
+
+def test_float32_sums_are_as_exact_as_the_law_asks() -> None:
+    """Equal addends round all the same way, the worst case for long chains: here 16 long, then a tree."""
+    x = torch.full((1, 2, 64, 64, 8), 0.1)
+    x[:, 1] = 0.7
+    sums, _ = triton_gpu.region_sums(x.to(HOME), torch.ones(1, 1, 64, 64, 8).to(HOME), Pass("none", DICE, None))
+    wanted = x.double().flatten(2).sum(-1)
+    assert ((sums[1].cpu() - wanted).abs() <= 2e-7 * wanted).all()
+    assert sums[2].tolist() == [[0, 64 * 64 * 8]]
+
+
+def test_infinite_logits_behave_as_torchs() -> None:
+    x, labels = logits(1, 3, (4,)), torch.tensor([[[0, 1, 2, 0]]])
+    x[0, :, 0] = -math.inf  # no softmax
+    x[0, 1, 1] = math.inf
+    x[0, 2, 3] = -math.inf
+    for largest, voxel in product((512, 2), range(4)):
+        one, label = x[..., voxel : voxel + 1], labels[..., voxel : voxel + 1]
+        job = Pass("softmax", ["prediction", "cross_entropy"], None)
+        launch, partial, _ = triton_gpu.forward(one.to(HOME), label.to(HOME), job, largest)
+        launch.start()
+        wanted, _ = reference.region_sums(one, label, job)
+        torch.testing.assert_close(partial.sum(0).cpu(), wanted, rtol=1e-12, atol=1e-12, equal_nan=True)
+
+
+@pytest.mark.parametrize("largest", [512, 8])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_tiles_fit_into_registers(dtype: torch.dtype, largest: int) -> None:
+    for classes, voxels, sums in product([1, 2, 3, 14, 33, 118, 512, 513, 5000], [1, 31, 128**3], [1, 4, 10]):
+        tile = tiling(classes, voxels, dtype, sums, largest)
+        assert tile.whole == (classes <= largest)
+        assert tile.classes >= classes if tile.whole else tile.classes <= largest
+        assert 1 <= tile.warps <= 16
+        for power in (tile.classes, tile.voxels, tile.warps, tile.tiles):
+            assert power & (power - 1) == 0
+        values = tile.classes * tile.voxels / (tile.warps * LANES)
+        assert values * (1 + sums) * dtype.itemsize / 4 <= 120 or values <= 16 / (dtype.itemsize / 4)
+        assert tile.tiles == 1 or (tile.tiles - 1) * tile.voxels < voxels + tile.tiles * tile.voxels / 2
+
+
+def test_it_is_chosen_on_cuda_and_never_on_the_cpu() -> None:
+    assert select(device="cpu")[0] != "triton_gpu"
+    if HOME == "cuda":
+        assert select(device="cuda")[0] == "triton_gpu"
+    else:
+        assert select(device="cuda")[0] == "eager"
+        assert select("triton_gpu") == ("triton_gpu", "named by backend")
+    assert not triton_gpu.takes("mps", torch.float32)[0]
+    assert not triton_gpu.takes(HOME, torch.float8_e4m3fn)[0]
+
+
+def test_the_operator_refuses_a_bad_label() -> None:
+    if HOME == "cuda":
+        pytest.skip("there it is an assertion on the device, which ends the process")
+    labels = torch.tensor([[[0, 7]]])
+    with pytest.raises(ValueError, match="labels 0…2"):
+        ops.region_sums(logits(1, 3, (2,)), labels, "softmax", DICE, None, "triton_gpu", 0.0)
+
+
+def run(code: str, **environment: str) -> str:
+    """Run Python in a process that does not interpret kernels, and return what it prints."""
+    others = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env={**others, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_triton_is_imported_when_it_is_asked_for() -> None:
+    assert run("import sys, voxloss; print('triton' in sys.modules)") == "False\n"
+
+
+def test_without_triton_it_says_what_is_missing() -> None:
+    code = "import sys; sys.modules['triton'] = None\nfrom voxloss.backends import triton_gpu, select\n"
+    code += "print(triton_gpu.available(), select(device='cuda'))"
+    assert "(False, 'Triton cannot be imported" in run(code)
+    assert "eager" in run(code)
+
+
+def bundled(vendor: str) -> bool:
+    """Whether Triton can compile for a vendor's GPUs here: this needs no GPU, but what is in Triton's wheel."""
+    try:
+        from triton.backends import backends
+    except ImportError:
+        return False
+    return vendor in backends
+
+
+def test_compiled_for_an_h100_nothing_spills_and_everything_fits() -> None:
+    """Labels and soft targets, 1 to 600 classes, every sum, each dtype, forward and backward."""
+    if not bundled("nvidia"):
+        pytest.skip("this Triton does not compile for NVIDIA")
+    code = """
+from voxloss_verify.bench.gpu_resources import CASES, resources
+for case in CASES:
+    for line in resources(case):
+        print(*line[3:], line.kernel, line.case)
+"""
+    lines = [line.split(maxsplit=4) for line in run(code).splitlines()]
+    assert len(lines) > 80
+    for warps, registers, spills, shared, kernel in lines:
+        assert spills == "0", kernel
+        assert int(registers) * 32 * int(warps) <= 65536, kernel
+        assert int(shared) <= 48 * 1024, kernel
+
+
+def test_a_spill_is_noticed() -> None:
+    """Four warps for 512 classes leave a thread 64 values and their totals."""
+    if not bundled("nvidia"):
+        pytest.skip("this Triton does not compile for NVIDIA")
+    code = """
+from voxloss_verify.bench import gpu_resources
+from voxloss.backends import triton_gpu
+chosen = triton_gpu.tiling
+triton_gpu.tiling = lambda *problem: chosen(*problem)._replace(warps=2)
+case = next(case for case in gpu_resources.CASES if case.classes == 512)
+print(max(line.spills for line in gpu_resources.resources(case)) > 0)
+"""
+    assert run(code) == "True\n"
+
+
+def test_compiled_for_an_mi300_nothing_spills() -> None:
+    if not bundled("amd"):
+        pytest.skip("this Triton does not compile for AMD")
+    code = """
+from voxloss_verify.bench.gpu_resources import CASES, resources
+for case in CASES:
+    if case.classes in (14, 118) and case.dtype.itemsize == 4:
+        for line in resources(case, "gfx942"):
+            assert line.spills == 0, line
+            print(line)
+"""
+    assert len(run(code).splitlines()) > 20
+
+
+def test_a_lane_has_all_classes_of_its_voxel_and_lanes_read_side_by_side() -> None:
+    """So does a softmax of 16 classes exchange nothing, and a warp read 128 bytes at once."""
+    if not bundled("nvidia"):
+        pytest.skip("this Triton does not compile for NVIDIA")
+    code = """
+import re
+from voxloss_verify.bench.gpu_resources import CASES, compiled, launches
+case = next(case for case in CASES if case.classes == 14)
+forward, backward = [compiled(launch)[0].asm for launch in launches(case)]
+for asm in (forward, backward):
+    print({*re.findall(r"threadsPerWarp = \\[\\d+, \\d+\\]", asm["ttgir"])}, end=" ")
+print("shfl" in backward["ptx"], "bar.sync" in backward["ptx"])
+"""
+    assert run(code) == "{'threadsPerWarp = [1, 32]'} {'threadsPerWarp = [1, 32]'} False False\n"
+
+
+def test_a_launch_is_what_triton_takes() -> None:
+    """Up to the driver: arguments are bound, specialised and compiled as for a launch on a GPU."""
+    if not bundled("nvidia"):
+        pytest.skip("this Triton does not compile for NVIDIA")
+    code = """
+from types import SimpleNamespace
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from voxloss_verify.bench.gpu_resources import CASES, launches
+driver.set_active(SimpleNamespace(
+    get_current_target=lambda: GPUTarget("cuda", 90, 32),
+    get_current_device=lambda: 0,
+    get_current_stream=lambda device: 0,
+))
+for launch in launches(next(case for case in CASES if case.classes == 118)):
+    first = launch.kernel.warmup(**launch.arguments, **launch.options, grid=(launch.programs,))
+    again = launch.kernel.warmup(**launch.arguments, **launch.options, grid=(launch.programs,))
+    print(first.metadata.name, first is again, "cubin" in first.asm)
+"""
+    assert run(code) == "sums True True\ngradient True True\n"

@@ -1,0 +1,1 @@
+"""Measurements: what a loss costs in time, memory and registers."""
