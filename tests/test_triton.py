@@ -309,6 +309,28 @@ def test_float32_sums_are_as_exact_as_the_law_asks() -> None:
     assert sums[2].tolist() == [[0, 64 * 64 * 8]]
 
 
+def test_programs_are_added_up_in_float64() -> None:
+    x, labels = logits(2, 3, (9000,), torch.float32).to(HOME), label_map(2, 3, (9000,)).to(HOME)
+    job = Pass("softmax", DICE, None)
+    launch, partial, _ = triton_gpu.forward(x, labels, job)
+    launch.start()
+    assert len(partial) > 4
+    assert torch.equal(triton_gpu.region_sums(x, labels, job)[0], partial.double().sum(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_the_small_loss_of_a_sure_prediction_is_exact(dtype: torch.dtype) -> None:
+    """Where 1 + exp(−|z|) rounds to 1, or nearly."""
+    x = torch.linspace(-80, -12, 40).view(1, 1, -1).to(dtype)
+    for sign, name in ((1, "cross_entropy_negative"), (-1, "cross_entropy")):
+        target = torch.full_like(x, float(sign < 0))
+        for voxel in range(40):
+            z, g = sign * x[..., voxel : voxel + 1], target[..., voxel : voxel + 1]
+            got, _ = triton_gpu.region_sums(z.to(HOME), g.to(HOME), Pass("sigmoid", [name], None))
+            wanted, _ = reference.region_sums(z, g, Pass("sigmoid", [name], None))
+            torch.testing.assert_close(got.cpu(), wanted, rtol=1e-12 if dtype == torch.float64 else 1e-5, atol=0)
+
+
 def test_infinite_logits_behave_as_torchs() -> None:
     x, labels = logits(1, 3, (4,)), torch.tensor([[[0, 1, 2, 0]]])
     x[0, :, 0] = -math.inf  # no softmax
@@ -321,6 +343,25 @@ def test_infinite_logits_behave_as_torchs() -> None:
         launch.start()
         wanted, _ = reference.region_sums(one, label, job)
         torch.testing.assert_close(partial.sum(0).cpu(), wanted, rtol=1e-12, atol=1e-12, equal_nan=True)
+
+
+@pytest.mark.parametrize("largest", [512, 2])
+@pytest.mark.parametrize("ignore_index", [None, 2])
+def test_a_volume_may_have_more_than_two_to_the_31_elements(largest: int, ignore_index: int | None) -> None:
+    """Two strides lead beyond them; in 32 bits they would lead back, to zeros. Hardly a page of it is touched."""
+    far = 2**30 + 3
+    try:
+        memory = torch.empty(2**31 + 2 * far + 40, dtype=torch.uint8, device=HOME)
+    except RuntimeError:
+        pytest.skip("no room for it")
+    target = memory.as_strided((1, 3, 40), (0, far, 1), 2**31)
+    target.copy_(one_hot(label_map(1, 3, (40,)), 3))
+    memory[2**31 + 2 * far - 2**32 :][:40] = 0
+    x, job = logits(1, 3, (40,)), Pass("softmax", DICE, ignore_index)
+    launch, partial, valid = triton_gpu.forward(x.to(HOME), target, job, largest)
+    launch.start()
+    assert valid
+    assert (partial.sum(0).cpu() - reference.region_sums(x, target.cpu().clone(), job)[0]).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("largest", [512, 8])
