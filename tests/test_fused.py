@@ -223,11 +223,14 @@ def test_targets_that_are_no_probabilities_are_seen(
     assert BACKENDS[backend].region_sums(torch.randn(1, 3, 3), target[None], job)[1].item() is valid
 
 
-@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("backend", ["reference", "eager", *FUSED])
 @pytest.mark.parametrize(
     ("p", "valid"), [(1.0005, True), (1.1, False), (-0.0005, True), (-0.1, False), (torch.nan, True)]
 )
-def test_predictions_that_are_no_probabilities_are_seen(p: float, valid: bool, backend: str) -> None:
+@pytest.mark.parametrize("other", [0.5, torch.nan])
+def test_predictions_that_are_no_probabilities_are_seen(
+    p: float, valid: bool, other: float, backend: str
+) -> None:
     x, job = torch.full((1, 2, 40), 0.5), Pass("none", ["prediction"], None)
-    x[0, 1, 39] = p
+    x[0, 1, 39], x[0, 0, 2] = p, other
     assert BACKENDS[backend].region_sums(x, torch.zeros(1, 1, 40), job)[1].item() is valid

@@ -294,8 +294,8 @@ def test_checkpointed_and_autocast_training_steps_are_the_plain_ones() -> None:
         torch.testing.assert_close(a, b, rtol=0.05, atol=2e-3)
 
 
-def test_a_compiled_graph_holds_the_choice_and_not_the_look_around(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether a backend can run is found out in ways that torch.compile cannot follow."""
+def test_the_choice_of_a_backend_is_not_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether one can run is found out in ways that torch.compile cannot follow."""
     looked = []
 
     def look() -> tuple[bool, str]:
@@ -309,4 +309,4 @@ def test_a_compiled_graph_holds_the_choice_and_not_the_look_around(monkeypatch: 
     region_statistics = torch.compile(voxloss.region_statistics, fullgraph=True, backend="aot_eager")
     for _ in range(3):
         region_statistics(x, labels, activation="softmax", backend="eager")
-    assert len(looked) == 1
+    assert len(looked) == 3

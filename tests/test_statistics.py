@@ -114,7 +114,7 @@ def test_label_dtype_does_not_matter(dtype: torch.dtype) -> None:
     expected = value_and_gradient(x, one_hot(labels, channels), activation="softmax")
     for target in (labels.to(dtype), one_hot(labels, channels).to(dtype)):
         for got, want in zip(value_and_gradient(x, target, activation="softmax"), expected, strict=True):
-            torch.testing.assert_close(got, want, rtol=1e-14, atol=0)
+            torch.testing.assert_close(got, want, rtol=1e-14, atol=1e-15)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from voxloss import inputs
-from voxloss.backends import ops, select
+from voxloss.backends import ops
 
 Activation = Literal["softmax", "sigmoid", "none"] | Callable[[Tensor], Tensor]
 
@@ -105,7 +105,6 @@ def region_statistics(
     power = "_squared" if squared else ""
     overlap = "soft_intersection" if soft_label and not squared else "intersection"
     inputs.require_reverse_mode(input, target)
-    name, _ = select(backend, input.device.type, input.dtype)
     names = [overlap, f"prediction{power}", f"target{power}"]
-    sums = ops.region_sums(input, target, activation, names, ignore_index, name, 0.0)
+    sums = ops.region_sums(input, target, activation, names, ignore_index, backend, 0.0)
     return RegionStatistics(*sums.unbind(0))

@@ -60,7 +60,6 @@ def list_backends() -> list[BackendInfo]:
     return [BackendInfo(name, *backend.available()) for name, backend in BACKENDS.items()]
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def select(
     requested: str | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> tuple[str, str]:

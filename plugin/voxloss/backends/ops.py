@@ -13,10 +13,15 @@ import torch
 from torch import Tensor
 
 from voxloss import inputs
-from voxloss.backends import BACKENDS, voxels
+from voxloss.backends import BACKENDS, Backend, select, voxels
 from voxloss.backends.voxels import Pass
 
-_OPTIONS = "str activation, str[] sums, int? ignore_index, str backend, float gamma"
+_OPTIONS = "str activation, str[] sums, int? ignore_index, str? backend, float gamma"
+
+
+def _chosen(backend: str | None, input: Tensor) -> Backend:
+    """Here and not before, since torch.compile cannot trace how one looks around a machine."""
+    return BACKENDS[select(backend, input.device.type, input.dtype)[0]]
 
 
 @torch.library.custom_op(
@@ -28,13 +33,13 @@ def region_sums(
     activation: str,
     sums: Sequence[str],
     ignore_index: int | None,
-    backend: str,
+    backend: str | None,
     gamma: float,
 ) -> Tensor:
     """Sums over the voxels, `[K, B, C]`, in the order of `sums`."""
     job = Pass(activation, sums, ignore_index, gamma)
     voxels.require_job(job)
-    result, valid = BACKENDS[backend].region_sums(input, target, job)
+    result, valid = _chosen(backend, input).region_sums(input, target, job)
     inputs.require_valid(valid, input, target, job)
     return result
 
@@ -46,7 +51,7 @@ def _(
     activation: str,
     sums: Sequence[str],
     ignore_index: int | None,
-    backend: str,
+    backend: str | None,
     gamma: float,
 ) -> Tensor:
     wide = torch.float32 if input.device.type == "mps" else torch.float64
@@ -65,13 +70,13 @@ def region_sums_backward(
     activation: str,
     sums: Sequence[str],
     ignore_index: int | None,
-    backend: str,
+    backend: str | None,
     gamma: float,
     wrt: str,
 ) -> Tensor:
     """∂L/∂input or ∂L/∂target (`wrt`) from grad = ∂L/∂sums, `[K, B, C]`."""
     job = Pass(activation, sums, ignore_index, gamma)
-    return BACKENDS[backend].region_sums_backward(grad, input, target, job, wrt)
+    return _chosen(backend, input).region_sums_backward(grad, input, target, job, wrt)
 
 
 @region_sums_backward.register_fake

@@ -124,10 +124,9 @@ def prepare(input: Tensor, target: Tensor, job: Pass, dtype: torch.dtype) -> Vox
         valid = valid | ignored
     valid = valid.all()
     if job.activation == "none":
-        low, high = p.detach().aminmax()
         tolerance = range_tolerance(input.dtype)
         # Written so that NaN passes: in a prediction it must reach the loss, where GradScaler looks for it.
-        valid = valid & ~((low < -tolerance) | (high > 1 + tolerance))
+        valid = valid & ~((p < -tolerance) | (p > 1 + tolerance)).any()
     return Voxels(p, g, log_p, log_n, ignored, valid)
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import voxloss
-from voxloss.backends import ops, select
+from voxloss.backends import ops
 from voxloss_verify.bench import plain
 from voxloss_verify.bench.cases import ALPHA, BETA, GAMMA, SMOOTH, Case
 
@@ -86,9 +86,8 @@ class _OnePass(nn.Module):
         self.activation, self.backend = case.activation, backend
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        backend, _ = select(self.backend, input.device.type, input.dtype)
         names = ["intersection", "prediction", "target", *self.own]
-        sums = ops.region_sums(input, target, self.activation, names, None, backend, GAMMA)
+        sums = ops.region_sums(input, target, self.activation, names, None, self.backend, GAMMA)
         overlap, prediction, reference = sums[:3]
         dice = 1 - (2 * overlap + SMOOTH) / (prediction + reference + SMOOTH)
         loss: Tensor = dice.mean() + sums[3:].sum() / self.terms(input)
