@@ -24,7 +24,7 @@ from voxloss.backends.voxels import TERMS, Pass, range_tolerance
 # Voxels of an item that are summed by themselves: the same for any number of threads, so the result is, too.
 PART = 1 << 15
 # Voxels that are worked on at once: with some hundred channels they still fit into the second cache.
-WIDTH = 512
+WIDTH = 1024
 
 _INSTALLED = find_spec("numba") is not None
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -47,7 +47,7 @@ def takes(device: str, dtype: torch.dtype) -> tuple[bool, str]:
 def region_sums(input: Tensor, target: Tensor, job: Pass) -> tuple[Tensor, Tensor]:
     """Return the sums `[K, B, C]` and whether every voxel was valid.
 
-    Rows of up to 512 voxels are summed in float32 (float64 for float64 input), the rows and parts in float64.
+    Rows of up to 1024 voxels are summed in float32 (float64 for float64 input), the rows and parts in float64.
     """
     items, channels, *_ = input.shape
     inputs, targets = (_Items(flat) for flat in flatten_spatial([input, target]))

@@ -36,8 +36,8 @@ INTERSECTION, SOFT_INTERSECTION, PREDICTION, PREDICTION_SQUARED, TARGET, TARGET_
 CROSS_ENTROPY, CROSS_ENTROPY_NEGATIVE, FOCAL, FOCAL_NEGATIVE = range(6, 10)
 
 # Rows of voxels to work in: p, n, the target, …; SCALE is 1/Σ exp(z − max).
-P, N, G, LOG_P, LOG_N, FOCUS, SLOPE, BY_FOCAL, MAXIMUM, SCALE, LOG_SUM, DOT, EXP = range(13)
-ROWS = 13
+P, N, G, LOG_P, LOG_N, FOCUS, BY_FOCAL, MAXIMUM, SCALE, LOG_SUM, DOT, EXP = range(12)
+ROWS = 12
 
 IGNORED = -1  # in place of a label
 
@@ -441,7 +441,7 @@ def _fill(c, count, activation, with_logs, all_count, logits, exps, labels, targ
 
 @compiled
 def _focus(base, count, gamma, rows):
-    """Fill the row FOCUS with base^γ."""
+    """Fill the row FOCUS with base^γ, unless γ is 2: a square costs less than to load it."""
     focus = rows[FOCUS]
     zero, tiny = focus.dtype.type(0), focus.dtype.type(SMALLEST_PROBABILITY)
     if gamma == 0:
@@ -450,10 +450,7 @@ def _focus(base, count, gamma, rows):
     elif gamma == 1:
         for v in range(count):
             focus[v] = zero if base[v] < zero else base[v]
-    elif gamma == 2:
-        for v in range(count):
-            focus[v] = zero if base[v] < zero else base[v] * base[v]
-    else:
+    elif gamma != 2:
         for v in range(count):
             power = _exp(gamma * _log(tiny if base[v] < tiny else base[v]))
             focus[v] = zero if base[v] <= zero else power
@@ -461,39 +458,30 @@ def _focus(base, count, gamma, rows):
 
 @compiled
 def _add(c, count, sums, gamma, rows, out):
-    """Add the sums of channel c; those that are not asked for stay 0."""
+    """Add the sums of channel c; of those that share a loop also some that nobody asked for."""
     p, g, n, log_p, log_n, focus = rows[P], rows[G], rows[N], rows[LOG_P], rows[LOG_N], rows[FOCUS]
-    zero, one = p.dtype.type(0), p.dtype.type(1)
-    if sums[INTERSECTION]:
-        total = zero
+    zero, one, square = p.dtype.type(0), p.dtype.type(1), gamma == 2
+    if sums[INTERSECTION] or sums[PREDICTION] or sums[TARGET]:
+        intersection, prediction, target = zero, zero, zero
         for v in range(count):
-            total += p[v] * g[v]
-        out[INTERSECTION, c] += total
+            intersection += p[v] * g[v]
+            prediction += p[v]
+            target += g[v]
+        out[INTERSECTION, c] += intersection
+        out[PREDICTION, c] += prediction
+        out[TARGET, c] += target
+    if sums[PREDICTION_SQUARED] or sums[TARGET_SQUARED]:
+        prediction, target = zero, zero
+        for v in range(count):
+            prediction += p[v] * p[v]
+            target += g[v] * g[v]
+        out[PREDICTION_SQUARED, c] += prediction
+        out[TARGET_SQUARED, c] += target
     if sums[SOFT_INTERSECTION]:
         total = zero
         for v in range(count):
             total += g[v] if g[v] < p[v] else p[v]
         out[SOFT_INTERSECTION, c] += total
-    if sums[PREDICTION]:
-        total = zero
-        for v in range(count):
-            total += p[v]
-        out[PREDICTION, c] += total
-    if sums[PREDICTION_SQUARED]:
-        total = zero
-        for v in range(count):
-            total += p[v] * p[v]
-        out[PREDICTION_SQUARED, c] += total
-    if sums[TARGET]:
-        total = zero
-        for v in range(count):
-            total += g[v]
-        out[TARGET, c] += total
-    if sums[TARGET_SQUARED]:
-        total = zero
-        for v in range(count):
-            total += g[v] * g[v]
-        out[TARGET_SQUARED, c] += total
     # 0·(−∞) is 0 here.
     if sums[CROSS_ENTROPY]:
         total = zero
@@ -509,42 +497,51 @@ def _add(c, count, sums, gamma, rows, out):
         _focus(n, count, gamma, rows)
         total = zero
         for v in range(count):
-            total -= zero if g[v] == zero else g[v] * log_p[v] * focus[v]
+            power = n[v] * n[v] if square else focus[v]
+            total -= zero if g[v] == zero else g[v] * log_p[v] * power
         out[FOCAL, c] += total
     if sums[FOCAL_NEGATIVE]:
         _focus(p, count, gamma, rows)
         total = zero
         for v in range(count):
-            total -= zero if g[v] == one else (one - g[v]) * log_n[v] * focus[v]
+            power = p[v] * p[v] if square else focus[v]
+            total -= zero if g[v] == one else (one - g[v]) * log_n[v] * power
         out[FOCAL_NEGATIVE, c] += total
 
 
 @compiled
-def _by_own(c, count, sums, weights, linear, squared, own, other, slope):
-    """Fill `slope` with the derivative, by p or by g (`own`), of the sums without logarithms."""
-    constant, cross = weights[linear, c], weights[INTERSECTION, c]
+def _by_own(c, count, activation, sums, weights, linear, squared, own, other, n, slope):
+    """Fill `slope` with the derivative, by p or by g (`own`), of the sums without logarithms.
+
+    By p it is multiplied on: by p for a softmax, whose slope is q, and by p·n for a sigmoid.
+    """
+    constant, cross, soft = weights[linear, c], weights[INTERSECTION, c], weights[SOFT_INTERSECTION, c]
     twice = weights[squared, c] + weights[squared, c]
+    zero, kink = own.dtype.type(0), sums[SOFT_INTERSECTION]
     for v in range(count):
-        slope[v] = constant + twice * own[v] + cross * other[v]
-    if sums[SOFT_INTERSECTION]:
-        zero, soft = own.dtype.type(0), weights[SOFT_INTERSECTION, c]
-        for v in range(count):
-            above, below = slope[v], slope[v] + soft
+        by_own = constant + twice * own[v] + cross * other[v]
+        if kink:
+            above, below = by_own, by_own + soft
             # At p = g the sub-gradient that is nearest to zero; see `voxels`.
             at = max(min(above, below), zero) + min(max(above, below), zero)
-            slope[v] = below if own[v] < other[v] else (above if own[v] > other[v] else at)
+            by_own = below if own[v] < other[v] else (above if own[v] > other[v] else at)
+        if activation == SOFTMAX:
+            by_own *= own[v]
+        elif activation == SIGMOID:
+            by_own *= own[v] * n[v]
+        slope[v] = by_own
 
 
 @compiled
-def _add_by_log(count, activation, gamma, cross_entropy, focal, negative, p, n, g, log_p, rows):
+def _add_by_log(count, activation, gamma, cross_entropy, focal, negative, p, n, g, log_p, rows, slope):
     """Add the slope of −g·(cross_entropy + focal·n^γ)·log p.
 
     If `negative`, of the terms with 1 − g in the place of g; p and n are given in each other's place.
     """
-    slope, focus = rows[SLOPE], rows[FOCUS]
+    focus = rows[FOCUS]
     floor = p.dtype.type(-1e4)  # of log p; p·log p is 0 there
     tiny = p.dtype.type(SMALLEST_PROBABILITY)
-    zero, one = p.dtype.type(0), p.dtype.type(1)
+    zero, one, square = p.dtype.type(0), p.dtype.type(1), gamma == 2
     constant, factor = (-one, one) if negative else (zero, one)  # −(1 − g), or g
     if focal == 0:  # the logarithms need not be there
         for v in range(count):
@@ -558,41 +555,36 @@ def _add_by_log(count, activation, gamma, cross_entropy, focal, negative, p, n, 
         return
     _focus(n, count, gamma, rows)
     for v in range(count):
+        power = focal * (n[v] * n[v] if square else focus[v])
         share = constant + factor * g[v]
         log = floor if log_p[v] < floor else log_p[v]
         if activation == SIGMOID:
-            slope[v] -= share * (cross_entropy * n[v] + focal * focus[v] * (n[v] - gamma * p[v] * log))
+            slope[v] -= share * (cross_entropy * n[v] + power * (n[v] - gamma * p[v] * log))
         else:
             ratio = -one if n[v] <= zero else p[v] * log / n[v]  # its limit
-            by_log = share * (cross_entropy + focal * focus[v] * (one - gamma * ratio))
+            by_log = share * (cross_entropy + power * (one - gamma * ratio))
             slope[v] -= by_log if activation == SOFTMAX else by_log / (tiny if p[v] < tiny else p[v])
 
 
 @compiled
-def _slope(c, count, activation, sums, gamma, weights, rows):
-    """Fill the row SLOPE: q = p·∂L/∂p + ∂L/∂log p for a softmax, otherwise ∂L/∂input; `weights` is ∂L/∂sums."""
-    p, n, g, log_p, log_n, slope = rows[P], rows[N], rows[G], rows[LOG_P], rows[LOG_N], rows[SLOPE]
-    _by_own(c, count, sums, weights, PREDICTION, PREDICTION_SQUARED, p, g, slope)
-    if activation == SOFTMAX:
-        for v in range(count):
-            slope[v] *= p[v]
-    elif activation == SIGMOID:
-        for v in range(count):
-            slope[v] *= p[v] * n[v]
+def _slope(c, count, activation, sums, gamma, weights, rows, slope):
+    """Fill `slope`: q = p·∂L/∂p + ∂L/∂log p for a softmax, otherwise ∂L/∂input; `weights` is ∂L/∂sums."""
+    p, n, g, log_p, log_n = rows[P], rows[N], rows[G], rows[LOG_P], rows[LOG_N]
+    _by_own(c, count, activation, sums, weights, PREDICTION, PREDICTION_SQUARED, p, g, n, slope)
     if sums[CROSS_ENTROPY] or sums[FOCAL]:
         cross_entropy, focal = weights[CROSS_ENTROPY, c], weights[FOCAL, c]
-        _add_by_log(count, activation, gamma, cross_entropy, focal, False, p, n, g, log_p, rows)
+        _add_by_log(count, activation, gamma, cross_entropy, focal, False, p, n, g, log_p, rows, slope)
     if sums[CROSS_ENTROPY_NEGATIVE] or sums[FOCAL_NEGATIVE]:
         cross_entropy, focal = weights[CROSS_ENTROPY_NEGATIVE, c], weights[FOCAL_NEGATIVE, c]
-        _add_by_log(count, activation, gamma, cross_entropy, focal, True, n, p, g, log_n, rows)
+        _add_by_log(count, activation, gamma, cross_entropy, focal, True, n, p, g, log_n, rows, slope)
 
 
 @compiled
-def _slope_by_target(c, count, sums, gamma, weights, rows):
-    """Fill the row SLOPE with ∂L/∂g."""
-    p, n, g, log_p, log_n = rows[P], rows[N], rows[G], rows[LOG_P], rows[LOG_N]
-    slope, focus = rows[SLOPE], rows[FOCUS]
-    _by_own(c, count, sums, weights, TARGET, TARGET_SQUARED, g, p, slope)
+def _slope_by_target(c, count, sums, gamma, weights, rows, slope):
+    """Fill `slope` with ∂L/∂g."""
+    p, n, g, log_p, log_n, focus = rows[P], rows[N], rows[G], rows[LOG_P], rows[LOG_N], rows[FOCUS]
+    square = gamma == 2
+    _by_own(c, count, NONE, sums, weights, TARGET, TARGET_SQUARED, g, p, n, slope)
     if sums[CROSS_ENTROPY]:
         for v in range(count):
             slope[v] -= weights[CROSS_ENTROPY, c] * log_p[v]
@@ -602,11 +594,11 @@ def _slope_by_target(c, count, sums, gamma, weights, rows):
     if sums[FOCAL]:
         _focus(n, count, gamma, rows)
         for v in range(count):
-            slope[v] -= weights[FOCAL, c] * focus[v] * log_p[v]
+            slope[v] -= weights[FOCAL, c] * (n[v] * n[v] if square else focus[v]) * log_p[v]
     if sums[FOCAL_NEGATIVE]:
         _focus(p, count, gamma, rows)
         for v in range(count):
-            slope[v] += weights[FOCAL_NEGATIVE, c] * focus[v] * log_n[v]
+            slope[v] += weights[FOCAL_NEGATIVE, c] * (p[v] * p[v] if square else focus[v]) * log_n[v]
 
 
 # A softmax and a label map, what most networks are trained with: apart from Σp and Σp², the sums need only the
@@ -627,6 +619,9 @@ def _fill_at_labels(count, sums, gamma, with_logs, logits, exps, labels, rows):
             rows[LOG_P, v] = logits[label, v] - rows[MAXIMUM, v] - rows[LOG_SUM, v]
     if sums[FOCAL]:
         _focus(rows[N], count, gamma, rows)
+        if gamma == 2:
+            for v in range(count):
+                rows[FOCUS, v] = rows[N, v] * rows[N, v]
 
 
 @compiled
@@ -762,7 +757,7 @@ def backward(input, target, start, stop, asked, blocks, rows, labels, weights, b
         or sums[FOCAL_NEGATIVE]
     )
     is_map = asked.is_map
-    slope, dot = rows[SLOPE], rows[DOT]
+    dot = rows[DOT]
     for first in range(start, stop, rows.shape[1]):
         count = min(rows.shape[1], stop - first)
         _, all_count = _load_voxels(input, target, first, count, asked, with_logs, blocks, rows, labels)
@@ -771,18 +766,18 @@ def backward(input, target, start, stop, asked, blocks, rows, labels, weights, b
             _slope_at_labels(count, sums, gamma, weights, logits, exps, labels, rows)
             _store(logits, first, count, result)
             continue
-        for v in range(count):
-            dot[v] = 0
         for c in range(logits.shape[0]):
             _fill(c, count, activation, with_logs, all_count, logits, exps, labels, soft, is_map, rows)
             if by_target:
-                _slope_by_target(c, count, sums, gamma, weights, rows)
+                _slope_by_target(c, count, sums, gamma, weights, rows, logits[c])
             else:
-                _slope(c, count, activation, sums, gamma, weights, rows)
-            for v in range(count):
-                logits[c, v] = slope[v]
-                dot[v] += slope[v]
+                _slope(c, count, activation, sums, gamma, weights, rows, logits[c])
         if activation == SOFTMAX and not by_target:
+            for v in range(count):
+                dot[v] = 0
+            for c in range(logits.shape[0]):
+                for v in range(count):
+                    dot[v] += logits[c, v]
             for c in range(logits.shape[0]):
                 for v in range(count):
                     logits[c, v] -= exps[c, v] * rows[SCALE, v] * dot[v]
