@@ -18,7 +18,7 @@ import torch
 import voxloss
 from test_statistics import LargestTensor
 from volumes import label_map, logits
-from voxloss.backends import eager, huge_pages, numba_cpu, reference, select
+from voxloss.backends import eager, numba_cpu, reference, select
 from voxloss.backends.voxels import Pass
 from voxloss_verify.tolerances import LOSS
 
@@ -226,23 +226,6 @@ def test_no_memory_but_the_gradient(form: str, layout: torch.memory_format) -> N
     _, peak = get_traced_memory()
     stop()
     assert peak < 0.1 * x.nbytes
-
-
-def test_huge_pages_are_only_advised_for_large_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    advised: list[tuple[int, int]] = []
-    monkeypatch.setattr(
-        huge_pages, "_madvise", lambda: lambda start, size, advice: advised.append((start.value, size.value))
-    )
-    huge_pages.advise(torch.empty(1000))
-    assert not advised
-    large = torch.empty(3 << 20)
-    huge_pages.advise(large)
-    ((start, size),) = advised
-    assert start % os.sysconf("SC_PAGESIZE") == size % os.sysconf("SC_PAGESIZE") == 0
-    assert large.data_ptr() <= start
-    assert start + size <= large.data_ptr() + large.nbytes
-    monkeypatch.setattr(huge_pages, "_madvise", lambda: None)
-    huge_pages.advise(large)
 
 
 def test_it_is_chosen_on_the_cpu_and_says_why_not_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from voxloss.backends import huge_pages
 from voxloss.backends.layout import flatten_spatial
 from voxloss.backends.voxels import TERMS, Pass, range_tolerance
 
@@ -74,12 +73,11 @@ def region_sums_backward(grad: Tensor, input: Tensor, target: Tensor, job: Pass,
     if flatten_spatial([written])[0].untyped_storage().data_ptr() != written.untyped_storage().data_ptr():
         # Axes in an order that no single stride can follow: the kernel writes elsewhere.
         written = torch.empty(like.shape, dtype=like.dtype)
-    huge_pages.advise(written)
     results, inputs, targets = (_Items(flat) for flat in flatten_spatial([written, input, target]))
     asked, by_target = _asked(input, target, job), wrt == "target"
     weights = np.zeros((items, len(TERMS), channels), _precision(input))
     for name, row in zip(job.sums, grad, strict=True):
-        weights[:, list(TERMS).index(name)] += row.numpy()
+        weights[:, list(TERMS).index(name)] += row.detach().numpy()
 
     def walk(item: int, part: int, start: int, stop: int, scratch: Any) -> None:
         _kernels().backward(

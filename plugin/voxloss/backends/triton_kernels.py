@@ -1,9 +1,8 @@
 """The kernels of `triton_gpu`: voxels.py's definition, on tiles `[classes, voxels]` that stay in registers.
 
 One program takes every n-th tile of an item, so that programs that run at the same time read memory side by side.
-`sums` and `gradient` hold all classes of a voxel
-in one tile and read the volume once; `sums_of_many` and `gradient_of_many` walk over the classes in tiles, with
-an online softmax, and read it twice and three times.
+`sums` and `gradient` hold all classes of a voxel in one tile and read the volume once; `sums_of_many` and
+`gradient_of_many` walk over the classes in tiles, with an online softmax, and read it twice and three times.
 
 A voxel outside the volume and one that is ignored are treated alike: they are not `live`, their logit is −∞ (or
 their probability 0) and their target 0, so that every term of theirs is 0 by itself; so it is with the classes
