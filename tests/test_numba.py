@@ -29,7 +29,7 @@ DICE = Pass("softmax", ["intersection", "prediction", "target"], None)
 
 
 @njit  # type: ignore[untyped-decorator]
-def each(function: Any, x: Any, kind: int, out: Any) -> None:
+def each(function: Any, x: Any, out: Any) -> None:
     for i in range(x.size):
         if function == 0:
             out[i] = kernels._exp(x[i])
@@ -72,7 +72,7 @@ def test_elementary_functions_are_right_to_the_last_bits(dtype: Any) -> None:
     for number, (exact, points) in enumerate(domains):
         x = points.astype(dtype)
         got = np.empty_like(x)
-        each(number, x, 0, got)
+        each(number, x, got)
         expected = exact(x.astype(np.longdouble))
         # Near 1 the logarithm is held to the spacing at the point, not to that at its tiny value.
         scale = np.maximum(np.abs(expected), np.abs(x - 1) if exact is np.log else 0)
@@ -83,14 +83,14 @@ def test_elementary_functions_are_right_to_the_last_bits(dtype: Any) -> None:
 @pytest.mark.parametrize("x", [-100.0, -1e4, -np.inf])
 def test_an_exponential_that_underflows_is_as_good_as_zero(x: float) -> None:
     got = np.empty(1, np.float32)
-    each(0, np.array([x], np.float32), 0, got)
+    each(0, np.array([x], np.float32), got)
     assert 0 <= got[0] < 2e-38
 
 
 def test_nan_goes_through_every_function() -> None:
     for number in range(3):
         got = np.zeros(1, np.float32)
-        each(number, np.array([np.nan], np.float32), 0, got)
+        each(number, np.array([np.nan], np.float32), got)
         assert np.isnan(got[0])
 
 

@@ -30,7 +30,7 @@ _LOGGER = logging.getLogger("voxloss")
 SOFTMAX, SIGMOID, NONE = range(3)
 NATIVE, HALF, BFLOAT16 = range(3)  # what a 16-bit element is
 
-# Rows of `asked`, of the sums and of their gradients.
+# Rows of `Asked.sums`, of the sums and of their gradients.
 SUMS = tuple(TERMS)  # in this order:
 INTERSECTION, SOFT_INTERSECTION, PREDICTION, PREDICTION_SQUARED, TARGET, TARGET_SQUARED = range(6)
 CROSS_ENTROPY, CROSS_ENTROPY_NEGATIVE, FOCAL, FOCAL_NEGATIVE = range(6, 10)
@@ -125,8 +125,8 @@ _LOG2_E = np.float32(1.4426950408889634)
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 _ROUND = np.float32(3 << 22)  # what is added to it is rounded to an integer, which the lowest bits then hold
 _LOWEST = np.float32(-87.0)  # e^x is not a normal number much below
-# Rounding on purpose is not to be re-ordered away.
 _INLINE: Any = {"forceinline": True}
+# Rounding on purpose is not to be re-ordered away.
 _IN_ORDER: Any = {"fastmath": {"contract"}, "forceinline": True}
 
 
@@ -260,9 +260,8 @@ def _narrow_of(x, kind, like):
             return np.uint16(sign | np.uint32(0x7E00))
         if magnitude >= np.uint32(0x477FF000):  # 65520, from where on float16 rounds to infinity
             return np.uint16(sign | np.uint32(0x7C00))
-        if magnitude < np.uint32(
-            0x38800000
-        ):  # below 2⁻¹⁴ float16 counts in steps of 2⁻²⁴, as float32 does in [½, 1)
+        if magnitude < np.uint32(0x38800000):
+            # Below 2⁻¹⁴ float16 counts in steps of 2⁻²⁴, as float32 does in [½, 1).
             steps = np.uint32(magnitude).view(np.float32) + np.float32(0.5)
             return np.uint16(sign | np.uint32(np.float32(steps).view(np.uint32) - np.uint32(0x3F000000)))
         odd = np.uint32(magnitude >> np.uint32(13)) & np.uint32(1)
@@ -602,7 +601,7 @@ def _slope_by_target(c, count, sums, gamma, weights, rows, slope):
 
 
 # A softmax and a label map, what most networks are trained with: apart from Σp and Σp², the sums need only the
-# channel of a voxel's label, and no logarithm of the others. Twice as fast as channel by channel.
+# channel of a voxel's label, and no logarithm of the others.
 
 
 @compiled

@@ -6,11 +6,11 @@ competes:
 
 * `at_once`: softmax or sigmoid over the volume, autograd through it;
 * `recomputed`: a backward pass written by hand, which computes the probabilities again instead of reading them
-  back, as voxloss does; of Dice with many classes a third faster than `at_once` on a CPU;
+  back, as voxloss does; faster than `at_once` for Dice with many classes on a CPU;
 * `unrolled`: a Python loop over the classes, faster on a CPU with few of them.
 
-Tried and slower on a CPU: gather and scatter_add of the labelled probabilities (1.8 × at C = 14), a one-hot
-target by scatter_ (2.4 ×), exp(z − logsumexp) in the place of softmax, labels as int32 or
+Tried and slower on a CPU: gather and scatter_add of the labelled probabilities, a one-hot
+target by scatter_, exp(z − logsumexp) in the place of softmax, labels as int32 or
 float32, `at_once` under torch.utils.checkpoint.
 """
 
