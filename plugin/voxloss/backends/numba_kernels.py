@@ -36,7 +36,7 @@ INTERSECTION, SOFT_INTERSECTION, PREDICTION, PREDICTION_SQUARED, TARGET, TARGET_
 CROSS_ENTROPY, CROSS_ENTROPY_NEGATIVE, FOCAL, FOCAL_NEGATIVE = range(6, 10)
 
 # Rows of voxels to work in: p, n, the target, …; SCALE is 1/Σ exp(z − max).
-P, N, G, LOG_P, LOG_N, FOCUS, BY_FOCAL, MAXIMUM, SCALE, LOG_SUM, DOT, EXP = range(12)
+P, N, G, LOG_P, LOG_N, FOCUS, OWN, MAXIMUM, SCALE, LOG_SUM, DOT, EXP = range(12)
 ROWS = 12
 
 IGNORED = -1  # in place of a label
@@ -136,18 +136,19 @@ def _exp_of(x):
         return lambda x: math.exp(x)
 
     def exp32(x):
-        # x = n·log 2 + r with |r| ≤ log(2)/2; e^r is the polynomial of Cephes' expf (Moshier 1989).
+        # x = n·log 2 + r with |r| ≤ log(2)/2; e^r is 1 + r + r² times the polynomial that equals (e^r − 1 − r)/r²
+        # at five Chebyshev points.
         x = _LOWEST if x < _LOWEST else x
         y = x * _LOG2_E + _ROUND
         n = y - _ROUND
         r = x - n * _LN2_HIGH - n * _LN2_LOW
-        q = np.float32(1.9875691500e-4)
-        q = q * r + np.float32(1.3981999507e-3)
-        q = q * r + np.float32(8.3334519073e-3)
-        q = q * r + np.float32(4.1665795894e-2)
-        q = q * r + np.float32(1.6666665459e-1)
-        q = q * r + np.float32(5.0000001201e-1)
-        e = q * (r * r) + r + np.float32(1)
+        q = np.float32(1.392628358e-03)
+        q = q * r + np.float32(8.363229922e-03)
+        q = q * r + np.float32(4.166654861e-02)
+        q = q * r + np.float32(1.666657682e-01)
+        q = q * r + np.float32(5.000000103e-01)
+        q = q * r + np.float32(1)
+        e = q * r + np.float32(1)
         bits = np.float32(e).view(np.int32) + (np.float32(y).view(np.int32) << np.int32(23))
         return np.int32(bits).view(np.float32)
 
@@ -364,21 +365,21 @@ def _clear(block, count, labels):
 
 
 @compiled
-def _softmax(logits, exps, count, with_logs, labels, rows):
-    """Fill `exps` with exp(z − max) and the rows MAXIMUM, SCALE = 1/Σ exp(z − max) and LOG_SUM = −log SCALE."""
+def _softmax(block, count, with_logs, labels, rows):
+    """Take z to exp(z − max); fill the rows MAXIMUM, SCALE = 1/Σ exp(z − max) and LOG_SUM = −log SCALE."""
     maximum, scale, log_sum = rows[MAXIMUM], rows[SCALE], rows[LOG_SUM]
     zero, one = scale.dtype.type(0), scale.dtype.type(1)
     for v in range(count):
-        maximum[v] = logits[0, v]
-    for c in range(1, logits.shape[0]):
+        maximum[v] = block[0, v]
+    for c in range(1, block.shape[0]):
         for v in range(count):
-            maximum[v] = logits[c, v] if logits[c, v] > maximum[v] else maximum[v]
+            maximum[v] = block[c, v] if block[c, v] > maximum[v] else maximum[v]
     for v in range(count):
         scale[v] = 0
-    for c in range(logits.shape[0]):
+    for c in range(block.shape[0]):
         for v in range(count):
-            e = _exp(logits[c, v] - maximum[v])
-            exps[c, v] = e
+            e = _exp(block[c, v] - maximum[v])
+            block[c, v] = e
             scale[v] += e
     for v in range(count):
         scale[v] = one / scale[v]
@@ -390,7 +391,7 @@ def _softmax(logits, exps, count, with_logs, labels, rows):
 
 
 @compiled
-def _fill(c, count, activation, with_logs, all_count, logits, exps, labels, target, is_map, rows):
+def _fill(c, count, activation, with_logs, all_count, block, logits, labels, target, is_map, rows):
     """Fill the rows P, N, G and, with logarithms, LOG_P and LOG_N, for channel c; all 0 where ignored."""
     p, n, g, log_p, log_n = rows[P], rows[N], rows[G], rows[LOG_P], rows[LOG_N]
     zero, one, tiny = p.dtype.type(0), p.dtype.type(1), p.dtype.type(SMALLEST_PROBABILITY)
@@ -403,7 +404,7 @@ def _fill(c, count, activation, with_logs, all_count, logits, exps, labels, targ
             g[v] = target[c, v]
     if activation == SOFTMAX:
         for v in range(count):
-            p[v] = exps[c, v] * rows[SCALE, v]
+            p[v] = block[c, v] * rows[SCALE, v]
             n[v] = one - p[v]
         if with_logs:
             for v in range(count):
@@ -412,21 +413,21 @@ def _fill(c, count, activation, with_logs, all_count, logits, exps, labels, targ
         # t = exp(−|z|) and the larger one of p and n, 1/(1 + t), give all four without cancellation.
         t = rows[EXP]
         for v in range(count):
-            t[v] = _exp(-abs(logits[c, v]))
+            t[v] = _exp(-abs(block[c, v]))
         for v in range(count):
             larger = one / (one + t[v])
             smaller = t[v] * larger
-            p[v] = smaller if logits[c, v] < 0 else larger
-            n[v] = larger if logits[c, v] < 0 else smaller
+            p[v] = smaller if block[c, v] < 0 else larger
+            n[v] = larger if block[c, v] < 0 else smaller
         if with_logs:
             for v in range(count):
                 log_larger = -_log1p(t[v])
-                log_smaller = log_larger - abs(logits[c, v])
-                log_p[v] = log_smaller if logits[c, v] < 0 else log_larger
-                log_n[v] = log_larger if logits[c, v] < 0 else log_smaller
+                log_smaller = log_larger - abs(block[c, v])
+                log_p[v] = log_smaller if block[c, v] < 0 else log_larger
+                log_n[v] = log_larger if block[c, v] < 0 else log_smaller
     else:
         for v in range(count):
-            p[v] = logits[c, v]
+            p[v] = block[c, v]
             n[v] = one - p[v]
         if with_logs:
             for v in range(count):
@@ -440,7 +441,7 @@ def _fill(c, count, activation, with_logs, all_count, logits, exps, labels, targ
 
 @compiled
 def _focus(base, count, gamma, rows):
-    """Fill the row FOCUS with base^γ, unless γ is 2: a square costs less than to load it."""
+    """Fill the row FOCUS with base^γ."""
     focus = rows[FOCUS]
     zero, tiny = focus.dtype.type(0), focus.dtype.type(SMALLEST_PROBABILITY)
     if gamma == 0:
@@ -449,7 +450,10 @@ def _focus(base, count, gamma, rows):
     elif gamma == 1:
         for v in range(count):
             focus[v] = zero if base[v] < zero else base[v]
-    elif gamma != 2:
+    elif gamma == 2:
+        for v in range(count):
+            focus[v] = base[v] * base[v]
+    else:
         for v in range(count):
             power = _exp(gamma * _log(tiny if base[v] < tiny else base[v]))
             focus[v] = zero if base[v] <= zero else power
@@ -459,7 +463,7 @@ def _focus(base, count, gamma, rows):
 def _add(c, count, sums, gamma, rows, out):
     """Add the sums of channel c; of those that share a loop also some that nobody asked for."""
     p, g, n, log_p, log_n, focus = rows[P], rows[G], rows[N], rows[LOG_P], rows[LOG_N], rows[FOCUS]
-    zero, one, square = p.dtype.type(0), p.dtype.type(1), gamma == 2
+    zero, one = p.dtype.type(0), p.dtype.type(1)
     if sums[INTERSECTION] or sums[PREDICTION] or sums[TARGET]:
         intersection, prediction, target = zero, zero, zero
         for v in range(count):
@@ -496,15 +500,13 @@ def _add(c, count, sums, gamma, rows, out):
         _focus(n, count, gamma, rows)
         total = zero
         for v in range(count):
-            power = n[v] * n[v] if square else focus[v]
-            total -= zero if g[v] == zero else g[v] * log_p[v] * power
+            total -= zero if g[v] == zero else g[v] * log_p[v] * focus[v]
         out[FOCAL, c] += total
     if sums[FOCAL_NEGATIVE]:
         _focus(p, count, gamma, rows)
         total = zero
         for v in range(count):
-            power = p[v] * p[v] if square else focus[v]
-            total -= zero if g[v] == one else (one - g[v]) * log_n[v] * power
+            total -= zero if g[v] == one else (one - g[v]) * log_n[v] * focus[v]
         out[FOCAL_NEGATIVE, c] += total
 
 
@@ -540,7 +542,7 @@ def _add_by_log(count, activation, gamma, cross_entropy, focal, negative, p, n, 
     focus = rows[FOCUS]
     floor = p.dtype.type(-1e4)  # of log p; p·log p is 0 there
     tiny = p.dtype.type(SMALLEST_PROBABILITY)
-    zero, one, square = p.dtype.type(0), p.dtype.type(1), gamma == 2
+    zero, one = p.dtype.type(0), p.dtype.type(1)
     constant, factor = (-one, one) if negative else (zero, one)  # −(1 − g), or g
     if focal == 0:  # the logarithms need not be there
         for v in range(count):
@@ -554,7 +556,7 @@ def _add_by_log(count, activation, gamma, cross_entropy, focal, negative, p, n, 
         return
     _focus(n, count, gamma, rows)
     for v in range(count):
-        power = focal * (n[v] * n[v] if square else focus[v])
+        power = focal * focus[v]
         share = constant + factor * g[v]
         log = floor if log_p[v] < floor else log_p[v]
         if activation == SIGMOID:
@@ -582,7 +584,6 @@ def _slope(c, count, activation, sums, gamma, weights, rows, slope):
 def _slope_by_target(c, count, sums, gamma, weights, rows, slope):
     """Fill `slope` with ∂L/∂g."""
     p, n, g, log_p, log_n, focus = rows[P], rows[N], rows[G], rows[LOG_P], rows[LOG_N], rows[FOCUS]
-    square = gamma == 2
     _by_own(c, count, NONE, sums, weights, TARGET, TARGET_SQUARED, g, p, n, slope)
     if sums[CROSS_ENTROPY]:
         for v in range(count):
@@ -593,11 +594,11 @@ def _slope_by_target(c, count, sums, gamma, weights, rows, slope):
     if sums[FOCAL]:
         _focus(n, count, gamma, rows)
         for v in range(count):
-            slope[v] -= weights[FOCAL, c] * (n[v] * n[v] if square else focus[v]) * log_p[v]
+            slope[v] -= weights[FOCAL, c] * focus[v] * log_p[v]
     if sums[FOCAL_NEGATIVE]:
         _focus(p, count, gamma, rows)
         for v in range(count):
-            slope[v] += weights[FOCAL_NEGATIVE, c] * (p[v] * p[v] if square else focus[v]) * log_n[v]
+            slope[v] += weights[FOCAL_NEGATIVE, c] * focus[v] * log_n[v]
 
 
 # A softmax and a label map, what most networks are trained with: apart from Σp and Σp², the sums need only the
@@ -605,8 +606,8 @@ def _slope_by_target(c, count, sums, gamma, weights, rows, slope):
 
 
 @compiled
-def _fill_at_labels(count, sums, gamma, with_logs, logits, exps, labels, rows):
-    """Fill the rows P, N, LOG_P and FOCUS for the channel of each voxel's label; P is 0 where ignored."""
+def _fill_at_labels(count, sums, gamma, with_logs, exps, labels, rows):
+    """Fill the rows P, N and FOCUS, and LOG_P from z, for the channel of each label; P is 0 where ignored."""
     one = rows.dtype.type(1)
     for v in range(count):
         label = max(labels[v], 0)
@@ -614,13 +615,9 @@ def _fill_at_labels(count, sums, gamma, with_logs, logits, exps, labels, rows):
         rows[N, v] = one - rows[P, v]
     if with_logs:
         for v in range(count):
-            label = max(labels[v], 0)
-            rows[LOG_P, v] = logits[label, v] - rows[MAXIMUM, v] - rows[LOG_SUM, v]
+            rows[LOG_P, v] = rows[LOG_P, v] - rows[MAXIMUM, v] - rows[LOG_SUM, v]
     if sums[FOCAL]:
         _focus(rows[N], count, gamma, rows)
-        if gamma == 2:
-            for v in range(count):
-                rows[FOCUS, v] = rows[N, v] * rows[N, v]
 
 
 @compiled
@@ -664,38 +661,132 @@ def _add_at_labels(count, sums, exps, labels, rows, out):
 
 
 @compiled
-def _slope_at_labels(count, sums, gamma, weights, logits, exps, labels, rows):
-    """Overwrite the logits by ∂L/∂logits = q − p·Σq; min(p, g) is p·g here, as p = g leaves no slope."""
-    dot, scale, by_focal = rows[DOT], rows[SCALE], rows[BY_FOCAL]
+def _slope_at_labels(count, sums, gamma, weights, exps, labels, rows):
+    """Overwrite the exponentials by ∂L/∂logits = q − p·Σq; min(p, g) is p·g here, as p = g leaves no slope."""
+    dot, scale, own = rows[DOT], rows[SCALE], rows[OWN]
     zero, one = dot.dtype.type(0), dot.dtype.type(1)
     for v in range(count):
-        dot[v] = zero
-        by_focal[v] = zero
+        # What q has only in the channel of the label.
+        label = max(labels[v], 0)
+        overlap = weights[INTERSECTION, label] + weights[SOFT_INTERSECTION, label]
+        own[v] = rows[P, v] * overlap - weights[CROSS_ENTROPY, label]
     if sums[FOCAL]:
         for v in range(count):
             n = rows[N, v]
             ratio = -one if n <= zero else rows[P, v] * rows[LOG_P, v] / n  # its limit
-            by_focal[v] = rows[FOCUS, v] * (one - gamma * ratio)
-    # The same q twice is faster than once and kept.
-    for last in (False, True):
-        for c in range(exps.shape[0]):
-            label = np.int32(c)
-            constant, squared = weights[PREDICTION, c], weights[PREDICTION_SQUARED, c]
-            twice = squared + squared
-            overlap = weights[INTERSECTION, c] + weights[SOFT_INTERSECTION, c]
-            cross_entropy, focal = weights[CROSS_ENTROPY, c], weights[FOCAL, c]
-            if last:
-                for v in range(count):
-                    p = exps[c, v] * scale[v]
-                    at_label = p * overlap - cross_entropy - focal * by_focal[v]
-                    at_label = at_label if labels[v] == label else zero
-                    logits[c, v] = p * (constant + twice * p - dot[v]) + at_label
-            else:
-                for v in range(count):
-                    p = exps[c, v] * scale[v]
-                    at_label = p * overlap - cross_entropy - focal * by_focal[v]
-                    at_label = at_label if labels[v] == label else zero
-                    dot[v] += p * (constant + twice * p) + at_label
+            own[v] -= weights[FOCAL, max(labels[v], 0)] * rows[FOCUS, v] * (one - gamma * ratio)
+    for v in range(count):
+        own[v] = zero if labels[v] == IGNORED else own[v]
+        dot[v] = zero
+    for c in range(exps.shape[0]):
+        constant, squared = weights[PREDICTION, c], weights[PREDICTION_SQUARED, c]
+        twice = squared + squared
+        for v in range(count):
+            dot[v] += exps[c, v] * (constant + twice * (exps[c, v] * scale[v]))
+    for v in range(count):
+        dot[v] = dot[v] * scale[v] + own[v]
+    for c in range(exps.shape[0]):
+        label = np.int32(c)
+        constant, squared = weights[PREDICTION, c], weights[PREDICTION_SQUARED, c]
+        twice = squared + squared
+        for v in range(count):
+            p = exps[c, v] * scale[v]
+            at_label = own[v] if labels[v] == label else zero
+            exps[c, v] = p * (constant + twice * p - dot[v]) + at_label
+
+
+# A sigmoid and a label map: each channel asks a question, and the label is its answer. All terms are those of the
+# probability of the right answer, p where g is 1 and n where it is 0, so one logarithm and one power do.
+
+
+@compiled
+def _fill_answers(c, count, sums, gamma, with_logs, all_count, logits, labels, rows):
+    """Fill the rows P, N, LOG_P and FOCUS of the right answer to channel c; 0 where ignored, but for FOCUS."""
+    p, n, log_p, t = rows[P], rows[N], rows[LOG_P], rows[EXP]
+    zero, one, label = p.dtype.type(0), p.dtype.type(1), np.int32(c)
+    for v in range(count):
+        z = logits[c, v] if labels[v] == label else -logits[c, v]
+        t[v] = _exp(-abs(z))
+        larger = one / (one + t[v])
+        smaller = t[v] * larger
+        p[v] = smaller if z < zero else larger
+        n[v] = larger if z < zero else smaller
+        log_p[v] = z if z < zero else zero
+    if with_logs:
+        for v in range(count):
+            log_p[v] -= _log1p(t[v])
+    if not all_count:
+        for row in (P, N, LOG_P):
+            for v in range(count):
+                rows[row, v] = zero if labels[v] == IGNORED else rows[row, v]
+    if sums[FOCAL] or sums[FOCAL_NEGATIVE]:
+        _focus(n, count, gamma, rows)
+
+
+@compiled
+def _add_answers(c, count, sums, labels, rows, out):
+    p, n, log_p, focus = rows[P], rows[N], rows[LOG_P], rows[FOCUS]
+    zero, one, label = p.dtype.type(0), p.dtype.type(1), np.int32(c)
+    if sums[INTERSECTION] or sums[SOFT_INTERSECTION] or sums[PREDICTION] or sums[TARGET] or sums[TARGET_SQUARED]:
+        intersection, prediction, target = zero, zero, zero
+        for v in range(count):
+            g = one if labels[v] == label else zero
+            intersection += p[v] * g
+            prediction += p[v] if labels[v] == label else n[v]
+            target += g
+        out[INTERSECTION, c] += intersection
+        out[SOFT_INTERSECTION, c] += intersection
+        out[PREDICTION, c] += prediction
+        out[TARGET, c] += target
+        out[TARGET_SQUARED, c] += target
+    if sums[PREDICTION_SQUARED]:
+        total = zero
+        for v in range(count):
+            total += p[v] * p[v] if labels[v] == label else n[v] * n[v]
+        out[PREDICTION_SQUARED, c] += total
+    if sums[CROSS_ENTROPY] or sums[CROSS_ENTROPY_NEGATIVE]:
+        positive, negative = zero, zero
+        for v in range(count):
+            positive -= log_p[v] if labels[v] == label else zero
+            negative -= log_p[v] if labels[v] != label else zero
+        out[CROSS_ENTROPY, c] += positive
+        out[CROSS_ENTROPY_NEGATIVE, c] += negative
+    if sums[FOCAL] or sums[FOCAL_NEGATIVE]:
+        positive, negative = zero, zero
+        for v in range(count):
+            term = log_p[v] * focus[v]
+            positive -= term if labels[v] == label else zero
+            negative -= term if labels[v] != label else zero
+        out[FOCAL, c] += positive
+        out[FOCAL_NEGATIVE, c] += negative
+
+
+@compiled
+def _slope_of_answers(c, count, sums, gamma, weights, labels, rows, slope):
+    """Fill `slope` with ∂L/∂logit; min(p, g) is p·g here, as p = g leaves no slope."""
+    p, n, log_p, focus = rows[P], rows[N], rows[LOG_P], rows[FOCUS]
+    label = np.int32(c)
+    floor = p.dtype.type(-1e4)  # of log p; p·log p is 0 there
+    absent, squared = weights[PREDICTION, c], weights[PREDICTION_SQUARED, c]
+    present = absent + weights[INTERSECTION, c] + weights[SOFT_INTERSECTION, c]
+    twice = squared + squared
+    yes, no = -weights[CROSS_ENTROPY, c], weights[CROSS_ENTROPY_NEGATIVE, c]
+    focal_yes, focal_no = -weights[FOCAL, c], weights[FOCAL_NEGATIVE, c]
+    if not (sums[FOCAL] or sums[FOCAL_NEGATIVE]):
+        for v in range(count):
+            constant = present if labels[v] == label else absent
+            cross_entropy = yes if labels[v] == label else no
+            prediction = p[v] if labels[v] == label else n[v]
+            slope[v] = n[v] * (p[v] * (constant + twice * prediction) + cross_entropy)
+        return
+    for v in range(count):
+        constant = present if labels[v] == label else absent
+        cross_entropy = yes if labels[v] == label else no
+        focal = focal_yes if labels[v] == label else focal_no
+        prediction = p[v] if labels[v] == label else n[v]
+        log = log_p[v] if log_p[v] > floor else floor
+        by_focal = focus[v] * (n[v] - gamma * (p[v] * log))
+        slope[v] = n[v] * (p[v] * (constant + twice * prediction) + cross_entropy) + focal * by_focal
 
 
 # The two passes; blocks, rows and labels are memory to work in.
@@ -703,25 +794,35 @@ def _slope_at_labels(count, sums, gamma, weights, logits, exps, labels, rows):
 
 @compiled
 def _load_voxels(input, target, first, count, asked, with_logs, blocks, rows, labels):
-    """Fill the blocks; return whether all voxels that count are valid, and whether all count."""
-    logits, exps, soft = blocks
-    _load(input, first, count, logits)
+    """Fill the blocks; return whether all voxels that count are valid, and whether all count.
+
+    The first block gets the input, or its exponentials for a softmax. Then the input itself goes into the second
+    block if logarithms are needed, or, from a label map, what there is of it in the channel of the label into the
+    row LOG_P. The third gets the target unless it is a label map.
+    """
+    block, other, soft = blocks
+    _load(input, first, count, block)
     if asked.is_map:
-        valid, all_count = _load_labels(target, first, count, logits.shape[0], asked, labels)
+        valid, all_count = _load_labels(target, first, count, block.shape[0], asked, labels)
     else:
         _load(target, first, count, soft)
         valid, all_count = _find_ignored(soft, count, asked, labels)
     if not all_count:
-        _clear(logits, count, labels)
+        _clear(block, count, labels)
     if asked.activation == SOFTMAX:
-        _softmax(logits, exps, count, with_logs, labels, rows)
+        if with_logs and asked.is_map:
+            for v in range(count):
+                rows[LOG_P, v] = block[max(labels[v], 0), v]
+        elif with_logs:
+            other[:, :count] = block[:, :count]
+        _softmax(block, count, with_logs, labels, rows)
     return valid, all_count
 
 
 @compiled
 def forward(input, target, start, stop, asked, blocks, rows, labels, out):
     """Add the sums over voxels start…stop of an item to `out` [SUMS, C]; return whether they were valid."""
-    logits, exps, soft = blocks
+    block, other, soft = blocks
     sums, gamma, activation = asked.sums, rows.dtype.type(asked.gamma), asked.activation
     with_logs = sums[CROSS_ENTROPY] or sums[CROSS_ENTROPY_NEGATIVE] or sums[FOCAL] or sums[FOCAL_NEGATIVE]
     is_map = asked.is_map
@@ -731,11 +832,15 @@ def forward(input, target, start, stop, asked, blocks, rows, labels, out):
         valid, all_count = _load_voxels(input, target, first, count, asked, with_logs, blocks, rows, labels)
         all_valid &= valid
         if is_map and activation == SOFTMAX:
-            _fill_at_labels(count, sums, gamma, with_logs, logits, exps, labels, rows)
-            _add_at_labels(count, sums, exps, labels, rows, out)
+            _fill_at_labels(count, sums, gamma, with_logs, block, labels, rows)
+            _add_at_labels(count, sums, block, labels, rows, out)
             continue
-        for c in range(logits.shape[0]):
-            _fill(c, count, activation, with_logs, all_count, logits, exps, labels, soft, is_map, rows)
+        for c in range(block.shape[0]):
+            if is_map and activation == SIGMOID:
+                _fill_answers(c, count, sums, gamma, with_logs, all_count, block, labels, rows)
+                _add_answers(c, count, sums, labels, rows, out)
+                continue
+            _fill(c, count, activation, with_logs, all_count, block, other, labels, soft, is_map, rows)
             _add(c, count, sums, gamma, rows, out)
             if activation == NONE:
                 for v in range(count):
@@ -747,7 +852,7 @@ def forward(input, target, start, stop, asked, blocks, rows, labels, out):
 @compiled
 def backward(input, target, start, stop, asked, blocks, rows, labels, weights, by_target, result):
     """Write ∂L/∂input, or ∂L/∂target, of voxels start…stop of an item; `weights` is ∂L/∂sums [SUMS, C]."""
-    logits, exps, soft = blocks
+    block, other, soft = blocks
     sums, gamma, activation = asked.sums, rows.dtype.type(asked.gamma), asked.activation
     with_logs = (
         (sums[CROSS_ENTROPY] and by_target)
@@ -761,25 +866,29 @@ def backward(input, target, start, stop, asked, blocks, rows, labels, weights, b
         count = min(rows.shape[1], stop - first)
         _, all_count = _load_voxels(input, target, first, count, asked, with_logs, blocks, rows, labels)
         if is_map and activation == SOFTMAX:
-            _fill_at_labels(count, sums, gamma, with_logs, logits, exps, labels, rows)
-            _slope_at_labels(count, sums, gamma, weights, logits, exps, labels, rows)
-            _store(logits, first, count, result)
+            _fill_at_labels(count, sums, gamma, with_logs, block, labels, rows)
+            _slope_at_labels(count, sums, gamma, weights, block, labels, rows)
+            _store(block, first, count, result)
             continue
-        for c in range(logits.shape[0]):
-            _fill(c, count, activation, with_logs, all_count, logits, exps, labels, soft, is_map, rows)
+        for c in range(block.shape[0]):
+            if is_map and activation == SIGMOID:
+                _fill_answers(c, count, sums, gamma, with_logs, all_count, block, labels, rows)
+                _slope_of_answers(c, count, sums, gamma, weights, labels, rows, other[c])
+                continue
+            _fill(c, count, activation, with_logs, all_count, block, other, labels, soft, is_map, rows)
             if by_target:
-                _slope_by_target(c, count, sums, gamma, weights, rows, logits[c])
+                _slope_by_target(c, count, sums, gamma, weights, rows, other[c])
             else:
-                _slope(c, count, activation, sums, gamma, weights, rows, logits[c])
+                _slope(c, count, activation, sums, gamma, weights, rows, other[c])
         if activation == SOFTMAX and not by_target:
             for v in range(count):
                 dot[v] = 0
-            for c in range(logits.shape[0]):
+            for c in range(block.shape[0]):
                 for v in range(count):
-                    dot[v] += logits[c, v]
-            for c in range(logits.shape[0]):
+                    dot[v] += other[c, v]
+            for c in range(block.shape[0]):
                 for v in range(count):
-                    logits[c, v] -= exps[c, v] * rows[SCALE, v] * dot[v]
+                    other[c, v] -= block[c, v] * rows[SCALE, v] * dot[v]
         if not all_count:
-            _clear(logits, count, labels)
-        _store(logits, first, count, result)
+            _clear(other, count, labels)
+        _store(other, first, count, result)
