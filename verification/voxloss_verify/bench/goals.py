@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from voxloss_verify.bench.cases import Case
-from voxloss_verify.bench.contenders import COPY, FLOOR, OURS
+from voxloss_verify.bench.contenders import COPY, FLOOR, IN_CACHE, OURS
 from voxloss_verify.bench.results import Result, Run, State
-from voxloss_verify.bench.timing import Spread, short
+from voxloss_verify.bench.timing import Spread, short, spread
 from voxloss_verify.tolerances import LOSS
 
 # The loss of a number below 1 in float32 is that far from the same loss rounded the other way.
@@ -109,12 +109,17 @@ def _shown(found: Spread, unit: str) -> str:
 
 
 def _faster(family: str, than: str, edge: int = 96) -> Callable[[Sequence[Result]], Found]:
-    """How many times as long as voxloss another takes."""
+    """How many times as long as voxloss, and as the floor and then the arithmetic, another takes."""
 
     def find(results: Sequence[Result]) -> Found:
         result = _case(results, family, 14, edge)
         ratio = result.ratio(than) if result else None
-        return Found(ratio.median, _shown(ratio, " ×")) if ratio else _missing(result, than)
+        if result is None or ratio is None:
+            return _missing(result, than)
+        parts = zip(result.times(than), result.times(FLOOR), result.times(IN_CACHE), strict=False)
+        bound = [theirs / (floor + arithmetic) for theirs, floor, arithmetic in parts]
+        beside = f"; floor + arithmetic in cache: {_shown(spread(bound), ' ×')}" if bound else ""
+        return Found(ratio.median, _shown(ratio, " ×") + beside)
 
     return find
 
