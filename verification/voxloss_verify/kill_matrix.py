@@ -11,11 +11,9 @@ from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from voxloss_verify.check import ask_law, chosen_laws
@@ -23,18 +21,17 @@ from voxloss_verify.laws.law import Law
 from voxloss_verify.mutants import CANNOT, CONTROLS, MUTANTS, Specimen
 from voxloss_verify.record import Record, Status
 from voxloss_verify.setting import PROFILES, Profile, Setting
+from voxloss_verify.terminal import INTERRUPTED, progress_bar, results_console
 
 # What is enough for the mistakes at hand; in cubes of these sizes, that of rounding shows as well.
 PROFILE = replace(PROFILES["quick"], examples=20, sizes=(32, 48))
 # Workers would each start processes of their own for these.
 WITH_PROCESSES = ("28a",)
 JOBS = min(4, os.cpu_count() or 1)
-INTERRUPTED = 130
 
 # Cells of the matrix, and how they are printed.
 INTENDED, KILLED, HELD, MISSED, NOT_ASKED = "●", "×", "·", "!", " "
 STYLES = {INTENDED: "bold green", KILLED: "green", HELD: "dim", MISSED: "bold red", NOT_ASKED: ""}
-PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "emoji": False, "soft_wrap": True}
 
 
 @dataclass(frozen=True)
@@ -107,7 +104,7 @@ def run_mutants(
     """
     if profile not in PROFILES:
         raise ValueError(f"profile: expected one of {', '.join(PROFILES)}, got {profile!r}.")
-    console = Console() if sys.stdout.isatty() else Console(color_system=None, force_terminal=False)
+    console = results_console()
     chosen = chosen_laws(laws)
     try:
         matrix = kill_matrix(PROFILE if profile == "quick" else PROFILES[profile], seed, chosen, jobs, console)
@@ -118,23 +115,14 @@ def run_mutants(
     return 1 if matrix.faults else 0
 
 
-def kill_matrix(
-    profile: Profile = PROFILE,
-    seed: int = 0,
-    laws: Sequence[Law] | None = None,
-    jobs: int = JOBS,
-    console: Console | None = None,
-) -> KillMatrix:
+def kill_matrix(profile: Profile, seed: int, laws: Sequence[Law], jobs: int, console: Console) -> KillMatrix:
     """Try the correct losses, and the wrong ones that these laws should catch; progress goes to a terminal."""
-    laws = chosen_laws(None) if laws is None else laws
     ids = {law.id for law in laws}
     specimens = [*CONTROLS, *(mutant for mutant in MUTANTS if ids & set(mutant.killers))]
     start = time.perf_counter()
     trials = []
-    terminal = console if console is not None and console.is_terminal else Console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with (
-        Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as progress,
+        progress_bar(console) as progress,
         closing(_trials(specimens, laws, profile, seed, jobs)) as ready,
     ):
         task = progress.add_task("", total=len(specimens))
@@ -193,7 +181,7 @@ def show(matrix: KillMatrix, console: Console) -> None:
     numbers = range(1, len(matrix.mutants) + 1)
     for digit in (10, 1):
         cells = "".join(_spaced(n, str(n // digit % 10) if n >= digit else " ") for n in numbers)
-        console.print(f"{'' if digit == 10 else 'law':<4} {cells}", **PLAIN)
+        console.print(f"{'' if digit == 10 else 'law':<4} {cells}")
     for law in matrix.laws:
         line = Text(f"{law.id:<4} ")
         for number, mutant in enumerate(matrix.mutants, 1):
@@ -201,31 +189,28 @@ def show(matrix: KillMatrix, console: Console) -> None:
             line.append(_spaced(number, cell), style=STYLES[cell])
         count = sum(mutant.records[law.id].status is Status.broken for mutant in matrix.mutants)
         line.append(f"  {count:>2}  {law.name}")
-        console.print(line, **PLAIN)
+        console.print(line)
     meaning = {
         INTENDED: "caught by its law",
         KILLED: "caught",
         HELD: "not caught",
         MISSED: "not caught by its law",
     }
-    console.print(
-        f"\n{', '.join(f'{cell} {words}' for cell, words in meaning.items())}, blank: not asked", **PLAIN
-    )
+    console.print(f"\n{', '.join(f'{cell} {words}' for cell, words in meaning.items())}, blank: not asked")
     for number, mutant in enumerate(matrix.mutants, 1):
         loss, killers = mutant.specimen.loss.__name__, ", ".join(mutant.specimen.killers)
-        console.print(f"{number:>4} {loss:<26} {killers:<8} {mutant.specimen.mistake}", **PLAIN)
-    console.print("", **PLAIN)
+        console.print(f"{number:>4} {loss:<26} {killers:<8} {mutant.specimen.mistake}")
+    console.print("")
     for id in (law for law in matrix.idle if law in CANNOT):
-        console.print(f"law {id} caught no mutant: {CANNOT[id]}", **PLAIN)
+        console.print(f"law {id} caught no mutant: {CANNOT[id]}")
     for fault in matrix.faults:
-        console.print(Text(fault, style="bold red"), **PLAIN)
+        console.print(Text(fault, style="bold red"))
     caught = sum(bool(mutant.broken) and not mutant.missed for mutant in matrix.mutants)
     kept = sum(not control.broken for control in matrix.controls)
     console.print(
         f"{caught} of {len(matrix.mutants)} wrong losses caught as they should be, "
         f"{kept} of {len(matrix.controls)} correct ones keep all laws, "
         f"{len(matrix.laws) - len(matrix.idle)} of {len(matrix.laws)} laws caught one, in {matrix.seconds:.0f} s",
-        **PLAIN,
     )
 
 

@@ -5,21 +5,18 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from voxloss_verify.devices import device_name
 from voxloss_verify.record import Record, Status
 from voxloss_verify.request import Request
+from voxloss_verify.terminal import INTERRUPTED, progress_bar, results_console
 from voxloss_verify.verification import Verification
 from voxloss_verify.verify_report import write_html, write_json
 
-# What comes from the loss is not markup, and lines are the terminal's to wrap: they may be selected and pasted.
-PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "emoji": False, "soft_wrap": True}
 STYLES = {
     Status.holds: "green",
     Status.broken: "bold red",
@@ -27,7 +24,6 @@ STYLES = {
     Status.expected: "yellow",
     Status.unexpected: "bold red",
 }
-INTERRUPTED = 130
 
 
 def verify_and_show(request: Request, html: Path | None, json: Path | None) -> int:
@@ -41,7 +37,7 @@ def verify_and_show(request: Request, html: Path | None, json: Path | None) -> i
     except ValueError as error:
         print(f"voxloss: {error}", file=sys.stderr)
         return 2
-    console = _console()
+    console = results_console()
     interrupted = False
     try:
         _show_header(console, verification)
@@ -57,17 +53,10 @@ def verify_and_show(request: Request, html: Path | None, json: Path | None) -> i
         write_html(html, verification)
     for path in (json, html):
         if path is not None:
-            console.print(f"report: {path}", **PLAIN)
+            console.print(f"report: {path}")
     if interrupted:
         return INTERRUPTED
     return 1 if verification.failed else 0
-
-
-def _console() -> Console:
-    if sys.stdout.isatty():
-        return Console()
-    # A file has no colours, even if the environment asks for them.
-    return Console(color_system=None, force_terminal=False)
 
 
 def _ask_all(console: Console, verification: Verification) -> None:
@@ -75,12 +64,8 @@ def _ask_all(console: Console, verification: Verification) -> None:
     words = max(len(status.value) for status in Status if verification.xfails or not _needs_xfails(status))
     heading = ("law", "name", "status", "examples", "worst error", "ULP", "seconds", "where")
     row = f"{{:<4}} {{:<{names}}}  {{:<{words}}}  {{:>8}}  {{:>11}}  {{:>8}}  {{:>7}}  {{}}"
-    console.print(f"\n{row.format(*heading)}", **PLAIN)
-    # On the console of the records, which then stand above it; on the other one, if they go to a file.
-    terminal = console if sys.stdout.isatty() else Console(stderr=True)
-    silent = not (sys.stdout.isatty() or sys.stderr.isatty())
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=terminal, transient=True, disable=silent) as progress:
+    console.print(f"\n{row.format(*heading)}")
+    with progress_bar(console) as progress:
         task = progress.add_task("", total=len(verification.laws))
         for law in verification.laws:
             progress.update(task, description=f"{law.id} {law.name}", refresh=True)
@@ -88,7 +73,7 @@ def _ask_all(console: Console, verification: Verification) -> None:
             line = Text(row.format(*_cells(record)).rstrip())
             start = 5 + names + 2
             line.stylize(STYLES[record.status], start, start + len(record.status.value))
-            console.print(line, **PLAIN)
+            console.print(line)
             progress.advance(task)
 
 
@@ -132,16 +117,16 @@ def _show_header(console: Console, verification: Verification) -> None:
         "data": ", ".join(["phantoms", "MNI152 brain", *own]),
     }
     for key, value in lines.items():
-        console.print(f"{key:<8} {value}", **PLAIN)
+        console.print(f"{key:<8} {value}")
 
 
 def _show_summary(console: Console, verification: Verification) -> None:
     for record in verification.records:
         if record.status is Status.broken:
             title = f"{record.law} {record.name}: broken"
-            console.print(Text(f"\n{title}", style="bold red"), **PLAIN)
-            console.print(verification.explanation(record), **PLAIN)
-    console.print(f"\n{summary(verification)}", **PLAIN)
+            console.print(Text(f"\n{title}", style="bold red"))
+            console.print(verification.explanation(record))
+    console.print(f"\n{summary(verification)}")
 
 
 def summary(verification: Verification) -> str:

@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import voxloss
 import voxloss_verify
@@ -28,14 +27,13 @@ from voxloss_verify.bench.measure import Options, failed, needed_beside, skipped
 from voxloss_verify.bench.results import Result, Run, State, from_json, load_runs, save_runs
 from voxloss_verify.bench.timing import short
 from voxloss_verify.devices import chosen_device
+from voxloss_verify.terminal import INTERRUPTED, progress_bar, results_console
 
-MISSED, INTERRUPTED = 1, 130
+MISSED = 1
 CASES = {"quick": quick_cases, "default": default_cases, "full": full_cases}
 ROUNDS = {"quick": 5, "default": 9, "full": 9}
 # Rooms of this package that no figure depends on.
 _SHOW = ("goals.py", "gpu_resources.py", "page.py", "plot.py", "run.py")
-
-PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "emoji": False, "soft_wrap": True}
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ def bench(request: Request) -> int:
     if not cases:
         raise ValueError(f"--only: expected a part of a case's name like dice-softmax, got {request.pattern!r}.")
     request.out.mkdir(parents=True, exist_ok=True)
-    console = Console() if sys.stdout.isatty() else Console(color_system=None, force_terminal=False)
+    console = results_console()
     options = Options(
         rounds=request.rounds or ROUNDS[request.extent] * (3 if device == "cuda" else 1),
         threads=request.threads or torch.get_num_threads(),
@@ -112,10 +110,10 @@ def bench(request: Request) -> int:
     try:
         for result in _results(cases, options, cache, request.fresh, device, console):
             results.append(result)
-            console.print(f"{result.case.id}: {summary(result)}", **PLAIN)
+            console.print(f"{result.case.id}: {summary(result)}")
     except KeyboardInterrupt:
         kept = f"{len(results)} of {len(cases)} cases are finished and kept, the next run goes on from there"
-        console.print(f"interrupted: {kept}", **PLAIN)
+        console.print(f"interrupted: {kept}")
         return INTERRUPTED
     settings = {name: value for name, value in asdict(options).items() if name != "available"}
     settings["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "unset")
@@ -132,10 +130,10 @@ def _write(out: Path, run: Run, console: Console) -> bool:
     runs = sorted([run, *others], key=lambda run: run.device)
     save_runs(file, runs)
     for path in (file, page.write(out, runs), plot.write(out, runs)):
-        console.print(f"written: {path}", **PLAIN)
+        console.print(f"written: {path}")
     verdicts = [verdict for verdict in goals.judge(runs) if verdict.goal.device == run.device]
     for verdict in verdicts:
-        console.print(f"{page.MARKS[verdict.reached]} {verdict.goal.text}: {verdict.shown}", **PLAIN)
+        console.print(f"{page.MARKS[verdict.reached]} {verdict.goal.text}: {verdict.shown}")
     return any(verdict.reached is False for verdict in verdicts)
 
 
@@ -208,11 +206,9 @@ def _results(
     cases: Sequence[Case], options: Options, cache: Cache, fresh: bool, device: str, console: Console
 ) -> Iterator[Result]:
     """The results of all cases, from the cache where they are there, with a bar on a terminal."""
-    terminal = console if sys.stdout.isatty() else Console(stderr=True)
     columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
-    silent = not (sys.stdout.isatty() or sys.stderr.isatty())
     cache.make()
-    with Progress(*columns, console=terminal, transient=True, disable=silent) as progress:
+    with progress_bar(console, *columns) as progress:
         task = progress.add_task("", total=sum(map(_weight, cases)))
         done = 0.0
         for number, case in enumerate(cases):

@@ -6,14 +6,12 @@ picture.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, TaskID
 
 from voxloss_verify.conformance.cases import LIBRARIES, Case, all_cases
 from voxloss_verify.conformance.pages import Conformance, versions, write
@@ -23,12 +21,9 @@ from voxloss_verify.laws.law import Law
 from voxloss_verify.record import Status
 from voxloss_verify.request import ProfileName
 from voxloss_verify.setting import PROFILES, Setting
+from voxloss_verify.terminal import INTERRUPTED, progress_bar, results_console
 
 __all__ = ["build"]
-
-INTERRUPTED = 130
-# What libraries say is not markup, and lines are the terminal's to wrap.
-PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "emoji": False, "soft_wrap": True}
 
 
 def build(out: Path, profile: ProfileName = "quick", seed: int = 0) -> int:
@@ -37,7 +32,7 @@ def build(out: Path, profile: ProfileName = "quick", seed: int = 0) -> int:
     Losses that are finished are kept in a folder beside `out`, for the next run to go on. Returns the exit code:
     0; 1 if a loss of voxloss breaks a law or could not be made; 130 after Ctrl-C, when nothing is written.
     """
-    console = Console() if sys.stdout.isatty() else Console(color_system=None, force_terminal=False)
+    console = results_console()
     out.mkdir(parents=True, exist_ok=True)
     cases = all_cases()
     found = versions()
@@ -47,14 +42,14 @@ def build(out: Path, profile: ProfileName = "quick", seed: int = 0) -> int:
     try:
         for row in _examine_all(cases, cache, profile, seed, console):
             rows.append(row)
-            console.print(f"{_title(row.case)}: {_summary(row)}", **PLAIN)
+            console.print(f"{_title(row.case)}: {_summary(row)}")
     except KeyboardInterrupt:
         kept = f"{len(rows)} of {len(cases)} losses are finished and kept, the next run goes on from there"
-        console.print(f"interrupted: {kept}", **PLAIN)
+        console.print(f"interrupted: {kept}")
         return INTERRUPTED
     cache.keep_only(cases)
     for path in write(out, Conformance(rows, LAWS, found, profile, seed)):
-        console.print(f"written: {path}", **PLAIN)
+        console.print(f"written: {path}")
     ours = [row for row in rows if row.case.library == LIBRARIES[0].name]
     return int(any(row.error or row.count(Status.broken) for row in ours))
 
@@ -63,12 +58,9 @@ def _examine_all(
     cases: list[Case], cache: Cache, profile: ProfileName, seed: int, console: Console
 ) -> Iterator[Row]:
     """The rows of all cases, from the cache where they are there, with a bar on a terminal."""
-    terminal = console if sys.stdout.isatty() else Console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    silent = not (sys.stdout.isatty() or sys.stderr.isatty())
     setting = Setting(PROFILES[profile], seed)
     try:
-        with Progress(*columns, console=terminal, transient=True, disable=silent) as progress:
+        with progress_bar(console) as progress:
             task = progress.add_task("", total=len(cases) * len(LAWS))
             for number, case in enumerate(cases):
                 row = cache.read(case)

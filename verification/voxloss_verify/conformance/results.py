@@ -111,7 +111,8 @@ def depends_on(versions: Mapping[str, str | None], profile: ProfileName, seed: i
 
 def _has_a_say(module: Path) -> bool:
     """Whether a module may change a row: not the demo, nor what only shows rows."""
-    return module.parts[0] not in ("conformance", "demo") or module == Path("conformance", "results.py")
+    others = ("conformance", "demo", "terminal.py")
+    return module.parts[0] not in others or module == Path("conformance", "results.py")
 
 
 def examine(

@@ -29,6 +29,7 @@ from voxloss_verify.demo.data import held_out_volume
 from voxloss_verify.demo.report import Results, metrics, write_report
 from voxloss_verify.demo.settings import Settings
 from voxloss_verify.demo.training import Training, train
+from voxloss_verify.terminal import INTERRUPTED
 
 __all__ = ["Settings", "run_demo"]
 
@@ -69,7 +70,7 @@ def run_demo(settings: Settings) -> int:
         path = write_report(results)
     _show(console, metrics(results), path)
     if training.interrupted or not checked:
-        return 130
+        return INTERRUPTED
     return 0 if all(record.holds for record in records) else 1
 
 
