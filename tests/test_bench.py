@@ -23,7 +23,6 @@ from matplotlib import image
 
 import voxloss
 from voxloss.backends import numba_cpu
-from voxloss_data.files import save_json
 from voxloss_verify.__main__ import main
 from voxloss_verify.bench import contenders, exact, in_cache, measure, page, plain, plot, run, timing
 from voxloss_verify.bench.cases import Case, choose, default_cases, full_cases, quick_cases, tensors
@@ -31,8 +30,9 @@ from voxloss_verify.bench.contenders import COPY, FLOOR, IN_CACHE, OURS, Contend
 from voxloss_verify.bench.goals import GOALS, ROUNDING, judge
 from voxloss_verify.bench.measure import Options, examine
 from voxloss_verify.bench.memory import allocated_peak, resident_peak
-from voxloss_verify.bench.results import Measured, Result, Run, State, load_runs, save_runs, to_json
+from voxloss_verify.bench.results import Measured, Result, Run, State, from_json, load_runs, save_runs, to_json
 from voxloss_verify.bench.timing import Spread, interleaved, ratios, spread
+from voxloss_verify.finished import Finished
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -621,12 +621,12 @@ def test_an_interrupted_run_goes_on(
 ) -> None:
     begun: list[str] = []
 
-    def apart(case: Case, options: Options, cache: run.Cache, show: Any) -> Result:
+    def apart(case: Case, options: Options, kept: Finished, name: str, show: Any) -> Result:
         if len(begun) == 2 and stop:
             raise KeyboardInterrupt
         begun.append(case.id)
-        save_json(cache.path(case), to_json(_result(case)))
-        found = cache.read(case)
+        kept.write(name, to_json(_result(case)))
+        found = kept.read(name, from_json)
         assert found is not None
         return found
 
@@ -678,17 +678,16 @@ def test_a_process_that_dies_is_not_fatal(
     dies.write_text(f"#!/bin/sh\ncat >/dev/null\n{script}\n")
     dies.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(dies))
-    cache = run.Cache(tmp_path / "cache", "made up")
-    cache.make()
-    found = run._measured_apart(Case("dice", "softmax", 2, 8), OPTIONS, cache, lambda share, what: None)
+    kept = Finished(tmp_path / "out", "bench")
+    found = run._measured_apart(Case("dice", "softmax", 2, 8), OPTIONS, kept, "made up", lambda share, what: None)
     assert found.state == State.failed.value
     assert why in found.why
 
 
 def test_a_case_that_does_not_fit_is_not_begun(tmp_path: Path) -> None:
     case = Case("dice", "softmax", 118, 257)
-    cache = run.Cache(tmp_path, "made up")
-    found = run._measured_apart(case, replace(OPTIONS, available=1 << 30), cache, lambda share, what: None)
+    kept, options = Finished(tmp_path / "out", "bench"), replace(OPTIONS, available=1 << 30)
+    found = run._measured_apart(case, options, kept, "made up", lambda share, what: None)
     assert found.state == State.skipped.value
     assert re.fullmatch(r"needs about \d+\.\d GiB, 1\.0 may be used", found.why)
     assert run._fitting(case, True, 1 << 30).batch == 1

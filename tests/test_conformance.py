@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from voxloss_verify.claims import claims_of
 from voxloss_verify.conformance import cases, pages, results
 from voxloss_verify.conformance.cases import Case
 from voxloss_verify.conformance.picture import BROKEN, HOLDS
+from voxloss_verify.finished import Finished
 from voxloss_verify.record import Status
 from voxloss_verify.setting import Profile, Setting
 from voxloss_verify.subject import TargetError, subject_of
@@ -311,18 +313,21 @@ def test_interrupted_run_goes_on(
 
 
 def test_a_damaged_file_is_not_believed(tmp_path: Path) -> None:
-    cache = results.Cache(tmp_path / "kept", "versions")
+    kept, name = Finished(tmp_path / "docs", "conformance"), results.name_of(TWO[0], "versions")
     row = results.Row(TWO[0], [results.Cell("1", "holds")])
-    assert cache.read(TWO[0]) is None
-    cache.write(row)
-    assert cache.read(TWO[0]) == row
-    assert results.Cache(tmp_path / "kept", "other versions").read(TWO[0]) is None
-    (file,) = (tmp_path / "kept").glob("*.json")
+    from_json = partial(results.from_json, TWO[0])
+    assert kept.read(name, from_json) is None
+    kept.write(name, results.to_json(row))
+    assert kept.read(name, from_json) == row
+    assert kept.read(results.name_of(TWO[0], "other versions"), from_json) is None
+    (file,) = (tmp_path / ".docs-conformance").glob("*.json")
     for content in ("{", "[]", json.dumps({"cells": [{"law": "1"}], "error": ""})):
         file.write_text(content)
-        assert cache.read(TWO[0]) is None
-    cache.keep_only([])
-    assert not list((tmp_path / "kept").glob("*.json"))
+        assert kept.read(name, from_json) is None
+    kept.keep_only([name])
+    assert file.exists()
+    kept.keep_only([])
+    assert not file.exists()
 
 
 @pytest.mark.parametrize("page", ["conformance.md", "conformance.html"])

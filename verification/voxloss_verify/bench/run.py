@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -27,6 +26,7 @@ from voxloss_verify.bench.measure import Options, failed, needed_beside, skipped
 from voxloss_verify.bench.results import Result, Run, State, from_json, load_runs, save_runs
 from voxloss_verify.bench.timing import short
 from voxloss_verify.devices import chosen_device
+from voxloss_verify.finished import Finished, digest, interrupted
 from voxloss_verify.terminal import INTERRUPTED, progress_bar, results_console
 
 MISSED = 1
@@ -105,15 +105,14 @@ def bench(request: Request) -> int:
         available=0,  # each case is told when it begins
     )
     found, where, revision = versions(), machine(device), commit()
-    cache = Cache(_beside(request.out), depends_on(found, where, options))
+    kept, key = Finished(request.out, "bench"), depends_on(found, where, options)
     results: list[Result] = []
     try:
-        for result in _results(cases, options, cache, request.fresh, device, console):
+        for result in _results(cases, options, kept, key, request.fresh, device, console):
             results.append(result)
             console.print(f"{result.case.id}: {summary(result)}")
     except KeyboardInterrupt:
-        kept = f"{len(results)} of {len(cases)} cases are finished and kept, the next run goes on from there"
-        console.print(f"interrupted: {kept}")
+        console.print(interrupted(len(results), len(cases), "cases"))
         return INTERRUPTED
     settings = {name: value for name, value in asdict(options).items() if name != "available"}
     settings["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "unset")
@@ -164,50 +163,19 @@ def _broken(result: Result) -> bool:
     return bool({State.wrong.value, State.failed.value} & set(states))
 
 
-@dataclass(frozen=True)
-class Cache:
-    """The cases that are finished, as JSON files in a folder, by all that they depend on."""
-
-    folder: Path
-    depends_on: str
-
-    def read(self, case: Case) -> Result | None:
-        """The result of a case, None if there is none."""
-        try:
-            return from_json(json.loads(self.path(case).read_bytes()))
-        except (OSError, ValueError, KeyError, TypeError):  # none, or damaged
-            return None
-
-    def path(self, case: Case) -> Path:
-        """Where the result of a case is kept."""
-        return self.folder / f"{case.id}-{self.depends_on[:16]}.json"
-
-    def make(self) -> None:
-        """Make the folder, which git is to leave alone."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / ".gitignore").write_text("*\n")
-
-
 def depends_on(found: dict[str, str | None], where: dict[str, str], options: Options) -> str:
     """A hash of versions, machine, options, and the sources that a figure depends on."""
-    digest = hashlib.sha256(json.dumps([found, where, asdict(options)], sort_keys=True).encode())
     (library,), (suite,) = (map(Path, package.__path__) for package in (voxloss, voxloss_verify))
     here = [path for path in (suite / "bench").glob("*.py") if path.name not in _SHOW]
-    for path in sorted([*library.rglob("*.py"), suite / "tolerances.py", *here]):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def _beside(out: Path) -> Path:
-    return out.resolve().with_name(f".{out.resolve().name}-bench")
+    sources = [*library.rglob("*.py"), suite / "tolerances.py", *here]
+    return digest([found, where, asdict(options)], sources)
 
 
 def _results(
-    cases: Sequence[Case], options: Options, cache: Cache, fresh: bool, device: str, console: Console
+    cases: Sequence[Case], options: Options, kept: Finished, key: str, fresh: bool, device: str, console: Console
 ) -> Iterator[Result]:
-    """The results of all cases, from the cache where they are there, with a bar on a terminal."""
+    """The results of all cases, those that are kept as they are, with a bar on a terminal."""
     columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
-    cache.make()
     with progress_bar(console, *columns) as progress:
         task = progress.add_task("", total=sum(map(_weight, cases)))
         done = 0.0
@@ -220,9 +188,11 @@ def _results(
                 progress.update(task, completed=done + share * _weight(case), description=text)
 
             case = _fitting(case, options.compile, available_memory(device))
-            result = None if fresh else cache.read(case)
+            name = f"{case.id}-{key[:16]}"
+            result = None if fresh else kept.read(name, from_json)
             if result is None:
-                result = _measured_apart(case, replace(options, available=available_memory(device)), cache, show)
+                free = replace(options, available=available_memory(device))
+                result = _measured_apart(case, free, kept, name, show)
             done += _weight(case)
             yield result
 
@@ -240,12 +210,14 @@ def _fitting(case: Case, compile: bool, available: int) -> Case:
     return case if needed <= available else replace(case, batch=1)
 
 
-def _measured_apart(case: Case, options: Options, cache: Cache, show: Callable[[float, str], None]) -> Result:
-    """Measure a case in a process of its own, which leaves its result in the cache."""
+def _measured_apart(
+    case: Case, options: Options, kept: Finished, name: str, show: Callable[[float, str], None]
+) -> Result:
+    """Measure a case in a process of its own, which leaves its result under this name."""
     ours = 1.1 * case.logit_bytes + needed_beside(case)
     if ours > options.available:
         return skipped(case, f"needs about {ours / 2**30:.1f} GiB, {options.available / 2**30:.1f} may be used")
-    path = cache.path(case)
+    path = kept.path(name)
     path.unlink(missing_ok=True)
     job = {"case": asdict(case), "options": asdict(options), "result": str(path)}
     threads = str(options.threads)
@@ -279,7 +251,7 @@ def _measured_apart(case: Case, options: Options, cache: Cache, show: Callable[[
         return failed(case, f"the process was ended by signal {-code}, which for want of memory is 9")
     if code:
         return failed(case, said[-1] if said else f"exit code {code}")
-    return cache.read(case) or failed(case, "no result was left")
+    return kept.read(name, from_json) or failed(case, "no result was left")
 
 
 def _hear(line: str, show: Callable[[float, str], None]) -> None:

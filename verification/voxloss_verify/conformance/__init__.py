@@ -15,7 +15,8 @@ from rich.progress import Progress, TaskID
 
 from voxloss_verify.conformance.cases import LIBRARIES, Case, all_cases
 from voxloss_verify.conformance.pages import Conformance, versions, write
-from voxloss_verify.conformance.results import Cache, Row, depends_on, examine
+from voxloss_verify.conformance.results import Row, depends_on, examine, from_json, name_of, to_json
+from voxloss_verify.finished import Finished, interrupted
 from voxloss_verify.laws import LAWS
 from voxloss_verify.laws.law import Law
 from voxloss_verify.record import Status
@@ -36,18 +37,18 @@ def build(out: Path, profile: ProfileName = "quick", seed: int = 0) -> int:
     out.mkdir(parents=True, exist_ok=True)
     cases = all_cases()
     found = versions()
-    beside = out.resolve().with_name(f".{out.resolve().name}-conformance")
-    cache = Cache(beside, depends_on(found, profile, seed))
+    key = depends_on(found, profile, seed)
+    names = [name_of(case, key) for case in cases]
+    kept = Finished(out, "conformance")
     rows: list[Row] = []
     try:
-        for row in _examine_all(cases, cache, profile, seed, console):
+        for row in _examine_all(cases, names, kept, profile, seed, console):
             rows.append(row)
             console.print(f"{_title(row.case)}: {_summary(row)}")
     except KeyboardInterrupt:
-        kept = f"{len(rows)} of {len(cases)} losses are finished and kept, the next run goes on from there"
-        console.print(f"interrupted: {kept}")
+        console.print(interrupted(len(rows), len(cases), "losses"))
         return INTERRUPTED
-    cache.keep_only(cases)
+    kept.keep_only(names)  # not those of other versions, profiles and seeds
     for path in write(out, Conformance(rows, LAWS, found, profile, seed)):
         console.print(f"written: {path}")
     ours = [row for row in rows if row.case.library == LIBRARIES[0].name]
@@ -55,18 +56,18 @@ def build(out: Path, profile: ProfileName = "quick", seed: int = 0) -> int:
 
 
 def _examine_all(
-    cases: list[Case], cache: Cache, profile: ProfileName, seed: int, console: Console
+    cases: list[Case], names: list[str], kept: Finished, profile: ProfileName, seed: int, console: Console
 ) -> Iterator[Row]:
-    """The rows of all cases, from the cache where they are there, with a bar on a terminal."""
+    """The rows of all cases, those that are kept as they are, with a bar on a terminal."""
     setting = Setting(PROFILES[profile], seed)
     try:
         with progress_bar(console) as progress:
             task = progress.add_task("", total=len(cases) * len(LAWS))
-            for number, case in enumerate(cases):
-                row = cache.read(case)
+            for number, (case, name) in enumerate(zip(cases, names, strict=True)):
+                row = kept.read(name, partial(from_json, case))
                 if row is None:
                     row = examine(case, LAWS, setting, profile, partial(_show, progress, task, case))
-                    cache.write(row)
+                    kept.write(name, to_json(row))
                 progress.update(task, completed=(number + 1) * len(LAWS))
                 yield row
     finally:

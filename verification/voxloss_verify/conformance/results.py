@@ -1,9 +1,7 @@
-"""What came of asking each loss each law; what is finished is kept in files, so that a later run goes on."""
+"""What came of asking each loss each law, as data to show and to keep."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,9 +12,9 @@ from typing import Any
 import voxloss
 import voxloss_data
 import voxloss_verify
-from voxloss_data.files import save_json
 from voxloss_verify.check import ask_law, require_callable
 from voxloss_verify.conformance.cases import Case
+from voxloss_verify.finished import digest
 from voxloss_verify.laws.law import Law
 from voxloss_verify.record import LITERAL, Record, Status
 from voxloss_verify.request import ProfileName
@@ -59,59 +57,33 @@ class Row:
         return sum(cell.status == status.value for cell in self.cells)
 
 
-@dataclass(frozen=True)
-class Cache:
-    """The rows that are finished, as JSON files in a folder, by all that they depend on."""
+def to_json(row: Row) -> dict[str, Any]:
+    """A row as plain data."""
+    return {"source": row.case.source, "error": row.error, "cells": [asdict(cell) for cell in row.cells]}
 
-    folder: Path
-    depends_on: str
 
-    def read(self, case: Case) -> Row | None:
-        """The row of a case, None if there is none."""
-        try:
-            content = json.loads(self._path(case).read_bytes())
-            return Row(case, [Cell(**cell) for cell in content["cells"]], content["error"])
-        except (OSError, ValueError, KeyError, TypeError):  # none, or damaged
-            return None
+def from_json(case: Case, content: Mapping[str, Any]) -> Row:
+    """The row of a case from plain data."""
+    return Row(case, [Cell(**cell) for cell in content["cells"]], content["error"])
 
-    def write(self, row: Row) -> None:
-        """Keep a row."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / ".gitignore").write_text("*\n")
-        content = {
-            "source": row.case.source,
-            "error": row.error,
-            "cells": [asdict(cell) for cell in row.cells],
-        }
-        save_json(self._path(row.case), content)
 
-    def keep_only(self, cases: Sequence[Case]) -> None:
-        """Remove the files of all other rows, those of other versions, profiles and seeds among them."""
-        kept = {self._path(case) for case in cases}
-        for path in self.folder.glob("*.json"):
-            if path not in kept:
-                path.unlink(missing_ok=True)
-
-    def _path(self, case: Case) -> Path:
-        key = hashlib.sha256(f"{self.depends_on}\n{case.source}".encode()).hexdigest()
-        return self.folder / f"{case.library.lower()}-{case.name}-{key[:16]}.json"
+def name_of(case: Case, depends_on: str) -> str:
+    """Under which name the row of a case is kept."""
+    return f"{case.library.lower()}-{case.name}-{digest([depends_on, case.source])[:16]}"
 
 
 def depends_on(versions: Mapping[str, str | None], profile: ProfileName, seed: int) -> str:
     """A hash of the versions, the profile, the seed, and the sources of voxloss, its suite and its data."""
-    found = hashlib.sha256(json.dumps([versions, profile, seed]).encode())
+    sources: list[Path] = []
     for package in (voxloss, voxloss_verify, voxloss_data):
         (folder,) = map(Path, package.__path__)
-        for path in sorted(folder.rglob("*.py")):
-            name = path.relative_to(folder)
-            if _has_a_say(name):
-                found.update(f"{package.__name__}/{name.as_posix()}".encode() + path.read_bytes())
-    return found.hexdigest()
+        sources += [path for path in folder.rglob("*.py") if _has_a_say(path.relative_to(folder))]
+    return digest([versions, profile, seed], sources)
 
 
 def _has_a_say(module: Path) -> bool:
-    """Whether a module may change a row: not the demo, nor what only shows rows."""
-    others = ("conformance", "demo", "terminal.py")
+    """Whether a module may change a row: not the demo, nor what only shows or keeps rows."""
+    others = ("conformance", "demo", "finished.py", "terminal.py")
     return module.parts[0] not in others or module == Path("conformance", "results.py")
 
 
