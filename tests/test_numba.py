@@ -188,7 +188,7 @@ def test_the_first_call_says_once_that_it_compiles_and_the_next_process_need_not
         for _ in range(2)
     ]
     assert [line for line in said[0] if "voxloss" in line] == [
-        "voxloss: compiling the fused CPU pass for these dtypes, which takes some seconds; "
+        "voxloss: compiling the fused CPU pass for float32 and int64, which takes some seconds; "
         "this happens once, the result is cached on disk."
     ]
     assert not any("voxloss" in line for line in said[1])

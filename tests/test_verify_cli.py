@@ -492,7 +492,7 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, verify: Verif
     Path("exits.py").write_text("import sys; sys.exit(0)")
     code, out, err = verify(*(word.replace("FLAWS", str(FLAWS)) for word in arguments))
     assert (code, out) == (2, "")
-    assert re.fullmatch(rf"voxloss: (Invalid value: )?{message}\.?( See voxloss --help\.)?\n", err), err
+    assert re.fullmatch(rf"voxloss: (Invalid value: )?{message}\.?( See voxloss( \w+)? --help\.)?\n", err), err
     assert {path.name for path in tmp_path.iterdir()} <= {"FILE", "exits.py", "__pycache__"}
 
 

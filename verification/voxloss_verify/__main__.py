@@ -37,15 +37,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         message = error.format_message().rstrip(".")
         if not message:  # no command: the help has been printed
             sys.exit(FAILED)
-        _fail(f"{message}. See voxloss --help.")
+        given = sys.argv[1:] if arguments is None else arguments
+        _fail(f"{message}. See {' '.join(['voxloss', *_command(app, given)])} --help.")
     except ImportError as error:
         known = "pip install" in str(error)
         _fail(str(error) if known else f"this command needs {error.name}: pip install 'voxloss[demo]'")
     except OSError as error:
-        _fail(str(error))
+        _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
     except KeyboardInterrupt:
         code = INTERRUPTED
     sys.exit(code)
+
+
+def _command(app: Any, arguments: Sequence[str]) -> list[str]:
+    """The command that was given, if it is one."""
+    known = {command.name or command.callback.__name__ for command in app.registered_commands}
+    return [name for name in arguments[:1] if name in known]
 
 
 def _fail(message: str) -> None:

@@ -365,13 +365,15 @@ def doctor(
 
 @app.command()
 def bench(
-    quick: Annotated[bool, typer.Option("--quick", help="C = 2 and 14 at 64³: about two minutes.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="C = 2 and 14 at 64³: a few minutes.")] = False,
     full: Annotated[bool, typer.Option("--full", help="The whole grid of sizes: hours.")] = False,
     only: Annotated[
         str | None,
         typer.Option(metavar="PATTERN", help="Cases with this in their name, like dice-softmax-map-c14-*."),
     ] = None,
-    device: Annotated[str, typer.Option(metavar="NAME", help="cpu or cuda.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="cpu or cuda; auto is CUDA if there is any.")
+    ] = "cpu",
     rounds: Annotated[
         int | None,
         typer.Option(min=1, help="How often each is timed; by default 9, 5 with --quick, × 3 on CUDA."),
@@ -380,19 +382,22 @@ def bench(
     edge: Annotated[int | None, typer.Option(min=2, help="Of every volume, to try the benchmark out.")] = None,
     compile: Annotated[bool, typer.Option(help="Whether torch.compile takes part.")] = True,
     resume: Annotated[
-        bool, typer.Option("--resume/--fresh", help="Keep cases that an earlier run has finished.")
+        bool, typer.Option("--resume/--fresh", help="Keep cases that an earlier run has finished, in .OUT-bench.")
     ] = True,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of tensors and turns.")] = 0,
     check: Annotated[bool, typer.Option("--check", help="Exit code 1 if a goal is missed.")] = False,
     out: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Where the files go; a run of another device there is kept.")
+        Path,
+        typer.Option(
+            metavar="FOLDER", help="Where the files go, in the place of an earlier run's on the same device."
+        ),
     ] = Path("out"),
 ) -> None:
     """Measure time and memory of losses, forward and backward, beside MONAI, nnU-Net and torch.compile.
 
     Contenders take turns within each case; one whose value or gradient is wrong gets no time. Writes
-    performance.md, .png and .json; about twenty minutes on two cores. Ctrl-C keeps the cases that are finished.
-    Exit code 1 if voxloss is wrong or fails anywhere.
+    performance.md, .png and .json; about half an hour on two cores, with voxloss[demo]. Ctrl-C keeps the cases
+    that are finished. Exit code 1 if voxloss is wrong or fails anywhere.
 
     Examples:
 

@@ -50,6 +50,7 @@ def digest(facts: object, sources: Iterable[Path] = ()) -> str:
     return found.hexdigest()
 
 
-def interrupted(done: int, total: int, what: str) -> str:
+def interrupted(done: int, total: int, what: str, kept: Finished) -> str:
     """What to say after Ctrl-C."""
-    return f"interrupted: {done} of {total} {what} are finished and kept, the next run goes on from there"
+    found = f"{done} of {total} {what} are finished and kept in {kept.folder}"
+    return f"interrupted: {found}, the next run goes on from there"

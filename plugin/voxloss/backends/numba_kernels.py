@@ -65,21 +65,25 @@ class Asked(NamedTuple):
 
 
 class _Notice(event.Listener):
-    """Says, once in a process, what the first call waits for."""
+    """Says what the first call with two dtypes waits for."""
 
-    given = False
+    said = ""
 
     def on_start(self, event: event.Event) -> None:
         """A function is being compiled: it was not found in the cache."""
         compiling = event.data["dispatcher"]
-        if self.given or compiling.py_func.__module__ != __name__:
+        if compiling.py_func.__module__ != __name__ or compiling.py_func.__name__ not in ("forward", "backward"):
             return
-        self.given = True
-        where = compiling.stats.cache_path
+        (input, _), (target, _) = event.data["args"][:2]
+        dtypes = f"{input.dtype} and {target.dtype}"
+        if dtypes == self.said:  # backward comes after forward
+            return
+        self.said = dtypes
         _LOGGER.warning(
-            "voxloss: compiling the fused CPU pass for these dtypes, which takes some seconds; %s",
+            "voxloss: compiling the fused CPU pass for %s, which takes some seconds; %s",
+            dtypes,
             "this happens once, the result is cached on disk."
-            if where
+            if compiling.stats.cache_path
             else "set NUMBA_CACHE_DIR to a folder that can be written to, or every process has to.",
         )
 

@@ -167,7 +167,8 @@ def _monai_compiled(case: Case, input: Tensor, target: Tensor) -> Prepared:
     counters.clear()
     ready = _compiled(case, loss, input, target, fullgraph=False)
     breaks = sum(counters["graph_break"].values())
-    return Prepared(ready.step, f"fullgraph=True: {reason}; without it {breaks} graph breaks", ready.first_call)
+    note = f"fullgraph=True: {reason}; graph breaks without it: {breaks}"
+    return Prepared(ready.step, note, ready.first_call)
 
 
 def _plain_compiled(case: Case, input: Tensor, target: Tensor) -> Prepared:

@@ -63,7 +63,7 @@ def verdict(case: Case, by_value: float, by_gradient: float) -> str:
         ("gradient", by_gradient, GRADIENT[case.dtype]),
     ):
         if not off <= tolerance:  # NaN is wrong, too
-            return f"{what} off by {off:.2e}, tolerance {tolerance:.0e}"
+            return f"{what} off by {off:.2e}, {off / tolerance:.4g} × the tolerance"
     return ""
 
 

@@ -13,6 +13,7 @@ from voxloss_verify.tolerances import LOSS
 
 # The loss of a number below 1 in float32 is that far from the same loss rounded the other way.
 ROUNDING = 2.0**-24
+NOT_HERE = "not in this run"
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def judge(runs: Sequence[Run]) -> list[Verdict]:
 def _judge(goal: Goal, runs: Sequence[Run]) -> Verdict:
     results = [result for run in runs if run.device == goal.device for result in run.results]
     if not results:
-        return Verdict(goal, f"not measured: no {goal.device.upper()} device", None)
+        return Verdict(goal, f"no {goal.device.upper()} device", None)
     found = goal.find(results)
     if found.value is None:
         return Verdict(goal, found.shown, False if found.broken else None)
@@ -78,12 +79,12 @@ def _number(value: float) -> str:
 
 def _missing(result: Result | None, *names: str) -> Found:
     if result is None:
-        return Found(None, "not measured: not in this run")
+        return Found(None, NOT_HERE)
     ours = result.contenders.get(OURS)
     if ours is not None and ours.state in (State.wrong.value, State.failed.value):
         return Found(None, f"voxloss is {ours}", broken=True)
     name = next(name for name in (OURS, *names) if not result.times(name))
-    return Found(None, f"not measured: {result.why_not(name)}")
+    return Found(None, result.why_not(name))
 
 
 def _case(
@@ -142,10 +143,10 @@ def _peak(family: str) -> Callable[[Sequence[Result]], Found]:
         peaks = [(peak, r.case) for r in cases if (peak := r.peak(OURS)) is not None]
         broken = next((found for r in cases if (found := _missing_ours(r)).broken), None)
         if broken or not peaks:
-            return broken or Found(None, "not measured: not in this run")
+            return broken or Found(None, NOT_HERE)
         worst, case = max(peaks, key=lambda pair: pair[0])
         channels = sorted({case.channels for _, case in peaks})
-        where = f"C = {case.channels}, {case.edge}³; of C = {', '.join(map(str, channels))}"
+        where = f"largest at C = {case.channels}, {case.edge}³; measured at C = {', '.join(map(str, channels))}"
         return Found(worst, f"{short(worst)} N ({where})")
 
     return find
@@ -178,7 +179,7 @@ def _accuracy(results: Sequence[Result]) -> Found:
     """The largest distance of voxloss's values from the exact ones."""
     found = _errors(results, OURS)
     if not found:
-        return Found(None, "not measured: not in this run")
+        return Found(None, NOT_HERE)
     worst, result = max(found, key=lambda pair: pair[0])
     return Found(worst, f"{worst:.1e} ({result.case.family}, {result.case.edge}³)")
 
@@ -188,7 +189,7 @@ def _beyond_eager(results: Sequence[Result]) -> Found:
     eager = {result.case: error for error, result in _errors(results, "eager")}
     beyond = [error - eager[r.case] for error, r in _errors(results, OURS) if r.case in eager]
     if not beyond:
-        return Found(None, "not measured: not in this run")
+        return Found(None, NOT_HERE)
     worst = max(beyond)
     return Found(worst, f"{worst:.1e}" if worst > 0 else "never further")
 
@@ -252,7 +253,7 @@ GOALS = (
         _faster("dice_ce", "monai_compiled", 128),
     ),
     Goal(
-        "error against the exact value: law 24's tolerance (CPU, C = 4)",
+        "error against the exact value: the suite's tolerance for a loss (CPU, C = 4)",
         "cpu",
         LOSS["float32"],
         False,
@@ -260,7 +261,7 @@ GOALS = (
         _accuracy,
     ),
     Goal(
-        "error beyond eager's: one rounding of float32 (CPU, C = 4)",
+        "error beyond that of voxloss's eager backend: one rounding of float32 (CPU, C = 4)",
         "cpu",
         ROUNDING,
         False,

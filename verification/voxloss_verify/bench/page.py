@@ -10,7 +10,7 @@ from typing import Any
 
 from voxloss_data.files import save_bytes
 from voxloss_verify.bench.cases import ALPHA, BETA, FAMILIES, GAMMA, SMOOTH, Case
-from voxloss_verify.bench.contenders import COMPARED, CONTENDERS, OURS
+from voxloss_verify.bench.contenders import COMPARED, CONTENDERS, FLOOR, OURS
 from voxloss_verify.bench.goals import judge
 from voxloss_verify.bench.results import Measured, Result, Run, State
 from voxloss_verify.bench.timing import ENOUGH_SECONDS, LEAST_ROUNDS, Spread, short
@@ -18,7 +18,7 @@ from voxloss_verify.templates import environment
 from voxloss_verify.tolerances import GRADIENT, LOSS
 
 MARKS = {True: "✓", False: "✗", None: "–"}
-_WORDS = {True: "reached", False: "missed", None: "not measured"}
+_WORDS = {True: "✓ reached", False: "✗ missed", None: "– not measured"}
 _TITLES = {contender.name: contender.title for contender in CONTENDERS}
 
 Cell = Callable[[Result, str], str]
@@ -41,7 +41,7 @@ def render(runs: Sequence[Run]) -> str:
                 "text": verdict.goal.text,
                 "bound": verdict.goal.shown,
                 "shown": verdict.shown,
-                "mark": f"{MARKS[verdict.reached]} {_WORDS[verdict.reached]}",
+                "mark": _WORDS[verdict.reached],
             }
             for verdict in judge(runs)
         ],
@@ -84,8 +84,20 @@ def _run(run: Run) -> dict[str, Any]:
             for r in run.results
             if not r.case.timed
         ],
+        "floors": _floors(timed),
         "compared": [_TITLES[name] for name in COMPARED],
     }
+
+
+def _floors(results: Sequence[Result]) -> str:
+    """Over which range the floor of the most frequent size went, if that is so wide that it says something."""
+    times: dict[int, list[float]] = {}
+    for result in results:
+        times.setdefault(result.case.logit_bytes, []).extend(1000 * t for t in result.times(FLOOR))
+    size, found = max(times.items(), key=lambda pair: len(pair[1]), default=(0, []))
+    if not found or max(found) < 1.5 * min(found):
+        return ""
+    return f"{short(min(found))} to {short(max(found))} ms for N = {size / 2**20:.0f} MiB"
 
 
 def _family(title: str, results: Sequence[Result]) -> dict[str, Any]:

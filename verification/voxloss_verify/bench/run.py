@@ -94,7 +94,8 @@ def bench(request: Request) -> int:
         raise ValueError(f"--device: expected cpu or cuda, got {request.device!r}.")
     cases = choose(CASES[request.extent](device), request.pattern, request.edge)
     if not cases:
-        raise ValueError(f"--only: expected a part of a case's name like dice-softmax, got {request.pattern!r}.")
+        names = ", ".join(case.id for case in choose(CASES[request.extent](device), None, request.edge))
+        raise ValueError(f"--only: expected a part of a case's name, got {request.pattern!r}. Names: {names}.")
     request.out.mkdir(parents=True, exist_ok=True)
     console = results_console()
     options = Options(
@@ -108,11 +109,11 @@ def bench(request: Request) -> int:
     kept, key = Finished(request.out, "bench"), depends_on(found, where, options)
     results: list[Result] = []
     try:
-        for result in _results(cases, options, kept, key, request.fresh, device, console):
+        for result, is_new in _results(cases, options, kept, key, request.fresh, device, console):
             results.append(result)
-            console.print(f"{result.case.id}: {summary(result)}")
+            console.print(f"{result.case.id}{'' if is_new else ' (kept)'}: {summary(result)}")
     except KeyboardInterrupt:
-        console.print(interrupted(len(results), len(cases), "cases"))
+        console.print(interrupted(len(results), len(cases), "cases", kept))
         return INTERRUPTED
     settings = {name: value for name, value in asdict(options).items() if name != "available"}
     settings["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "unset")
@@ -132,6 +133,8 @@ def _write(out: Path, run: Run, console: Console) -> bool:
         console.print(f"written: {path}")
     verdicts = [verdict for verdict in goals.judge(runs) if verdict.goal.device == run.device]
     for verdict in verdicts:
+        if verdict.shown == goals.NOT_HERE:
+            continue
         console.print(f"{page.MARKS[verdict.reached]} {verdict.goal.text}: {verdict.shown}")
     return any(verdict.reached is False for verdict in verdicts)
 
@@ -173,8 +176,8 @@ def depends_on(found: dict[str, str | None], where: dict[str, str], options: Opt
 
 def _results(
     cases: Sequence[Case], options: Options, kept: Finished, key: str, fresh: bool, device: str, console: Console
-) -> Iterator[Result]:
-    """The results of all cases, those that are kept as they are, with a bar on a terminal."""
+) -> Iterator[tuple[Result, bool]]:
+    """The results of all cases, and whether they are new and not kept from an earlier run; with a bar."""
     columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
     with progress_bar(console, *columns) as progress:
         task = progress.add_task("", total=sum(map(_weight, cases)))
@@ -190,11 +193,12 @@ def _results(
             case = _fitting(case, options.compile, available_memory(device))
             name = f"{case.id}-{key[:16]}"
             result = None if fresh else kept.read(name, from_json)
+            is_new = result is None
             if result is None:
                 free = replace(options, available=available_memory(device))
                 result = _measured_apart(case, free, kept, name, show)
             done += _weight(case)
-            yield result
+            yield result, is_new
 
 
 def _weight(case: Case) -> float:

@@ -46,7 +46,7 @@ def build(out: Path, profile: ProfileName = "quick", seed: int = 0) -> int:
             rows.append(row)
             console.print(f"{_title(row.case)}: {_summary(row)}")
     except KeyboardInterrupt:
-        console.print(interrupted(len(rows), len(cases), "losses"))
+        console.print(interrupted(len(rows), len(cases), "losses", kept))
         return INTERRUPTED
     kept.keep_only(names)  # not those of other versions, profiles and seeds
     for path in write(out, Conformance(rows, LAWS, found, profile, seed)):
