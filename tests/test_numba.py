@@ -208,6 +208,34 @@ def test_without_a_folder_for_the_cache_it_compiles_all_the_same(monkeypatch: py
     assert caching == [True, False]
 
 
+@njit
+def _exponentials(x: Any, found: Any) -> None:
+    for i in range(len(x)):
+        found[i] = kernels._exp(x[i])
+
+
+def test_exponentials_down_to_the_smallest_number() -> None:
+    """Within one of float32's steps, which below 2⁻¹²⁶ are 2⁻¹⁴⁹; 0 from where float32 has nothing left."""
+    x = np.concatenate([np.linspace(-110, 0, 100_001), [-np.inf, -1e4, -104, np.nan]]).astype(np.float32)
+    found = np.empty_like(x)
+    _exponentials(x, found)
+    exact = np.exp(x.astype(np.float64))
+    step = np.maximum(np.spacing(exact.astype(np.float32)), 2.0**-149)
+    np.testing.assert_array_less(abs(found - exact)[:-1] / step[:-1], 1)
+    assert found[-4:-1].tolist() == [0, 0, 0]
+    assert np.isnan(found[-1])
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+def test_where_a_network_is_certain_nothing_is_left_for_the_others(activation: str, dtype: torch.dtype) -> None:
+    """Without smoothing an empty class that is predicted nowhere is perfect, and with any rest of it all wrong."""
+    labels = torch.zeros(1, 1, 4, 5, 6, dtype=torch.long)
+    x = torch.full((1, 3, 4, 5, 6), -1024.0).index_fill(1, torch.tensor(0), 1024.0).to(dtype)
+    options: dict[str, Any] = {activation: True, "to_onehot_y": True, "smooth_nr": 0, "smooth_dr": 0}
+    assert voxloss.DiceLoss(**options, backend="numba_cpu")(x, labels) == 0
+
+
 @pytest.mark.parametrize("form", ["label map", "one-hot"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d], ids=str)
 def test_no_memory_but_the_gradient(form: str, layout: torch.memory_format) -> None:

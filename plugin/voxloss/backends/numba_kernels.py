@@ -127,8 +127,11 @@ def _log1p(x: float) -> float:
 
 _LOG2_E = np.float32(1.4426950408889634)
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
-_ROUND = np.float32(3 << 22)  # what is added to it is rounded to an integer, which the lowest bits then hold
-_LOWEST = np.float32(-87.0)  # e^x is not a normal number much below
+# What is added to it is rounded to an integer, which the lowest bits then hold, here with 64 added: 2^(n + 64) is a
+# normal number also where 2^n is none.
+_ROUND = np.float32((3 << 22) + 64)
+_DOWN_64 = np.float32(2.0**-64)
+_LOWEST = np.float32(-104.0)  # from there on e^x is 0
 _INLINE: Any = {"forceinline": True}
 # Rounding on purpose is not to be re-ordered away.
 _IN_ORDER: Any = {"fastmath": {"contract"}, "forceinline": True}
@@ -142,6 +145,7 @@ def _exp_of(x):
     def exp32(x):
         # x = n·log 2 + r with |r| ≤ log(2)/2; e^r is 1 + r + r² times the polynomial that equals (e^r − 1 − r)/r²
         # at five Chebyshev points.
+        power = _DOWN_64 if x > _LOWEST else np.float32(0)
         x = _LOWEST if x < _LOWEST else x
         y = x * _LOG2_E + _ROUND
         n = y - _ROUND
@@ -154,7 +158,7 @@ def _exp_of(x):
         q = q * r + np.float32(1)
         e = q * r + np.float32(1)
         bits = np.float32(e).view(np.int32) + (np.float32(y).view(np.int32) << np.int32(23))
-        return np.int32(bits).view(np.float32)
+        return np.int32(bits).view(np.float32) * power
 
     return exp32
 
