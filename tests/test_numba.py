@@ -229,7 +229,7 @@ def test_exponentials_down_to_the_smallest_number() -> None:
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
 def test_where_a_network_is_certain_nothing_is_left_for_the_others(activation: str, dtype: torch.dtype) -> None:
-    """Without smoothing an empty class that is predicted nowhere is perfect, and with any rest of it all wrong."""
+    """Without smoothing an empty class that is predicted nowhere costs nothing, and with any rest of it 1."""
     labels = torch.zeros(1, 1, 4, 5, 6, dtype=torch.long)
     x = torch.full((1, 3, 4, 5, 6), -1024.0).index_fill(1, torch.tensor(0), 1024.0).to(dtype)
     options: dict[str, Any] = {activation: True, "to_onehot_y": True, "smooth_nr": 0, "smooth_dr": 0}

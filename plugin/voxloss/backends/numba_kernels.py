@@ -127,7 +127,7 @@ def _log1p(x: float) -> float:
 
 _LOG2_E = np.float32(1.4426950408889634)
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
-# What is added to it is rounded to an integer, which the lowest bits then hold, here with 64 added: 2^(n + 64) is a
+# What is added to it is rounded to an integer, which the lowest bits then hold, with 64 added: 2^(n + 64) is a
 # normal number also where 2^n is none.
 _ROUND = np.float32((3 << 22) + 64)
 _DOWN_64 = np.float32(2.0**-64)
