@@ -63,6 +63,35 @@ def test_binary_cross_entropy_is_torchs(form: str, activation: str, backend: str
     same(got.sum(0), torchs(x, g, reduction="none").flatten(2).sum(-1), x)
 
 
+@pytest.mark.parametrize("ignore_index", [None, 2, 255])
+@pytest.mark.parametrize("form", ["label map", "one-hot"])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+def test_log_losses_and_voxels(activation: str, form: str, ignore_index: int | None, backend: str) -> None:
+    """What label smoothing adds, and what a mean is over; ignored voxels have no part, whatever stands in them."""
+    x, labels = logits(channels=4), label_map(channels=4)
+    x = x.sigmoid() if activation == "none" else x
+    kept = torch.ones_like(labels, dtype=torch.bool)
+    if ignore_index is not None:
+        labels[:, :, ::2, 1] = ignore_index
+        kept = labels != ignore_index
+    g = one_hot(labels.clamp(max=3), 4)
+    if ignore_index == 255:
+        g = torch.where(kept, g, 255.0)
+    poisoned = torch.where(kept, x, torch.nan)
+    x, poisoned = x.requires_grad_(), poisoned.detach().requires_grad_()
+    p = {"softmax": x.softmax(1), "sigmoid": x.sigmoid(), "none": x}[activation]
+    names = ["log_loss", "voxels"] + (["log_loss_negative"] if activation != "softmax" else [])
+    target = labels if form == "label map" else g
+    got = sums(poisoned, target, activation, names, ignore_index=ignore_index, backend=backend)
+    expected = [-p.log(), torch.ones_like(p), -(1 - p).log()][: len(names)]
+    wanted = torch.stack([(each * kept).flatten(2).sum(-1) for each in expected])
+    torch.testing.assert_close(got, wanted, check_dtype=False)
+    weights = torch.linspace(-1, 1, got.numel(), dtype=got.dtype).view_as(got)
+    (by_ours,) = torch.autograd.grad((got * weights).sum(), poisoned)
+    (by_torch,) = torch.autograd.grad((wanted * weights).sum(), x)
+    torch.testing.assert_close(by_ours, by_torch)
+
+
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 3.7])
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_focal_sums_are_monais(activation: str, gamma: float, backend: str) -> None:

@@ -33,7 +33,7 @@ NATIVE, HALF, BFLOAT16 = range(3)  # what a 16-bit element is
 # Rows of `Asked.sums`, of the sums and of their gradients.
 SUMS = tuple(TERMS)  # in this order:
 INTERSECTION, SOFT_INTERSECTION, PREDICTION, PREDICTION_SQUARED, TARGET, TARGET_SQUARED = range(6)
-CROSS_ENTROPY, CROSS_ENTROPY_NEGATIVE, FOCAL, FOCAL_NEGATIVE = range(6, 10)
+CROSS_ENTROPY, CROSS_ENTROPY_NEGATIVE, FOCAL, FOCAL_NEGATIVE, LOG_LOSS, LOG_LOSS_NEGATIVE, VOXELS = range(6, 13)
 
 # Rows of voxels to work in: p, n, the target, …; SCALE is 1/Σ exp(z − max).
 P, N, G, LOG_P, LOG_N, FOCUS, OWN, MAXIMUM, SCALE, LOG_SUM, DOT, EXP = range(12)
@@ -493,6 +493,16 @@ def _add(c, count, sums, gamma, rows, out):
         for v in range(count):
             total += g[v] if g[v] < p[v] else p[v]
         out[SOFT_INTERSECTION, c] += total
+    if sums[LOG_LOSS]:
+        total = zero
+        for v in range(count):
+            total -= log_p[v]
+        out[LOG_LOSS, c] += total
+    if sums[LOG_LOSS_NEGATIVE]:
+        total = zero
+        for v in range(count):
+            total -= log_n[v]
+        out[LOG_LOSS_NEGATIVE, c] += total
     # 0·(−∞) is 0 here.
     if sums[CROSS_ENTROPY]:
         total = zero
@@ -542,10 +552,11 @@ def _by_own(c, count, activation, sums, weights, linear, squared, own, other, n,
 
 
 @compiled
-def _add_by_log(count, activation, gamma, cross_entropy, focal, negative, p, n, g, log_p, rows, slope):
-    """Add the slope of −g·(cross_entropy + focal·n^γ)·log p.
+def _add_by_log(count, activation, gamma, cross_entropy, focal, log_loss, negative, p, n, g, log_p, rows, slope):
+    """Add the slope of −(g·(cross_entropy + focal·n^γ) + log_loss)·log p.
 
-    If `negative`, of the terms with 1 − g in the place of g; p and n are given in each other's place.
+    If `negative`, of the terms with 1 − g in the place of g; p and n are given in each other's place, and
+    `log_loss` with the other sign.
     """
     focus = rows[FOCUS]
     floor = p.dtype.type(-1e4)  # of log p; p·log p is 0 there
@@ -554,7 +565,7 @@ def _add_by_log(count, activation, gamma, cross_entropy, focal, negative, p, n, 
     constant, factor = (-one, one) if negative else (zero, one)  # −(1 − g), or g
     if focal == 0:  # the logarithms need not be there
         for v in range(count):
-            by_log = (constant + factor * g[v]) * cross_entropy
+            by_log = (constant + factor * g[v]) * cross_entropy + log_loss
             if activation == SIGMOID:
                 slope[v] -= by_log * n[v]
             elif activation == SOFTMAX:
@@ -568,10 +579,10 @@ def _add_by_log(count, activation, gamma, cross_entropy, focal, negative, p, n, 
         share = constant + factor * g[v]
         log = floor if log_p[v] < floor else log_p[v]
         if activation == SIGMOID:
-            slope[v] -= share * (cross_entropy * n[v] + power * (n[v] - gamma * p[v] * log))
+            slope[v] -= share * (cross_entropy * n[v] + power * (n[v] - gamma * p[v] * log)) + log_loss * n[v]
         else:
             ratio = -one if n[v] <= zero else p[v] * log / n[v]  # its limit
-            by_log = share * (cross_entropy + power * (one - gamma * ratio))
+            by_log = share * (cross_entropy + power * (one - gamma * ratio)) + log_loss
             slope[v] -= by_log if activation == SOFTMAX else by_log / (tiny if p[v] < tiny else p[v])
 
 
@@ -580,12 +591,13 @@ def _slope(c, count, activation, sums, gamma, weights, rows, slope):
     """Fill `slope`: q = p·∂L/∂p + ∂L/∂log p for a softmax, otherwise ∂L/∂input; `weights` is ∂L/∂sums."""
     p, n, g, log_p, log_n = rows[P], rows[N], rows[G], rows[LOG_P], rows[LOG_N]
     _by_own(c, count, activation, sums, weights, PREDICTION, PREDICTION_SQUARED, p, g, n, slope)
-    if sums[CROSS_ENTROPY] or sums[FOCAL]:
-        cross_entropy, focal = weights[CROSS_ENTROPY, c], weights[FOCAL, c]
-        _add_by_log(count, activation, gamma, cross_entropy, focal, False, p, n, g, log_p, rows, slope)
-    if sums[CROSS_ENTROPY_NEGATIVE] or sums[FOCAL_NEGATIVE]:
-        cross_entropy, focal = weights[CROSS_ENTROPY_NEGATIVE, c], weights[FOCAL_NEGATIVE, c]
-        _add_by_log(count, activation, gamma, cross_entropy, focal, True, n, p, g, log_n, rows, slope)
+    if sums[CROSS_ENTROPY] or sums[FOCAL] or sums[LOG_LOSS]:
+        ce, focal, log_loss = weights[CROSS_ENTROPY, c], weights[FOCAL, c], weights[LOG_LOSS, c]
+        _add_by_log(count, activation, gamma, ce, focal, log_loss, False, p, n, g, log_p, rows, slope)
+    if sums[CROSS_ENTROPY_NEGATIVE] or sums[FOCAL_NEGATIVE] or sums[LOG_LOSS_NEGATIVE]:
+        ce, focal = weights[CROSS_ENTROPY_NEGATIVE, c], weights[FOCAL_NEGATIVE, c]
+        log_loss = -weights[LOG_LOSS_NEGATIVE, c]
+        _add_by_log(count, activation, gamma, ce, focal, log_loss, True, n, p, g, log_n, rows, slope)
 
 
 @compiled
@@ -801,12 +813,12 @@ def _slope_of_answers(c, count, sums, gamma, weights, labels, rows, slope):
 
 
 @compiled
-def _load_voxels(input, target, first, count, asked, with_logs, blocks, rows, labels):
+def _load_voxels(input, target, first, count, asked, with_logs, by_label, blocks, rows, labels):
     """Fill the blocks; return whether all voxels that count are valid, and whether all count.
 
-    The first block gets the input, or its exponentials for a softmax. Then the input itself goes into the second
-    block if logarithms are needed, or, from a label map, what there is of it in the channel of the label into the
-    row LOG_P. The third gets the target unless it is a label map.
+    The first block gets the input, or its exponentials for a softmax. Then the input itself goes into the other
+    block if logarithms are needed, or, if only those of the labels' channels are (`by_label`), what there is of it
+    in these into the row LOG_P. The third gets the target unless it is a label map.
     """
     block, other, soft = blocks
     _load(input, first, count, block)
@@ -818,7 +830,7 @@ def _load_voxels(input, target, first, count, asked, with_logs, blocks, rows, la
     if not all_count:
         _clear(block, count, labels)
     if asked.activation == SOFTMAX:
-        if with_logs and asked.is_map:
+        if with_logs and by_label:
             for v in range(count):
                 rows[LOG_P, v] = block[max(labels[v], 0), v]
         elif with_logs:
@@ -832,19 +844,26 @@ def forward(input, target, start, stop, asked, blocks, rows, labels, out):
     """Add the sums over voxels start…stop of an item to `out` [SUMS, C]; return whether they were valid."""
     block, other, soft = blocks
     sums, gamma, activation = asked.sums, rows.dtype.type(asked.gamma), asked.activation
-    with_logs = sums[CROSS_ENTROPY] or sums[CROSS_ENTROPY_NEGATIVE] or sums[FOCAL] or sums[FOCAL_NEGATIVE]
-    is_map = asked.is_map
+    log_losses = sums[LOG_LOSS] or sums[LOG_LOSS_NEGATIVE]
+    with_logs = (
+        sums[CROSS_ENTROPY] or sums[CROSS_ENTROPY_NEGATIVE] or sums[FOCAL] or sums[FOCAL_NEGATIVE] or log_losses
+    )
+    is_map, by_label = asked.is_map, asked.is_map and not log_losses
     all_valid = True
     for first in range(start, stop, rows.shape[1]):
         count = min(rows.shape[1], stop - first)
-        valid, all_count = _load_voxels(input, target, first, count, asked, with_logs, blocks, rows, labels)
+        valid, all_count = _load_voxels(
+            input, target, first, count, asked, with_logs, by_label, blocks, rows, labels
+        )
         all_valid &= valid
-        if is_map and activation == SOFTMAX:
+        if sums[VOXELS]:
+            out[VOXELS] += count if all_count else np.sum(labels[:count] != IGNORED)
+        if by_label and activation == SOFTMAX:
             _fill_at_labels(count, sums, gamma, with_logs, block, labels, rows)
             _add_at_labels(count, sums, block, labels, rows, out)
             continue
         for c in range(block.shape[0]):
-            if is_map and activation == SIGMOID:
+            if by_label and activation == SIGMOID:
                 _fill_answers(c, count, sums, gamma, with_logs, all_count, block, labels, rows)
                 _add_answers(c, count, sums, labels, rows, out)
                 continue
@@ -869,17 +888,18 @@ def backward(input, target, start, stop, asked, blocks, rows, labels, weights, b
         or sums[FOCAL_NEGATIVE]
     )
     is_map = asked.is_map
+    by_label = is_map and not (sums[LOG_LOSS] or sums[LOG_LOSS_NEGATIVE])
     dot = rows[DOT]
     for first in range(start, stop, rows.shape[1]):
         count = min(rows.shape[1], stop - first)
-        _, all_count = _load_voxels(input, target, first, count, asked, with_logs, blocks, rows, labels)
-        if is_map and activation == SOFTMAX:
+        _, all_count = _load_voxels(input, target, first, count, asked, with_logs, by_label, blocks, rows, labels)
+        if by_label and activation == SOFTMAX:
             _fill_at_labels(count, sums, gamma, with_logs, block, labels, rows)
             _slope_at_labels(count, sums, gamma, weights, block, labels, rows)
             _store(block, first, count, result)
             continue
         for c in range(block.shape[0]):
-            if is_map and activation == SIGMOID:
+            if by_label and activation == SIGMOID:
                 _fill_answers(c, count, sums, gamma, with_logs, all_count, block, labels, rows)
                 _slope_of_answers(c, count, sums, gamma, weights, labels, rows, other[c])
                 continue

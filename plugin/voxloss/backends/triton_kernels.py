@@ -267,7 +267,7 @@ def _times(g, log):
 
 
 @triton.jit
-def _term(NAME: tl.constexpr, p, g, log_p, log_n, HOW: tl.constexpr):
+def _term(NAME: tl.constexpr, p, g, log_p, log_n, live, HOW: tl.constexpr):
     """What a voxel adds to a sum."""
     if NAME == "intersection":
         term = p * g
@@ -289,6 +289,12 @@ def _term(NAME: tl.constexpr, p, g, log_p, log_n, HOW: tl.constexpr):
         term = -_times(g, log_p) * _power(1 - p, HOW)
     elif NAME == "focal_negative":
         term = -_times(1 - g, log_n) * _power(p, HOW)
+    elif NAME == "log_loss":
+        term = tl.where(live[None, :], -log_p, 0)
+    elif NAME == "log_loss_negative":
+        term = tl.where(live[None, :], -log_n, 0)
+    elif NAME == "voxels":
+        term = tl.where(live[None, :], tl.full(p.shape, 1, p.dtype), 0)
     return term
 
 
@@ -324,6 +330,10 @@ def _by_prediction(
         by_log_p -= weight * g * _focal_slope(p, 1 - p, log_p, HOW)
     elif NAME == "focal_negative":
         by_log_n -= weight * (1 - g) * _focal_slope(1 - p, p, log_n, HOW)
+    elif NAME == "log_loss":
+        by_log_p -= weight
+    elif NAME == "log_loss_negative":
+        by_log_n -= weight
     return slope, kink, by_log_p, by_log_n
 
 
@@ -488,7 +498,7 @@ def sums(
             wrong = wrong | _out_of_range(p, g, HOW)
         longer = ()
         for k in tl.static_range(len(HOW.sums)):
-            longer = longer + (totals[k] + _term(tl.constexpr(HOW.sums[k]), p, g, log_p, log_n, HOW),)
+            longer = longer + (totals[k] + _term(tl.constexpr(HOW.sums[k]), p, g, log_p, log_n, live, HOW),)
         totals = longer
     for k in tl.static_range(len(HOW.sums)):
         _store_sum(partial, tl.sum(totals[k], 1), k, chunk, item, items, classes, HOW)
@@ -531,7 +541,7 @@ def sums_of_many(
         if not HOW.labels or HOW.activation == "none":
             wrong = tl.maximum(wrong, tl.max(_out_of_range(p, g, HOW).to(tl.int32), 0))
         for k in tl.static_range(len(HOW.sums)):
-            term = _term(tl.constexpr(HOW.sums[k]), p, g, log_p, log_n, HOW)
+            term = _term(tl.constexpr(HOW.sums[k]), p, g, log_p, log_n, live, HOW)
             _store_sum(partial, tl.sum(term, 1), k, chunk, item, items, classes, HOW)
     tl.store(valid, 0, mask=tl.max(wrong, 0) > 0)
 

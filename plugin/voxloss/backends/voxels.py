@@ -13,10 +13,15 @@ fused backends are held to it. Shapes are `[B, C, N]` with N voxels, n = 1 − p
 | `cross_entropy_negative` | −(1−g)·log n | by log n: −(1−g) | log n |
 | `focal` | −g·n^γ·log p | by log p: −g·n^γ·(1 − γ·p·log p / n) | −n^γ·log p |
 | `focal_negative` | −(1−g)·p^γ·log n | by log n: −(1−g)·p^γ·(1 − γ·n·log n / p) | p^γ·log n |
+| `log_loss` | −log p | by log p: −1 | 0 |
+| `log_loss_negative` | −log n | by log n: −1 | 0 |
+| `voxels` | 1 | 0 | 0 |
 
 min(p, g) = (p + g − |p − g|)/2 is the intersection of soft labels (Wang et al. 2023, "Jaccard Metric Losses",
 "Dice Semimetric Losses") without the cancellation of the right-hand side. The focal terms are those of Lin et al.
-2017, "Focal Loss for Dense Object Detection"; with the negative ones they make binary losses of each class.
+2017, "Focal Loss for Dense Object Detection"; with the negative ones they make binary losses of each class. Label
+smoothing adds the log losses (Szegedy et al. 2016, "Rethinking the Inception Architecture for Computer Vision");
+`voxels` counts those that are not ignored.
 
 Logarithms are taken of the logits, not of p: log p = z − logsumexp(z) or −softplus(−z). Their derivatives are by
 log p, because that is finite where p is 0: with q = p·∂L/∂p + ∂L/∂log p the softmax gives ∂L/∂z = q − p·Σ_c q.
@@ -73,10 +78,14 @@ def _power(base: Tensor, gamma: float) -> Tensor:
     return base.clamp(min=0) ** gamma  # rounding may have carried a given probability over 1
 
 
+def _given(log: Tensor | None) -> Tensor:
+    assert log is not None
+    return log
+
+
 def _times(g: Tensor, log: Tensor | None) -> Tensor:
     """g·log with 0·(−∞) = 0."""
-    assert log is not None
-    return torch.where(g == 0, 0, g * log)
+    return torch.where(g == 0, 0, g * _given(log))
 
 
 TERMS: dict[str, Callable[[Voxels, float], Tensor]] = {
@@ -90,9 +99,12 @@ TERMS: dict[str, Callable[[Voxels, float], Tensor]] = {
     "cross_entropy_negative": lambda v, _: -_times(1 - v.g, v.log_n),
     "focal": lambda v, gamma: -_times(v.g, v.log_p) * _power(1 - v.p, gamma),
     "focal_negative": lambda v, gamma: -_times(1 - v.g, v.log_n) * _power(v.p, gamma),
+    "log_loss": lambda v, _: -_given(v.log_p),
+    "log_loss_negative": lambda v, _: -_given(v.log_n),
+    "voxels": lambda v, _: torch.ones_like(v.p) if v.ignored is None else (~v.ignored).to(v.p).expand_as(v.p),
 }
-POSITIVE = ("cross_entropy", "focal")
-NEGATIVE = ("cross_entropy_negative", "focal_negative")
+POSITIVE = ("cross_entropy", "focal", "log_loss")
+NEGATIVE = ("cross_entropy_negative", "focal_negative", "log_loss_negative")
 
 
 def range_tolerance(dtype: torch.dtype) -> float:
@@ -188,16 +200,18 @@ def _by_input(weights: dict[str, Tensor], v: Voxels, job: Pass) -> Tensor:
 
 def _by_log(
     weights: dict[str, Tensor],
-    names: tuple[str, str],
+    names: tuple[str, str, str],
     share: Tensor,
     p: Tensor,
     n: Tensor,
     log_p: Tensor | None,
     gamma: float,
 ) -> Tensor:
-    """∂L/∂log p of the terms −share·log p and −share·n^γ·log p, as the table above has them."""
-    cross_entropy, focal = (weights.get(name) for name in names)
+    """∂L/∂log p of the terms −share·log p, −share·n^γ·log p and −log p, as the table above has them."""
+    cross_entropy, focal, log_loss = (weights.get(name) for name in names)
     slope = torch.zeros_like(p)
+    if log_loss is not None:
+        slope = slope - log_loss
     if cross_entropy is not None:
         slope = slope - cross_entropy * share
     if focal is not None:
@@ -211,7 +225,7 @@ def _by_log(
 def _by_target(weights: dict[str, Tensor], v: Voxels, gamma: float) -> Tensor:
     slope = _slope(weights, v.g, v.p, "target")
     for names, log, other, sign in ((POSITIVE, v.log_p, 1 - v.p, -1), (NEGATIVE, v.log_n, v.p, 1)):
-        cross_entropy, focal = (weights.get(name) for name in names)
+        cross_entropy, focal, _ = (weights.get(name) for name in names)
         if log is None:
             continue
         if cross_entropy is not None:
