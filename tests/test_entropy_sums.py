@@ -67,7 +67,7 @@ def test_binary_cross_entropy_is_torchs(form: str, activation: str, backend: str
 @pytest.mark.parametrize("form", ["label map", "one-hot"])
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
 def test_log_losses_and_voxels(activation: str, form: str, ignore_index: int | None, backend: str) -> None:
-    """What label smoothing adds, and what a mean is over; ignored voxels have no part, whatever stands in them."""
+    """What label smoothing adds, and what a mean is over; ignored voxels have no part in either."""
     x, labels = logits(channels=4), label_map(channels=4)
     x = x.sigmoid() if activation == "none" else x
     kept = torch.ones_like(labels, dtype=torch.bool)

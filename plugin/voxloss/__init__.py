@@ -7,6 +7,14 @@ Start reading in `voxloss.statistics`.
 """
 
 from voxloss import formulas
+from voxloss.compound import (
+    CompoundLoss,
+    DiceCELoss,
+    DiceFocalLoss,
+    FocalTverskyCELoss,
+    GeneralizedDiceFocalLoss,
+    TverskyCELoss,
+)
 from voxloss.inputs import ShapeError
 from voxloss.losses import (
     DiceLoss,
@@ -18,12 +26,21 @@ from voxloss.losses import (
 )
 from voxloss.region_loss import RegionLoss, RegionOptions
 from voxloss.statistics import RegionStatistics, region_statistics
+from voxloss.statistics_loss import StatisticsLoss
+from voxloss.voxel_losses import CrossEntropyLoss, FocalLoss
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CompoundLoss",
+    "CrossEntropyLoss",
+    "DiceCELoss",
+    "DiceFocalLoss",
     "DiceLoss",
+    "FocalLoss",
+    "FocalTverskyCELoss",
     "FocalTverskyLoss",
+    "GeneralizedDiceFocalLoss",
     "GeneralizedDiceLoss",
     "IoULoss",
     "JaccardLoss",
@@ -31,6 +48,8 @@ __all__ = [
     "RegionOptions",
     "RegionStatistics",
     "ShapeError",
+    "StatisticsLoss",
+    "TverskyCELoss",
     "TverskyLoss",
     "formulas",
     "region_statistics",

@@ -142,6 +142,20 @@ def require_positive(**values: float) -> None:
             raise ValueError(f"{name}: expected a finite number > 0, got {value!r}.")
 
 
+def require_fraction(**values: float) -> None:
+    """Check that each value is a number in [0, 1]."""
+    for name, value in values.items():
+        if not (_is_finite(value) and 0 <= value <= 1):
+            raise ValueError(f"{name}: expected a number in [0, 1], got {value!r}.")
+
+
+def require_share(**values: float) -> None:
+    """Check the factors of a compound's parts, with MONAI's message."""
+    for name, value in values.items():
+        if not (_is_finite(value) and value >= 0):
+            raise ValueError(f"{name} should be no less than 0.0, and finite, got {value!r}.")
+
+
 def _is_finite(value: object) -> bool:
     return isinstance(value, Real) and math.isfinite(value)
 

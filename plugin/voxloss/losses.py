@@ -13,8 +13,9 @@ from monai.utils.enums import Weight as WeightType
 from torch import Tensor
 
 from voxloss import formulas, inputs
-from voxloss.region_loss import RegionLoss, RegionOptions, Weight
+from voxloss.region_loss import RegionLoss, RegionOptions
 from voxloss.statistics import RegionStatistics
+from voxloss.statistics_loss import Weight
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -31,14 +31,14 @@ def require_absent(absent: str) -> None:
         raise ValueError(f"absent: expected one of {get_args(Absent)}, got {absent!r}.")
 
 
-def require_weight(weight: Tensor | None) -> None:
-    """Check class weights as far as that goes without knowing the number of channels."""
+def require_weight(weight: Tensor | None, name: str = "weight") -> None:
+    """Check factors of the classes as far as that goes without knowing the number of channels."""
     if weight is None:
         return
     if weight.ndim > 1 or not bool(torch.isfinite(weight).all()):
-        raise ValueError(f"weight: expected one number or one per class, all finite, got {weight.tolist()}.")
+        raise ValueError(f"{name}: expected one number or one per class, all finite, got {weight.tolist()}.")
     if bool((weight < 0).any()):
-        raise ValueError(f"the value/values of the `weight` should be no less than 0, got {weight.tolist()}.")
+        raise ValueError(f"the value/values of the `{name}` should be no less than 0, got {weight.tolist()}.")
 
 
 def select_classes(
@@ -64,7 +64,9 @@ def select_classes(
     return chosen, counting
 
 
-def class_weights(weight: Tensor, channels: int, chosen: list[int], counting: list[int]) -> Tensor:
+def class_weights(
+    weight: Tensor, channels: int, chosen: list[int], counting: list[int], name: str = "weight"
+) -> Tensor:
     """Return the weights of the counting classes, `[]` or `[len(counting)]`.
 
     They may be given per channel, or per chosen class (so without the background if that is excluded).
@@ -78,7 +80,7 @@ def class_weights(weight: Tensor, channels: int, chosen: list[int], counting: li
     expected = f"{channels} (one per channel)"
     if len(chosen) != channels:
         expected += f" or {len(chosen)} (one per class that counts)"
-    raise ValueError(f"weight: expected a single value or {expected}, got {len(weight)}.")
+    raise ValueError(f"{name}: expected a single value or {expected}, got {len(weight)}.")
 
 
 def reduce(loss: Tensor, counts: Tensor | None, reduction: str) -> Tensor:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from inspect import signature
 from typing import ClassVar, TypedDict
 
 import torch
 from monai.utils.enums import LossReduction
 from torch import Tensor
-from torch.nn.modules.loss import _Loss
 
 from voxloss import inputs
-from voxloss.backends import require_backend
 from voxloss.reduction import (
     Absent,
     class_weights,
@@ -23,9 +20,8 @@ from voxloss.reduction import (
     require_weight,
     select_classes,
 )
-from voxloss.statistics import Activation, RegionStatistics, region_statistics
-
-Weight = Sequence[float] | float | Tensor | None
+from voxloss.statistics import RegionStatistics, region_sums
+from voxloss.statistics_loss import Measured, StatisticsLoss, Weight
 
 
 class RegionOptions(TypedDict, total=False):
@@ -42,7 +38,7 @@ class RegionOptions(TypedDict, total=False):
     backend: str | None
 
 
-class RegionLoss(_Loss, ABC):
+class RegionLoss(StatisticsLoss):
     """A formula of `RegionStatistics` as a loss: a subclass says what a class costs in `per_class`.
 
     Args:
@@ -92,52 +88,26 @@ class RegionLoss(_Loss, ABC):
         absent: Absent = "count",
         backend: str | None = None,
     ) -> None:
-        if reduction not in list(LossReduction):
-            choices = [choice.value for choice in LossReduction]
-            raise ValueError(f"reduction: expected one of {choices}, got {reduction!r}.")
-        super().__init__(reduction=LossReduction(reduction).value)
-        if other_act is not None and not callable(other_act):
-            raise TypeError(f"other_act must be None or callable but is {type(other_act).__name__}.")
-        if sigmoid + softmax + (other_act is not None) > 1:
-            raise ValueError(
-                "Incompatible values: more than 1 of [sigmoid=True, softmax=True, other_act is not None]."
-            )
-        inputs.require_ignore_index(ignore_index)
+        super().__init__(
+            include_background=include_background,
+            to_onehot_y=to_onehot_y,
+            sigmoid=sigmoid,
+            softmax=softmax,
+            other_act=other_act,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            backend=backend,
+        )
         class_weight = None if weight is None else torch.as_tensor(weight)
         require_weight(class_weight)
         require_classes(classes, include_background)
         require_absent(absent)
-        require_backend(backend)
-        self.include_background = include_background
-        self.to_onehot_y = to_onehot_y
-        self.sigmoid = sigmoid
-        self.softmax = softmax
-        self.other_act = other_act
         self.squared_pred = squared_pred
         self.batch = batch
         self.soft_label = soft_label
         self.register_buffer("class_weight", class_weight)
-        self.ignore_index = ignore_index
         self.classes = classes
         self.absent = absent
-        self.backend = backend
-
-    @property
-    def activation(self) -> Activation:
-        """What `region_statistics` is told to make probabilities with."""
-        if self.other_act is not None:
-            return self.other_act
-        return "softmax" if self.softmax else "sigmoid" if self.sigmoid else "none"
-
-    def extra_repr(self) -> str:
-        """The arguments that are not at their defaults."""
-        defaults = {**signature(RegionLoss.__init__).parameters, **signature(type(self).__init__).parameters}
-        given = {name: getattr(self, "class_weight" if name == "weight" else name, None) for name in defaults}
-        return ", ".join(
-            f"{name}={value.tolist() if isinstance(value, Tensor) else value!r}"
-            for name, value in given.items()
-            if value is not None and (isinstance(value, Tensor) or value != defaults[name].default)
-        )
 
     @abstractmethod
     def per_class(self, statistics: RegionStatistics) -> Tensor:
@@ -154,21 +124,15 @@ class RegionLoss(_Loss, ABC):
         inputs.require_per_class(loss, statistics.target.shape)
         return loss if weight is None else loss * weight, present
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Return the loss: `[]`, or without reduction one value per item (unless `batch`) and class."""
-        statistics = region_statistics(
-            input,
-            target,
-            activation=self.activation,
-            label_map=self.to_onehot_y,
-            squared=self.squared_pred,
-            soft_label=self.soft_label,
-            ignore_index=self.ignore_index,
-            backend=self.backend,
-        )
-        channels = input.shape[1]
-        inputs.warn_if_single(channels, self.to_onehot_y, self.include_background)
+    def needs(self, binary: bool) -> Sequence[str]:
+        """Intersection, prediction and target."""
+        return region_sums(self.squared_pred, self.soft_label)
+
+    def of(self, measured: Measured) -> Tensor:
+        """The loss: `[]`, or without reduction one value per item (unless `batch`) and class."""
+        channels = measured.channels
         chosen, counting = select_classes(channels, self.classes, self.include_background, self.ignore_index)
+        statistics = RegionStatistics(*(measured.sums[name] for name in self.needs(measured.binary)))
         weight = self.class_weight
         if weight is not None:
             weight = class_weights(weight.to(statistics.target), channels, chosen, counting)
@@ -180,5 +144,5 @@ class RegionLoss(_Loss, ABC):
         if self.reduction == "none":
             loss = loss[0] if self.batch else loss
             if self.keeps_spatial_axes:
-                loss = loss.reshape(*loss.shape, *[1] * (input.ndim - 2))
-        return loss.to(torch.promote_types(input.dtype, torch.float32))
+                loss = loss.reshape(*loss.shape, *[1] * measured.spatial_axes)
+        return loss

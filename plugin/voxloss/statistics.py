@@ -55,6 +55,38 @@ class RegionStatistics(NamedTuple):
         return RegionStatistics(*(field[:, list(classes)] for field in self))
 
 
+def measure(
+    input: Tensor,
+    target: Tensor,
+    sums: Sequence[str],
+    *,
+    activation: Activation = "none",
+    label_map: bool | None = None,
+    ignore_index: int | None = None,
+    backend: str | None = None,
+    gamma: float = 0.0,
+) -> dict[str, Tensor]:
+    """Sum terms out of `voxloss.backends.voxels.TERMS` in one pass: `[B, C]` by name; the rest as below."""
+    input, target = inputs.plain(input), inputs.plain(target)
+    inputs.require_pair(input, target, label_map, softmax=activation == "softmax")
+    if not isinstance(activation, str):
+        shape = input.shape
+        input, activation = inputs.plain(activation(input)), "none"
+        inputs.require_activated(input, shape)
+    elif activation not in ("softmax", "sigmoid", "none"):
+        raise ValueError(f'activation: expected "softmax", "sigmoid", "none" or a callable, got {activation!r}.')
+    inputs.require_reverse_mode(input, target)
+    found = ops.region_sums(input, target, activation, list(sums), ignore_index, backend, gamma)
+    return dict(zip(sums, found.unbind(0), strict=True))
+
+
+def region_sums(squared: bool, soft_label: bool) -> tuple[str, str, str]:
+    """Return the names of the sums that are intersection, prediction and target."""
+    power = "_squared" if squared else ""
+    overlap = "soft_intersection" if soft_label and not squared else "intersection"
+    return overlap, f"prediction{power}", f"target{power}"
+
+
 def region_statistics(
     input: Tensor,
     target: Tensor,
@@ -94,17 +126,14 @@ def region_statistics(
             fail as a device-side assertion, so that the host need not wait.
         NotImplementedError: inside torch.func.grad or jvp, and for forward-mode derivatives.
     """
-    input, target = inputs.plain(input), inputs.plain(target)
-    inputs.require_pair(input, target, label_map, softmax=activation == "softmax")
-    if not isinstance(activation, str):
-        shape = input.shape
-        input, activation = inputs.plain(activation(input)), "none"
-        inputs.require_activated(input, shape)
-    elif activation not in ("softmax", "sigmoid", "none"):
-        raise ValueError(f'activation: expected "softmax", "sigmoid", "none" or a callable, got {activation!r}.')
-    power = "_squared" if squared else ""
-    overlap = "soft_intersection" if soft_label and not squared else "intersection"
-    inputs.require_reverse_mode(input, target)
-    names = [overlap, f"prediction{power}", f"target{power}"]
-    sums = ops.region_sums(input, target, activation, names, ignore_index, backend, 0.0)
-    return RegionStatistics(*sums.unbind(0))
+    names = region_sums(squared, soft_label)
+    sums = measure(
+        input,
+        target,
+        names,
+        activation=activation,
+        label_map=label_map,
+        ignore_index=ignore_index,
+        backend=backend,
+    )
+    return RegionStatistics(*(sums[name] for name in names))

@@ -816,9 +816,9 @@ def _slope_of_answers(c, count, sums, gamma, weights, labels, rows, slope):
 def _load_voxels(input, target, first, count, asked, with_logs, by_label, blocks, rows, labels):
     """Fill the blocks; return whether all voxels that count are valid, and whether all count.
 
-    The first block gets the input, or its exponentials for a softmax. Then the input itself goes into the other
-    block if logarithms are needed, or, if only those of the labels' channels are (`by_label`), what there is of it
-    in these into the row LOG_P. The third gets the target unless it is a label map.
+    The first block gets the input, or its exponentials for a softmax. Then the other block gets the input if
+    logarithms are needed; or, if only those of the labels' channels are (`by_label`), the row LOG_P gets what
+    there is of it in these. The third gets the target unless it is a label map.
     """
     block, other, soft = blocks
     _load(input, first, count, block)

@@ -1,0 +1,447 @@
+"""Weighted sums of losses over ONE pass: a region loss, and a loss that is a mean over voxels."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypedDict
+
+from monai.utils.enums import LossReduction
+from monai.utils.enums import Weight as WeightType
+from torch import Tensor
+
+from voxloss import inputs
+from voxloss.backends.voxels import TERMS
+from voxloss.losses import DiceLoss, FocalTverskyLoss, GeneralizedDiceLoss, TverskyLoss
+from voxloss.region_loss import RegionOptions
+from voxloss.statistics_loss import Measured, StatisticsLoss, Weight
+from voxloss.voxel_losses import CrossEntropyLoss, FocalLoss
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class PassOptions(TypedDict):
+    """What the parts of a compound are told alike."""
+
+    to_onehot_y: bool
+    sigmoid: bool
+    softmax: bool
+    other_act: Callable[[Tensor], Tensor] | None
+    reduction: LossReduction | str
+    ignore_index: int | None
+
+
+class CompoundLoss(StatisticsLoss):
+    """L = Σ_k λ_k L_k, where all L_k are computed from the sums of the same pass.
+
+    A subclass makes its losses in `__init__`, and says in `parts` which they are and what λ each has. They are
+    told about classes, weights and reductions themselves; what makes probabilities, which voxels are ignored and
+    which backend sums is told to the compound. λ is read at every call, so that it may follow a schedule.
+    """
+
+    @abstractmethod
+    def parts(self) -> Sequence[tuple[float, StatisticsLoss]]:
+        """λ_k and L_k."""
+
+    @property
+    def focusing(self) -> float | None:
+        """The γ of those parts that have one."""
+        found = {part.focusing for _, part in self.parts()} - {None}
+        if len(found) > 1:
+            raise ValueError(f"gamma: expected one for all parts of a compound, got {sorted(map(str, found))}.")
+        return found.pop() if found else None
+
+    def needs(self, binary: bool) -> Sequence[str]:
+        """What any part needs."""
+        asked = {name for _, part in self.parts() for name in part.needs(binary)}
+        return [name for name in TERMS if name in asked]
+
+    def of(self, measured: Measured) -> Tensor:
+        """The sum, `[]`."""
+        return sum_of([factor * part.of(measured) for factor, part in self.parts()])
+
+
+def sum_of(values: Sequence[Tensor]) -> Tensor:
+    """Their sum."""
+    total, *others = values
+    for value in others:
+        total = total + value
+    return total
+
+
+class DiceCELoss(CompoundLoss):
+    """L = λ_dice · Dice + λ_ce · cross entropy, in one pass: `DiceLoss` and `CrossEntropyLoss`.
+
+    The loss of nnU-Net (Isensee et al. 2021). Arguments as `monai.losses.DiceCELoss`: `include_background`,
+    `squared_pred`, `jaccard`, the smoothing and `batch` are those of Dice alone, cross entropy takes all classes;
+    `weight` and `reduction` are of both. Cross entropy is that of the activation: of a sigmoid the binary one of
+    each channel, where MONAI takes the softmax's; given probabilities are those of one label per voxel.
+
+    input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
+    `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,
+    `RegionOptions` those that MONAI does not have; `classes` and `absent` are of Dice alone.
+
+    Args:
+        reduction: "mean" or "sum".
+        smooth_nr, smooth_dr: s_n and s_d ≥ 0, in voxels.
+        weight: a factor ≥ 0 per channel.
+        lambda_dice, lambda_ce: λ ≥ 0.
+        label_smoothing: of cross entropy.
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[[Tensor], Tensor] | None = None,
+        squared_pred: bool = False,
+        jaccard: bool = False,
+        reduction: LossReduction | str = LossReduction.MEAN,
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        batch: bool = False,
+        weight: Weight = None,
+        lambda_dice: float = 1.0,
+        lambda_ce: float = 1.0,
+        label_smoothing: float = 0.0,
+        *,
+        soft_label: bool = False,
+        ignore_index: int | None = None,
+        **options: Unpack[RegionOptions],
+    ) -> None:
+        inputs.require_share(lambda_dice=lambda_dice, lambda_ce=lambda_ce)
+        pass_options: PassOptions = {
+            "to_onehot_y": to_onehot_y,
+            "sigmoid": sigmoid,
+            "softmax": softmax,
+            "other_act": other_act,
+            "reduction": reduction,
+            "ignore_index": ignore_index,
+        }
+        super().__init__(include_background=include_background, backend=options.get("backend"), **pass_options)
+        self.dice = DiceLoss(
+            include_background=include_background,
+            squared_pred=squared_pred,
+            jaccard=jaccard,
+            smooth_nr=smooth_nr,
+            smooth_dr=smooth_dr,
+            batch=batch,
+            weight=weight,
+            soft_label=soft_label,
+            **pass_options,
+            **options,
+        )
+        self.cross_entropy = CrossEntropyLoss(weight=weight, label_smoothing=label_smoothing, **pass_options)
+        self.lambda_dice = lambda_dice
+        self.lambda_ce = lambda_ce
+
+    def parts(self) -> Sequence[tuple[float, StatisticsLoss]]:
+        """Dice and cross entropy."""
+        return [(self.lambda_dice, self.dice), (self.lambda_ce, self.cross_entropy)]
+
+
+class DiceFocalLoss(CompoundLoss):
+    """L = λ_dice · Dice + λ_focal · focal loss, in one pass: `DiceLoss` and `FocalLoss`.
+
+    Arguments as `monai.losses.DiceFocalLoss`: `include_background`, `weight` and `reduction` are of both losses.
+    The focal loss is that of the activation: of a softmax the one with one term per voxel, where MONAI takes the
+    sigmoid's; given probabilities are those of one label per voxel.
+
+    input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
+    `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,
+    `RegionOptions` those that MONAI does not have; `classes` and `absent` are of Dice alone.
+
+    Args:
+        reduction: "mean" or "sum".
+        smooth_nr, smooth_dr: s_n and s_d ≥ 0, in voxels.
+        gamma, alpha: γ ≥ 0 and α of the focal loss.
+        weight: a factor ≥ 0 per channel.
+        lambda_dice, lambda_focal: λ ≥ 0.
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[[Tensor], Tensor] | None = None,
+        squared_pred: bool = False,
+        jaccard: bool = False,
+        reduction: LossReduction | str = LossReduction.MEAN,
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        batch: bool = False,
+        gamma: float = 2.0,
+        weight: Weight = None,
+        lambda_dice: float = 1.0,
+        lambda_focal: float = 1.0,
+        alpha: float | Sequence[float] | None = None,
+        *,
+        soft_label: bool = False,
+        ignore_index: int | None = None,
+        **options: Unpack[RegionOptions],
+    ) -> None:
+        inputs.require_share(lambda_dice=lambda_dice, lambda_focal=lambda_focal)
+        pass_options: PassOptions = {
+            "to_onehot_y": to_onehot_y,
+            "sigmoid": sigmoid,
+            "softmax": softmax,
+            "other_act": other_act,
+            "reduction": reduction,
+            "ignore_index": ignore_index,
+        }
+        super().__init__(include_background=include_background, backend=options.get("backend"), **pass_options)
+        self.dice = DiceLoss(
+            include_background=include_background,
+            squared_pred=squared_pred,
+            jaccard=jaccard,
+            smooth_nr=smooth_nr,
+            smooth_dr=smooth_dr,
+            batch=batch,
+            weight=weight,
+            soft_label=soft_label,
+            **pass_options,
+            **options,
+        )
+        self.focal = FocalLoss(
+            include_background=include_background,
+            to_onehot_y=to_onehot_y,
+            gamma=gamma,
+            alpha=alpha,
+            weight=weight,
+            reduction=reduction,
+            use_softmax=softmax,
+            ignore_index=ignore_index,
+        )
+        self.lambda_dice = lambda_dice
+        self.lambda_focal = lambda_focal
+
+    def parts(self) -> Sequence[tuple[float, StatisticsLoss]]:
+        """Dice and focal loss."""
+        return [(self.lambda_dice, self.dice), (self.lambda_focal, self.focal)]
+
+
+class GeneralizedDiceFocalLoss(CompoundLoss):
+    """L = λ_gdl · Generalised Dice + λ_focal · focal loss, in one pass: `GeneralizedDiceLoss` and `FocalLoss`.
+
+    Arguments as `monai.losses.GeneralizedDiceFocalLoss`: `include_background` and `reduction` are of both losses,
+    `weight` of the focal loss alone, which is that of the activation as in `DiceFocalLoss`.
+
+    input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
+    `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,
+    `RegionOptions` those that MONAI does not have; `classes` and `absent` are of Generalised Dice alone.
+
+    Args:
+        w_type: "square", "simple" or "uniform", of Generalised Dice.
+        reduction: "mean" or "sum".
+        smooth_nr, smooth_dr: s_n and s_d ≥ 0, in voxels of the smallest class.
+        gamma: γ ≥ 0 of the focal loss.
+        weight: a factor ≥ 0 per channel, of the focal loss.
+        lambda_gdl, lambda_focal: λ ≥ 0.
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[[Tensor], Tensor] | None = None,
+        w_type: WeightType | str = WeightType.SQUARE,
+        reduction: LossReduction | str = LossReduction.MEAN,
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        batch: bool = False,
+        gamma: float = 2.0,
+        weight: Weight = None,
+        lambda_gdl: float = 1.0,
+        lambda_focal: float = 1.0,
+        *,
+        soft_label: bool = False,
+        ignore_index: int | None = None,
+        **options: Unpack[RegionOptions],
+    ) -> None:
+        inputs.require_share(lambda_gdl=lambda_gdl, lambda_focal=lambda_focal)
+        pass_options: PassOptions = {
+            "to_onehot_y": to_onehot_y,
+            "sigmoid": sigmoid,
+            "softmax": softmax,
+            "other_act": other_act,
+            "reduction": reduction,
+            "ignore_index": ignore_index,
+        }
+        super().__init__(include_background=include_background, backend=options.get("backend"), **pass_options)
+        self.generalized_dice = GeneralizedDiceLoss(
+            include_background=include_background,
+            w_type=w_type,
+            smooth_nr=smooth_nr,
+            smooth_dr=smooth_dr,
+            batch=batch,
+            soft_label=soft_label,
+            **pass_options,
+            **options,
+        )
+        self.focal = FocalLoss(
+            include_background=include_background,
+            to_onehot_y=to_onehot_y,
+            gamma=gamma,
+            weight=weight,
+            reduction=reduction,
+            use_softmax=softmax,
+            ignore_index=ignore_index,
+        )
+        self.lambda_gdl = lambda_gdl
+        self.lambda_focal = lambda_focal
+
+    def parts(self) -> Sequence[tuple[float, StatisticsLoss]]:
+        """Generalised Dice and focal loss."""
+        return [(self.lambda_gdl, self.generalized_dice), (self.lambda_focal, self.focal)]
+
+
+class TverskyCELoss(CompoundLoss):
+    """L = λ_tversky · Tversky + λ_ce · cross entropy, in one pass: `TverskyLoss` and `CrossEntropyLoss`.
+
+    Arguments as `TverskyLoss` and, from λ on, as `DiceCELoss`.
+
+    input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
+    `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,
+    `RegionOptions` those that MONAI does not have; `classes` and `absent` are of Tversky alone.
+
+    Args:
+        alpha, beta: weights ≥ 0 of false positives and false negatives, not both 0.
+        reduction: "mean" or "sum".
+        smooth_nr, smooth_dr: s_n and s_d ≥ 0, in voxels.
+        weight: a factor ≥ 0 per channel.
+        lambda_tversky, lambda_ce: λ ≥ 0.
+        label_smoothing: of cross entropy.
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[[Tensor], Tensor] | None = None,
+        alpha: float = 0.5,
+        beta: float = 0.5,
+        reduction: LossReduction | str = LossReduction.MEAN,
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        batch: bool = False,
+        weight: Weight = None,
+        lambda_tversky: float = 1.0,
+        lambda_ce: float = 1.0,
+        label_smoothing: float = 0.0,
+        *,
+        soft_label: bool = False,
+        ignore_index: int | None = None,
+        **options: Unpack[RegionOptions],
+    ) -> None:
+        inputs.require_share(lambda_tversky=lambda_tversky, lambda_ce=lambda_ce)
+        pass_options: PassOptions = {
+            "to_onehot_y": to_onehot_y,
+            "sigmoid": sigmoid,
+            "softmax": softmax,
+            "other_act": other_act,
+            "reduction": reduction,
+            "ignore_index": ignore_index,
+        }
+        super().__init__(include_background=include_background, backend=options.get("backend"), **pass_options)
+        self.tversky = TverskyLoss(
+            include_background=include_background,
+            alpha=alpha,
+            beta=beta,
+            smooth_nr=smooth_nr,
+            smooth_dr=smooth_dr,
+            batch=batch,
+            weight=weight,
+            soft_label=soft_label,
+            **pass_options,
+            **options,
+        )
+        self.cross_entropy = CrossEntropyLoss(weight=weight, label_smoothing=label_smoothing, **pass_options)
+        self.lambda_tversky = lambda_tversky
+        self.lambda_ce = lambda_ce
+
+    def parts(self) -> Sequence[tuple[float, StatisticsLoss]]:
+        """Tversky and cross entropy."""
+        return [(self.lambda_tversky, self.tversky), (self.lambda_ce, self.cross_entropy)]
+
+
+class FocalTverskyCELoss(CompoundLoss):
+    """L = λ_tversky · (1 − TI)^(1/γ) + λ_ce · cross entropy: of `FocalTverskyLoss` and `CrossEntropyLoss`.
+
+    Arguments as `FocalTverskyLoss` and, from λ on, as `DiceCELoss`.
+
+    input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
+    `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,
+    `RegionOptions` those that MONAI does not have; `classes` and `absent` are of Tversky alone.
+
+    Args:
+        alpha, beta: weights ≥ 0 of false positives and false negatives, not both 0.
+        gamma: γ > 0 of `FocalTverskyLoss`.
+        reduction: "mean" or "sum".
+        smooth_nr, smooth_dr: s_n and s_d ≥ 0, in voxels.
+        weight: a factor ≥ 0 per channel.
+        lambda_tversky, lambda_ce: λ ≥ 0.
+        label_smoothing: of cross entropy.
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[[Tensor], Tensor] | None = None,
+        alpha: float = 0.3,
+        beta: float = 0.7,
+        gamma: float = 4 / 3,
+        reduction: LossReduction | str = LossReduction.MEAN,
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        batch: bool = False,
+        weight: Weight = None,
+        lambda_tversky: float = 1.0,
+        lambda_ce: float = 1.0,
+        label_smoothing: float = 0.0,
+        *,
+        soft_label: bool = False,
+        ignore_index: int | None = None,
+        **options: Unpack[RegionOptions],
+    ) -> None:
+        inputs.require_share(lambda_tversky=lambda_tversky, lambda_ce=lambda_ce)
+        pass_options: PassOptions = {
+            "to_onehot_y": to_onehot_y,
+            "sigmoid": sigmoid,
+            "softmax": softmax,
+            "other_act": other_act,
+            "reduction": reduction,
+            "ignore_index": ignore_index,
+        }
+        super().__init__(include_background=include_background, backend=options.get("backend"), **pass_options)
+        self.focal_tversky = FocalTverskyLoss(
+            include_background=include_background,
+            alpha=alpha,
+            beta=beta,
+            gamma=gamma,
+            smooth_nr=smooth_nr,
+            smooth_dr=smooth_dr,
+            batch=batch,
+            weight=weight,
+            soft_label=soft_label,
+            **pass_options,
+            **options,
+        )
+        self.cross_entropy = CrossEntropyLoss(weight=weight, label_smoothing=label_smoothing, **pass_options)
+        self.lambda_tversky = lambda_tversky
+        self.lambda_ce = lambda_ce
+
+    def parts(self) -> Sequence[tuple[float, StatisticsLoss]]:
+        """Focal Tversky and cross entropy."""
+        return [(self.lambda_tversky, self.focal_tversky), (self.lambda_ce, self.cross_entropy)]

@@ -1,0 +1,140 @@
+"""The module around one pass over the volume: what every loss is told, whatever it makes of the sums."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from inspect import Parameter, signature
+from typing import NamedTuple
+
+import torch
+from monai.utils.enums import LossReduction
+from torch import Tensor
+from torch.nn.modules.loss import _Loss
+
+from voxloss import inputs
+from voxloss.backends import require_backend
+from voxloss.statistics import Activation, measure
+
+Weight = Sequence[float] | float | Tensor | None
+
+
+class Measured(NamedTuple):
+    """What one pass has found.
+
+    Attributes:
+        sums: `[B, C]` each, by their names in `voxloss.backends.voxels.TERMS`.
+        binary: each channel is a question of its own (a sigmoid, or a single channel), and not one answer of
+            many: cross entropy and focal terms then have a negative part as well.
+        spatial_axes: how many the input has.
+    """
+
+    sums: Mapping[str, Tensor]
+    binary: bool
+    spatial_axes: int
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return next(iter(self.sums.values())).shape[1]
+
+
+class StatisticsLoss(_Loss, ABC):
+    """A loss that is computed from a few sums per item and class, which come from one pass.
+
+    A subclass names the sums that it `needs`, and says what it makes `of` them. Losses that are told the same
+    can share a pass; see `CompoundLoss`.
+
+    Args:
+        include_background: False leaves channel 0 out (after the softmax, which runs over all channels).
+        to_onehot_y: the target is a label map `[B, 1, spatial...]`; it is never expanded in memory.
+        sigmoid, softmax, other_act: what makes probabilities of the input; at most one. Without any of them
+            the input has to be probabilities. `other_act` is a callable that ends in [0, 1].
+        reduction: "mean", "sum" or "none".
+        ignore_index: voxels of this label are left out as if they were not there, and so is the class.
+        backend: force one of `voxloss.backends.list_backends()`; None chooses.
+    """
+
+    def __init__(
+        self,
+        *,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[[Tensor], Tensor] | None = None,
+        reduction: LossReduction | str = LossReduction.MEAN,
+        ignore_index: int | None = None,
+        backend: str | None = None,
+    ) -> None:
+        if reduction not in list(LossReduction):
+            choices = [choice.value for choice in LossReduction]
+            raise ValueError(f"reduction: expected one of {choices}, got {reduction!r}.")
+        super().__init__(reduction=LossReduction(reduction).value)
+        if other_act is not None and not callable(other_act):
+            raise TypeError(f"other_act must be None or callable but is {type(other_act).__name__}.")
+        if sigmoid + softmax + (other_act is not None) > 1:
+            raise ValueError(
+                "Incompatible values: more than 1 of [sigmoid=True, softmax=True, other_act is not None]."
+            )
+        inputs.require_ignore_index(ignore_index)
+        require_backend(backend)
+        self.include_background = include_background
+        self.to_onehot_y = to_onehot_y
+        self.sigmoid = sigmoid
+        self.softmax = softmax
+        self.other_act = other_act
+        self.ignore_index = ignore_index
+        self.backend = backend
+
+    @property
+    def activation(self) -> Activation:
+        """What the pass is told to make probabilities with."""
+        if self.other_act is not None:
+            return self.other_act
+        return "softmax" if self.softmax else "sigmoid" if self.sigmoid else "none"
+
+    @property
+    def focusing(self) -> float | None:
+        """γ of the focal sums, None if there are none."""
+        return None
+
+    def extra_repr(self) -> str:
+        """The arguments that are not at their defaults."""
+        defaults: dict[str, Parameter] = {}
+        for kind in type(self).__mro__:
+            found = signature(kind).parameters
+            defaults = {**found, **defaults}
+            if all(parameter.kind is not Parameter.VAR_KEYWORD for parameter in found.values()):
+                break
+        given = {name: getattr(self, "class_weight" if name == "weight" else name, None) for name in defaults}
+        return ", ".join(
+            f"{name}={value.tolist() if isinstance(value, Tensor) else value!r}"
+            for name, value in given.items()
+            if value is not None and (isinstance(value, Tensor) or value != defaults[name].default)
+        )
+
+    @abstractmethod
+    def needs(self, binary: bool) -> Sequence[str]:
+        """The sums that the loss is computed from; for `binary` see `Measured`."""
+
+    @abstractmethod
+    def of(self, measured: Measured) -> Tensor:
+        """The loss, from the sums of one pass."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the loss: `[]`, or what the class says of `reduction="none"`."""
+        binary = self.sigmoid or (isinstance(input, Tensor) and input.ndim > 1 and input.shape[1] == 1)
+        sums = measure(
+            input,
+            target,
+            self.needs(binary),
+            activation=self.activation,
+            label_map=self.to_onehot_y,
+            ignore_index=self.ignore_index,
+            backend=self.backend,
+            gamma=self.focusing or 0.0,
+        )
+        inputs.warn_if_single(input.shape[1], self.to_onehot_y, self.include_background)
+        loss = self.of(Measured(sums, binary, input.ndim - 2))
+        return loss.to(torch.promote_types(input.dtype, torch.float32))

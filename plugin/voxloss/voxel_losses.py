@@ -1,0 +1,247 @@
+"""Losses that are a mean over voxels, cross entropy and focal loss, from sums of the same pass.
+
+One answer of many classes (softmax) has a term for the right class only. With a sigmoid, or a single channel,
+each channel is a yes-or-no question and has a term either way.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from voxloss import inputs
+from voxloss.reduction import class_weights, require_classes, require_weight, select_classes
+from voxloss.statistics_loss import Measured, StatisticsLoss, Weight
+
+Reduction = Literal["mean", "sum"]
+
+
+class VoxelLoss(StatisticsLoss):
+    """What cross entropy and focal loss share: classes, weights, and that a value per voxel is no sum."""
+
+    class_weight: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[[Tensor], Tensor] | None = None,
+        reduction: Reduction | str = "mean",
+        weight: Weight = None,
+        ignore_index: int | None = None,
+        classes: Sequence[int] | None = None,
+        backend: str | None = None,
+    ) -> None:
+        if reduction == "none":
+            raise ValueError(
+                'reduction: expected "mean" or "sum", got "none": one value per voxel would be as large as the '
+                "input. torch.nn.functional.cross_entropy and monai.losses.FocalLoss return such volumes."
+            )
+        super().__init__(
+            include_background=include_background,
+            to_onehot_y=to_onehot_y,
+            sigmoid=sigmoid,
+            softmax=softmax,
+            other_act=other_act,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            backend=backend,
+        )
+        class_weight = None if weight is None else torch.as_tensor(weight)
+        require_weight(class_weight)
+        require_classes(classes, include_background)
+        self.register_buffer("class_weight", class_weight)
+        self.classes = classes
+
+    def select(self, measured: Measured, weight: Tensor | None, name: str) -> tuple[list[int], Tensor]:
+        """Return the channels that count, and a factor for each, `[C]`.
+
+        Of one answer of many the ignored class is still one: voxels are ignored, not probabilities.
+        """
+        channels = measured.channels
+        chosen, counting = select_classes(channels, self.classes, self.include_background, self.ignore_index)
+        counting = counting if measured.binary else chosen
+        like = next(iter(measured.sums.values()))
+        factors = like.new_ones(len(counting))
+        if weight is not None:
+            factors = factors * class_weights(weight.to(like), channels, chosen, counting, name)
+        return counting, factors
+
+
+class CrossEntropyLoss(VoxelLoss):
+    """L = −Σ w_c g_c log p_c / Σ w_c g_c over voxels and classes: the mean of −log p of the right class.
+
+    That is `torch.nn.CrossEntropyLoss`, its weighted mean included (there a one-hot target is divided by the
+    number of voxels; here a label map and its one-hot are the same). With a sigmoid or a single channel the mean
+    over voxels and classes of −w_c (g log p + (1 − g) log(1 − p)), `torch.nn.BCEWithLogitsLoss`.
+
+    input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
+    `to_onehot_y`, else `[B, C, spatial...]`. `StatisticsLoss` explains the arguments that all losses share.
+
+    Args:
+        reduction: "mean", or "sum" over voxels and classes.
+        weight: w_c ≥ 0: one number, one per channel, or one per class that counts.
+        label_smoothing: ε in [0, 1]: the target is (1 − ε) g + ε/C, for a yes-or-no question (1 − ε) g + ε/2
+            (Szegedy et al. 2016, "Rethinking the Inception Architecture for Computer Vision").
+        classes: the channels that count.
+    """
+
+    def __init__(
+        self,
+        *,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[[Tensor], Tensor] | None = None,
+        reduction: Reduction | str = "mean",
+        weight: Weight = None,
+        label_smoothing: float = 0.0,
+        ignore_index: int | None = None,
+        classes: Sequence[int] | None = None,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(
+            include_background=include_background,
+            to_onehot_y=to_onehot_y,
+            sigmoid=sigmoid,
+            softmax=softmax,
+            other_act=other_act,
+            reduction=reduction,
+            weight=weight,
+            ignore_index=ignore_index,
+            classes=classes,
+            backend=backend,
+        )
+        inputs.require_fraction(label_smoothing=label_smoothing)
+        self.label_smoothing = label_smoothing
+
+    def needs(self, binary: bool) -> Sequence[str]:
+        """The entropies, and what the mean is over."""
+        names = ["cross_entropy", "voxels" if binary else "target"]
+        names += ["cross_entropy_negative"] if binary else []
+        if self.label_smoothing:
+            names += ["log_loss", "log_loss_negative"] if binary else ["log_loss"]
+        return names
+
+    def of(self, measured: Measured) -> Tensor:
+        """The loss, `[]`."""
+        counting, weight = self.select(measured, self.class_weight, "weight")
+        entropy, smooth = (
+            sum(measured.sums[name][:, counting] for name in self.needs(measured.binary) if name.startswith(kind))
+            for kind in ("cross_entropy", "log_loss")
+        )
+        share = self.label_smoothing / (2 if measured.binary else measured.channels)
+        total = (weight * ((1 - self.label_smoothing) * entropy + share * smooth)).sum()
+        if self.reduction == "sum":
+            return total
+        if measured.binary:
+            return mean(total, measured.sums["voxels"][:, counting].sum())
+        return mean(total, (weight * measured.sums["target"][:, counting]).sum())
+
+
+class FocalLoss(VoxelLoss):
+    """The mean over voxels of −w_c α g (1 − p)^γ log p, for a sigmoid with −w_c (1 − α)(1 − g) p^γ log(1 − p).
+
+    Lin et al. 2017, "Focal Loss for Dense Object Detection". With a sigmoid (the default) the mean is over voxels
+    and classes, as `monai.losses.FocalLoss` has it; with `use_softmax` a voxel has one right class and one term,
+    and the mean is over voxels, C times MONAI's. γ = 0 is cross entropy.
+
+    input: logits `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with `to_onehot_y`, else
+    `[B, C, spatial...]`. `StatisticsLoss` explains the arguments that all losses share.
+
+    Args:
+        gamma: γ ≥ 0; the larger, the less a voxel counts that is nearly right.
+        alpha: α in [0, 1] for what is there, 1 − α for what is not (with `use_softmax`: for the background), or
+            one factor α_c per class for what is there. None: no factor.
+        weight: w_c ≥ 0: one number, one per channel, or one per class that counts.
+        reduction: "mean", or "sum" over items and classes of the mean over an item's voxels, as in MONAI.
+        classes: the channels that count.
+    """
+
+    alpha: Tensor | None
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        gamma: float = 2.0,
+        alpha: float | Sequence[float] | None = None,
+        weight: Weight = None,
+        reduction: Reduction | str = "mean",
+        use_softmax: bool = False,
+        ignore_index: int | None = None,
+        *,
+        classes: Sequence[int] | None = None,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(
+            include_background=include_background,
+            to_onehot_y=to_onehot_y,
+            sigmoid=not use_softmax,
+            softmax=use_softmax,
+            reduction=reduction,
+            weight=weight,
+            ignore_index=ignore_index,
+            classes=classes,
+            backend=backend,
+        )
+        inputs.require_non_negative(gamma=gamma)
+        self.gamma = gamma
+        self.use_softmax = use_softmax
+        factors = None if alpha is None else torch.as_tensor(alpha, dtype=torch.float64)
+        if factors is not None and factors.ndim == 0:
+            inputs.require_fraction(alpha=factors.item())
+            if use_softmax and not include_background:
+                warnings.warn(
+                    "`include_background=False`, scalar `alpha` ignored when using softmax.", stacklevel=2
+                )
+                factors = None
+        require_weight(factors, "alpha")
+        self.register_buffer("alpha", factors, persistent=False)
+
+    @property
+    def focusing(self) -> float:
+        """γ."""
+        return self.gamma
+
+    def needs(self, binary: bool) -> Sequence[str]:
+        """The focal sums, and what the mean is over."""
+        return ["focal", "focal_negative", "voxels"] if binary else ["focal", "voxels"]
+
+    def of(self, measured: Measured) -> Tensor:
+        """The loss, `[]`."""
+        counting, weight = self.select(measured, self.class_weight, "weight")
+        positive, negative = self._balance(measured)
+        terms = positive * measured.sums["focal"][:, counting]
+        if measured.binary:
+            terms = terms + negative * measured.sums["focal_negative"][:, counting]
+        terms, voxels = weight * terms, measured.sums["voxels"][:, counting]
+        if self.reduction == "sum":
+            return mean(terms, voxels).sum()
+        return mean(terms.sum(), voxels.sum() if measured.binary else voxels[:, 0].sum())
+
+    def _balance(self, measured: Measured) -> tuple[Tensor | float, Tensor | float]:
+        """The factors of what is there and of what is not."""
+        if self.alpha is None:
+            return 1.0, 1.0
+        counting, factors = self.select(measured, self.alpha, "alpha")
+        if self.alpha.ndim:
+            return factors, 1.0
+        if measured.binary:
+            return factors, 1 - factors
+        background = torch.tensor([c == 0 for c in counting], device=factors.device)
+        return torch.where(background, 1 - factors, factors), 1.0
+
+
+def mean(total: Tensor, count: Tensor) -> Tensor:
+    """total / count; 0 over nothing, and no gradient."""
+    empty = count == 0
+    return torch.where(empty, 0.0, total / torch.where(empty, 1.0, count))
