@@ -24,7 +24,7 @@ from matplotlib import image
 import voxloss
 from voxloss.backends import numba_cpu
 from voxloss_verify.__main__ import main
-from voxloss_verify.bench import contenders, exact, in_cache, measure, page, plain, plot, run, timing
+from voxloss_verify.bench import contenders, exact, measure, page, plain, plot, run, timing
 from voxloss_verify.bench.cases import Case, choose, default_cases, full_cases, quick_cases, tensors
 from voxloss_verify.bench.contenders import COPY, FLOOR, IN_CACHE, OURS, Contender, Prepared, training_step
 from voxloss_verify.bench.goals import GOALS, ROUNDING, judge
@@ -412,7 +412,7 @@ def test_arithmetic_in_cache_is_as_many_voxels(case: Case, monkeypatch: pytest.M
     whole = {name: sum(voxels for each, voxels, _ in asked if each == name) for name in of_the_loss}
     asked.clear()
     torch.set_num_threads(2)  # they share the work
-    in_cache.arithmetic(case, input, target)()
+    contenders._in_cache(case, input, target).step(input, target)
     assert {name: job for name, _, job in asked} == of_the_loss
     for name in ("forward", "backward"):
         pieces = [voxels for each, voxels, _ in asked if each == name]

@@ -11,6 +11,7 @@ from typing import Any
 import monai.losses
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import voxloss
@@ -239,3 +240,75 @@ def test_compiles_to_one_graph(name: str) -> None:
         else:
             with pytest.raises((torch._dynamo.exc.Unsupported, torch._dynamo.exc.UserError)):
                 compiled(x, labels)
+
+
+def test_compounds_take_the_activation_asked_for() -> None:
+    x, labels = logits(), label_map()
+    g = one_hot(labels, 4)
+    alone: dict[str, Any] = {"to_onehot_y": True, "lambda_dice": 0.0}
+    binary = F.binary_cross_entropy_with_logits(x, g)
+    torch.testing.assert_close(monai.losses.DiceCELoss(sigmoid=True, **alone)(x, labels), F.cross_entropy(x, g))
+    torch.testing.assert_close(voxloss.DiceCELoss(sigmoid=True, **alone)(x, labels), binary)
+    p = (x.softmax(1) * g).sum(1)
+    softmax, sigmoid = -((1 - p) ** 2 * p.log()).mean(), monai.losses.FocalLoss()(x, g)
+    theirs = monai.losses.DiceFocalLoss(softmax=True, **alone)(x, labels)
+    torch.testing.assert_close(theirs, sigmoid, check_dtype=False)
+    torch.testing.assert_close(voxloss.DiceFocalLoss(softmax=True, **alone)(x, labels), softmax)
+
+
+def test_the_mean_of_a_focal_loss_is_over_voxels() -> None:
+    x, labels = logits(), label_map()
+    options: dict[str, Any] = {"to_onehot_y": True, "gamma": 0.0}
+    entropy = F.cross_entropy(x, labels[:, 0]).float()
+    theirs, ours = (m.FocalLoss(use_softmax=True, **options)(x, labels) for m in (monai.losses, voxloss))
+    torch.testing.assert_close(theirs, entropy / 4)
+    torch.testing.assert_close(ours.float(), entropy)
+    # An index that no voxel has changes nothing.
+    theirs, ours = (
+        m.FocalLoss(**options, ignore_index=255)(x, labels) / m.FocalLoss(**options)(x, labels)
+        for m in (monai.losses, voxloss)
+    )
+    assert theirs.item() == pytest.approx(4)
+    assert ours.item() == pytest.approx(1)
+
+
+def test_a_focal_loss_without_background_has_a_softmax_over_all_channels() -> None:
+    x, labels = logits(), label_map()
+    options: dict[str, Any] = {
+        "to_onehot_y": True,
+        "use_softmax": True,
+        "include_background": False,
+        "gamma": 0.0,
+    }
+    theirs, ours = (m.FocalLoss(**options, reduction="sum")(x, labels).double() for m in (monai.losses, voxloss))
+    g = one_hot(labels, 4)[:, 1:]
+    for value, log_p in ((theirs, x[:, 1:].log_softmax(1)), (ours, x.log_softmax(1)[:, 1:])):
+        torch.testing.assert_close(value, -(g * log_p).flatten(2).mean(2).sum(), rtol=1e-6, atol=1e-6)
+
+
+def test_focal_terms_of_soft_labels() -> None:
+    """Of g = ½ as much as of what is there and of what is not."""
+    x, g = logits(channels=1), torch.full((2, 1, 5, 6, 7), 0.5)
+    halves = [(voxloss.FocalLoss()(x, torch.full_like(g, value))).double() for value in (0.0, 1.0)]
+    theirs, ours = (m.FocalLoss()(x, g).double() for m in (monai.losses, voxloss))
+    torch.testing.assert_close(ours, sum(halves) / 2)
+    assert abs(theirs - ours) > 0.1 * ours
+
+
+@pytest.mark.parametrize("name", ["DiceCELoss", "DiceFocalLoss", "GeneralizedDiceFocalLoss"])
+def test_ignore_index_for_compounds(name: str) -> None:
+    x, labels = logits(spatial=(50,)), label_map(spatial=(50,))
+    labels[..., :10] = 255
+    with pytest.raises(TypeError):
+        getattr(monai.losses, name)(ignore_index=255)
+    loss = getattr(voxloss, name)(softmax=True, to_onehot_y=True, ignore_index=255)
+    torch.testing.assert_close(loss(x, labels), loss(x[..., 10:], labels[..., 10:]))
+
+
+def test_weighted_cross_entropy_of_a_label_map_and_of_its_one_hot() -> None:
+    x, labels = logits(), label_map()
+    options: dict[str, Any] = {"softmax": True, "weight": torch.tensor([1.0, 2.0, 3.0, 4.0]).double()}
+    for module, is_same in ((monai.losses, False), (voxloss, True)):
+        of_map = module.DiceCELoss(to_onehot_y=True, **options)(x, labels)
+        of_one_hot = module.DiceCELoss(**options)(x, one_hot(labels, 4))
+        assert torch.isclose(of_map, of_one_hot) == is_same

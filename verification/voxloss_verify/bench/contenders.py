@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import voxloss
-from voxloss.backends import ops
+from voxloss.backends.voxels import Pass
 from voxloss_verify.bench import in_cache, plain
 from voxloss_verify.bench.cases import ALPHA, BETA, GAMMA, SMOOTH, Case
 
@@ -73,62 +73,23 @@ def training_step(case: Case, loss: Loss, shift: float = 0.0) -> Step:
     return step
 
 
-# Ours. The compounds are sums-level stand-ins: what a class would compute, as an expression over ONE pass.
-
-
-class _OnePass(nn.Module):
-    """STAND-IN for a class that does not exist yet: Dice of three sums plus a mean of further ones."""
-
-    own: Sequence[str]
-
-    def __init__(self, case: Case, backend: str | None) -> None:
-        super().__init__()
-        self.activation, self.backend = case.activation, backend
-
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        names = ["intersection", "prediction", "target", *self.own]
-        sums = ops.region_sums(input, target, self.activation, names, None, self.backend, GAMMA)
-        overlap, prediction, reference = sums[:3]
-        dice = 1 - (2 * overlap + SMOOTH) / (prediction + reference + SMOOTH)
-        loss: Tensor = dice.mean() + sums[3:].sum() / self.terms(input)
-        return loss.to(torch.promote_types(input.dtype, torch.float32))
-
-    def terms(self, input: Tensor) -> int:
-        """How many numbers the mean of the further sums is over."""
-        raise NotImplementedError
-
-
-class SumsOfDiceCE(_OnePass):
-    """STAND-IN: `monai.losses.DiceCELoss` for softmax."""
-
-    own = ("cross_entropy",)
-
-    def terms(self, input: Tensor) -> int:
-        """The voxels of all items."""
-        return input.numel() // input.shape[1]
-
-
-class SumsOfDiceFocal(_OnePass):
-    """STAND-IN: `monai.losses.DiceFocalLoss` for sigmoid."""
-
-    own = ("focal", "focal_negative")
-
-    def terms(self, input: Tensor) -> int:
-        """The voxels of all items and classes."""
-        return input.numel()
+# Ours.
 
 
 def _options(case: Case) -> dict[str, Any]:
     return {case.activation: True, "to_onehot_y": not case.one_hot}
 
 
-def our_loss(case: Case, backend: str | None) -> Loss:
+def our_loss(case: Case, backend: str | None) -> voxloss.StatisticsLoss:
     """The loss of a case as voxloss computes it."""
-    if case.family == "dice":
-        return voxloss.DiceLoss(**_options(case), backend=backend)
+    options = {**_options(case), "backend": backend}
+    if case.family == "dice_ce":
+        return voxloss.DiceCELoss(**options)
+    if case.family == "dice_focal":
+        return voxloss.DiceFocalLoss(**options, gamma=GAMMA)
     if case.family == "tversky":
-        return voxloss.TverskyLoss(**_options(case), alpha=ALPHA, beta=BETA, backend=backend)
-    return (SumsOfDiceCE if case.family == "dice_ce" else SumsOfDiceFocal)(case, backend)
+        return voxloss.TverskyLoss(**options, alpha=ALPHA, beta=BETA)
+    return voxloss.DiceLoss(**options)
 
 
 def _voxloss(backend: str | None) -> Callable[[Case, Tensor, Tensor], Prepared]:
@@ -244,7 +205,9 @@ def _in_cache(case: Case, input: Tensor, target: Tensor) -> Prepared:
     why_not = in_cache.why_not(case)
     if why_not:
         raise Unavailable(why_not)
-    run = in_cache.arithmetic(case, input, target)
+    loss = our_loss(case, None)
+    job = Pass(case.activation, loss.needs(binary=case.activation == "sigmoid"), None, loss.focusing or 0.0)
+    run = in_cache.arithmetic(input, target, job)
 
     def step(input: Tensor, target: Tensor) -> Tensor:
         run()

@@ -199,7 +199,7 @@ _ON_GPU = "GPU, C = 14, 128³, B = 2"
 GOALS = (
     Goal(f"Dice: MONAI's time over voxloss's ({_ON_CPU})", "cpu", 4, True, " ×", _faster("dice", "monai")),
     Goal(
-        f"the sums of DiceCE: MONAI's time over voxloss's ({_ON_CPU})",
+        f"DiceCE: MONAI's time over voxloss's ({_ON_CPU})",
         "cpu",
         6,
         True,
@@ -215,7 +215,7 @@ GOALS = (
         _faster("dice", "plain_compiled"),
     ),
     Goal(
-        f"the sums of DiceCE: compiled plain torch's time over voxloss's ({_ON_CPU})",
+        f"DiceCE: compiled plain torch's time over voxloss's ({_ON_CPU})",
         "cpu",
         2,
         True,
@@ -223,7 +223,7 @@ GOALS = (
         _faster("dice_ce", "plain_compiled"),
     ),
     Goal(
-        f"the sums of DiceFocal (sigmoid): MONAI's time over voxloss's ({_ON_CPU})",
+        f"DiceFocal (sigmoid): MONAI's time over voxloss's ({_ON_CPU})",
         "cpu",
         20,
         True,
@@ -232,12 +232,12 @@ GOALS = (
     ),
     Goal(f"Dice: time over the floor ({_ON_CPU})", "cpu", 2.5, False, " ×", _over_floor),
     Goal("Dice: peak extra memory, any C (CPU)", "cpu", 1.1, False, " N", _peak("dice")),
-    Goal("the sums of DiceCE: peak extra memory, any C (CPU)", "cpu", 1.1, False, " N", _peak("dice_ce")),
-    Goal("the sums of DiceFocal: peak extra memory, any C (CPU)", "cpu", 1.1, False, " N", _peak("dice_focal")),
+    Goal("DiceCE: peak extra memory, any C (CPU)", "cpu", 1.1, False, " N", _peak("dice_ce")),
+    Goal("DiceFocal: peak extra memory, any C (CPU)", "cpu", 1.1, False, " N", _peak("dice_focal")),
     Goal("Dice: share of the copy bandwidth (GPU, C = 14, 128³)", "cuda", 80, True, " %", _bandwidth(14)),
     Goal("Dice: share of the copy bandwidth (GPU, C = 118, 128³)", "cuda", 80, True, " %", _bandwidth(118)),
     Goal(
-        f"the sums of DiceCE: MONAI's time over voxloss's ({_ON_GPU})",
+        f"DiceCE: MONAI's time over voxloss's ({_ON_GPU})",
         "cuda",
         10,
         True,
@@ -245,7 +245,7 @@ GOALS = (
         _faster("dice_ce", "monai", 128),
     ),
     Goal(
-        f"the sums of DiceCE: compiled MONAI's time over voxloss's ({_ON_GPU})",
+        f"DiceCE: compiled MONAI's time over voxloss's ({_ON_GPU})",
         "cuda",
         4,
         True,

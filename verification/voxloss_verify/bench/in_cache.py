@@ -16,18 +16,10 @@ from torch import Tensor
 from voxloss.backends import numba_cpu, select
 from voxloss.backends.layout import flatten_spatial
 from voxloss.backends.voxels import TERMS, Pass
-from voxloss_verify.bench.cases import GAMMA, Case
+from voxloss_verify.bench.cases import Case
 
 # Logits of a piece: with their gradient they fill half of a usual second cache. Voxels come in whole rows.
 _LOGITS = 1 << 17
-
-_REGIONS = ("intersection", "prediction", "target")
-_SUMS = {
-    "dice": _REGIONS,
-    "tversky": _REGIONS,
-    "dice_ce": (*_REGIONS, "cross_entropy"),
-    "dice_focal": (*_REGIONS, "focal", "focal_negative"),
-}
 
 
 def why_not(case: Case) -> str:
@@ -36,11 +28,10 @@ def why_not(case: Case) -> str:
     return "" if backend == "numba_cpu" else f"of the backend numba_cpu only, and {backend} was chosen"
 
 
-def arithmetic(case: Case, input: Tensor, target: Tensor) -> Callable[[], None]:
-    """A function that takes as many voxels as the case has through both passes, by all of torch's threads."""
-    job = Pass(case.activation, _SUMS[case.family], None, GAMMA)
+def arithmetic(input: Tensor, target: Tensor, job: Pass) -> Callable[[], None]:
+    """A function that takes as many voxels as the tensors have through both passes, by all of torch's threads."""
     flat_input, flat_target = flatten_spatial([input.detach(), target])
-    rows = max(1, _LOGITS // case.channels // numba_cpu.WIDTH)
+    rows = max(1, _LOGITS // input.shape[1] // numba_cpu.WIDTH)
     voxels = min(rows * numba_cpu.WIDTH, flat_input.shape[2])
     threads = torch.get_num_threads()
     turns = max(1, round(flat_input.shape[0] * flat_input.shape[2] / voxels / threads))
