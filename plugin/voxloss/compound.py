@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from monai.utils.enums import LossReduction
 from monai.utils.enums import Weight as WeightType
@@ -14,14 +14,14 @@ from voxloss import inputs
 from voxloss.backends.voxels import TERMS
 from voxloss.losses import DiceLoss, FocalTverskyLoss, GeneralizedDiceLoss, TverskyLoss
 from voxloss.region_loss import RegionOptions
-from voxloss.statistics_loss import Measured, StatisticsLoss, Weight
+from voxloss.statistics_loss import Measured, PassOptions, StatisticsLoss, Weight
 from voxloss.voxel_losses import CrossEntropyLoss, FocalLoss
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class PassOptions(TypedDict):
+class Told(TypedDict):
     """What the parts of a compound are told alike."""
 
     to_onehot_y: bool
@@ -60,6 +60,13 @@ class CompoundLoss(StatisticsLoss):
     def of(self, measured: Measured) -> Tensor:
         """The sum, `[]`."""
         return sum_of([factor * part.of(measured) for factor, part in self.parts()])
+
+
+def of_the_pass(options: RegionOptions) -> PassOptions:
+    """Those of the options that are about the pass, and not about a part."""
+    return cast(
+        PassOptions, {name: value for name, value in options.items() if name in PassOptions.__annotations__}
+    )
 
 
 def sum_of(values: Sequence[Tensor]) -> Tensor:
@@ -113,7 +120,7 @@ class DiceCELoss(CompoundLoss):
         **options: Unpack[RegionOptions],
     ) -> None:
         inputs.require_share(lambda_dice=lambda_dice, lambda_ce=lambda_ce)
-        pass_options: PassOptions = {
+        told: Told = {
             "to_onehot_y": to_onehot_y,
             "sigmoid": sigmoid,
             "softmax": softmax,
@@ -121,7 +128,7 @@ class DiceCELoss(CompoundLoss):
             "reduction": reduction,
             "ignore_index": ignore_index,
         }
-        super().__init__(include_background=include_background, backend=options.get("backend"), **pass_options)
+        super().__init__(include_background=include_background, **of_the_pass(options), **told)
         self.dice = DiceLoss(
             include_background=include_background,
             squared_pred=squared_pred,
@@ -131,10 +138,10 @@ class DiceCELoss(CompoundLoss):
             batch=batch,
             weight=weight,
             soft_label=soft_label,
-            **pass_options,
+            **told,
             **options,
         )
-        self.cross_entropy = CrossEntropyLoss(weight=weight, label_smoothing=label_smoothing, **pass_options)
+        self.cross_entropy = CrossEntropyLoss(weight=weight, label_smoothing=label_smoothing, **told)
         self.lambda_dice = lambda_dice
         self.lambda_ce = lambda_ce
 
@@ -186,7 +193,7 @@ class DiceFocalLoss(CompoundLoss):
         **options: Unpack[RegionOptions],
     ) -> None:
         inputs.require_share(lambda_dice=lambda_dice, lambda_focal=lambda_focal)
-        pass_options: PassOptions = {
+        told: Told = {
             "to_onehot_y": to_onehot_y,
             "sigmoid": sigmoid,
             "softmax": softmax,
@@ -194,7 +201,7 @@ class DiceFocalLoss(CompoundLoss):
             "reduction": reduction,
             "ignore_index": ignore_index,
         }
-        super().__init__(include_background=include_background, backend=options.get("backend"), **pass_options)
+        super().__init__(include_background=include_background, **of_the_pass(options), **told)
         self.dice = DiceLoss(
             include_background=include_background,
             squared_pred=squared_pred,
@@ -204,7 +211,7 @@ class DiceFocalLoss(CompoundLoss):
             batch=batch,
             weight=weight,
             soft_label=soft_label,
-            **pass_options,
+            **told,
             **options,
         )
         self.focal = FocalLoss(
@@ -266,7 +273,7 @@ class GeneralizedDiceFocalLoss(CompoundLoss):
         **options: Unpack[RegionOptions],
     ) -> None:
         inputs.require_share(lambda_gdl=lambda_gdl, lambda_focal=lambda_focal)
-        pass_options: PassOptions = {
+        told: Told = {
             "to_onehot_y": to_onehot_y,
             "sigmoid": sigmoid,
             "softmax": softmax,
@@ -274,7 +281,7 @@ class GeneralizedDiceFocalLoss(CompoundLoss):
             "reduction": reduction,
             "ignore_index": ignore_index,
         }
-        super().__init__(include_background=include_background, backend=options.get("backend"), **pass_options)
+        super().__init__(include_background=include_background, **of_the_pass(options), **told)
         self.generalized_dice = GeneralizedDiceLoss(
             include_background=include_background,
             w_type=w_type,
@@ -282,7 +289,7 @@ class GeneralizedDiceFocalLoss(CompoundLoss):
             smooth_dr=smooth_dr,
             batch=batch,
             soft_label=soft_label,
-            **pass_options,
+            **told,
             **options,
         )
         self.focal = FocalLoss(
@@ -343,7 +350,7 @@ class TverskyCELoss(CompoundLoss):
         **options: Unpack[RegionOptions],
     ) -> None:
         inputs.require_share(lambda_tversky=lambda_tversky, lambda_ce=lambda_ce)
-        pass_options: PassOptions = {
+        told: Told = {
             "to_onehot_y": to_onehot_y,
             "sigmoid": sigmoid,
             "softmax": softmax,
@@ -351,7 +358,7 @@ class TverskyCELoss(CompoundLoss):
             "reduction": reduction,
             "ignore_index": ignore_index,
         }
-        super().__init__(include_background=include_background, backend=options.get("backend"), **pass_options)
+        super().__init__(include_background=include_background, **of_the_pass(options), **told)
         self.tversky = TverskyLoss(
             include_background=include_background,
             alpha=alpha,
@@ -361,10 +368,10 @@ class TverskyCELoss(CompoundLoss):
             batch=batch,
             weight=weight,
             soft_label=soft_label,
-            **pass_options,
+            **told,
             **options,
         )
-        self.cross_entropy = CrossEntropyLoss(weight=weight, label_smoothing=label_smoothing, **pass_options)
+        self.cross_entropy = CrossEntropyLoss(weight=weight, label_smoothing=label_smoothing, **told)
         self.lambda_tversky = lambda_tversky
         self.lambda_ce = lambda_ce
 
@@ -416,7 +423,7 @@ class FocalTverskyCELoss(CompoundLoss):
         **options: Unpack[RegionOptions],
     ) -> None:
         inputs.require_share(lambda_tversky=lambda_tversky, lambda_ce=lambda_ce)
-        pass_options: PassOptions = {
+        told: Told = {
             "to_onehot_y": to_onehot_y,
             "sigmoid": sigmoid,
             "softmax": softmax,
@@ -424,7 +431,7 @@ class FocalTverskyCELoss(CompoundLoss):
             "reduction": reduction,
             "ignore_index": ignore_index,
         }
-        super().__init__(include_background=include_background, backend=options.get("backend"), **pass_options)
+        super().__init__(include_background=include_background, **of_the_pass(options), **told)
         self.focal_tversky = FocalTverskyLoss(
             include_background=include_background,
             alpha=alpha,
@@ -435,10 +442,10 @@ class FocalTverskyCELoss(CompoundLoss):
             batch=batch,
             weight=weight,
             soft_label=soft_label,
-            **pass_options,
+            **told,
             **options,
         )
-        self.cross_entropy = CrossEntropyLoss(weight=weight, label_smoothing=label_smoothing, **pass_options)
+        self.cross_entropy = CrossEntropyLoss(weight=weight, label_smoothing=label_smoothing, **told)
         self.lambda_tversky = lambda_tversky
         self.lambda_ce = lambda_ce
 

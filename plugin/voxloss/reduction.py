@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -83,15 +83,23 @@ def class_weights(
     raise ValueError(f"{name}: expected a single value or {expected}, got {len(weight)}.")
 
 
-def reduce(loss: Tensor, counts: Tensor | None, reduction: str) -> Tensor:
+def reduce(
+    loss: Tensor,
+    counts: Tensor | None,
+    reduction: str,
+    over_ranks: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """Reduce the losses `[B, C]` by "mean", "sum" or "none"; where `counts` is False they are left out.
 
-    A mean over nothing is 0; unreduced, what is left out is 0. Gradients there are 0, too.
+    A mean over nothing is 0; unreduced, what is left out is 0. Gradients there are 0, too. `over_ranks` makes of
+    a sum over items one over those of all processes.
     """
     if counts is not None:
         loss = torch.where(counts, loss, 0.0)
     if reduction == "none":
         return loss
-    if reduction == "sum" or counts is None:
-        return loss.sum() if reduction == "sum" else loss.mean()
-    return loss.sum() / counts.sum().clamp(min=1)
+    number = loss.new_full((), loss.numel()) if counts is None else counts.sum().to(loss)
+    total = torch.stack([loss.sum(), number])
+    if over_ranks is not None:
+        total = over_ranks(total)
+    return total[0] if reduction == "sum" else total[0] / total[1].clamp(min=1)

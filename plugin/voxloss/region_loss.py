@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar, TypedDict
+from typing import ClassVar
 
 import torch
 from monai.utils.enums import LossReduction
 from torch import Tensor
 
 from voxloss import inputs
+from voxloss.distributed import Group, Shard
 from voxloss.reduction import (
     Absent,
     class_weights,
@@ -21,21 +22,21 @@ from voxloss.reduction import (
     select_classes,
 )
 from voxloss.statistics import RegionStatistics, region_sums
-from voxloss.statistics_loss import Measured, StatisticsLoss, Weight
+from voxloss.statistics_loss import Measured, PassOptions, StatisticsLoss, Weight
 
 
-class RegionOptions(TypedDict, total=False):
+class RegionOptions(PassOptions, total=False):
     """Keyword arguments of every loss that MONAI's losses do not have.
 
     * `classes`: the channels that count, say the rare ones; the softmax still runs over all channels.
     * `absent`: "count" (MONAI's way) lets a class without a target voxel count with its smoothed score;
       "skip" leaves it out of the sum and the mean: per item, or per batch with `batch=True`.
     * `backend`: force one of `voxloss.backends.list_backends()`; None chooses.
+    * `group`, `shard`: processes that share a batch or a volume; see `StatisticsLoss`.
     """
 
     classes: Sequence[int] | None
     absent: Absent
-    backend: str | None
 
 
 class RegionLoss(StatisticsLoss):
@@ -53,7 +54,7 @@ class RegionLoss(StatisticsLoss):
             counts. The mean is not divided by it, as in MONAI.
         soft_label: the target holds values between 0 and 1; Σ min(p, g) takes the place of Σ p·g.
         ignore_index: voxels of this label are left out as if they were not there, and so is the class.
-        classes, absent, backend: see `RegionOptions`.
+        classes, absent, backend, group, shard: see `RegionOptions`.
 
     `forward(input, target)`: input `[B, C, spatial...]`, target `[B, 1, spatial...]` with `to_onehot_y`,
     otherwise `[B, C, spatial...]`. The loss is float32 for float32 and half-precision inputs and float64 for
@@ -87,6 +88,8 @@ class RegionLoss(StatisticsLoss):
         classes: Sequence[int] | None = None,
         absent: Absent = "count",
         backend: str | None = None,
+        group: Group = None,
+        shard: Shard = "batch",
     ) -> None:
         super().__init__(
             include_background=include_background,
@@ -97,6 +100,8 @@ class RegionLoss(StatisticsLoss):
             reduction=reduction,
             ignore_index=ignore_index,
             backend=backend,
+            group=group,
+            shard=shard,
         )
         class_weight = None if weight is None else torch.as_tensor(weight)
         require_weight(class_weight)
@@ -132,15 +137,16 @@ class RegionLoss(StatisticsLoss):
         """The loss: `[]`, or without reduction one value per item (unless `batch`) and class."""
         channels = measured.channels
         chosen, counting = select_classes(channels, self.classes, self.include_background, self.ignore_index)
-        statistics = RegionStatistics(*(measured.sums[name] for name in self.needs(measured.binary)))
+        found = measured.of_batch if self.batch else measured.of_items
+        statistics = RegionStatistics(*map(found, self.needs(measured.binary)))
         weight = self.class_weight
         if weight is not None:
             weight = class_weights(weight.to(statistics.target), channels, chosen, counting)
-        if self.batch:
-            statistics = statistics.over_batch()
         statistics = statistics.of_classes(counting)
         present = statistics.target > 0 if self.absent == "skip" else None
-        loss = reduce(*self.terms(statistics, weight, present), self.reduction)
+        # Of a batch all ranks have the same terms already.
+        over_ranks = None if self.batch else measured.over_ranks
+        loss = reduce(*self.terms(statistics, weight, present), self.reduction, over_ranks)
         if self.reduction == "none":
             loss = loss[0] if self.batch else loss
             if self.keeps_spatial_axes:

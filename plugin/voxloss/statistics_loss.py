@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, signature
-from typing import NamedTuple
+from typing import TypedDict
 
 import torch
 from monai.utils.enums import LossReduction
@@ -14,29 +14,60 @@ from torch.nn.modules.loss import _Loss
 
 from voxloss import inputs
 from voxloss.backends import require_backend
+from voxloss.distributed import Group, Shard, require_group, sum_over_ranks
 from voxloss.statistics import Activation, measure
 
 Weight = Sequence[float] | float | Tensor | None
 
 
-class Measured(NamedTuple):
+class PassOptions(TypedDict, total=False):
+    """Keyword arguments of every loss that are about the pass; `StatisticsLoss` explains them."""
+
+    backend: str | None
+    group: Group
+    shard: Shard
+
+
+class Measured:
     """What one pass has found.
 
     Attributes:
-        sums: `[B, C]` each, by their names in `voxloss.backends.voxels.TERMS`.
+        names: of the sums, out of `voxloss.backends.voxels.TERMS`.
         binary: each channel is a question of its own (a sigmoid, or a single channel), and not one answer of
             many: cross entropy and focal terms then have a negative part as well.
         spatial_axes: how many the input has.
     """
 
-    sums: Mapping[str, Tensor]
-    binary: bool
-    spatial_axes: int
+    def __init__(
+        self, sums: Mapping[str, Tensor], binary: bool, spatial_axes: int, group: Group, shard: Shard
+    ) -> None:
+        self.names = list(sums)
+        self.binary = binary
+        self.spatial_axes = spatial_axes
+        self._sums = torch.stack([sums[name] for name in self.names])  # [K, B, C]
+        if shard == "volume":
+            self._sums = sum_over_ranks(self._sums, group)
+        self._group = group if shard == "batch" else None
+        self._of_batch: Tensor | None = None
 
     @property
     def channels(self) -> int:
         """C."""
-        return next(iter(self.sums.values())).shape[1]
+        return self._sums.shape[2]
+
+    def of_items(self, name: str) -> Tensor:
+        """A sum for each item of this process, `[B, C]`."""
+        return self._sums[self.names.index(name)]
+
+    def of_batch(self, name: str) -> Tensor:
+        """A sum over the items, those of all ranks if there are several, `[1, C]`."""
+        if self._of_batch is None:
+            self._of_batch = self.over_ranks(self._sums.sum(1, keepdim=True))
+        return self._of_batch[self.names.index(name)]
+
+    def over_ranks(self, tensor: Tensor) -> Tensor:
+        """What is a sum over items, as a sum over those of all ranks."""
+        return sum_over_ranks(tensor, self._group)
 
 
 class StatisticsLoss(_Loss, ABC):
@@ -53,6 +84,11 @@ class StatisticsLoss(_Loss, ABC):
         reduction: "mean", "sum" or "none".
         ignore_index: voxels of this label are left out as if they were not there, and so is the class.
         backend: force one of `voxloss.backends.list_backends()`; None chooses.
+        group: the processes of `torch.distributed` that share a batch: "world" or a process group. The loss is
+            that of all their items, the same on every rank, and its gradient that of one process with all of
+            them once the ranks' gradients are averaged, as DDP and FSDP do. Without others it is this process.
+        shard: with a group, what is spread over it: the "batch", each rank with items of its own, as many as it
+            has; or the "volume", each rank with a part of the same items' voxels.
     """
 
     def __init__(
@@ -66,6 +102,8 @@ class StatisticsLoss(_Loss, ABC):
         reduction: LossReduction | str = LossReduction.MEAN,
         ignore_index: int | None = None,
         backend: str | None = None,
+        group: Group = None,
+        shard: Shard = "batch",
     ) -> None:
         if reduction not in list(LossReduction):
             choices = [choice.value for choice in LossReduction]
@@ -79,6 +117,7 @@ class StatisticsLoss(_Loss, ABC):
             )
         inputs.require_ignore_index(ignore_index)
         require_backend(backend)
+        require_group(group, shard)
         self.include_background = include_background
         self.to_onehot_y = to_onehot_y
         self.sigmoid = sigmoid
@@ -86,6 +125,8 @@ class StatisticsLoss(_Loss, ABC):
         self.other_act = other_act
         self.ignore_index = ignore_index
         self.backend = backend
+        self.group = group
+        self.shard = shard
 
     @property
     def activation(self) -> Activation:
@@ -136,5 +177,5 @@ class StatisticsLoss(_Loss, ABC):
             gamma=self.focusing or 0.0,
         )
         inputs.warn_if_single(input.shape[1], self.to_onehot_y, self.include_background)
-        loss = self.of(Measured(sums, binary, input.ndim - 2))
+        loss = self.of(Measured(sums, binary, input.ndim - 2, self.group, self.shard))
         return loss.to(torch.promote_types(input.dtype, torch.float32))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from voxloss import inputs
+from voxloss.distributed import Group, Shard
 from voxloss.reduction import class_weights, require_classes, require_weight, select_classes
 from voxloss.statistics_loss import Measured, StatisticsLoss, Weight
 
@@ -38,6 +39,8 @@ class VoxelLoss(StatisticsLoss):
         ignore_index: int | None = None,
         classes: Sequence[int] | None = None,
         backend: str | None = None,
+        group: Group = None,
+        shard: Shard = "batch",
     ) -> None:
         if reduction == "none":
             raise ValueError(
@@ -53,6 +56,8 @@ class VoxelLoss(StatisticsLoss):
             reduction=reduction,
             ignore_index=ignore_index,
             backend=backend,
+            group=group,
+            shard=shard,
         )
         class_weight = None if weight is None else torch.as_tensor(weight)
         require_weight(class_weight)
@@ -68,7 +73,7 @@ class VoxelLoss(StatisticsLoss):
         channels = measured.channels
         chosen, counting = select_classes(channels, self.classes, self.include_background, self.ignore_index)
         counting = counting if measured.binary else chosen
-        like = next(iter(measured.sums.values()))
+        like = measured.of_items(measured.names[0])
         factors = like.new_ones(len(counting))
         if weight is not None:
             factors = factors * class_weights(weight.to(like), channels, chosen, counting, name)
@@ -107,6 +112,8 @@ class CrossEntropyLoss(VoxelLoss):
         ignore_index: int | None = None,
         classes: Sequence[int] | None = None,
         backend: str | None = None,
+        group: Group = None,
+        shard: Shard = "batch",
     ) -> None:
         super().__init__(
             include_background=include_background,
@@ -119,6 +126,8 @@ class CrossEntropyLoss(VoxelLoss):
             ignore_index=ignore_index,
             classes=classes,
             backend=backend,
+            group=group,
+            shard=shard,
         )
         inputs.require_fraction(label_smoothing=label_smoothing)
         self.label_smoothing = label_smoothing
@@ -135,7 +144,11 @@ class CrossEntropyLoss(VoxelLoss):
         """The loss, `[]`."""
         counting, weight = self.select(measured, self.class_weight, "weight")
         entropy, smooth = (
-            sum(measured.sums[name][:, counting] for name in self.needs(measured.binary) if name.startswith(kind))
+            sum(
+                measured.of_batch(name)[:, counting]
+                for name in self.needs(measured.binary)
+                if name.startswith(kind)
+            )
             for kind in ("cross_entropy", "log_loss")
         )
         share = self.label_smoothing / (2 if measured.binary else measured.channels)
@@ -143,8 +156,8 @@ class CrossEntropyLoss(VoxelLoss):
         if self.reduction == "sum":
             return total
         if measured.binary:
-            return mean(total, measured.sums["voxels"][:, counting].sum())
-        return mean(total, (weight * measured.sums["target"][:, counting]).sum())
+            return mean(total, measured.of_batch("voxels")[:, counting].sum())
+        return mean(total, (weight * measured.of_batch("target")[:, counting]).sum())
 
 
 class FocalLoss(VoxelLoss):
@@ -181,6 +194,8 @@ class FocalLoss(VoxelLoss):
         *,
         classes: Sequence[int] | None = None,
         backend: str | None = None,
+        group: Group = None,
+        shard: Shard = "batch",
     ) -> None:
         super().__init__(
             include_background=include_background,
@@ -192,6 +207,8 @@ class FocalLoss(VoxelLoss):
             ignore_index=ignore_index,
             classes=classes,
             backend=backend,
+            group=group,
+            shard=shard,
         )
         inputs.require_non_negative(gamma=gamma)
         self.gamma = gamma
@@ -220,13 +237,14 @@ class FocalLoss(VoxelLoss):
         """The loss, `[]`."""
         counting, weight = self.select(measured, self.class_weight, "weight")
         positive, negative = self._balance(measured)
-        terms = positive * measured.sums["focal"][:, counting]
+        # A sum is over items, of what is a mean over the voxels of each.
+        found = measured.of_items if self.reduction == "sum" else measured.of_batch
+        terms, voxels = positive * found("focal")[:, counting], found("voxels")[:, counting]
         if measured.binary:
-            terms = terms + negative * measured.sums["focal_negative"][:, counting]
-        terms, voxels = weight * terms, measured.sums["voxels"][:, counting]
+            terms = terms + negative * found("focal_negative")[:, counting]
         if self.reduction == "sum":
-            return mean(terms, voxels).sum()
-        return mean(terms.sum(), voxels.sum() if measured.binary else voxels[:, 0].sum())
+            return measured.over_ranks(mean(weight * terms, voxels).sum())
+        return mean((weight * terms).sum(), voxels.sum() if measured.binary else voxels[:, 0].sum())
 
     def _balance(self, measured: Measured) -> tuple[Tensor | float, Tensor | float]:
         """The factors of what is there and of what is not."""

@@ -1,0 +1,208 @@
+"""A batch, or a volume, over several processes trains as in one: real ranks, gloo, DDP."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+import voxloss
+from volumes import label_map, logits
+from voxloss.distributed import sum_over_ranks
+from voxloss_verify.ranks import Ranks, RanksError
+
+ONE_GO: dict[str, Any] = {"softmax": True, "to_onehot_y": True, "ignore_index": 255}
+LOSSES: dict[str, dict[str, Any]] = {
+    "DiceLoss": {},
+    "DiceLoss batch": {"batch": True, "squared_pred": True},
+    "JaccardLoss skip": {"absent": "skip", "include_background": False},
+    "TverskyLoss sum": {"reduction": "sum", "alpha": 0.3},
+    "FocalTverskyLoss batch skip": {"batch": True, "absent": "skip", "weight": [1.0, 2.0, 3.0, 4.0]},
+    "GeneralizedDiceLoss": {},
+    "GeneralizedDiceLoss batch": {"batch": True},
+    "CrossEntropyLoss": {"weight": [1.0, 2.0, 3.0, 4.0], "label_smoothing": 0.1},
+    "FocalLoss": {"use_softmax": True},
+    "FocalLoss sum": {"reduction": "sum"},
+    "DiceCELoss": {"weight": [1.0, 2.0, 3.0, 4.0]},
+    "DiceCELoss batch": {"batch": True},
+    "DiceFocalLoss": {"lambda_focal": 0.3},
+}
+
+
+def make(name: str, **options: Any) -> voxloss.StatisticsLoss:
+    kind = name.partition(" ")[0]
+    given = {**ONE_GO, **LOSSES[name], **options}
+    if kind == "FocalLoss":
+        given.pop("softmax")
+    loss: voxloss.StatisticsLoss = getattr(voxloss, kind)(**given)
+    return loss
+
+
+def network() -> torch.nn.Module:
+    """Voxel by voxel, so that a volume may be cut anywhere."""
+    torch.manual_seed(7)
+    return torch.nn.Sequential(torch.nn.Conv3d(2, 5, 1), torch.nn.Tanh(), torch.nn.Conv3d(5, 4, 1)).double()
+
+
+def data() -> tuple[Tensor, Tensor]:
+    """Class 3 is in the first item only; some voxels are ignored, some of them NaN."""
+    torch.manual_seed(3)
+    images, labels = torch.randn(5, 2, 6, 5, 4, dtype=torch.float64), torch.randint(4, (5, 1, 6, 5, 4))
+    labels[1:][labels[1:] == 3] = 1
+    labels[:, :, 0, 0] = 255
+    return images, labels
+
+
+def step(name: str, images: Tensor, labels: Tensor, shard: str | None) -> tuple[float, list[Tensor]]:
+    """One forward and backward pass; the loss, and what an optimiser would see."""
+    net = network()
+    if shard is None:
+        loss = make(name)
+    else:
+        net, loss = DistributedDataParallel(net), make(name, group="world", shard=shard)
+    value = loss(net(images), labels)
+    value.backward()
+    return value.item(), [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Ranks]:
+    with Ranks(2) as ranks:
+        yield ranks
+
+
+@pytest.fixture(scope="module")
+def four() -> Iterator[Ranks]:
+    with Ranks(4) as ranks:
+        yield ranks
+
+
+def same_as_one_process(ranks: Ranks, name: str, shares: Sequence[int], shard: str) -> None:
+    images, labels = data()
+    value, gradients = step(name, images, labels, None)
+    axis = 0 if shard == "batch" else 2
+    parts = zip(*(torch.split(each, list(shares), axis) for each in (images, labels)), strict=True)
+    for got, found in ranks.run(step, [(name, i.clone(), t.clone(), shard) for i, t in parts]):
+        assert got == pytest.approx(value, rel=1e-6)
+        for a, b in zip(found, gradients, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6 * b.abs().max().item())
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+@pytest.mark.parametrize("shares", [(3, 2), (1, 4)], ids=str)
+def test_a_batch_over_two_ranks(two: Ranks, name: str, shares: tuple[int, ...]) -> None:
+    same_as_one_process(two, name, shares, "batch")
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+@pytest.mark.parametrize("shares", [(3, 3), (1, 5)], ids=str)
+def test_a_volume_over_two_ranks(two: Ranks, name: str, shares: tuple[int, ...]) -> None:
+    same_as_one_process(two, name, shares, "volume")
+
+
+@pytest.mark.parametrize("name", ["DiceLoss", "DiceCELoss batch", "JaccardLoss skip", "FocalLoss sum"])
+def test_four_ranks(four: Ranks, name: str) -> None:
+    same_as_one_process(four, name, (1, 1, 2, 1), "batch")
+    same_as_one_process(four, name, (1, 2, 1, 2), "volume")
+
+
+def _traffic(name: str, items: Tensor, labels: Tensor) -> list[int]:
+    """Bytes of each collective of a step, forward and backward."""
+    sent: list[int] = []
+    own = dist.all_reduce
+
+    def counted(tensor: Tensor, *arguments: Any, **options: Any) -> Any:
+        sent.append(tensor.nbytes)
+        return own(tensor, *arguments, **options)
+
+    with mock.patch.object(dist, "all_reduce", counted):
+        make(name, group="world")(items.requires_grad_(), labels).backward()
+    return sent
+
+
+@pytest.mark.parametrize(("name", "calls"), [("DiceCELoss batch", 1), ("DiceLoss", 1), ("DiceCELoss", 2)])
+def test_one_small_message(two: Ranks, name: str, calls: int) -> None:
+    """However many voxels there are; a mean over items has one more, of the number of items."""
+    x, labels = logits(spatial=(30, 30, 30)), label_map(spatial=(30, 30, 30))
+    assert two.run(_traffic, [(name, x, labels)] * 2) == [[8192] * calls] * 2
+
+
+def test_without_processes_world_is_this_one() -> None:
+    x, labels = logits(), label_map()
+    for name in LOSSES:
+        assert torch.equal(make(name, group="world")(x, labels), make(name)(x, labels))
+
+
+def _with_channels(channels: int) -> str:
+    x, labels = logits(channels=channels), label_map(channels=channels)
+    try:
+        voxloss.DiceLoss(softmax=True, to_onehot_y=True, batch=True, group="world")(x, labels)
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def test_ranks_that_disagree_on_classes_all_say_so(two: Ranks) -> None:
+    for rank, said in enumerate(two.run(_with_channels, [(3,), (4,)])):
+        assert "the ranks of the loss's group disagree on what they sum" in said
+        assert f"rank {rank} has [3, 1, {3 + rank}]" in said
+
+
+def _leave(first: bool) -> None:
+    if first:
+        os._exit(1)
+    sum_over_ranks(torch.zeros(3), "world")
+
+
+def test_a_rank_that_dies_is_an_error() -> None:
+    with Ranks(2, timeout=30) as ranks, pytest.raises(RanksError, match="rank 0"):
+        ranks.run(_leave, [(True,), (False,)])
+
+
+def _survivor(first: bool) -> str:
+    if first:
+        dist.destroy_process_group()
+        return ""
+    try:
+        sum_over_ranks(torch.zeros(3), "world")
+    except RuntimeError as error:
+        return str(error)
+    return "no error"
+
+
+def test_the_rank_that_is_left_says_why() -> None:
+    with Ranks(2, timeout=10) as ranks:
+        assert "voxloss: a rank of the loss's group has gone" in ranks.run(_survivor, [(True,), (False,)])[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"group": "all"}, "group: expected a torch.distributed process group, \"world\" or None, got 'all'"),
+        ({"shard": "item"}, r"shard: expected one of \('batch', 'volume'\), got 'item'"),
+        ({"shard": "volume"}, 'shard="volume": expected a group'),
+    ],
+)
+def test_errors(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        voxloss.DiceCELoss(**options)
+
+
+def test_a_nan_of_one_rank_reaches_all(two: Ranks) -> None:
+    """For GradScaler to skip the step everywhere."""
+    x, labels = logits(), label_map()
+    for value, _ in two.run(_poisoned, [(x, labels, True), (x, labels, False)]):
+        assert math.isnan(value)
+
+
+def _poisoned(x: Tensor, labels: Tensor, poisoned: bool) -> tuple[float, None]:
+    x = torch.full_like(x, math.nan) if poisoned else x
+    return voxloss.DiceCELoss(softmax=True, to_onehot_y=True, batch=True, group="world")(x, labels).item(), None
