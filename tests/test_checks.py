@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
+from copy import copy
 from fractions import Fraction
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 import voxloss
 from voxloss import RegionStatistics
+from voxloss.statistics_loss import Measured
 from voxloss_data import Phantom, all_phantoms
 from voxloss_verify import oracle
 from voxloss_verify.demo import checks
@@ -144,7 +147,11 @@ def test_every_shipped_loss_holds_on_every_case(cases: list[Case]) -> None:
     assert (
         {record.loss for record in records} == {loss.__name__ for loss in shipped_losses()} == set(checks.OPTIONS)
     )
-    per_loss = {name: 2 * 2 * len(options) * len(cases) for name, options in checks.OPTIONS.items()}
+    of_logits = sum(case.softmax for case in cases)  # there is no focal loss of probabilities by itself
+    per_loss = {
+        name: 2 * 2 * len(options) * (of_logits if name == "FocalLoss" else len(cases))
+        for name, options in checks.OPTIONS.items()
+    }
     for name, count in per_loss.items():
         assert sum(record.loss == name for record in records) == count
     assert {record.case for record in records} == {case.name for case in cases}
@@ -162,6 +169,28 @@ def test_shipped_losses_are_found() -> None:
 class FactorDropped(voxloss.DiceLoss):
     def per_class(self, statistics: RegionStatistics) -> Tensor:
         return super().per_class(statistics._replace(intersection=statistics.intersection / 2))
+
+
+class SmoothingForgotten(voxloss.CrossEntropyLoss):
+    def of(self, measured: Measured) -> Tensor:
+        return voxloss.CrossEntropyLoss(softmax=True).of(measured)
+
+
+class DividedByClasses(voxloss.FocalLoss):
+    def of(self, measured: Measured) -> Tensor:
+        return super().of(measured) / measured.channels
+
+
+class NegativesForgotten(voxloss.FocalLoss):
+    def of(self, measured: Measured) -> Tensor:
+        measured = copy(measured)
+        measured.binary = False
+        return super().of(measured)
+
+
+class LambdaForgotten(voxloss.DiceCELoss):
+    def parts(self) -> Sequence[tuple[float, voxloss.StatisticsLoss]]:
+        return [(1.0, self.dice), (self.lambda_ce, self.cross_entropy)]
 
 
 class AlphaBetaSwapped(voxloss.TverskyLoss):
@@ -232,10 +261,14 @@ class SlightlyOff(voxloss.DiceLoss):
         WeightsNotRelative,
         Nothing,
         SlightlyOff,
+        SmoothingForgotten,
+        DividedByClasses,
+        NegativesForgotten,
+        LambdaForgotten,
     ],
 )
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_broken_losses_are_caught(broken: type[voxloss.RegionLoss], dtype: str, cases: list[Case]) -> None:
+def test_broken_losses_are_caught(broken: type[voxloss.StatisticsLoss], dtype: str, cases: list[Case]) -> None:
     records = list(check_losses(cases, [broken]))
     assert any(not record.holds for record in records if record.dtype == dtype)
     if broken not in (BackgroundStaysIn, SoftLabelIgnored, SquaresForgotten):  # what they say gives them away

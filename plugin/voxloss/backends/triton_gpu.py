@@ -70,7 +70,7 @@ def tiling(classes: int, voxels: int, dtype: torch.dtype, sums: int, largest: in
     block = 1 << (classes - 1).bit_length()
     whole = block <= largest
     block = block if whole else min(largest, 16)
-    values = 16 if sums <= 4 else 8 if sums <= 8 else 4
+    values = 16 if sums <= 4 else 8 if sums <= 8 else 4 if sums <= 10 else 2
     values = max(1, values * 4 // max(4, dtype.itemsize))
     rows = min(block, values)
     line = LANES * (values // rows)
