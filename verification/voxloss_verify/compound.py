@@ -24,24 +24,37 @@ def expected(loss: Any, input: Image, target: Image, sums: Sequence[Sums], dtype
     """
     channels = len(input)
     g = target if len(target) == channels else one_hot(target[None], channels)[0]
-    return _expected(loss, input[None], np.asarray(g)[None], sums, dtype, loss.sigmoid or channels == 1)
+    activation = "softmax" if loss.softmax else "sigmoid" if loss.sigmoid else "none"
+    return _expected(loss, input[None], np.asarray(g)[None], sums, dtype, activation)
+
+
+# The λ and the loss of each part, by their names: what `parts` says of itself is what is to be checked.
+_PARTS = {
+    "DiceCELoss": {"lambda_dice": "dice", "lambda_ce": "cross_entropy"},
+    "DiceFocalLoss": {"lambda_dice": "dice", "lambda_focal": "focal"},
+    "GeneralizedDiceFocalLoss": {"lambda_gdl": "generalized_dice", "lambda_focal": "focal"},
+    "TverskyCELoss": {"lambda_tversky": "tversky", "lambda_ce": "cross_entropy"},
+    "FocalTverskyCELoss": {"lambda_tversky": "focal_tversky", "lambda_ce": "cross_entropy"},
+}
 
 
 def _expected(
-    loss: Any, input: Image, target: Image, sums: Sequence[Sums], dtype: str, binary: bool
+    loss: Any, input: Image, target: Image, sums: Sequence[Sums], dtype: str, activation: str
 ) -> Expected | None:
+    """`activation` is the pass's: a part is told nothing of it."""
     names = {kind.__name__ for kind in type(loss).__mro__ if kind.__module__.startswith("voxloss.")}
-    if "CompoundLoss" in names:
+    parts = next((_PARTS[name] for name in names if name in _PARTS), None)
+    if parts is not None:
         found = []
-        for factor, part in loss.parts():
-            wanted = _expected(part, input, target, sums, dtype, binary)
+        for factor, part in parts.items():
+            wanted = _expected(getattr(loss, part), input, target, sums, dtype, activation)
             if wanted is None:
                 return None
-            found.append((factor, wanted))
+            found.append((getattr(loss, factor), wanted))
         value = np.asarray(sum(factor * wanted.value for factor, wanted in found))
         return Expected(value, sum(factor * wanted.tolerance for factor, wanted in found))
     if names & {"CrossEntropyLoss", "FocalLoss"}:
-        activation = "softmax" if loss.softmax else "sigmoid" if loss.sigmoid else "none"
+        binary = activation == "sigmoid" or len(sums) == 1
         kept = np.ones((1, *input.shape[2:]), bool)
         value = np.asarray(entropy.mean(_terms(loss, len(sums), activation, binary), input, target, kept))
         return Expected(value, LOSS[dtype] * max(1.0, float(value)))

@@ -55,7 +55,7 @@ def logarithms(input: Image, activation: str) -> tuple[Image, Image, Image]:
         log_p = x - np.log(np.exp(x).sum(1, keepdims=True))
         p = np.exp(log_p)
         with np.errstate(divide="ignore"):
-            return log_p, np.log1p(-p), p
+            return log_p, np.log1p(np.negative(p)), p
     if activation == "sigmoid":
         log_p, log_n = (np.negative(np.logaddexp(0, y)) for y in (-x, x))
         return log_p, log_n, np.exp(log_p)
