@@ -57,7 +57,7 @@ def logarithms(input: Image, activation: str) -> tuple[Image, Image, Image]:
         with np.errstate(divide="ignore"):
             return log_p, np.log1p(np.negative(p)), p
     if activation == "sigmoid":
-        log_p, log_n = (np.negative(np.logaddexp(0, y)) for y in (-x, x))
+        log_p, log_n = (np.negative(np.logaddexp(0, y)) for y in (np.negative(x), x))
         return log_p, log_n, np.exp(log_p)
     return np.log(np.maximum(x, SMALLEST)), np.log(np.maximum(1 - x, SMALLEST)), x
 
