@@ -171,6 +171,17 @@ class FactorDropped(voxloss.DiceLoss):
         return super().per_class(statistics._replace(intersection=statistics.intersection / 2))
 
 
+class LogCoshAfterTheMean(voxloss.LogCoshDiceLoss):
+    def per_class(self, statistics: RegionStatistics) -> Tensor:
+        mean = voxloss.DiceLoss.per_class(self, statistics).mean(1, keepdim=True)
+        return voxloss.formulas.log_cosh(mean).expand_as(statistics.target)
+
+
+class BetaNotSquared(voxloss.AsymmetricSimilarityLoss):
+    def __init__(self, f_beta: float = 1.5, **options: Any) -> None:
+        super().__init__(f_beta=f_beta**0.5, **options)
+
+
 class SmoothingForgotten(voxloss.CrossEntropyLoss):
     def of(self, measured: Measured) -> Tensor:
         return voxloss.CrossEntropyLoss(softmax=True).of(measured)
@@ -261,6 +272,8 @@ class SlightlyOff(voxloss.DiceLoss):
         WeightsNotRelative,
         Nothing,
         SlightlyOff,
+        LogCoshAfterTheMean,
+        BetaNotSquared,
         SmoothingForgotten,
         DividedByClasses,
         NegativesForgotten,

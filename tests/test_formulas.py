@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import voxloss
 from voxloss import RegionStatistics, formulas, region_statistics
 from voxloss.formulas import FOCAL_LINEAR_BELOW
 from voxloss_verify.tolerances import LOSS
@@ -152,3 +153,22 @@ def test_the_soft_label_distance_is_a_metric_and_dice_is_none() -> None:
         direct, detour = distance(formulas.jaccard, x, y), distance(formulas.jaccard, x, z)
         assert direct <= detour + distance(formulas.jaccard, z, y) + 1e-12
         assert math.isclose(distance(formulas.jaccard, x, x), 0, abs_tol=1e-15)
+
+
+@pytest.mark.parametrize("x", [0.0, 1e-9, 1e-4, 0.3, 0.999, 1.0, 1.001, 5.0, -2.0, 1e4, -1e4])
+def test_log_cosh_neither_cancels_nor_overflows(x: float) -> None:
+    """x²/2 − x⁴/12 near 0, |x| − log 2 far away, log(cosh x) in between."""
+    got = torch.tensor([x], dtype=torch.float64).requires_grad_()
+    value = formulas.log_cosh(got)
+    exact = x * x / 2 - x**4 / 12 if abs(x) < 1e-3 else abs(x) - math.log(2) if abs(x) > 100 else math.log(math.cosh(x))
+    assert value.item() == pytest.approx(exact, rel=1e-14)
+    value.backward()
+    assert got.grad is not None
+    assert got.grad.item() == pytest.approx(math.tanh(x), rel=1e-12)
+
+
+def test_asymmetric_similarity_is_f_beta() -> None:
+    s = RegionStatistics(*(torch.tensor([[v]], dtype=torch.float64) for v in (5.0, 7.0, 9.0)))
+    loss = voxloss.AsymmetricSimilarityLoss(f_beta=1.5, smooth_nr=0, smooth_dr=0)
+    wanted = 1 - (1 + 1.5**2) * 5 / ((1 + 1.5**2) * 5 + 1.5**2 * (9 - 5) + (7 - 5))
+    assert loss.per_class(s).item() == pytest.approx(wanted, rel=1e-12)

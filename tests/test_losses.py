@@ -8,14 +8,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import voxloss
 from volumes import label_map, logits, one_hot
 from voxloss import (
+    AsymmetricSimilarityLoss,
     DiceLoss,
     FocalTverskyLoss,
     GeneralizedDiceLoss,
     JaccardLoss,
+    LogCoshDiceLoss,
     RegionLoss,
     RegionStatistics,
     TverskyLoss,
@@ -26,7 +29,15 @@ from voxloss.backends import select
 from voxloss.formulas import focal_power
 from voxloss_verify.tolerances import GRADIENT, LOSS
 
-LOSSES = [DiceLoss, JaccardLoss, TverskyLoss, FocalTverskyLoss, GeneralizedDiceLoss]
+LOSSES = [
+    DiceLoss,
+    JaccardLoss,
+    TverskyLoss,
+    FocalTverskyLoss,
+    LogCoshDiceLoss,
+    AsymmetricSimilarityLoss,
+    GeneralizedDiceLoss,
+]
 PER_CLASS = LOSSES[:-1]
 MAP: dict[str, Any] = {"softmax": True, "to_onehot_y": True}
 
@@ -279,3 +290,29 @@ def test_region_statistics_is_what_a_loss_sums() -> None:
     x, labels = logits(), label_map()
     s = region_statistics(x, labels, activation="softmax")
     torch.testing.assert_close(DiceLoss(**MAP)(x, labels), (1 - formulas.dice(s, 1e-5, 1e-5)).mean())
+
+
+class Seen(TorchDispatchMode):
+    """Which operators ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        self.operators.add(function.name())
+        return function(*arguments, **(options or {}))
+
+
+def test_classes_are_chosen_without_an_index_tensor() -> None:
+    """A list of numbers would be copied to a GPU, which a CUDA graph does not take."""
+    x, labels = logits().requires_grad_(), label_map()
+    for options in ({"include_background": False}, {"classes": [3, 1]}, {"ignore_index": 2}):
+        for loss in (
+            DiceLoss(**MAP, **options, weight=[1.0, 2.0, 3.0, 4.0]),
+            voxloss.DiceFocalLoss(**MAP, **options),
+            voxloss.FocalLoss(to_onehot_y=True, alpha=0.3, **options),
+        ):
+            with Seen() as seen:
+                loss(x, labels).backward()
+            assert not {name for name in seen.operators if "index" in name}, loss

@@ -27,11 +27,13 @@ from voxloss.losses import (
 from voxloss.region_loss import RegionLoss, RegionOptions
 from voxloss.statistics import RegionStatistics, region_statistics
 from voxloss.statistics_loss import StatisticsLoss
+from voxloss.variants import AsymmetricSimilarityLoss, LogCoshDiceLoss
 from voxloss.voxel_losses import CrossEntropyLoss, FocalLoss
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsymmetricSimilarityLoss",
     "CompoundLoss",
     "CrossEntropyLoss",
     "DiceCELoss",
@@ -44,6 +46,7 @@ __all__ = [
     "GeneralizedDiceLoss",
     "IoULoss",
     "JaccardLoss",
+    "LogCoshDiceLoss",
     "RegionLoss",
     "RegionOptions",
     "RegionStatistics",

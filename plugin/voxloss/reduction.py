@@ -8,6 +8,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from voxloss.statistics import of_classes
+
 Absent = Literal["count", "skip"]
 
 
@@ -74,9 +76,9 @@ def class_weights(
     if weight.ndim == 0:
         return weight
     if len(weight) == channels:
-        return weight[counting]
+        return of_classes(weight, counting)
     if len(weight) == len(chosen):
-        return weight[[chosen.index(c) for c in counting]]
+        return of_classes(weight, [chosen.index(c) for c in counting])
     expected = f"{channels} (one per channel)"
     if len(chosen) != channels:
         expected += f" or {len(chosen)} (one per class that counts)"

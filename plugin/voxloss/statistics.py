@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from voxloss import inputs
@@ -50,9 +51,15 @@ class RegionStatistics(NamedTuple):
 
     def of_classes(self, classes: Sequence[int]) -> RegionStatistics:
         """The statistics of some classes only, `[B, len(classes)]`."""
-        if list(classes) == list(range(self.target.shape[1])):
-            return self
-        return RegionStatistics(*(field[:, list(classes)] for field in self))
+        return RegionStatistics(*(of_classes(field, classes) for field in self))
+
+
+def of_classes(tensor: Tensor, classes: Sequence[int]) -> Tensor:
+    """Some entries of the last axis, without an index tensor: a GPU would have to wait for it, and no graph takes it."""
+    first, last = classes[0], classes[-1]
+    if list(classes) == list(range(first, last + 1)):
+        return tensor[..., first : last + 1]
+    return torch.stack([tensor[..., c] for c in classes], -1)
 
 
 def measure(

@@ -16,6 +16,7 @@ from torch import Tensor
 from voxloss import inputs
 from voxloss.distributed import Group, Shard
 from voxloss.reduction import class_weights, require_classes, require_weight, select_classes
+from voxloss.statistics import of_classes
 from voxloss.statistics_loss import Measured, StatisticsLoss, Weight
 
 Reduction = Literal["mean", "sum"]
@@ -145,7 +146,7 @@ class CrossEntropyLoss(VoxelLoss):
         counting, weight = self.select(measured, self.class_weight, "weight")
         entropy, smooth = (
             sum(
-                measured.of_batch(name)[:, counting]
+                of_classes(measured.of_batch(name), counting)
                 for name in self.needs(measured.binary)
                 if name.startswith(kind)
             )
@@ -156,8 +157,8 @@ class CrossEntropyLoss(VoxelLoss):
         if self.reduction == "sum":
             return total
         if measured.binary:
-            return mean(total, measured.of_batch("voxels")[:, counting].sum())
-        return mean(total, (weight * measured.of_batch("target")[:, counting]).sum())
+            return mean(total, of_classes(measured.of_batch("voxels"), counting).sum())
+        return mean(total, (weight * of_classes(measured.of_batch("target"), counting)).sum())
 
 
 class FocalLoss(VoxelLoss):
@@ -239,9 +240,10 @@ class FocalLoss(VoxelLoss):
         positive, negative = self._balance(measured)
         # A sum is over items, of what is a mean over the voxels of each.
         found = measured.of_items if self.reduction == "sum" else measured.of_batch
-        terms, voxels = positive * found("focal")[:, counting], found("voxels")[:, counting]
+        terms = positive * of_classes(found("focal"), counting)
+        voxels = of_classes(found("voxels"), counting)
         if measured.binary:
-            terms = terms + negative * found("focal_negative")[:, counting]
+            terms = terms + negative * of_classes(found("focal_negative"), counting)
         if self.reduction == "sum":
             return measured.over_ranks(mean(weight * terms, voxels).sum())
         return mean((weight * terms).sum(), voxels.sum() if measured.binary else voxels[:, 0].sum())
@@ -255,8 +257,10 @@ class FocalLoss(VoxelLoss):
             return factors, 1.0
         if measured.binary:
             return factors, 1 - factors
-        background = torch.tensor([c == 0 for c in counting], device=factors.device)
-        return torch.where(background, 1 - factors, factors), 1.0
+        if 0 in counting:
+            place = torch.arange(len(counting), device=factors.device)
+            factors = torch.where(place == counting.index(0), 1 - factors, factors)
+        return factors, 1.0
 
 
 def mean(total: Tensor, count: Tensor) -> Tensor:

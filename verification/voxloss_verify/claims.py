@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-Family = Literal["dice", "jaccard", "tversky", "focal_tversky", "generalized_dice"]
+Family = Literal["dice", "jaccard", "tversky", "focal_tversky", "log_cosh_dice", "generalized_dice"]
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 Shards = Literal["equal batch", "unequal batch", "volume"]
 
@@ -25,6 +25,7 @@ class Claims:
     | jaccard | (TP + s_n) / (Σp + Σg − TP + s_d) |
     | tversky | (TP + s_n) / (TP + α FP + β FN + s_d) |
     | focal_tversky | offset − (1 − Tversky)^exponent is the loss |
+    | log_cosh_dice | offset − 1 + log cosh(1 − Dice) is the loss |
     | generalized_dice | (2 Σ_c w TP + s_n) / (Σ_c w (Σp + Σg) + s_d), one per item |
 
     Attributes:
@@ -322,6 +323,12 @@ def _focal_tversky(loss: Any) -> Claims:
     )
 
 
+def _log_cosh_dice(loss: Any) -> Claims:
+    if loss.jaccard:
+        raise ValueError("claims cannot be read off jaccard=True: log cosh is claimed of Dice only. Give them.")
+    return _monai_like(loss, "log_cosh_dice")
+
+
 # By name, as torch's are built in and nnU-Net is not imported to read one of its losses.
 _NONLINEARITIES: dict[str | None, Literal["softmax", "sigmoid"]] = {
     "softmax_helper_dim1": "softmax",
@@ -398,6 +405,7 @@ _READERS: dict[tuple[str, str], Callable[[Any], Claims]] = {
     },
     ("voxloss", "JaccardLoss"): lambda loss: _monai_like(loss, "jaccard"),
     ("voxloss", "FocalTverskyLoss"): _focal_tversky,
+    ("voxloss", "LogCoshDiceLoss"): _log_cosh_dice,
     ("nnunetv2", "SoftDiceLoss"): _nnunet,
     ("nnunetv2", "MemoryEfficientSoftDiceLoss"): _nnunet,
     ("kornia", "DiceLoss"): _kornia_dice,

@@ -7,7 +7,7 @@ float64; from there on sums and scores are exact, and gradients are float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -174,7 +174,7 @@ def score(claims: Claims, s: Sums) -> Fraction:
     smooth = claims.smooth_nr, claims.smooth_dr
     if claims.overlap == "min":
         s = replace(s, intersection=s.soft_intersection)
-    if claims.family == "dice":
+    if claims.family in ("dice", "log_cosh_dice"):
         found = oracle.dice(s, *smooth, squared=claims.squared)
     elif claims.family == "jaccard":
         found = oracle.jaccard(s, 2 * Fraction(smooth[0]), 2 * Fraction(smooth[1]), squared=claims.squared)
@@ -212,7 +212,7 @@ def _denominator(claims: Claims, s: Sums) -> Fraction:
 
 def _coefficients(claims: Claims) -> tuple[Fraction, Fraction, Fraction, Fraction]:
     """Every score is (n·I + s_n) / (a·I + b·P + c·T + s_d): n, a, b, c."""
-    if claims.family in ("dice", "generalized_dice"):
+    if claims.family in ("dice", "log_cosh_dice", "generalized_dice"):
         return Fraction(2), Fraction(0), Fraction(1), Fraction(1)
     if claims.family == "jaccard":
         return Fraction(1), Fraction(-1), Fraction(1), Fraction(1)
@@ -261,9 +261,8 @@ def _row_losses(claims: Claims, row: Sequence[Sums], channels: int) -> list[Numb
         numerator, denominator, _ = _generalized(claims, row, channels)
         return [claims.offset - (numerator / denominator if denominator else Fraction(claims.empty == "perfect"))]
     scores = [score(claims, s) for s in row]
-    if claims.family == "focal_tversky":
-        return [claims.offset - 1 + _power(claims, 1 - x) for x in scores]
-    return [claims.offset - x for x in scores]
+    outer = _OUTER.get(claims.family)
+    return [claims.offset - x if outer is None else claims.offset - 1 + outer(claims, 1 - x) for x in scores]
 
 
 def _power(claims: Claims, distance: Fraction) -> float:
@@ -278,6 +277,24 @@ def _power_slope(claims: Claims, distance: Fraction) -> float:
     if distance <= 0:
         return 1.0 if claims.exponent == 1 else 0.0
     return claims.exponent * math.pow(distance, claims.exponent - 1)
+
+
+def _log_cosh(claims: Claims, distance: Fraction) -> float:
+    # cosh x = 1 + 2 sinh²(x/2), without cancellation near 0; e^|x|/2 where that is all there is.
+    x = abs(float(distance))
+    return math.log1p(2 * math.sinh(x / 2) ** 2) if x < 300 else x - math.log(2)
+
+
+def _log_cosh_slope(claims: Claims, distance: Fraction) -> float:
+    return math.tanh(distance)
+
+
+# What a family makes of 1 − score, and the derivative.
+_OUTER: dict[str, Callable[[Claims, Fraction], float]] = {"focal_tversky": _power, "log_cosh_dice": _log_cosh}
+_OUTER_SLOPE: dict[str, Callable[[Claims, Fraction], float]] = {
+    "focal_tversky": _power_slope,
+    "log_cosh_dice": _log_cosh_slope,
+}
 
 
 def _term_tolerance(claims: Claims, s: Sums, tolerance: float) -> float:
@@ -326,7 +343,7 @@ def _row_slopes(claims: Claims, row: Sequence[Sums], channels: int) -> list[Slop
             found.append(Slopes(0.0, 0.0))
             continue
         value = score(claims, s)
-        outer = _power_slope(claims, 1 - value) if claims.family == "focal_tversky" else 1.0
+        outer = _OUTER_SLOPE[claims.family](claims, 1 - value) if claims.family in _OUTER_SLOPE else 1.0
         found.append(
             Slopes(-outer * float((by_i - value * a) / denominator), outer * float(value * b / denominator))
         )

@@ -82,6 +82,8 @@ OPTIONS: dict[str, Sequence[Mapping[str, Any]]] = {
     "DiceLoss": [*_COMMON, _SQUARED, {"jaccard": True}, {"jaccard": True, "squared_pred": True}],
     "JaccardLoss": [*_COMMON, _SQUARED],
     "TverskyLoss": [*_COMMON, {"alpha": 0.3, "beta": 0.7}],
+    "LogCoshDiceLoss": [*_COMMON, _SQUARED],
+    "AsymmetricSimilarityLoss": [*_COMMON, {"f_beta": 3.0}],
     "FocalTverskyLoss": [*_COMMON, {"gamma": 1.0}, {"gamma": 2.0}],
     "GeneralizedDiceLoss": [
         *_COMMON,
