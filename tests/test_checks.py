@@ -178,8 +178,9 @@ class LogCoshAfterTheMean(voxloss.LogCoshDiceLoss):
 
 
 class BetaNotSquared(voxloss.AsymmetricSimilarityLoss):
-    def __init__(self, f_beta: float = 1.5, **options: Any) -> None:
-        super().__init__(f_beta=f_beta**0.5, **options)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.alpha, self.beta = 1 / (1 + self.f_beta), self.f_beta / (1 + self.f_beta)
 
 
 class SmoothingForgotten(voxloss.CrossEntropyLoss):

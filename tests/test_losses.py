@@ -292,11 +292,11 @@ def test_region_statistics_is_what_a_loss_sums() -> None:
     torch.testing.assert_close(DiceLoss(**MAP)(x, labels), (1 - formulas.dice(s, 1e-5, 1e-5)).mean())
 
 
-class Seen(TorchDispatchMode):
+class Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Which operators ran."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operators: set[str] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:

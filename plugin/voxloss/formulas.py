@@ -96,7 +96,7 @@ def focal_power(distance: Tensor, gamma: float) -> Tensor:
 
 
 def log_cosh(x: Tensor) -> Tensor:
-    """Log cosh x per class, for x = 1 − score (Jadon 2020 on Dice): no overflow for large x, no cancellation at 0."""
+    """Log cosh x per class, for x = 1 − score (Jadon 2020 on Dice), without overflow, or cancellation near 0."""
     near = x.clamp(-1, 1)
     small = torch.log1p(2 * torch.sinh(near / 2) ** 2)  # cosh x = 1 + 2 sinh²(x/2)
     large = x.abs() + torch.log1p(torch.exp(-2 * x.abs())) - math.log(2)

@@ -55,7 +55,7 @@ class RegionStatistics(NamedTuple):
 
 
 def of_classes(tensor: Tensor, classes: Sequence[int]) -> Tensor:
-    """Some entries of the last axis, without an index tensor: a GPU would have to wait for it, and no graph takes it."""
+    """Some entries of the last axis, without an index tensor, which would have to be copied to a GPU."""
     first, last = classes[0], classes[-1]
     if list(classes) == list(range(first, last + 1)):
         return tensor[..., first : last + 1]

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class LogCoshDiceLoss(DiceLoss):
     """L = log cosh(1 − Dice) per class, then the reduction.
 
-    Jadon 2020, "A survey of loss functions for semantic segmentation". Nearly x²/2 for a small Dice loss x, so that
-    classes that are almost right hardly count: the opposite of `FocalTverskyLoss`. At most log cosh 1 = 0.434 where
-    Dice is between 0 and 1. Arguments as `DiceLoss`.
+    Jadon 2020, "A survey of loss functions for semantic segmentation". Nearly x²/2 for a small Dice loss x, so
+    that classes that are almost right hardly count: the opposite of `FocalTverskyLoss`. At most log cosh 1 = .434
+    where Dice is between 0 and 1. Arguments as `DiceLoss`.
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
     `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,
@@ -39,11 +39,12 @@ class LogCoshDiceLoss(DiceLoss):
 
 
 class AsymmetricSimilarityLoss(TverskyLoss):
-    """L = 1 − F_β per class, F_β = ((1 + β²) TP + s) / ((1 + β²) TP + β² FN + FP + s), then the reduction.
+    """L = 1 − F_β, F_β = ((1 + β²) TP + s) / ((1 + β²) TP + β² FN + FP + s) per class, then the reduction.
 
-    Hashemi et al. 2019, "Asymmetric Loss Functions and Deep Densely-Connected Networks for Highly-Imbalanced Medical
-    Image Segmentation", with β = 1.5: false negatives weigh β² times as much as false positives. It is the Tversky
-    loss with α = 1/(1 + β²) for false positives and β²/(1 + β²) for false negatives, and s in units of 1 + β².
+    Hashemi et al. 2019, "Asymmetric Loss Functions and Deep Densely-Connected Networks for Highly-Imbalanced
+    Medical Image Segmentation", with β = 1.5: false negatives weigh β² times as much as false positives. It is
+    the Tversky loss with α = 1/(1 + β²) for false positives and β²/(1 + β²) for false negatives, and s in units of
+    1 + β².
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
     `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,

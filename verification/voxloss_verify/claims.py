@@ -323,6 +323,11 @@ def _focal_tversky(loss: Any) -> Claims:
     )
 
 
+def _f_beta(loss: Any) -> Claims:
+    squared = float(loss.f_beta) ** 2
+    return _monai_like(loss, "tversky", alpha=1 / (1 + squared), beta=squared / (1 + squared))
+
+
 def _log_cosh_dice(loss: Any) -> Claims:
     if loss.jaccard:
         raise ValueError("claims cannot be read off jaccard=True: log cosh is claimed of Dice only. Give them.")
@@ -406,6 +411,7 @@ _READERS: dict[tuple[str, str], Callable[[Any], Claims]] = {
     ("voxloss", "JaccardLoss"): lambda loss: _monai_like(loss, "jaccard"),
     ("voxloss", "FocalTverskyLoss"): _focal_tversky,
     ("voxloss", "LogCoshDiceLoss"): _log_cosh_dice,
+    ("voxloss", "AsymmetricSimilarityLoss"): _f_beta,
     ("nnunetv2", "SoftDiceLoss"): _nnunet,
     ("nnunetv2", "MemoryEfficientSoftDiceLoss"): _nnunet,
     ("kornia", "DiceLoss"): _kornia_dice,
