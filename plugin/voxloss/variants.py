@@ -43,7 +43,7 @@ class AsymmetricSimilarityLoss(TverskyLoss):
 
     Hashemi et al. 2019, "Asymmetric Loss Functions and Deep Densely-Connected Networks for Highly-Imbalanced
     Medical Image Segmentation", with β = 1.5: false negatives weigh β² times as much as false positives. It is
-    the Tversky loss with α = 1/(1 + β²) for false positives and β²/(1 + β²) for false negatives, and s in units of
+    the Tversky loss with α = 1/(1 + β²) for false positives, β²/(1 + β²) for false negatives, and s in units of
     1 + β².
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
