@@ -48,7 +48,7 @@ def test_the_data_know_nothing_of_losses() -> None:
         assert not starts(imported(path), "voxloss", "voxloss_verify", "torch"), path
 
 
-@pytest.mark.parametrize("witness", ["oracle", "claims", "volumes", "exact", "generated"])
+@pytest.mark.parametrize("witness", ["oracle", "claims", "volumes", "exact", "entropy", "generated"])
 def test_the_oracles_are_independent_witnesses(witness: str) -> None:
     """Nor do they reach by way of each other what they must not know."""
     names = imported(ROOT / "verification" / "voxloss_verify" / f"{witness}.py")
@@ -67,6 +67,11 @@ def test_the_oracles_are_independent_witnesses(witness: str) -> None:
         ("reduction.py", ["statistics", "formulas", "region_loss", "losses", "backends"]),
         ("region_loss.py", ["formulas", "losses", "backends.eager", "backends.ops", "backends.voxels"]),
         ("losses.py", ["backends", "reduction"]),
+        ("distributed.py", ["statistics", "reduction", "statistics_loss", "backends", "inputs"]),
+        ("statistics_loss.py", ["formulas", "reduction", "region_loss", "voxel_losses", "losses", "compound"]),
+        ("voxel_losses.py", ["formulas", "region_loss", "losses", "compound", "backends"]),
+        ("variants.py", ["backends", "reduction", "voxel_losses", "compound"]),
+        ("compound.py", ["formulas", "reduction", "variants", "backends.ops", "backends.eager"]),
     ],
 )
 def test_imports_go_downward(lower: str, upper: list[str]) -> None:

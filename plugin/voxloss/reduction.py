@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from voxloss.statistics import of_classes
+from voxloss.channels import of_classes
 
 Absent = Literal["count", "skip"]
 

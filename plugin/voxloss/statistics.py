@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
 from voxloss import inputs
 from voxloss.backends import ops
+from voxloss.channels import of_classes
 
 Activation = Literal["softmax", "sigmoid", "none"] | Callable[[Tensor], Tensor]
 
@@ -52,14 +52,6 @@ class RegionStatistics(NamedTuple):
     def of_classes(self, classes: Sequence[int]) -> RegionStatistics:
         """The statistics of some classes only, `[B, len(classes)]`."""
         return RegionStatistics(*(of_classes(field, classes) for field in self))
-
-
-def of_classes(tensor: Tensor, classes: Sequence[int]) -> Tensor:
-    """Some entries of the last axis, without an index tensor, which would have to be copied to a GPU."""
-    first, last = classes[0], classes[-1]
-    if list(classes) == list(range(first, last + 1)):
-        return tensor[..., first : last + 1]
-    return torch.stack([tensor[..., c] for c in classes], -1)
 
 
 def measure(
