@@ -223,6 +223,9 @@ def test_exponentials_down_to_the_smallest_number() -> None:
     np.testing.assert_array_less(abs(found - exact)[:-1] / step[:-1], 1)
     assert found[-4:-1].tolist() == [0, 0, 0]
     assert np.isnan(found[-1])
+    payloads = np.array([0x7FC00001, 0x7FFFFFFF, 0xFFC00003], np.uint32).view(np.float32)
+    njit(_exponentials)(payloads, found[:3])
+    assert np.isnan(found[:3]).all(), "a NaN stays one, whatever its other bits are"
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypedDict, cast
 
+import torch
 from monai.utils.enums import LossReduction
 from monai.utils.enums import Weight as WeightType
 from torch import Tensor
@@ -59,7 +60,7 @@ class CompoundLoss(StatisticsLoss):
 
     def of(self, measured: Measured) -> Tensor:
         """The sum, `[]`."""
-        return sum_of([factor * part.of(measured) for factor, part in self.parts()])
+        return torch.stack([factor * part.of(measured) for factor, part in self.parts()]).sum()
 
 
 def of_the_pass(options: RegionOptions) -> PassOptions:
@@ -67,14 +68,6 @@ def of_the_pass(options: RegionOptions) -> PassOptions:
     return cast(
         PassOptions, {name: value for name, value in options.items() if name in PassOptions.__annotations__}
     )
-
-
-def sum_of(values: Sequence[Tensor]) -> Tensor:
-    """Their sum."""
-    total, *others = values
-    for value in others:
-        total = total + value
-    return total
 
 
 class DiceCELoss(CompoundLoss):

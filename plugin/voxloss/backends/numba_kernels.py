@@ -75,7 +75,8 @@ class _Notice(event.Listener):
         if compiling.py_func.__module__ != __name__ or compiling.py_func.__name__ not in ("forward", "backward"):
             return
         (input, _), (target, _) = event.data["args"][:2]
-        dtypes = f"{input.dtype} and {target.dtype}"
+        # Half-precision numbers come as integers.
+        dtypes = f"{input.dtype} and {target.dtype}".replace("uint16", "16-bit numbers")
         if dtypes == self.said:  # backward comes after forward
             return
         self.said = dtypes
@@ -145,8 +146,8 @@ def _exp_of(x):
     def exp32(x):
         # x = n·log 2 + r with |r| ≤ log(2)/2; e^r is 1 + r + r² times the polynomial that equals (e^r − 1 − r)/r²
         # at five Chebyshev points.
-        power = _DOWN_64 if x > _LOWEST else np.float32(0)
         x = _LOWEST if x < _LOWEST else x
+        power = _DOWN_64 if x > _LOWEST else x - _LOWEST  # 0, or NaN, which the bits below may lose
         y = x * _LOG2_E + _ROUND
         n = y - _ROUND
         r = x - n * _LN2_HIGH - n * _LN2_LOW
