@@ -19,7 +19,8 @@ BINARY = {
 
 def sums(x: Tensor, target: Tensor, activation: str, names: list[str], **options: object) -> Tensor:
     given = {"ignore_index": None, "backend": "reference", "gamma": 2.0, **options}
-    result: Tensor = ops.region_sums(x, target, activation, names, *given.values())
+    mask = given.pop("mask", None)
+    result: Tensor = ops.region_sums(x, target, mask, activation, names, *given.values())
     return result
 
 

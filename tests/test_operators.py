@@ -36,6 +36,7 @@ SUMS = [
     ["intersection", "cross_entropy", "target"],
     ["focal", "prediction"],
     ["cross_entropy", "cross_entropy_negative", "focal", "focal_negative"],  # not with softmax
+    ["log_power", "log_power_negative", "sensitivity_error", "specificity_error", "voxels"],
 ]
 GAMMA = 1.5
 
@@ -61,6 +62,14 @@ def pair(form: str, dtype: torch.dtype = torch.float64, channels: int = 3) -> tu
 
 
 ACTIVATIONS = ["softmax", "sigmoid", "none"]
+MASKS = ["not", "by booleans", "by weights"]
+
+
+def mask_for(x: Tensor, masked: str) -> Tensor | None:
+    """Some voxels left out, and by weights the others counted up to twice."""
+    weights = 2 * torch.rand(x.shape[0], 1, *x.shape[2:], dtype=x.dtype, device=x.device)
+    weights = weights.where(weights > 0.5, 0)
+    return {"not": None, "by booleans": weights > 0, "by weights": weights}[masked]
 
 
 @pytest.mark.pairwise(
@@ -69,6 +78,7 @@ ACTIVATIONS = ["softmax", "sigmoid", "none"]
     dtype=[torch.float64, torch.float32, torch.bfloat16],
     activation=ACTIVATIONS,
     sums=SUMS,
+    masked=MASKS,
 )
 def test_opcheck(options: dict[str, Any], device: str) -> None:
     form, dtype, activation = options["form"], options["dtype"], options["activation"]
@@ -76,17 +86,18 @@ def test_opcheck(options: dict[str, Any], device: str) -> None:
     x, target = (t.to(device) for t in pair(form, dtype))
     if activation == "none":
         x = x.sigmoid()
+    mask = mask_for(x.float(), options["masked"])
     x = x.to(memory_format=torch.channels_last).requires_grad_()
     target = target.requires_grad_(form == "soft")
     given = (activation, sums, 1 if form == "label map" else None, options["backend"], GAMMA)
     tolerance: dict[str, Any] = {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {}
-    torch.library.opcheck(ops.region_sums, (x, target, *given), **tolerance)
+    torch.library.opcheck(ops.region_sums, (x, target, mask, *given), **tolerance)
     grad = torch.randn(len(sums), 2, 3, dtype=torch.float64, device=device, requires_grad=True)
     for wrt in ["input", "target"] if form == "soft" else ["input"]:
-        torch.library.opcheck(ops.region_sums_backward, (grad, x, target, *given, wrt), **tolerance)
+        torch.library.opcheck(ops.region_sums_backward, (grad, x, target, mask, *given, wrt), **tolerance)
 
 
-@pytest.mark.pairwise(backend=list(BACKENDS), form=FORMS, activation=ACTIVATIONS, sums=SUMS)
+@pytest.mark.pairwise(backend=list(BACKENDS), form=FORMS, activation=ACTIVATIONS, sums=SUMS, masked=MASKS)
 def test_gradcheck_once_and_twice(options: dict[str, Any]) -> None:
     form, activation = options["form"], options["activation"]
     sums = sums_for(activation, options["sums"])
@@ -96,13 +107,14 @@ def test_gradcheck_once_and_twice(options: dict[str, Any]) -> None:
     if options["backend"] == "triton_gpu":  # interpreted, each pass takes its time
         x, target = x[:1, ..., :1], target[:1, ..., :1]
     ignore_index = 1 if form == "label map" else None
+    mask = mask_for(x, options["masked"])
     leaves = [x.requires_grad_()]
     if form == "soft":
         leaves.append(target.requires_grad_())
 
     def f(*given: Tensor) -> Any:
         input, other = given if len(given) == 2 else (given[0], target)
-        return ops.region_sums(input, other, activation, sums, ignore_index, options["backend"], GAMMA)
+        return ops.region_sums(input, other, mask, activation, sums, ignore_index, options["backend"], GAMMA)
 
     assert torch.autograd.gradcheck(f, leaves)
     assert torch.autograd.gradgradcheck(f, leaves)

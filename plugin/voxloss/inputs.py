@@ -93,6 +93,26 @@ def require_pair(input: Tensor, target: Tensor, label_map: bool | None, softmax:
         )
 
 
+def require_mask(mask: Tensor, input: Tensor) -> None:
+    """Check a mask's type, shape and device; nothing here looks at a voxel."""
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask: expected a torch.Tensor or None, got {type(mask).__name__}.")
+    wanted = [input.shape[0], 1, *input.shape[2:]]
+    if mask.ndim != input.ndim or mask.shape[1] != 1 or mask.shape[2:] != input.shape[2:]:
+        raise ShapeError(f"mask: expected {wanted}, as input is {_shape(input)}, got {_shape(mask)}.")
+    if mask.shape[0] not in (1, input.shape[0]):
+        raise ShapeError(f"mask: expected {wanted}, or one item for all, got {_shape(mask)}.")
+    if mask.is_complex():
+        raise TypeError(f"mask: expected booleans or weights, got {mask.dtype}.")
+    if mask.device != input.device:
+        raise ValueError(
+            f"mask: expected on the input's device {input.device}, got {mask.device}. "
+            "Move it with mask.to(input.device)."
+        )
+    if mask.requires_grad:
+        raise ValueError("mask: expected weights that need no gradient, as none is computed. Say mask.detach().")
+
+
 def require_reverse_mode(input: Tensor, target: Tensor) -> None:
     """Check that no derivative is asked for that would silently be lost in a fused pass."""
     if torch.compiler.is_compiling():
@@ -175,7 +195,7 @@ def require_per_class(loss: Tensor, shape: torch.Size) -> None:
         )
 
 
-def require_valid(valid: Tensor, input: Tensor, target: Tensor, job: Pass) -> None:
+def require_valid(valid: Tensor, input: Tensor, target: Tensor, mask: Tensor | None, job: Pass) -> None:
     """Turn a pass's verdict on the values into an error, on CUDA without waiting for the device.
 
     There the assertion fails on the device, as for the labels of `torch.nn.functional.cross_entropy`.
@@ -183,24 +203,33 @@ def require_valid(valid: Tensor, input: Tensor, target: Tensor, job: Pass) -> No
     if valid.device.type == "cuda":
         torch._assert_async(valid, _DEVICE_MESSAGE)
     elif not valid:
-        _explain(input, target, job)
+        _explain(input, target, mask, job)
 
 
 _DEVICE_MESSAGE = (
-    "voxloss: a label is not a whole number in 0..C-1 (or ignore_index), or a probability is outside [0, 1]; "
+    "voxloss: a label is not a whole number in 0..C-1 (or ignore_index), a probability is outside [0, 1], or a "
+    "mask's weight is negative or not finite; "
     "run the same tensors on the CPU to see which and where"
 )
 
 
-def _explain(input: Tensor, target: Tensor, job: Pass) -> NoReturn:
+def _explain(input: Tensor, target: Tensor, mask: Tensor | None, job: Pass) -> NoReturn:
     input, target = input.detach(), target.detach()
     exact = target.double()  # torch does not compare uint16, uint32 and uint64 with other types
     channels = input.shape[1]
-    ignored = torch.zeros_like(target[:, :1], dtype=torch.bool)
+    ignored = masked = torch.zeros_like(target[:, :1], dtype=torch.bool)
+    if mask is not None:
+        _raise_if(
+            ~((mask >= 0) & (mask < torch.inf)),
+            mask,
+            "mask: expected finite weights ≥ 0",
+            "0 leaves a voxel out, whatever stands in it.",
+        )
+        ignored = masked = mask == 0
     if target.shape[1] != channels:
         labels = target.to(torch.int64)
         if job.ignore_index is not None:
-            ignored = exact == job.ignore_index
+            ignored = masked | (exact == job.ignore_index)
         _raise_if(
             (labels != exact) & ~ignored,
             target,
@@ -217,7 +246,7 @@ def _explain(input: Tensor, target: Tensor, job: Pass) -> NoReturn:
     else:
         if job.ignore_index is not None and channels > 1 and 0 <= job.ignore_index < channels:
             channel = exact[:, job.ignore_index, None]
-            ignored = channel == 1
+            ignored = masked | (channel == 1)
             _raise_if(
                 ~ignored & (channel != 0),
                 channel,
@@ -225,7 +254,7 @@ def _explain(input: Tensor, target: Tensor, job: Pass) -> NoReturn:
                 "A voxel is ignored whole or not at all.",
             )
         elif job.ignore_index is not None:
-            ignored = (exact == job.ignore_index).all(1, keepdim=True)
+            ignored = masked | (exact == job.ignore_index).all(1, keepdim=True)
         tolerance = range_tolerance(target.dtype)
         _raise_if(
             ~((exact >= -tolerance) & (exact <= 1 + tolerance)) & ~ignored,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from voxloss import inputs
@@ -64,10 +65,20 @@ def measure(
     ignore_index: int | None = None,
     backend: str | None = None,
     gamma: float = 0.0,
+    mask: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Sum terms out of `voxloss.backends.voxels.TERMS` in one pass: `[B, C]` by name; the rest as below."""
     input, target = inputs.plain(input), inputs.plain(target)
     inputs.require_pair(input, target, label_map, softmax=activation == "softmax")
+    if mask is not None:
+        mask = inputs.plain(mask)
+        inputs.require_mask(mask, input)
+        mask = mask.expand(len(input), *mask.shape[1:])
+        if mask.dtype == torch.bool and target.shape[1] != input.shape[1]:
+            target, ignore_index = without_masked(target, mask, ignore_index)
+            mask = None
+        elif mask.dtype != torch.bool:
+            mask = mask.to(torch.promote_types(input.dtype, torch.float32))
     if not isinstance(activation, str):
         shape = input.shape
         input, activation = inputs.plain(activation(input)), "none"
@@ -75,8 +86,21 @@ def measure(
     elif activation not in ("softmax", "sigmoid", "none"):
         raise ValueError(f'activation: expected "softmax", "sigmoid", "none" or a callable, got {activation!r}.')
     inputs.require_reverse_mode(input, target)
-    found = ops.region_sums(input, target, activation, list(sums), ignore_index, backend, gamma)
+    found = ops.region_sums(input, target, mask, activation, list(sums), ignore_index, backend, gamma)
     return dict(zip(sums, found.unbind(0), strict=True))
+
+
+def without_masked(labels: Tensor, mask: Tensor, ignore_index: int | None) -> tuple[Tensor, int]:
+    """Return a label map with the label to ignore where `mask` is False, and that label.
+
+    A label map is small beside the input, and ignoring a label costs a pass less than reading a mask does.
+    """
+    ignored = -1 if ignore_index is None else ignore_index
+    if not labels.is_floating_point() and not (
+        labels.dtype != torch.bool and torch.iinfo(labels.dtype).min <= ignored <= torch.iinfo(labels.dtype).max
+    ):
+        labels = labels.to(torch.int64)
+    return labels.masked_fill(~mask, ignored), ignored
 
 
 def region_sums(squared: bool, soft_label: bool) -> tuple[str, str, str]:
@@ -96,6 +120,7 @@ def region_statistics(
     soft_label: bool = False,
     ignore_index: int | None = None,
     backend: str | None = None,
+    mask: Tensor | None = None,
 ) -> RegionStatistics:
     """Sum over the voxels in one pass, differentiably in `input` and in a floating-point one-hot `target`.
 
@@ -114,6 +139,8 @@ def region_statistics(
             label; in a target with one channel per class those whose channel `ignore_index` is 1, or, if
             there is no such channel, those with this value in all channels.
         backend: force one of `voxloss.backends.list_backends()`; None chooses.
+        mask: which voxels count, `[B, 1, spatial...]` or `[1, 1, spatial...]`: booleans, or weights w ≥ 0, by
+            which each term is multiplied. A voxel of weight 0 is as if it were not there.
 
     Returns:
         The sums `[B, C]` in float64 (float32 on a device without it), whatever the dtype of the input.
@@ -134,5 +161,6 @@ def region_statistics(
         label_map=label_map,
         ignore_index=ignore_index,
         backend=backend,
+        mask=mask,
     )
     return RegionStatistics(*(sums[name] for name in names))

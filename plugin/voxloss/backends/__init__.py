@@ -29,11 +29,18 @@ class Backend(Protocol):
         """Whether it can take an input of this type of device and dtype, and what it takes."""
         ...
 
-    def region_sums(self, input: Tensor, target: Tensor, job: Pass) -> tuple[Tensor, Tensor]:
-        """Return the sums `[K, B, C]` and a `[]` bool: every voxel that counts was valid."""
+    def region_sums(
+        self, input: Tensor, target: Tensor, job: Pass, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the sums `[K, B, C]` and a `[]` bool: every voxel that counts was valid.
+
+        `mask` `[B, 1, spatial...]`, floating point or bool, has the voxels' weights.
+        """
         ...
 
-    def region_sums_backward(self, grad: Tensor, input: Tensor, target: Tensor, job: Pass, wrt: str) -> Tensor:
+    def region_sums_backward(
+        self, grad: Tensor, input: Tensor, target: Tensor, job: Pass, wrt: str, mask: Tensor | None = None
+    ) -> Tensor:
         """Return ∂L/∂input or ∂L/∂target as `torch.empty_like` of that tensor lays it out."""
         ...
 

@@ -44,7 +44,9 @@ def _blocks(input: Tensor) -> Iterator[tuple[slice, ...]]:
         yield (slice(None), slice(None), *box)
 
 
-def region_sums(input: Tensor, target: Tensor, job: Pass) -> tuple[Tensor, Tensor]:
+def region_sums(
+    input: Tensor, target: Tensor, job: Pass, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the sums `[K, B, C]` and whether every voxel was valid.
 
     A block is summed in float32 (float64 for float64 input) by torch's pairwise sum, the blocks in float64
@@ -54,17 +56,21 @@ def region_sums(input: Tensor, target: Tensor, job: Pass) -> tuple[Tensor, Tenso
     total = torch.zeros((len(job.sums), *input.shape[:2]), dtype=wide, device=input.device)
     all_valid = torch.ones((), dtype=torch.bool, device=input.device)
     for block in _blocks(input):
-        rows, valid = voxels.sums(input[block], target[block], job, _precision(input))
+        here = None if mask is None else mask[block]
+        rows, valid = voxels.sums(input[block], target[block], here, job, _precision(input))
         total += torch.stack(rows)
         all_valid &= valid
     return total, all_valid
 
 
-def region_sums_backward(grad: Tensor, input: Tensor, target: Tensor, job: Pass, wrt: str) -> Tensor:
+def region_sums_backward(
+    grad: Tensor, input: Tensor, target: Tensor, job: Pass, wrt: str, mask: Tensor | None = None
+) -> Tensor:
     """∂L/∂input or ∂L/∂target (`wrt`) in that tensor's dtype and layout; p is computed again."""
     result = torch.empty_like(input if wrt == "input" else target)
     for block in _blocks(input):
-        slope = voxels.gradient(grad, input[block], target[block], job, wrt, _precision(input))
+        here = None if mask is None else mask[block]
+        slope = voxels.gradient(grad, input[block], target[block], here, job, wrt, _precision(input))
         result[block].copy_(slope)
     return result
 

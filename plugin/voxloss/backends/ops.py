@@ -16,6 +16,7 @@ from voxloss import inputs
 from voxloss.backends import BACKENDS, Backend, select, voxels
 from voxloss.backends.voxels import Pass
 
+_VOLUMES = "Tensor input, Tensor target, Tensor? mask"
 _OPTIONS = "str activation, str[] sums, int? ignore_index, str? backend, float gamma"
 
 
@@ -25,11 +26,12 @@ def _chosen(backend: str | None, input: Tensor) -> Backend:
 
 
 @torch.library.custom_op(
-    "voxloss::region_sums", mutates_args=(), schema=f"(Tensor input, Tensor target, {_OPTIONS}) -> Tensor"
+    "voxloss::region_sums", mutates_args=(), schema=f"({_VOLUMES}, {_OPTIONS}) -> Tensor"
 )
 def region_sums(
     input: Tensor,
     target: Tensor,
+    mask: Tensor | None,
     activation: str,
     sums: Sequence[str],
     ignore_index: int | None,
@@ -39,8 +41,8 @@ def region_sums(
     """Sums over the voxels, `[K, B, C]`, in the order of `sums`."""
     job = Pass(activation, sums, ignore_index, gamma)
     voxels.require_job(job)
-    result, valid = _chosen(backend, input).region_sums(input, target, job)
-    inputs.require_valid(valid, input, target, job)
+    result, valid = _chosen(backend, input).region_sums(input, target, job, mask)
+    inputs.require_valid(valid, input, target, mask, job)
     return result
 
 
@@ -48,6 +50,7 @@ def region_sums(
 def _(
     input: Tensor,
     target: Tensor,
+    mask: Tensor | None,
     activation: str,
     sums: Sequence[str],
     ignore_index: int | None,
@@ -61,12 +64,13 @@ def _(
 @torch.library.custom_op(
     "voxloss::region_sums_backward",
     mutates_args=(),
-    schema=f"(Tensor grad, Tensor input, Tensor target, {_OPTIONS}, str wrt) -> Tensor",
+    schema=f"(Tensor grad, {_VOLUMES}, {_OPTIONS}, str wrt) -> Tensor",
 )
 def region_sums_backward(
     grad: Tensor,
     input: Tensor,
     target: Tensor,
+    mask: Tensor | None,
     activation: str,
     sums: Sequence[str],
     ignore_index: int | None,
@@ -76,27 +80,27 @@ def region_sums_backward(
 ) -> Tensor:
     """∂L/∂input or ∂L/∂target (`wrt`) from grad = ∂L/∂sums, `[K, B, C]`."""
     job = Pass(activation, sums, ignore_index, gamma)
-    return _chosen(backend, input).region_sums_backward(grad, input, target, job, wrt)
+    return _chosen(backend, input).region_sums_backward(grad, input, target, job, wrt, mask)
 
 
 @region_sums_backward.register_fake
-def _(grad: Tensor, input: Tensor, target: Tensor, *options: Any) -> Tensor:
-    return torch.empty_like(input if options[-1] == "input" else target)
+def _(grad: Tensor, input: Tensor, target: Tensor, *others: Any) -> Tensor:
+    return torch.empty_like(input if others[-1] == "input" else target)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, target, *ctx.options = inputs
-    ctx.save_for_backward(input, target)
+    input, target, mask, *ctx.options = inputs
+    ctx.save_for_backward(input, target, mask)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    input, target = ctx.saved_tensors
+    input, target, mask = ctx.saved_tensors
     by_input = by_target = None
     if ctx.needs_input_grad[0]:
-        by_input = region_sums_backward(grad, input, target, *ctx.options, "input")
+        by_input = region_sums_backward(grad, input, target, mask, *ctx.options, "input")
     if ctx.needs_input_grad[1] and target.shape[1] == input.shape[1]:
-        by_target = region_sums_backward(grad, input, target, *ctx.options, "target")
-    return by_input, by_target, None, None, None, None, None
+        by_target = region_sums_backward(grad, input, target, mask, *ctx.options, "target")
+    return by_input, by_target, None, *[None] * len(ctx.options)
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -107,46 +111,46 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _double_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     asked = ctx.needs_input_grad[:3]
-    leaves = [t.detach().requires_grad_(need) for t, need in zip(ctx.saved_tensors, asked, strict=True)]
+    *tensors, mask = ctx.saved_tensors
+    leaves = [t.detach().requires_grad_(need) for t, need in zip(tensors, asked, strict=True)]
     grad, input, target = leaves
     with torch.enable_grad():
-        slope = voxels.gradient(grad, input, target, ctx.job, ctx.wrt, torch.float64)
+        slope = voxels.gradient(grad, input, target, mask, ctx.job, ctx.wrt, torch.float64)
     found = iter(
         torch.autograd.grad(
             slope, [t for t in leaves if t.requires_grad], grad_output.double(), allow_unused=True
         )
     )
-    return (*(next(found) if need else None for need in asked), None, None, None, None, None, None)
+    given = tuple(next(found) if need else None for need in asked)
+    return *given, None, *[None] * (len(ctx.needs_input_grad) - 4)
 
 
 region_sums.register_autograd(_backward, setup_context=_save)
 region_sums_backward.register_autograd(_double_backward, setup_context=_save_backward)
 
 
-def _fold(tensor: Tensor, dim: int | None, size: int, items: int) -> Tensor:
+def _fold(tensor: Tensor | None, dim: int | None, size: int, items: int) -> Tensor | None:
     """Put the axis that vmap runs over, or as many views as it is long, into the axis of items."""
+    if tensor is None:
+        return None
     tensor = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
     return tensor.movedim(0, items).flatten(items, items + 1)
 
 
-def _vmap(
-    info: Any, in_dims: tuple[int | None, ...], input: Tensor, target: Tensor, *options: Any
-) -> tuple[Tensor, int]:
+def _vmap(info: Any, in_dims: tuple[int | None, ...], *given: Any) -> tuple[Tensor, int]:
     """As items of one batch: the pass treats items apart from each other."""
     size = info.batch_size
-    folded = (_fold(tensor, dim, size, 0) for tensor, dim in zip((input, target), in_dims, strict=False))
-    return region_sums(*folded, *options).unflatten(1, (size, -1)), 1
+    folded = (_fold(tensor, dim, size, 0) for tensor, dim in zip(given[:3], in_dims, strict=False))
+    return region_sums(*folded, *given[3:]).unflatten(1, (size, -1)), 1
 
 
-def _vmap_backward(
-    info: Any, in_dims: tuple[int | None, ...], grad: Tensor, input: Tensor, target: Tensor, *options: Any
-) -> tuple[Tensor, int]:
+def _vmap_backward(info: Any, in_dims: tuple[int | None, ...], *given: Any) -> tuple[Tensor, int]:
     size = info.batch_size
     folded = (
         _fold(tensor, dim, size, items)
-        for tensor, dim, items in zip((grad, input, target), in_dims, (1, 0, 0), strict=False)
+        for tensor, dim, items in zip(given[:4], in_dims, (1, 0, 0, 0), strict=False)
     )
-    return region_sums_backward(*folded, *options).unflatten(0, (size, -1)), 0
+    return region_sums_backward(*folded, *given[4:]).unflatten(0, (size, -1)), 0
 
 
 torch.library.register_vmap(region_sums, _vmap)

@@ -15,13 +15,21 @@ fused backends are held to it. Shapes are `[B, C, N]` with N voxels, n = 1 − p
 | `focal_negative` | −(1−g)·p^γ·log n | by log n: −(1−g)·p^γ·(1 − γ·n·log n / p) | p^γ·log n |
 | `log_loss` | −log p | by log p: −1 | 0 |
 | `log_loss_negative` | −log n | by log n: −1 | 0 |
+| `log_power` | g·ℓ^γ, ℓ = −log p | by log p: −g·γ·ℓ^(γ−1) | ℓ^γ |
+| `log_power_negative` | (1−g)·ℓ^γ, ℓ = −log n | by log n: −(1−g)·γ·ℓ^(γ−1) | −ℓ^γ |
+| `sensitivity_error` | g·(g − p)² | by p: 2g·(p − g) | (g − p)·(3g − p) |
+| `specificity_error` | (1−g)·(g − p)² | by p: 2(1−g)·(p − g) | (g − p)·(2 − 3g + p) |
 | `voxels` | 1 | 0 | 0 |
 
-min(p, g) = (p + g − |p − g|)/2 is the intersection of soft labels (Wang et al. 2023, "Jaccard Metric Losses",
+Where voxels have weights, w times all that; a voxel of weight 0 is ignored. min(p, g) = (p + g − |p − g|)/2 is the intersection of soft labels (Wang et al. 2023, "Jaccard Metric Losses",
 "Dice Semimetric Losses") without the cancellation of the right-hand side. The focal terms are those of Lin et al.
 2017, "Focal Loss for Dense Object Detection"; with the negative ones they make binary losses of each class. Label
 smoothing adds the log losses (Szegedy et al. 2016, "Rethinking the Inception Architecture for Computer Vision");
-`voxels` counts those that are not ignored.
+`voxels` counts those that are not ignored. The powers of logarithms are Wong et al. 2018's, "3D Segmentation with
+Exponential Logarithmic Loss for Highly Unbalanced Object Sizes"; for γ < 1 their slope is infinite at ℓ = 0, so that
+below ε = 2⁻²³, the resolution of a float32 probability, the chord ℓ·ε^(γ−1) takes the power's place. The squared
+errors inside and outside of the target are Brosch et al. 2015's, "Deep Convolutional Encoder Networks for Multiple
+Sclerosis Lesion Segmentation".
 
 Logarithms are taken of the logits, not of p: log p = z − logsumexp(z) or −softplus(−z). Their derivatives are by
 log p, because that is finite where p is 0: with q = p·∂L/∂p + ∂L/∂log p the softmax gives ∂L/∂z = q − p·Σ_c q.
@@ -38,6 +46,8 @@ from torch import Tensor
 
 # log p of a probability that was given as such is not let below log 2⁻¹²⁶ = −87.3; of logits it has no floor.
 SMALLEST_PROBABILITY = 2.0**-126
+# Of a power of −log p: below it is a chord.
+SMALLEST_LOGARITHM = 2.0**-23
 
 
 class Pass(NamedTuple):
@@ -46,7 +56,7 @@ class Pass(NamedTuple):
     activation: str  # "softmax", "sigmoid" or "none"
     sums: Sequence[str]  # names out of TERMS, in the order of the result's first axis
     ignore_index: int | None
-    gamma: float = 2.0  # ≥ 0, the exponent of the focal sums
+    gamma: float = 2.0  # ≥ 0, the exponent of the focal sums and of the powers of logarithms
 
 
 def require_job(job: Pass) -> None:
@@ -64,14 +74,15 @@ def require_job(job: Pass) -> None:
 
 
 class Voxels(NamedTuple):
-    """Prediction and target of some voxels, ready to be summed; all are 0 where ignored."""
+    """Prediction, target and weight of some voxels, ready to be summed; all are 0 where ignored."""
 
     p: Tensor  # [B, C, N]
     g: Tensor  # [B, C, N]
     log_p: Tensor | None  # [B, C, N] where a sum asks for it
     log_n: Tensor | None
     ignored: Tensor | None  # [B, 1, N]
-    valid: Tensor  # []: labels are classes, probabilities lie in [0, 1]
+    weight: Tensor | None  # [B, 1, N]
+    valid: Tensor  # []: labels are classes, probabilities lie in [0, 1], weights are finite and ≥ 0
 
 
 def _power(base: Tensor, gamma: float) -> Tensor:
@@ -88,6 +99,14 @@ def _times(g: Tensor, log: Tensor | None) -> Tensor:
     return torch.where(g == 0, 0, g * _given(log))
 
 
+def _log_power(log: Tensor | None, gamma: float) -> Tensor:
+    """(−log)^γ, its chord near 0."""
+    distance = -_given(log)
+    chord = distance * SMALLEST_LOGARITHM ** (gamma - 1)
+    power = distance.clamp(min=SMALLEST_LOGARITHM) ** gamma
+    return torch.where(distance < SMALLEST_LOGARITHM, chord, power)
+
+
 TERMS: dict[str, Callable[[Voxels, float], Tensor]] = {
     "intersection": lambda v, _: v.p * v.g,
     "soft_intersection": lambda v, _: torch.minimum(v.p, v.g),
@@ -101,10 +120,14 @@ TERMS: dict[str, Callable[[Voxels, float], Tensor]] = {
     "focal_negative": lambda v, gamma: -_times(1 - v.g, v.log_n) * _power(v.p, gamma),
     "log_loss": lambda v, _: -_given(v.log_p),
     "log_loss_negative": lambda v, _: -_given(v.log_n),
+    "log_power": lambda v, gamma: _times(v.g, _log_power(v.log_p, gamma)),
+    "log_power_negative": lambda v, gamma: _times(1 - v.g, _log_power(v.log_n, gamma)),
+    "sensitivity_error": lambda v, _: v.g * (v.g - v.p) ** 2,
+    "specificity_error": lambda v, _: (1 - v.g) * (v.g - v.p) ** 2,
     "voxels": lambda v, _: torch.ones_like(v.p) if v.ignored is None else (~v.ignored).to(v.p).expand_as(v.p),
 }
-POSITIVE = ("cross_entropy", "focal", "log_loss")
-NEGATIVE = ("cross_entropy_negative", "focal_negative", "log_loss_negative")
+POSITIVE = ("cross_entropy", "focal", "log_loss", "log_power")
+NEGATIVE = ("cross_entropy_negative", "focal_negative", "log_loss_negative", "log_power_negative")
 
 
 def range_tolerance(dtype: torch.dtype) -> float:
@@ -112,7 +135,7 @@ def range_tolerance(dtype: torch.dtype) -> float:
     return 1e-2 if dtype in (torch.float16, torch.bfloat16) else 1e-3
 
 
-def prepare(input: Tensor, target: Tensor, job: Pass, dtype: torch.dtype) -> Voxels:
+def prepare(input: Tensor, target: Tensor, mask: Tensor | None, job: Pass, dtype: torch.dtype) -> Voxels:
     """Apply the activation, compare the labels and take the ignored voxels out, all in `dtype`."""
     z = input.flatten(2).to(dtype)
     log_p = log_n = None
@@ -129,17 +152,22 @@ def prepare(input: Tensor, target: Tensor, job: Pass, dtype: torch.dtype) -> Vox
         log_p = p.clamp(min=SMALLEST_PROBABILITY).log() if with_log_p else None
         log_n = (1 - p).clamp(min=SMALLEST_PROBABILITY).log() if with_log_n else None
     g, ignored, valid = _encode(target.flatten(2), p.shape[1], job.ignore_index, dtype)
+    weight = weighed = None
+    if mask is not None:
+        weight = mask.flatten(2).to(dtype)
+        weighed = ((weight >= 0) & (weight < torch.inf)).all()
+        ignored = weight == 0 if ignored is None else ignored | (weight == 0)
     if ignored is not None:
         p, g = p.masked_fill(ignored, 0), g.masked_fill(ignored, 0)
         log_p = None if log_p is None else log_p.masked_fill(ignored, 0)
         log_n = None if log_n is None else log_n.masked_fill(ignored, 0)
         valid = valid | ignored
-    valid = valid.all()
+    valid = valid.all() if weighed is None else valid.all() & weighed
     if job.activation == "none":
         tolerance = range_tolerance(input.dtype)
         # Written so that NaN passes: in a prediction it must reach the loss, where GradScaler looks for it.
         valid = valid & ~((p < -tolerance) | (p > 1 + tolerance)).any()
-    return Voxels(p, g, log_p, log_n, ignored, valid)
+    return Voxels(p, g, log_p, log_n, ignored, weight, valid)
 
 
 def _encode(
@@ -169,17 +197,25 @@ def _encode(
     return g, ignored, valid
 
 
-def sums(input: Tensor, target: Tensor, job: Pass, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+def sums(
+    input: Tensor, target: Tensor, mask: Tensor | None, job: Pass, dtype: torch.dtype
+) -> tuple[list[Tensor], Tensor]:
     """Return each sum `[B, C]` over the given voxels, in `dtype`, and whether all of them were valid."""
-    voxels = prepare(input, target, job, dtype)
-    return [TERMS[name](voxels, job.gamma).sum(-1) for name in job.sums], voxels.valid
+    voxels = prepare(input, target, mask, job, dtype)
+    terms = (TERMS[name](voxels, job.gamma) for name in job.sums)
+    weight = voxels.weight
+    return [(term if weight is None else weight * term).sum(-1) for term in terms], voxels.valid
 
 
-def gradient(grad: Tensor, input: Tensor, target: Tensor, job: Pass, wrt: str, dtype: torch.dtype) -> Tensor:
+def gradient(
+    grad: Tensor, input: Tensor, target: Tensor, mask: Tensor | None, job: Pass, wrt: str, dtype: torch.dtype
+) -> Tensor:
     """∂L/∂input (`wrt="input"`) or ∂L/∂target from grad = ∂L/∂sums `[K, B, C]`, in `dtype`."""
-    voxels = prepare(input, target, job, dtype)
+    voxels = prepare(input, target, mask, job, dtype)
     weights = {name: row.to(dtype).unsqueeze(-1) for name, row in zip(job.sums, grad, strict=True)}
     slope = _by_target(weights, voxels, job.gamma) if wrt == "target" else _by_input(weights, voxels, job)
+    if voxels.weight is not None:
+        slope = slope * voxels.weight
     if voxels.ignored is not None:
         slope = slope.masked_fill(voxels.ignored, 0)
     return slope.view(input.shape)
@@ -187,6 +223,9 @@ def gradient(grad: Tensor, input: Tensor, target: Tensor, job: Pass, wrt: str, d
 
 def _by_input(weights: dict[str, Tensor], v: Voxels, job: Pass) -> Tensor:
     by_p = _slope(weights, v.p, v.g, "prediction")
+    for name, share in (("sensitivity_error", v.g), ("specificity_error", 1 - v.g)):
+        if name in weights:
+            by_p = by_p + 2 * weights[name] * share * (v.p - v.g)
     n = 1 - v.p
     by_log_p = _by_log(weights, POSITIVE, v.g, v.p, n, v.log_p, job.gamma)
     by_log_n = _by_log(weights, NEGATIVE, 1 - v.g, n, v.p, v.log_n, job.gamma)
@@ -200,15 +239,15 @@ def _by_input(weights: dict[str, Tensor], v: Voxels, job: Pass) -> Tensor:
 
 def _by_log(
     weights: dict[str, Tensor],
-    names: tuple[str, str, str],
+    names: tuple[str, ...],
     share: Tensor,
     p: Tensor,
     n: Tensor,
     log_p: Tensor | None,
     gamma: float,
 ) -> Tensor:
-    """∂L/∂log p of the terms −share·log p, −share·n^γ·log p and −log p, as the table above has them."""
-    cross_entropy, focal, log_loss = (weights.get(name) for name in names)
+    """∂L/∂log p of the terms −share·log p, −share·n^γ·log p, −log p and share·(−log p)^γ: those of the table."""
+    cross_entropy, focal, log_loss, log_power = (weights.get(name) for name in names)
     slope = torch.zeros_like(p)
     if log_loss is not None:
         slope = slope - log_loss
@@ -219,19 +258,32 @@ def _by_log(
         # log p / n tends to −1 as n tends to 0; p·log p to 0 as p does.
         ratio = torch.where(n > 0, p * log_p.clamp(min=-1e4) / torch.where(n > 0, n, 1), -1)
         slope = slope - focal * share * _power(n, gamma) * (1 - gamma * ratio)
+    if log_power is not None:
+        assert log_p is not None
+        distance = -log_p
+        chord = torch.full_like(distance, SMALLEST_LOGARITHM ** (gamma - 1))
+        power = gamma * distance.clamp(min=SMALLEST_LOGARITHM) ** (gamma - 1)
+        slope = slope - log_power * share * torch.where(distance < SMALLEST_LOGARITHM, chord, power)
     return slope
 
 
 def _by_target(weights: dict[str, Tensor], v: Voxels, gamma: float) -> Tensor:
     slope = _slope(weights, v.g, v.p, "target")
+    error = v.g - v.p
+    if "sensitivity_error" in weights:
+        slope = slope + weights["sensitivity_error"] * error * (2 * v.g + error)
+    if "specificity_error" in weights:
+        slope = slope + weights["specificity_error"] * error * (2 * (1 - v.g) - error)
     for names, log, other, sign in ((POSITIVE, v.log_p, 1 - v.p, -1), (NEGATIVE, v.log_n, v.p, 1)):
-        cross_entropy, focal, _ = (weights.get(name) for name in names)
+        cross_entropy, focal, _, log_power = (weights.get(name) for name in names)
         if log is None:
             continue
         if cross_entropy is not None:
             slope = slope + sign * cross_entropy * log
         if focal is not None:
             slope = slope + sign * focal * _power(other, gamma) * log
+        if log_power is not None:
+            slope = slope - sign * log_power * _log_power(log, gamma)
     return slope
 
 
