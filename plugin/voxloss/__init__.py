@@ -8,6 +8,7 @@ Start reading in `voxloss.statistics`.
 
 from voxloss import formulas
 from voxloss.compound import (
+    ComboLoss,
     CompoundLoss,
     DiceCELoss,
     DiceFocalLoss,
@@ -15,6 +16,8 @@ from voxloss.compound import (
     GeneralizedDiceFocalLoss,
     TverskyCELoss,
 )
+from voxloss.confusion import MCCLoss, SensitivitySpecificityLoss
+from voxloss.exponential_logarithmic import ExponentialLogarithmicLoss
 from voxloss.inputs import ShapeError
 from voxloss.losses import (
     DiceLoss,
@@ -27,18 +30,21 @@ from voxloss.losses import (
 from voxloss.region_loss import RegionLoss, RegionOptions
 from voxloss.statistics import RegionStatistics, region_statistics
 from voxloss.statistics_loss import StatisticsLoss
-from voxloss.variants import AsymmetricSimilarityLoss, LogCoshDiceLoss
+from voxloss.unified_focal import UnifiedFocalLoss
+from voxloss.variants import AsymmetricSimilarityLoss, LogCoshDiceLoss, PenaltyGeneralizedDiceLoss
 from voxloss.voxel_losses import CrossEntropyLoss, FocalLoss
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AsymmetricSimilarityLoss",
+    "ComboLoss",
     "CompoundLoss",
     "CrossEntropyLoss",
     "DiceCELoss",
     "DiceFocalLoss",
     "DiceLoss",
+    "ExponentialLogarithmicLoss",
     "FocalLoss",
     "FocalTverskyCELoss",
     "FocalTverskyLoss",
@@ -47,13 +53,17 @@ __all__ = [
     "IoULoss",
     "JaccardLoss",
     "LogCoshDiceLoss",
+    "MCCLoss",
+    "PenaltyGeneralizedDiceLoss",
     "RegionLoss",
     "RegionOptions",
     "RegionStatistics",
+    "SensitivitySpecificityLoss",
     "ShapeError",
     "StatisticsLoss",
     "TverskyCELoss",
     "TverskyLoss",
+    "UnifiedFocalLoss",
     "formulas",
     "region_statistics",
 ]

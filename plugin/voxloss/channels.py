@@ -14,3 +14,26 @@ def of_classes(tensor: Tensor, classes: Sequence[int]) -> Tensor:
     if list(classes) == list(range(first, last + 1)):
         return tensor[..., first : last + 1]
     return torch.stack([tensor[..., c] for c in classes], -1)
+
+
+def annotated_channels(
+    annotated: Sequence[Sequence[int]] | Tensor, items: int, channels: int, device: torch.device
+) -> Tensor:
+    """Return which channels of which items were annotated, bool `[B, C]`, from a list of channels for each item.
+
+    Raises ValueError for a number of items, or a channel, that there is not.
+    """
+    if isinstance(annotated, Tensor):
+        if annotated.dtype != torch.bool or annotated.shape != (items, channels):
+            raise ValueError(
+                f"annotated: expected a bool tensor {[items, channels]}, or a list of channels for each item, "
+                f"got {annotated.dtype} {list(annotated.shape)}."
+            )
+        return annotated.to(device)
+    if len(annotated) != items:
+        raise ValueError(f"annotated: expected a list of channels for each of {items} items, got {annotated!r}.")
+    found = [[c in chosen for c in range(channels)] for chosen in annotated]
+    for chosen, marks in zip(annotated, found, strict=True):
+        if len(set(chosen)) != sum(marks):
+            raise ValueError(f"annotated: expected channel numbers 0…{channels - 1}, got {list(chosen)}.")
+    return torch.tensor(found, device=device)

@@ -445,3 +445,78 @@ class FocalTverskyCELoss(CompoundLoss):
     def parts(self) -> Sequence[tuple[float, StatisticsLoss]]:
         """Focal Tversky and cross entropy."""
         return [(self.lambda_tversky, self.focal_tversky), (self.lambda_ce, self.cross_entropy)]
+
+
+class ComboLoss(CompoundLoss):
+    """L = α · weighted cross entropy + (1 − α) · (1 − Dice), in one pass.
+
+    Taghanaki et al. 2019, "Combo loss: Handling input and output imbalance in multi-organ segmentation", with
+    −(1 − α) · Dice; here a perfect prediction costs 0. Weighted cross entropy is the mean over voxels and classes
+    of −β g log p − (1 − β)(1 − g) log(1 − p); of a softmax, with one right class per voxel, the mean over voxels
+    of −β log p_y, and −(1 − β) log p_y where the background is right.
+
+    input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
+    `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,
+    `RegionOptions` those that MONAI does not have; `classes` and `absent` are of Dice alone.
+
+    Args:
+        alpha: α in [0, 1], the share of cross entropy.
+        beta: β in [0, 1]; above ½ what is missed costs more than what is predicted wrongly.
+        reduction: "mean" or "sum".
+        smooth_nr, smooth_dr: s_n and s_d ≥ 0, in voxels.
+        weight: a factor ≥ 0 per channel.
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[[Tensor], Tensor] | None = None,
+        alpha: float = 0.5,
+        beta: float = 0.5,
+        reduction: LossReduction | str = LossReduction.MEAN,
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        batch: bool = False,
+        weight: Weight = None,
+        *,
+        soft_label: bool = False,
+        ignore_index: int | None = None,
+        **options: Unpack[RegionOptions],
+    ) -> None:
+        inputs.require_fraction(alpha=alpha, beta=beta)
+        told: Told = {
+            "to_onehot_y": to_onehot_y,
+            "sigmoid": sigmoid,
+            "softmax": softmax,
+            "other_act": other_act,
+            "reduction": reduction,
+            "ignore_index": ignore_index,
+        }
+        super().__init__(include_background=include_background, **of_the_pass(options), **told)
+        self.dice = DiceLoss(
+            include_background=include_background,
+            smooth_nr=smooth_nr,
+            smooth_dr=smooth_dr,
+            batch=batch,
+            weight=weight,
+            soft_label=soft_label,
+            **told,
+            **options,
+        )
+        self.cross_entropy = FocalLoss(
+            to_onehot_y=to_onehot_y,
+            gamma=0.0,
+            alpha=beta,
+            weight=weight,
+            reduction=reduction,
+            use_softmax=softmax,
+            ignore_index=ignore_index,
+        )
+        self.alpha = alpha
+
+    def parts(self) -> Sequence[tuple[float, StatisticsLoss]]:
+        """Cross entropy and Dice."""
+        return [(self.alpha, self.cross_entropy), (1 - self.alpha, self.dice)]

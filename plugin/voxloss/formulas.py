@@ -82,6 +82,46 @@ def generalized_dice(
     return _ratio(numerator + smooth_nr, denominator + smooth_dr)
 
 
+def penalty(distance: Tensor, k: float) -> Tensor:
+    """x / (1 + k(1 − x)), for x = 1 − score (Yang et al. 2019 on Generalised Dice, k = 2.5).
+
+    From 0 to 1 like x itself, but below it in between: the slope is 1/(1 + k) at x = 0 and 1 + k at x = 1.
+    """
+    return distance / (1 + k * (1 - distance))
+
+
+def matthews(
+    statistics: RegionStatistics, voxels: Tensor, smooth_nr: float = 0.0, smooth_dr: float = 0.0
+) -> Tensor:
+    """MCC = (N·I − P·T + s_n) / √(P·T·(N − P)·(N − T) + s_d) per class, N voxels (Matthews 1975).
+
+    That is (TP·TN − FP·FN) / √((TP + FP)(TP + FN)(TN + FP)(TN + FN)), in [−1, 1]; soft: Abhishek & Hamarneh
+    2021. It is 1 where nothing is wrong, also where there is nothing to find, and otherwise 0 where the root is.
+    """
+    s = statistics
+    product = s.prediction * s.target * (voxels - s.prediction) * (voxels - s.target) + smooth_dr
+    # Rounding carries a prediction of all voxels beyond N; the slope of a root is infinite at 0.
+    none = product <= 0
+    numerator = voxels * s.intersection - s.prediction * s.target + smooth_nr
+    score = torch.where(none, 0.0, numerator / torch.where(none, 1.0, product).sqrt())
+    perfect = (s.intersection == s.prediction) & (s.intersection == s.target)
+    return torch.where(perfect, 1.0, score)
+
+
+def sensitivity_specificity(
+    inside: Tensor, outside: Tensor, target: Tensor, voxels: Tensor, r: float = 0.05
+) -> Tensor:
+    """r · Σ g(g − p)² / Σg + (1 − r) · Σ (1 − g)(g − p)² / Σ(1 − g) per class, `[B, C]` (Brosch et al. 2015).
+
+    This is a loss and not a score: the mean squared errors where the target is and where it is not, which for
+    masks are 1 − sensitivity and 1 − specificity. An error over no voxels is 0.
+    """
+    errors = ((r, inside, target), (1 - r, outside, voxels - target))
+    return torch.stack(
+        [share * torch.where(over > 0, of / over.where(over > 0, 1.0), 0.0) for share, of, over in errors]
+    ).sum(0)
+
+
 def focal_power(distance: Tensor, gamma: float) -> Tensor:
     """x^(1/γ) per class, for x = 1 − score (Abraham & Khan 2019: γ = 4/3 on the Tversky index).
 

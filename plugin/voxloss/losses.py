@@ -5,7 +5,7 @@ Every class takes, after MONAI's own arguments and by keyword only, the `RegionO
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from monai.utils.enums import LossReduction
@@ -329,10 +329,14 @@ class GeneralizedDiceLoss(RegionLoss):
         )
 
     def terms(
-        self, statistics: RegionStatistics, weight: Tensor | None, present: Tensor | None
+        self,
+        statistics: RegionStatistics,
+        further: Mapping[str, Tensor],
+        weight: Tensor | None,
+        counts: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """One term per item; the class weights and absent classes enter through w_c."""
-        if present is not None:
-            weight = present.to(statistics.target) * (1.0 if weight is None else weight)
-            present = present.any(1, keepdim=True)
-        return self.per_class(statistics, weight), present
+        """One term per item; the class weights, and which classes count, enter through w_c."""
+        if counts is not None:
+            weight = counts.to(statistics.target) * (1.0 if weight is None else weight)
+            counts = counts.any(1, keepdim=True)
+        return self.per_class(statistics, weight), counts

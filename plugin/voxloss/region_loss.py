@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from monai.utils.enums import LossReduction
 from torch import Tensor
 
 from voxloss import inputs
+from voxloss.channels import of_classes
 from voxloss.distributed import Group, Shard
 from voxloss.reduction import (
     Absent,
@@ -56,9 +57,10 @@ class RegionLoss(StatisticsLoss):
         ignore_index: voxels of this label are left out as if they were not there, and so is the class.
         classes, absent, backend, group, shard: see `RegionOptions`.
 
-    `forward(input, target)`: input `[B, C, spatial...]`, target `[B, 1, spatial...]` with `to_onehot_y`,
-    otherwise `[B, C, spatial...]`. The loss is float32 for float32 and half-precision inputs and float64 for
-    float64; the gradient has the input's dtype and layout.
+    `forward(input, target, mask=None, annotated=None)`: input `[B, C, spatial...]`, target `[B, 1, spatial...]`
+    with `to_onehot_y`, otherwise `[B, C, spatial...]`; a mask `[B, 1, spatial...]` of booleans or weights; for
+    partially labelled data the channels that were annotated for each item. The loss is float32 for float32 and
+    half-precision inputs and float64 for float64; the gradient has the input's dtype and layout.
 
     Raises:
         ValueError, TypeError: for arguments and tensors that make no sense; the message says what was
@@ -68,6 +70,9 @@ class RegionLoss(StatisticsLoss):
 
     # Without reduction MONAI's Dice losses return [B, C, 1, 1, 1], its Tversky loss [B, C].
     keeps_spatial_axes: ClassVar[bool] = True
+
+    # Sums of `voxloss.backends.voxels.TERMS` that `per_class` needs beside the three, as arguments.
+    further: ClassVar[tuple[str, ...]] = ()
 
     class_weight: Tensor | None
 
@@ -115,38 +120,47 @@ class RegionLoss(StatisticsLoss):
         self.absent = absent
 
     @abstractmethod
-    def per_class(self, statistics: RegionStatistics) -> Tensor:
-        """The loss of each item and class, `[B, C]`, from the statistics `[B, C]`."""
+    def per_class(self, statistics: RegionStatistics, *args: Any, **further: Any) -> Tensor:
+        """The loss of each item and class, `[B, C]`, from the statistics and the `further` sums, `[B, C]`."""
 
     def terms(
-        self, statistics: RegionStatistics, weight: Tensor | None, present: Tensor | None
+        self,
+        statistics: RegionStatistics,
+        further: Mapping[str, Tensor],
+        weight: Tensor | None,
+        counts: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Return what is to be reduced, one term per item and class, and which of the terms count.
 
-        `weight`: `[]` or `[C]`; `present`: bool `[B, C]`, or None where absent classes count.
+        `weight`: `[]` or `[C]`; `counts`: which classes do, bool `[B, C]`, or None where all of them do.
         """
-        loss = self.per_class(statistics)
+        loss = self.per_class(statistics, **further)
         inputs.require_per_class(loss, statistics.target.shape)
-        return loss if weight is None else loss * weight, present
+        return loss if weight is None else loss * weight, counts
 
     def needs(self, binary: bool) -> Sequence[str]:
-        """Intersection, prediction and target."""
-        return region_sums(self.squared_pred, self.soft_label)
+        """Intersection, prediction and target, and `further` ones."""
+        three = region_sums(self.squared_pred, self.soft_label)
+        return *three, *(name for name in self.further if name not in three)
 
     def of(self, measured: Measured) -> Tensor:
         """The loss: `[]`, or without reduction one value per item (unless `batch`) and class."""
         channels = measured.channels
         chosen, counting = select_classes(channels, self.classes, self.include_background, self.ignore_index)
         found = measured.of_batch if self.batch else measured.of_items
-        statistics = RegionStatistics(*map(found, self.needs(measured.binary)))
+        statistics = RegionStatistics(*map(found, region_sums(self.squared_pred, self.soft_label)))
+        further = {name: of_classes(found(name), counting) for name in self.further}
         weight = self.class_weight
         if weight is not None:
             weight = class_weights(weight.to(statistics.target), channels, chosen, counting)
         statistics = statistics.of_classes(counting)
-        present = statistics.target > 0 if self.absent == "skip" else None
+        counts = measured.counts(self.batch)
+        counts = None if counts is None else of_classes(counts, counting)
+        if self.absent == "skip":
+            counts = (statistics.target > 0) & (True if counts is None else counts)
         # Of a batch all ranks have the same terms already.
         over_ranks = None if self.batch else measured.over_ranks
-        loss = reduce(*self.terms(statistics, weight, present), self.reduction, over_ranks)
+        loss = reduce(*self.terms(statistics, further, weight, counts), self.reduction, over_ranks)
         if self.reduction == "none":
             loss = loss[0] if self.batch else loss
             if self.keeps_spatial_axes:

@@ -14,9 +14,11 @@ from torch.nn.modules.loss import _Loss
 
 from voxloss import inputs
 from voxloss.backends import require_backend
+from voxloss.channels import annotated_channels
 from voxloss.distributed import Group, Shard, require_group, sum_over_ranks
 from voxloss.statistics import Activation, measure
 
+Annotated = Sequence[Sequence[int]] | Tensor | None
 Weight = Sequence[float] | float | Tensor | None
 
 
@@ -36,17 +38,28 @@ class Measured:
         binary: each channel is a question of its own (a sigmoid, or a single channel), and not one answer of
             many: cross entropy and focal terms then have a negative part as well.
         spatial_axes: how many the input has.
+        annotated: bool `[B, C]`, None if every class was in every item. Sums of classes that were not are 0.
     """
 
     def __init__(
-        self, sums: Mapping[str, Tensor], binary: bool, spatial_axes: int, group: Group, shard: Shard
+        self,
+        sums: Mapping[str, Tensor],
+        *,
+        binary: bool,
+        spatial_axes: int,
+        annotated: Tensor | None,
+        group: Group,
+        shard: Shard,
     ) -> None:
         self.names = list(sums)
         self.binary = binary
         self.spatial_axes = spatial_axes
+        self.annotated = annotated
         self._sums = torch.stack([sums[name] for name in self.names])  # [K, B, C]
         if shard == "volume":
             self._sums = sum_over_ranks(self._sums, group)
+        if annotated is not None:
+            self._sums = torch.where(annotated, self._sums, 0.0)
         self._group = group if shard == "batch" else None
         self._of_batch: Tensor | None = None
 
@@ -61,9 +74,21 @@ class Measured:
 
     def of_batch(self, name: str) -> Tensor:
         """A sum over the items, those of all ranks if there are several, `[1, C]`."""
+        return self._batch()[self.names.index(name)]
+
+    def counts(self, batch: bool) -> Tensor | None:
+        """Which classes were annotated, `[B, C]`, or anywhere in the batch, `[1, C]`; None if all were."""
+        if self.annotated is None:
+            return None
+        return self._batch()[-1] > 0 if batch else self.annotated
+
+    def _batch(self) -> Tensor:
         if self._of_batch is None:
-            self._of_batch = self.over_ranks(self._sums.sum(1, keepdim=True))
-        return self._of_batch[self.names.index(name)]
+            rows = self._sums
+            if self.annotated is not None:
+                rows = torch.cat([rows, self.annotated[None].to(rows)])
+            self._of_batch = self.over_ranks(rows.sum(1, keepdim=True))
+        return self._of_batch
 
     def over_ranks(self, tensor: Tensor) -> Tensor:
         """What is a sum over items, as a sum over those of all ranks."""
@@ -163,19 +188,44 @@ class StatisticsLoss(_Loss, ABC):
     def of(self, measured: Measured) -> Tensor:
         """The loss, from the sums of one pass."""
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Return the loss: `[]`, or what the class says of `reduction="none"`."""
+    def forward(
+        self, input: Tensor, target: Tensor, mask: Tensor | None = None, annotated: Annotated = None
+    ) -> Tensor:
+        """Return the loss: `[]`, or what the class says of `reduction="none"`.
+
+        Args:
+            input: logits or probabilities `[B, C, spatial...]`.
+            target: a label map `[B, 1, spatial...]` with `to_onehot_y`, else `[B, C, spatial...]`.
+            mask: which voxels count, `[B, 1, spatial...]` or `[1, 1, spatial...]`: booleans, or weights ≥ 0 by
+                which what a voxel adds is multiplied. A voxel of weight 0 is as if it were not there.
+            annotated: for partially labelled data, a list of the channels that were annotated for each item, or a
+                bool tensor `[B, C]`. The others have no part in the loss of that item. Name the background only
+                where it is background for certain, and not what nobody annotated.
+        """
         binary = self.sigmoid or (isinstance(input, Tensor) and input.ndim > 1 and input.shape[1] == 1)
+        names = self.needs(binary)
+        if annotated is not None and "target" not in names:
+            names = [*names, "target"]
         sums = measure(
             input,
             target,
-            self.needs(binary),
+            names,
             activation=self.activation,
             label_map=self.to_onehot_y,
             ignore_index=self.ignore_index,
             backend=self.backend,
             gamma=self.focusing or 0.0,
+            mask=mask,
         )
         inputs.warn_if_single(input.shape[1], self.to_onehot_y, self.include_background)
-        loss = self.of(Measured(sums, binary, input.ndim - 2, self.group, self.shard))
-        return loss.to(torch.promote_types(input.dtype, torch.float32))
+        measured = Measured(
+            sums,
+            binary=binary,
+            spatial_axes=input.ndim - 2,
+            annotated=annotated
+            if annotated is None
+            else annotated_channels(annotated, input.shape[0], input.shape[1], sums["target"].device),
+            group=self.group,
+            shard=self.shard,
+        )
+        return self.of(measured).to(torch.promote_types(input.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Losses that make something further of Dice or Tversky; thin, as the formulas are in `formulas`."""
+"""Losses that make something further of Dice, Generalised Dice or Tversky; the formulas are in `formulas`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from monai.utils.enums import LossReduction
+from monai.utils.enums import Weight as WeightType
 from torch import Tensor
 
 from voxloss import formulas, inputs
-from voxloss.losses import DiceLoss, TverskyLoss
+from voxloss.losses import DiceLoss, GeneralizedDiceLoss, TverskyLoss
 from voxloss.region_loss import RegionOptions
 from voxloss.statistics import RegionStatistics
 from voxloss.statistics_loss import Weight
@@ -92,3 +93,65 @@ class AsymmetricSimilarityLoss(TverskyLoss):
             **options,
         )
         self.f_beta = f_beta
+
+
+class PenaltyGeneralizedDiceLoss(GeneralizedDiceLoss):
+    """L = x / (1 + k(1 − x)), x the loss of `GeneralizedDiceLoss`, per item, then the mean.
+
+    Yang et al. 2019, "Major Vessel Segmentation on X-ray Coronary Angiography using Deep Networks with a Novel
+    Penalty Loss Function", k = 2.5: a prediction that is all wrong is pushed 1 + k times as hard, one that is
+    nearly right 1 + k times less. Taken of the loss, as is usual; the same expression of the *coefficient* would
+    be 1 − (1 − x) / (1 + kx), which does the opposite. k = 0 is `GeneralizedDiceLoss`.
+
+    input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
+    `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,
+    `RegionOptions` those that MONAI does not have.
+
+    Args:
+        k: k ≥ 0.
+        w_type: "square", "simple" or "uniform".
+        smooth_nr, smooth_dr: s_n and s_d ≥ 0, in voxels of the smallest class.
+        weight: factors ≥ 0 on w_c.
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[[Tensor], Tensor] | None = None,
+        k: float = 2.5,
+        w_type: WeightType | str = WeightType.SQUARE,
+        reduction: LossReduction | str = LossReduction.MEAN,
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        batch: bool = False,
+        soft_label: bool = False,
+        *,
+        weight: Weight = None,
+        ignore_index: int | None = None,
+        **options: Unpack[RegionOptions],
+    ) -> None:
+        super().__init__(
+            include_background=include_background,
+            to_onehot_y=to_onehot_y,
+            sigmoid=sigmoid,
+            softmax=softmax,
+            other_act=other_act,
+            w_type=w_type,
+            reduction=reduction,
+            smooth_nr=smooth_nr,
+            smooth_dr=smooth_dr,
+            batch=batch,
+            soft_label=soft_label,
+            weight=weight,
+            ignore_index=ignore_index,
+            **options,
+        )
+        inputs.require_non_negative(k=k)
+        self.k = k
+
+    def per_class(self, statistics: RegionStatistics, weight: Tensor | None = None) -> Tensor:
+        """The penalty of 1 − GD, one value per item for all of its classes, `[B, 1]`."""
+        return formulas.penalty(super().per_class(statistics, weight), self.k)

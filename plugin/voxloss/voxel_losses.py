@@ -7,7 +7,8 @@ each channel is a yes-or-no question and has a term either way.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -161,7 +162,32 @@ class CrossEntropyLoss(VoxelLoss):
         return mean(total, (weight * of_classes(measured.of_batch("target"), counting)).sum())
 
 
-class FocalLoss(VoxelLoss):
+class VoxelMean(VoxelLoss):
+    """A mean over voxels of terms with a factor for each class: a subclass names the `factors`."""
+
+    @abstractmethod
+    def factors(self, measured: Measured) -> tuple[Sequence[int], Mapping[str, Tensor | float]]:
+        """Return the channels that count, and by the name of a sum what it is multiplied by, `[]` or one each."""
+
+    def of(self, measured: Measured) -> Tensor:
+        """The loss, `[]`."""
+        counting, factors = self.factors(measured)
+        # A sum is over items, of what is a mean over the voxels of each.
+        found = measured.of_items if self.reduction == "sum" else measured.of_batch
+        total = torch.stack([factor * of_classes(found(name), counting) for name, factor in factors.items()]).sum(
+            0
+        )
+        voxels = of_classes(found("voxels"), counting)
+        if not measured.binary and measured.annotated is None:
+            voxels = voxels[:, :1]
+        elif not measured.binary:  # those whose class was annotated
+            voxels = found("target").sum(1, keepdim=True)
+        if self.reduction == "sum":
+            return measured.over_ranks(mean(total, voxels).sum())
+        return mean(total.sum(), voxels.sum())
+
+
+class FocalLoss(VoxelMean):
     """The mean over voxels of −w_c α g (1 − p)^γ log p, for a sigmoid with −w_c (1 − α)(1 − g) p^γ log(1 − p).
 
     Lin et al. 2017, "Focal Loss for Dense Object Detection". With a sigmoid (the default) the mean is over voxels
@@ -234,19 +260,12 @@ class FocalLoss(VoxelLoss):
         """The focal sums, and what the mean is over."""
         return ["focal", "focal_negative", "voxels"] if binary else ["focal", "voxels"]
 
-    def of(self, measured: Measured) -> Tensor:
-        """The loss, `[]`."""
+    def factors(self, measured: Measured) -> tuple[Sequence[int], Mapping[str, Tensor | float]]:
+        """Class weights, and α for what is there and for what is not."""
         counting, weight = self.select(measured, self.class_weight, "weight")
         positive, negative = self._balance(measured)
-        # A sum is over items, of what is a mean over the voxels of each.
-        found = measured.of_items if self.reduction == "sum" else measured.of_batch
-        terms = positive * of_classes(found("focal"), counting)
-        voxels = of_classes(found("voxels"), counting)
-        if measured.binary:
-            terms = terms + negative * of_classes(found("focal_negative"), counting)
-        if self.reduction == "sum":
-            return measured.over_ranks(mean(weight * terms, voxels).sum())
-        return mean((weight * terms).sum(), voxels.sum() if measured.binary else voxels[:, 0].sum())
+        factors = {"focal": weight * positive, "focal_negative": weight * negative}
+        return counting, {name: factors[name] for name in self.needs(measured.binary) if name in factors}
 
     def _balance(self, measured: Measured) -> tuple[Tensor | float, Tensor | float]:
         """The factors of what is there and of what is not."""

@@ -44,9 +44,7 @@ def _blocks(input: Tensor) -> Iterator[tuple[slice, ...]]:
         yield (slice(None), slice(None), *box)
 
 
-def region_sums(
-    input: Tensor, target: Tensor, job: Pass, mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def region_sums(input: Tensor, target: Tensor, job: Pass, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return the sums `[K, B, C]` and whether every voxel was valid.
 
     A block is summed in float32 (float64 for float64 input) by torch's pairwise sum, the blocks in float64

@@ -25,9 +25,7 @@ def _chosen(backend: str | None, input: Tensor) -> Backend:
     return BACKENDS[select(backend, input.device.type, input.dtype)[0]]
 
 
-@torch.library.custom_op(
-    "voxloss::region_sums", mutates_args=(), schema=f"({_VOLUMES}, {_OPTIONS}) -> Tensor"
-)
+@torch.library.custom_op("voxloss::region_sums", mutates_args=(), schema=f"({_VOLUMES}, {_OPTIONS}) -> Tensor")
 def region_sums(
     input: Tensor,
     target: Tensor,

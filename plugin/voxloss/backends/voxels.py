@@ -21,15 +21,19 @@ fused backends are held to it. Shapes are `[B, C, N]` with N voxels, n = 1 − p
 | `specificity_error` | (1−g)·(g − p)² | by p: 2(1−g)·(p − g) | (g − p)·(2 − 3g + p) |
 | `voxels` | 1 | 0 | 0 |
 
-Where voxels have weights, w times all that; a voxel of weight 0 is ignored. min(p, g) = (p + g − |p − g|)/2 is the intersection of soft labels (Wang et al. 2023, "Jaccard Metric Losses",
+Where voxels have weights, all that is multiplied by them; a voxel of weight 0 is ignored.
+
+min(p, g) = (p + g − |p − g|)/2 is the intersection of soft labels (Wang et al. 2023, "Jaccard Metric Losses",
 "Dice Semimetric Losses") without the cancellation of the right-hand side. The focal terms are those of Lin et al.
 2017, "Focal Loss for Dense Object Detection"; with the negative ones they make binary losses of each class. Label
 smoothing adds the log losses (Szegedy et al. 2016, "Rethinking the Inception Architecture for Computer Vision");
-`voxels` counts those that are not ignored. The powers of logarithms are Wong et al. 2018's, "3D Segmentation with
-Exponential Logarithmic Loss for Highly Unbalanced Object Sizes"; for γ < 1 their slope is infinite at ℓ = 0, so that
-below ε = 2⁻²³, the resolution of a float32 probability, the chord ℓ·ε^(γ−1) takes the power's place. The squared
-errors inside and outside of the target are Brosch et al. 2015's, "Deep Convolutional Encoder Networks for Multiple
-Sclerosis Lesion Segmentation".
+`voxels` counts those that are not ignored.
+
+The squared errors inside and outside of the target are those of Brosch et al. 2015, "Deep Convolutional Encoder
+Networks for Multiple Sclerosis Lesion Segmentation"; the powers of logarithms those of Wong et al. 2018, "3D
+Segmentation with Exponential Logarithmic Loss for Highly Unbalanced Object Sizes". For γ < 1 their slope is
+infinite at ℓ = 0: below ε = 2⁻²³, the resolution of a float32 probability, the chord ℓ·ε^(γ−1) takes the place of
+the power.
 
 Logarithms are taken of the logits, not of p: log p = z − logsumexp(z) or −softplus(−z). Their derivatives are by
 log p, because that is finite where p is 0: with q = p·∂L/∂p + ∂L/∂log p the softmax gives ∂L/∂z = q − p·Σ_c q.

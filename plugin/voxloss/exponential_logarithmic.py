@@ -1,0 +1,165 @@
+"""Powers of logarithms, of Dice and of the probability of the right class, and their sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from monai.utils.enums import LossReduction
+from torch import Tensor
+
+from voxloss import formulas, inputs
+from voxloss.channels import of_classes
+from voxloss.compound import CompoundLoss, Told, of_the_pass
+from voxloss.losses import DiceLoss
+from voxloss.reduction import class_weights, select_classes
+from voxloss.region_loss import RegionOptions
+from voxloss.statistics import RegionStatistics
+from voxloss.statistics_loss import Measured, StatisticsLoss
+from voxloss.voxel_losses import VoxelMean
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class LogarithmicDiceLoss(DiceLoss):
+    """L = (−log Dice)^γ per class, then the reduction; Wong et al. 2018, γ = 0.3. All else as `DiceLoss`."""
+
+    def __init__(self, gamma: float = 0.3, **options: Any) -> None:
+        super().__init__(**options)
+        inputs.require_positive(gamma=gamma, smooth_nr=self.smooth_nr)
+        self.gamma = gamma
+
+    def per_class(self, statistics: RegionStatistics) -> Tensor:
+        """(−log Dice)^γ."""
+        dice = 1 - super().per_class(statistics)
+        return formulas.focal_power(-dice.log(), 1 / self.gamma)
+
+
+class LogarithmicCrossEntropyLoss(VoxelMean):
+    """The mean over voxels of w_y (−log p_y)^γ, y the right class, w_c = √(Σ_k f_k / f_c); Wong et al. 2018.
+
+    With a sigmoid the mean over voxels and classes, in which what is not there is a class of its own.
+
+    Args:
+        gamma: γ > 0.
+        frequencies: f_c > 0, one per channel or per class that counts: how many voxels of a class there are. For
+            yes-or-no questions the share of voxels that are there. None: as many as in the batch.
+    """
+
+    frequencies: Tensor | None
+
+    def __init__(
+        self, gamma: float = 0.3, frequencies: Sequence[float] | Tensor | None = None, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        inputs.require_positive(gamma=gamma)
+        self.gamma = gamma
+        found = None if frequencies is None else torch.as_tensor(frequencies, dtype=torch.float64)
+        if found is not None and (found.ndim != 1 or not bool(((found > 0) & found.isfinite()).all())):
+            raise ValueError(f"frequencies: expected one finite number > 0 per class, got {frequencies!r}.")
+        self.register_buffer("frequencies", found, persistent=False)
+
+    @property
+    def focusing(self) -> float:
+        """γ."""
+        return self.gamma
+
+    def needs(self, binary: bool) -> Sequence[str]:
+        """The powers, and what the mean and the frequencies are of."""
+        names = ["log_power", "log_power_negative"] if binary else ["log_power"]
+        return [*names, "target", "voxels"]
+
+    def factors(self, measured: Measured) -> tuple[Sequence[int], Mapping[str, Tensor | float]]:
+        """w of what is there, and of what is not."""
+        counting, weight = self.select(measured, self.class_weight, "weight")
+        if self.frequencies is not None:
+            channels = measured.channels
+            chosen, _ = select_classes(channels, self.classes, self.include_background, self.ignore_index)
+            there = class_weights(self.frequencies.to(weight), channels, chosen, list(counting), "frequencies")
+            total = there.new_ones(()) if measured.binary else self.frequencies.to(weight).sum()
+        else:
+            frequencies = measured.of_batch("target").detach()
+            there = of_classes(frequencies, counting)
+            total = of_classes(measured.of_batch("voxels"), counting) if measured.binary else frequencies.sum()
+        factors: dict[str, Tensor | float] = {"log_power": weight * _root(total, there)}
+        if measured.binary:
+            factors["log_power_negative"] = weight * _root(total, total - there)
+        return counting, factors
+
+
+def _root(total: Tensor, part: Tensor) -> Tensor:
+    """√(total / part); 0 for no part."""
+    return torch.where(part > 0, total / part.where(part > 0, 1.0), 0.0).sqrt()
+
+
+class ExponentialLogarithmicLoss(CompoundLoss):
+    """L = λ_dice · mean_c (−log Dice_c)^γ_dice + λ_ce · mean_x w_y (−log p_y)^γ_ce, in one pass.
+
+    Wong et al. 2018, "3D Segmentation with Exponential Logarithmic Loss for Highly Unbalanced Object Sizes", with
+    y the right class of a voxel and w_c = √(Σ_k f_k / f_c): small classes, and what is nearly right already, keep
+    a slope. Below 2⁻²³ a power gives way to its chord, so that a perfect prediction has a finite slope.
+
+    input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
+    `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,
+    `RegionOptions` those that MONAI does not have; `classes` and `absent` are of Dice alone.
+
+    Args:
+        reduction: "mean" or "sum".
+        smooth_nr, smooth_dr: s_n > 0 and s_d ≥ 0, in voxels; without s_n a class that is missed costs infinity.
+        lambda_dice, lambda_ce: λ ≥ 0.
+        gamma_dice, gamma_ce: γ > 0.
+        frequencies: f_c > 0 of the training set, one per channel: how many voxels of a class there are, or for a
+            sigmoid their share of the voxels. None: as many as in the batch.
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[[Tensor], Tensor] | None = None,
+        reduction: LossReduction | str = LossReduction.MEAN,
+        smooth_nr: float = 1.0,
+        smooth_dr: float = 1.0,
+        batch: bool = False,
+        lambda_dice: float = 0.8,
+        lambda_ce: float = 0.2,
+        gamma_dice: float = 0.3,
+        gamma_ce: float = 0.3,
+        frequencies: Sequence[float] | Tensor | None = None,
+        *,
+        soft_label: bool = False,
+        ignore_index: int | None = None,
+        **options: Unpack[RegionOptions],
+    ) -> None:
+        inputs.require_share(lambda_dice=lambda_dice, lambda_ce=lambda_ce)
+        inputs.require_positive(gamma_dice=gamma_dice, gamma_ce=gamma_ce)
+        told: Told = {
+            "to_onehot_y": to_onehot_y,
+            "sigmoid": sigmoid,
+            "softmax": softmax,
+            "other_act": other_act,
+            "reduction": reduction,
+            "ignore_index": ignore_index,
+        }
+        super().__init__(include_background=include_background, **of_the_pass(options), **told)
+        self.dice = LogarithmicDiceLoss(
+            gamma_dice,
+            include_background=include_background,
+            smooth_nr=smooth_nr,
+            smooth_dr=smooth_dr,
+            batch=batch,
+            soft_label=soft_label,
+            **told,
+            **options,
+        )
+        self.cross_entropy = LogarithmicCrossEntropyLoss(gamma_ce, frequencies, **told)
+        self.lambda_dice = lambda_dice
+        self.lambda_ce = lambda_ce
+
+    def parts(self) -> Sequence[tuple[float, StatisticsLoss]]:
+        """The powers of the logarithms of Dice and of the probabilities."""
+        return [(self.lambda_dice, self.dice), (self.lambda_ce, self.cross_entropy)]

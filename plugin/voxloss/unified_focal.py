@@ -1,0 +1,167 @@
+"""The unified focal loss, and its two parts, in which the background is treated apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from monai.utils.enums import LossReduction
+from torch import Tensor
+
+from voxloss import formulas, inputs
+from voxloss.compound import CompoundLoss, Told, of_the_pass
+from voxloss.losses import TverskyLoss
+from voxloss.region_loss import RegionOptions
+from voxloss.statistics import RegionStatistics
+from voxloss.statistics_loss import Measured, StatisticsLoss
+from voxloss.voxel_losses import VoxelMean
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class ModifiedFocalLoss(VoxelMean):
+    """The mean over voxels of −δ (1 − p_y)^γ log p_y, y the right class; 1 − δ for the background.
+
+    Yeung et al. 2022. `asymmetric`: (1 − p)^γ for the background only. With a sigmoid each channel is foreground,
+    and what is not there is background: −δ g log p − (1 − δ)(1 − g) p^γ log(1 − p), over voxels and classes.
+    """
+
+    def __init__(self, delta: float = 0.6, gamma: float = 0.5, asymmetric: bool = True, **options: Any) -> None:
+        super().__init__(**options)
+        inputs.require_fraction(delta=delta)
+        inputs.require_non_negative(gamma=gamma)
+        self.delta = delta
+        self.gamma = gamma
+        self.asymmetric = asymmetric
+
+    @property
+    def focusing(self) -> float:
+        """γ."""
+        return self.gamma
+
+    def needs(self, binary: bool) -> Sequence[str]:
+        """Focal sums, cross entropy, and what the mean is over."""
+        names = ["cross_entropy"] if self.asymmetric else ["focal"]
+        other = "focal_negative" if binary else "focal"
+        return [*names, *([other] if other not in names else []), "voxels"]
+
+    def factors(self, measured: Measured) -> tuple[Sequence[int], Mapping[str, Tensor | float]]:
+        """δ for the foreground, 1 − δ for the background."""
+        counting, weight = self.select(measured, self.class_weight, "weight")
+        rare = "cross_entropy" if self.asymmetric else "focal"
+        if measured.binary:
+            return counting, {rare: weight * self.delta, "focal_negative": weight * (1 - self.delta)}
+        foreground = torch.tensor([float(c > 0) for c in counting], dtype=weight.dtype, device=weight.device)
+        found = {"focal": weight * (1 - self.delta) * (1 - foreground)}
+        found[rare] = found.get(rare, 0.0) + weight * self.delta * foreground
+        return counting, found
+
+
+class EnhancedTverskyLoss(TverskyLoss):
+    """L = (1 − TI)^(1−γ) per class, then the reduction; `asymmetric`: without the power for the background.
+
+    Yeung et al. 2022. The background is channel 0 of several that are one answer (no sigmoid).
+    """
+
+    def __init__(self, gamma: float = 0.5, asymmetric: bool = True, **options: Any) -> None:
+        super().__init__(**options)
+        if not 0 <= gamma < 1:
+            raise ValueError(f"gamma: expected a number in [0, 1), got {gamma!r}.")
+        self.gamma = gamma
+        self.asymmetric = asymmetric
+
+    def per_class(self, statistics: RegionStatistics) -> Tensor:
+        """(1 − TI)^(1−γ), of the background perhaps 1 − TI."""
+        distance = super().per_class(statistics)
+        power = formulas.focal_power(distance, 1 / (1 - self.gamma))
+        counting = [c for c in self.classes or [0] * self.include_background if c != self.ignore_index]
+        several = distance.shape[-1] > 1 and not self.sigmoid
+        if not (self.asymmetric and several and 0 in counting):
+            return power
+        at = counting.index(0)
+        return torch.cat([power[:, :at], distance[:, at : at + 1], power[:, at + 1 :]], -1)
+
+
+class UnifiedFocalLoss(CompoundLoss):
+    """L = λ · modified focal loss + (1 − λ) · enhanced Tversky loss, in one pass, for any number of classes.
+
+    Yeung et al. 2022, "Unified Focal loss: Generalising Dice and cross entropy-based losses to handle class
+    imbalanced medical image segmentation". With r the foreground and b the background:
+
+    * focal, the mean over voxels: −δ log p where a voxel is r, −(1 − δ)(1 − p)^γ log p where it is b;
+    * Tversky, the mean over classes: (1 − TI)^(1−γ) of r, 1 − TI of b, with weights δ of false negatives and
+      1 − δ of false positives.
+
+    The exponents are those of the authors' code, γ for the focal and 1 − γ for the Tversky part (the paper has
+    them the other way round; at γ = ½ it is the same). `asymmetric=False` treats r and b alike, but for δ. The
+    background is channel 0; with a sigmoid or a single channel each channel is foreground.
+    `monai.losses.AsymmetricUnifiedFocalLoss` is for two classes, applies a sigmoid, and divides the focal part by
+    their number.
+
+    input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
+    `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,
+    `RegionOptions` those that MONAI does not have; `classes` and `absent` are of Tversky alone.
+
+    Args:
+        delta: δ in [0, 1], the weight of false negatives and of the foreground.
+        gamma: γ in [0, 1).
+        lambda_focal: λ in [0, 1].
+        asymmetric: whether the powers are of the background (focal) and of the foreground (Tversky) only.
+        reduction: "mean" or "sum".
+        smooth_nr, smooth_dr: s_n and s_d ≥ 0, in voxels.
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[[Tensor], Tensor] | None = None,
+        delta: float = 0.6,
+        gamma: float = 0.5,
+        lambda_focal: float = 0.5,
+        asymmetric: bool = True,
+        reduction: LossReduction | str = LossReduction.MEAN,
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        batch: bool = False,
+        *,
+        soft_label: bool = False,
+        ignore_index: int | None = None,
+        **options: Unpack[RegionOptions],
+    ) -> None:
+        inputs.require_fraction(lambda_focal=lambda_focal, delta=delta)
+        told: Told = {
+            "to_onehot_y": to_onehot_y,
+            "sigmoid": sigmoid,
+            "softmax": softmax,
+            "other_act": other_act,
+            "reduction": reduction,
+            "ignore_index": ignore_index,
+        }
+        super().__init__(include_background=include_background, **of_the_pass(options), **told)
+        self.focal = ModifiedFocalLoss(delta, gamma, asymmetric, include_background=include_background, **told)
+        self.focal_tversky = EnhancedTverskyLoss(
+            gamma,
+            asymmetric,
+            include_background=include_background,
+            alpha=1 - delta,
+            beta=delta,
+            smooth_nr=smooth_nr,
+            smooth_dr=smooth_dr,
+            batch=batch,
+            soft_label=soft_label,
+            **told,
+            **options,
+        )
+        self.delta = delta
+        self.gamma = gamma
+        self.lambda_focal = lambda_focal
+        self.asymmetric = asymmetric
+
+    def parts(self) -> Sequence[tuple[float, StatisticsLoss]]:
+        """The focal and the Tversky part."""
+        return [(self.lambda_focal, self.focal), (1 - self.lambda_focal, self.focal_tversky)]
