@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class MCCLoss(RegionLoss):
-    """L = 1 − MCC, MCC = (N·TP − Σp·Σg + s_n) / √(Σp·Σg·(N − Σp)·(N − Σg) + s_d) per class, then the reduction.
+    """L = 1 − (TP·TN − FP·FN + s_n) / √((TP + FP)(TP + FN)(TN + FP)(TN + FN) + s_d) per class, reduced.
 
-    The Matthews correlation coefficient, (TP·TN − FP·FN) / √((TP+FP)(TP+FN)(TN+FP)(TN+FN)) over N voxels, as a
-    loss: Abhishek & Hamarneh 2021, "Matthews Correlation Coefficient Loss for Deep Convolutional Networks". In
-    [0, 2]; 0 where nothing is wrong. Arguments as `monai.losses.MCCLoss`.
+    Abhishek & Hamarneh 2021, "Matthews Correlation Coefficient Loss for Deep Convolutional Networks", with
+    FP = Σ p(1 − g), FN = Σ (1 − p)g and TN = Σ (1 − p)(1 − g). In [0, 2]; 0 where nothing is wrong. Arguments as
+    `monai.losses.MCCLoss`.
 
     A class that is absent from the target costs 1 for any prediction of it, without a slope: `absent="skip"`
     leaves it out.
@@ -40,7 +40,7 @@ class MCCLoss(RegionLoss):
     """
 
     keeps_spatial_axes = False
-    further = ("voxels",)
+    further = ("false_positives", "false_negatives", "true_negatives")
 
     def __init__(
         self,
@@ -55,7 +55,6 @@ class MCCLoss(RegionLoss):
         batch: bool = False,
         *,
         weight: Weight = None,
-        soft_label: bool = False,
         ignore_index: int | None = None,
         **options: Unpack[RegionOptions],
     ) -> None:
@@ -68,7 +67,6 @@ class MCCLoss(RegionLoss):
             reduction=reduction,
             batch=batch,
             weight=weight,
-            soft_label=soft_label,
             ignore_index=ignore_index,
             **options,
         )
@@ -76,9 +74,16 @@ class MCCLoss(RegionLoss):
         self.smooth_nr = float(smooth_nr)
         self.smooth_dr = float(smooth_dr)
 
-    def per_class(self, statistics: RegionStatistics, voxels: Tensor) -> Tensor:
+    def per_class(
+        self,
+        statistics: RegionStatistics,
+        false_positives: Tensor,
+        false_negatives: Tensor,
+        true_negatives: Tensor,
+    ) -> Tensor:
         """1 − MCC."""
-        return 1 - formulas.matthews(statistics, voxels, self.smooth_nr, self.smooth_dr)
+        entries = statistics.intersection, false_positives, false_negatives, true_negatives
+        return 1 - formulas.matthews(*entries, self.smooth_nr, self.smooth_dr)
 
 
 class SensitivitySpecificityLoss(RegionLoss):

@@ -91,21 +91,23 @@ def penalty(distance: Tensor, k: float) -> Tensor:
 
 
 def matthews(
-    statistics: RegionStatistics, voxels: Tensor, smooth_nr: float = 0.0, smooth_dr: float = 0.0
+    true_positives: Tensor,
+    false_positives: Tensor,
+    false_negatives: Tensor,
+    true_negatives: Tensor,
+    smooth_nr: float = 0.0,
+    smooth_dr: float = 0.0,
 ) -> Tensor:
-    """MCC = (N·I − P·T + s_n) / √(P·T·(N − P)·(N − T) + s_d) per class, N voxels (Matthews 1975).
+    """MCC = (TP·TN − FP·FN + s_n) / √((TP + FP)(TP + FN)(TN + FP)(TN + FN) + s_d) per class, in [−1, 1].
 
-    That is (TP·TN − FP·FN) / √((TP + FP)(TP + FN)(TN + FP)(TN + FN)), in [−1, 1]; soft: Abhishek & Hamarneh
-    2021. It is 1 where nothing is wrong, also where there is nothing to find, and otherwise 0 where the root is.
+    Matthews 1975; soft: Abhishek & Hamarneh 2021. It is 1 where nothing is wrong, also where there is nothing to
+    find, and otherwise 0 where the root is 0.
     """
-    s = statistics
-    product = s.prediction * s.target * (voxels - s.prediction) * (voxels - s.target) + smooth_dr
-    # Rounding carries a prediction of all voxels beyond N; the slope of a root is infinite at 0.
-    none = product <= 0
-    numerator = voxels * s.intersection - s.prediction * s.target + smooth_nr
-    score = torch.where(none, 0.0, numerator / torch.where(none, 1.0, product).sqrt())
-    perfect = (s.intersection == s.prediction) & (s.intersection == s.target)
-    return torch.where(perfect, 1.0, score)
+    tp, fp, fn, tn = true_positives, false_positives, false_negatives, true_negatives
+    product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn) + smooth_dr
+    root = product.where(product > 0, 1.0).sqrt()  # its slope is infinite at 0
+    score = torch.where(product > 0, (tp * tn - fp * fn + smooth_nr) / root, 0.0)
+    return torch.where((fp == 0) & (fn == 0), 1.0, score)
 
 
 def sensitivity_specificity(

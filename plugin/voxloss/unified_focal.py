@@ -53,7 +53,8 @@ class ModifiedFocalLoss(VoxelMean):
         rare = "cross_entropy" if self.asymmetric else "focal"
         if measured.binary:
             return counting, {rare: weight * self.delta, "focal_negative": weight * (1 - self.delta)}
-        foreground = torch.tensor([float(c > 0) for c in counting], dtype=weight.dtype, device=weight.device)
+        place = torch.arange(len(counting), device=weight.device)
+        foreground = (place != (counting.index(0) if 0 in counting else -1)).to(weight)
         found = {"focal": weight * (1 - self.delta) * (1 - foreground)}
         found[rare] = found.get(rare, 0.0) + weight * self.delta * foreground
         return counting, found

@@ -17,6 +17,9 @@ fused backends are held to it. Shapes are `[B, C, N]` with N voxels, n = 1 − p
 | `log_loss_negative` | −log n | by log n: −1 | 0 |
 | `log_power` | g·ℓ^γ, ℓ = −log p | by log p: −g·γ·ℓ^(γ−1) | ℓ^γ |
 | `log_power_negative` | (1−g)·ℓ^γ, ℓ = −log n | by log n: −(1−g)·γ·ℓ^(γ−1) | −ℓ^γ |
+| `false_positives` | p·(1−g) | by p: 1−g | −p |
+| `false_negatives` | n·g | by p: −g | n |
+| `true_negatives` | n·(1−g) | by p: −(1−g) | −n |
 | `sensitivity_error` | g·(g − p)² | by p: 2g·(p − g) | (g − p)·(3g − p) |
 | `specificity_error` | (1−g)·(g − p)² | by p: 2(1−g)·(p − g) | (g − p)·(2 − 3g + p) |
 | `voxels` | 1 | 0 | 0 |
@@ -50,6 +53,8 @@ from torch import Tensor
 
 # log p of a probability that was given as such is not let below log 2⁻¹²⁶ = −87.3; of logits it has no floor.
 SMALLEST_PROBABILITY = 2.0**-126
+# An infinite logit is taken for this one, which leaves its difference from others, and sums over voxels, finite.
+LARGEST_LOGIT = 1e30
 # Of a power of −log p: below it is a chord.
 SMALLEST_LOGARITHM = 2.0**-23
 
@@ -98,6 +103,11 @@ def _given(log: Tensor | None) -> Tensor:
     return log
 
 
+def _there(v: Voxels) -> Tensor:
+    """1 for a voxel that is not ignored."""
+    return torch.ones_like(v.p) if v.ignored is None else (~v.ignored).to(v.p).expand_as(v.p)
+
+
 def _times(g: Tensor, log: Tensor | None) -> Tensor:
     """g·log with 0·(−∞) = 0."""
     return torch.where(g == 0, 0, g * _given(log))
@@ -126,12 +136,35 @@ TERMS: dict[str, Callable[[Voxels, float], Tensor]] = {
     "log_loss_negative": lambda v, _: -_given(v.log_n),
     "log_power": lambda v, gamma: _times(v.g, _log_power(v.log_p, gamma)),
     "log_power_negative": lambda v, gamma: _times(1 - v.g, _log_power(v.log_n, gamma)),
+    "false_positives": lambda v, _: v.p * (1 - v.g),
+    "false_negatives": lambda v, _: (1 - v.p) * v.g,
+    "true_negatives": lambda v, _: _there(v) * (1 - v.p) * (1 - v.g),
     "sensitivity_error": lambda v, _: v.g * (v.g - v.p) ** 2,
     "specificity_error": lambda v, _: (1 - v.g) * (v.g - v.p) ** 2,
-    "voxels": lambda v, _: torch.ones_like(v.p) if v.ignored is None else (~v.ignored).to(v.p).expand_as(v.p),
+    "voxels": lambda v, _: _there(v),
 }
 POSITIVE = ("cross_entropy", "focal", "log_loss", "log_power")
 NEGATIVE = ("cross_entropy_negative", "focal_negative", "log_loss_negative", "log_power_negative")
+
+
+# The entries of a confusion matrix in terms of other sums. They are summed by themselves, as what is left of a
+# difference of large sums is not exact; their derivatives are those of the difference.
+_DIFFERENCES = {
+    "false_positives": {"prediction": 1, "intersection": -1},
+    "false_negatives": {"target": 1, "intersection": -1},
+    "true_negatives": {"intersection": 1, "prediction": -1, "target": -1},
+}
+
+
+def without_differences(grad: Tensor, job: Pass) -> tuple[Tensor, Pass]:
+    """Return ∂L/∂sums `[K, B, C]` for sums that are no differences of others, and the pass with these sums."""
+    if not set(job.sums) & set(_DIFFERENCES):
+        return grad, job
+    rows: dict[str, Tensor] = {}
+    for name, row in zip(job.sums, grad, strict=True):
+        for part, factor in _DIFFERENCES.get(name, {name: 1}).items():
+            rows[part] = rows[part] + factor * row if part in rows else factor * row
+    return torch.stack(list(rows.values())), job._replace(sums=list(rows))
 
 
 def range_tolerance(dtype: torch.dtype) -> float:
@@ -142,6 +175,8 @@ def range_tolerance(dtype: torch.dtype) -> float:
 def prepare(input: Tensor, target: Tensor, mask: Tensor | None, job: Pass, dtype: torch.dtype) -> Voxels:
     """Apply the activation, compare the labels and take the ignored voxels out, all in `dtype`."""
     z = input.flatten(2).to(dtype)
+    if job.activation != "none":
+        z = z.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
     log_p = log_n = None
     with_log_p, with_log_n = any(s in POSITIVE for s in job.sums), any(s in NEGATIVE for s in job.sums)
     if job.activation == "softmax":
@@ -215,6 +250,7 @@ def gradient(
     grad: Tensor, input: Tensor, target: Tensor, mask: Tensor | None, job: Pass, wrt: str, dtype: torch.dtype
 ) -> Tensor:
     """∂L/∂input (`wrt="input"`) or ∂L/∂target from grad = ∂L/∂sums `[K, B, C]`, in `dtype`."""
+    grad, job = without_differences(grad, job)
     voxels = prepare(input, target, mask, job, dtype)
     weights = {name: row.to(dtype).unsqueeze(-1) for name, row in zip(job.sums, grad, strict=True)}
     slope = _by_target(weights, voxels, job.gamma) if wrt == "target" else _by_input(weights, voxels, job)
