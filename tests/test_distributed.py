@@ -34,6 +34,12 @@ LOSSES: dict[str, dict[str, Any]] = {
     "DiceCELoss": {"weight": [1.0, 2.0, 3.0, 4.0]},
     "DiceCELoss batch": {"batch": True},
     "DiceFocalLoss": {"lambda_focal": 0.3},
+    "MCCLoss batch": {"batch": True},
+    "SensitivitySpecificityLoss": {},
+    "PenaltyGeneralizedDiceLoss batch": {"batch": True},
+    "ExponentialLogarithmicLoss": {},
+    "ComboLoss": {"sigmoid": True, "softmax": False},
+    "UnifiedFocalLoss batch": {"batch": True},
 }
 
 
@@ -135,6 +141,53 @@ def test_one_small_message(two: Ranks, name: str, calls: int) -> None:
     assert two.run(_traffic, [(name, x, labels)] * 2) == [[8192] * calls] * 2
 
 
+def _partly(
+    name: str, images: Tensor, labels: Tensor, mask: Tensor, annotated: Tensor, shard: str | None
+) -> tuple[float, Tensor]:
+    """The loss, and ∂L/∂input of this share."""
+    loss = make(name) if shard is None else make(name, group="world", shard=shard)
+    x = network()(images).detach().requires_grad_()
+    value = loss(x, labels, mask, annotated)
+    (slope,) = torch.autograd.grad(value, x)
+    return value.item(), slope
+
+
+@pytest.mark.parametrize("name", ["DiceLoss", "DiceCELoss batch", "FocalLoss", "GeneralizedDiceLoss batch"])
+def test_masks_and_partly_annotated_items_over_ranks(two: Ranks, name: str) -> None:
+    """One class is annotated in no item of the first rank, one in none at all."""
+    images, labels = data()
+    mask = torch.rand(labels.shape, dtype=torch.float64)
+    mask[mask < 0.3] = 0
+    annotated = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0], [0, 1, 0, 1], [1, 1, 0, 1]]).bool()
+    value, slope = _partly(name, images, labels, mask, annotated, None)
+    for shard, axis, cut in (("batch", 0, [3, 2]), ("volume", 2, [1, 5])):
+        parts = [torch.split(each, cut, axis) for each in (images, labels, mask)]
+        which = torch.split(annotated, cut) if shard == "batch" else [annotated, annotated]
+        shares = [(name, *(t.clone() for t in share), shard) for share in zip(*parts, which, strict=True)]
+        found = two.run(_partly, shares)
+        # DDP would divide by the number of ranks.
+        torch.testing.assert_close(torch.cat([by for _, by in found], axis) / 2, slope, rtol=1e-6, atol=1e-9)
+        assert all(got == pytest.approx(value, rel=1e-6) for got, _ in found)
+
+
+def _compiled(x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    found = []
+    loss = voxloss.DiceCELoss(softmax=True, to_onehot_y=True, batch=True, group="world")
+    torch.compiler.reset()
+    for each in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        leaf = x.clone().requires_grad_()
+        value = each(leaf, labels)
+        found += [value.detach(), torch.autograd.grad(value, leaf)[0]]
+    return tuple(found)
+
+
+def test_one_graph_with_a_message_in_it(two: Ranks) -> None:
+    x, labels = logits(items=4), label_map(items=4)
+    for value, slope, compiled, by_compiled in two.run(_compiled, [(x[:1], labels[:1]), (x[1:], labels[1:])]):
+        torch.testing.assert_close(compiled, value)
+        torch.testing.assert_close(by_compiled, slope)
+
+
 def test_without_processes_world_is_this_one() -> None:
     x, labels = logits(), label_map()
     for name in LOSSES:
@@ -179,7 +232,7 @@ def _survivor(first: bool) -> str:
 
 
 def test_the_rank_that_is_left_says_why() -> None:
-    with Ranks(2, timeout=10) as ranks:
+    with Ranks(2, timeout=60) as ranks:
         assert "voxloss: a rank of the loss's group has gone" in ranks.run(_survivor, [(True,), (False,)])[1]
 
 

@@ -207,20 +207,19 @@ def test_a_class_without_voxels_has_no_frequency() -> None:
 @pytest.mark.parametrize(("alpha", "beta"), [(0.5, 0.5), (0.2, 0.7), (0.0, 0.5), (1.0, 1.0)])
 def test_combo(alpha: float, beta: float) -> None:
     x, labels = logits(), label_map()
-    dice = {
-        activation: voxloss.DiceLoss(**{activation: True}, to_onehot_y=True)
-        for activation in ("sigmoid", "softmax")
-    }
+    dice: dict[str, Any] = {name: make("DiceLoss", name, to_onehot_y=True) for name in ("sigmoid", "softmax")}
 
     def binary(x: Tensor, labels: Tensor) -> Tensor:
         g = one_hot(labels, 4)
         entropy = -(beta * g * F.logsigmoid(x) + (1 - beta) * (1 - g) * F.logsigmoid(-x)).mean()
-        return alpha * entropy + (1 - alpha) * dice["sigmoid"](x, labels)
+        mixed: Tensor = alpha * entropy + (1 - alpha) * dice["sigmoid"](x, labels)
+        return mixed
 
     def categorical(x: Tensor, labels: Tensor) -> Tensor:
         share = torch.where(labels == 0, 1 - beta, torch.tensor(beta, dtype=torch.float64))
         entropy = -(share * F.log_softmax(x, 1).gather(1, labels)).mean()
-        return alpha * entropy + (1 - alpha) * dice["softmax"](x, labels)
+        mixed: Tensor = alpha * entropy + (1 - alpha) * dice["softmax"](x, labels)
+        return mixed
 
     same(voxloss.ComboLoss(sigmoid=True, to_onehot_y=True, alpha=alpha, beta=beta), binary, x, labels)
     same(voxloss.ComboLoss(**MAP, alpha=alpha, beta=beta), categorical, x, labels)
@@ -233,12 +232,13 @@ def test_combo(alpha: float, beta: float) -> None:
 @pytest.mark.parametrize("delta", [0.6, 0.3])
 def test_unified_focal_of_two_classes_is_monais_but_for_its_mean_over_classes(delta: float, gamma: float) -> None:
     x, labels = logits(channels=2), label_map(channels=2)
-    told = {"to_onehot_y": True, "delta": delta, "gamma": gamma}
-    focal, tversky = AsymmetricFocalLoss(**told), AsymmetricFocalTverskyLoss(**told)
+    told: Any = {"to_onehot_y": True, "delta": delta, "gamma": gamma}
+    focal, tversky = (kind(**told) for kind in (AsymmetricFocalLoss, AsymmetricFocalTverskyLoss))
 
     def theirs(x: Tensor, labels: Tensor) -> Tensor:
         p = x.softmax(1)
-        return 0.25 * 2 * focal(p, labels) + 0.75 * tversky(p, labels)
+        mixed: Tensor = 0.25 * 2 * focal(p, labels) + 0.75 * tversky(p, labels)
+        return mixed
 
     ours = voxloss.UnifiedFocalLoss(
         **MAP, delta=delta, gamma=gamma, lambda_focal=0.25, smooth_nr=1e-7, smooth_dr=1e-7
@@ -251,9 +251,8 @@ def test_unified_focal_of_two_classes_is_monais_but_for_its_mean_over_classes(de
 def test_unified_focal_of_many_classes(activation: str, asymmetric: bool) -> None:
     x, labels = logits(), label_map()
     delta, gamma = 0.7, 0.25
-    ours = voxloss.UnifiedFocalLoss(
-        **{activation: True}, to_onehot_y=True, delta=delta, gamma=gamma, asymmetric=asymmetric
-    )
+    told = {"to_onehot_y": True, "delta": delta, "gamma": gamma, "asymmetric": asymmetric}
+    ours = make("UnifiedFocalLoss", activation, **told)
 
     def plain(x: Tensor, labels: Tensor) -> Tensor:
         g = one_hot(labels, 4)

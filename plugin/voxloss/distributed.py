@@ -48,36 +48,51 @@ def sum_over_ranks(tensor: Tensor, group: Any) -> Tensor:
     """
     if group is None or not (dist.is_available() and dist.is_initialized()):
         return tensor
-    total: Tensor = _Sum.apply(tensor, None if group == "world" else group)  # type: ignore[no-untyped-call]
+    found = dist.group.WORLD if group == "world" else group
+    total: Tensor = _sum(tensor, found.group_name, dist.get_world_size(found))
     return total
 
 
-class _Sum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: Any) -> Tensor:
-        ctx.ranks = dist.get_world_size(group)
-        # All ranks have the same mark if and only if (Σ mark)² is ranks · Σ mark².
-        mark = tensor.new_full((1,), zlib.crc32(str(list(tensor.shape)).encode()) % (1 << 16))
-        message = torch.cat([mark, mark * mark, tensor.flatten()])
-        message = torch.nn.functional.pad(message, (0, -len(message) % _MESSAGE))
-        try:
-            dist.all_reduce(message, group=group)
-        except RuntimeError as error:
-            raise RuntimeError(
-                f"voxloss: a rank of the loss's group has gone, or its sums are of another length than the "
-                f"{list(tensor.shape)} of rank {dist.get_rank(group)}: {error}"
-            ) from error
-        agree = message[0] ** 2 == ctx.ranks * message[1]
-        explanation = (
-            f"voxloss: the ranks of the loss's group disagree on what they sum; rank {dist.get_rank(group)} has "
-            f"{list(tensor.shape)}. Give all the same number of channels and the same loss"
-        )
-        if message.is_cuda:
-            torch._assert_async(agree, explanation)
-        elif not agree:
-            raise RuntimeError(f"{explanation}.")
-        return message[2 : 2 + tensor.numel()].view(tensor.shape)
+# An operator, so that torch.compile takes it into its graph as it is.
+@torch.library.custom_op("voxloss::sum_over_ranks", mutates_args=())
+def _sum(tensor: Tensor, group_name: str, ranks: int) -> Tensor:
+    from torch.distributed.distributed_c10d import _resolve_process_group
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad * ctx.ranks, None
+    group = _resolve_process_group(group_name)  # type: ignore[arg-type]
+    # All ranks have the same mark if and only if (Σ mark)² is ranks · Σ mark².
+    mark = tensor.new_full((1,), zlib.crc32(str(list(tensor.shape)).encode()) % (1 << 16))
+    message = torch.cat([mark, mark * mark, tensor.flatten()])
+    message = torch.nn.functional.pad(message, (0, -len(message) % _MESSAGE))
+    try:
+        dist.all_reduce(message, group=group)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"voxloss: a rank of the loss's group has gone, or its sums are of another length than the "
+            f"{list(tensor.shape)} of rank {dist.get_rank(group)}: {error}"
+        ) from error
+    agree = message[0] ** 2 == ranks * message[1]
+    explanation = (
+        f"voxloss: the ranks of the loss's group disagree on what they sum; rank {dist.get_rank(group)} has "
+        f"{list(tensor.shape)}. Give all the same number of channels and the same loss"
+    )
+    if message.is_cuda:
+        torch._assert_async(agree, explanation)
+    elif not agree:
+        raise RuntimeError(f"{explanation}.")
+    return message[2 : 2 + tensor.numel()].view(tensor.shape).clone()
+
+
+@_sum.register_fake
+def _(tensor: Tensor, group_name: str, ranks: int) -> Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+def _remember_ranks(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.ranks = inputs[2]
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    return grad * ctx.ranks, None, None
+
+
+_sum.register_autograd(_backward, setup_context=_remember_ranks)
