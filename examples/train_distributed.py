@@ -16,6 +16,7 @@ import os
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -46,8 +47,7 @@ def main() -> None:
     network: nn.Module = nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv3d(8, 3, 3, padding=1))
     network.to(device)
     if options.fsdp:
-        mesh = dist.init_device_mesh(device.type, (dist.get_world_size(),))
-        fully_shard(network, mesh=mesh)
+        fully_shard(network, mesh=init_device_mesh(device.type, (dist.get_world_size(),)))
     else:
         network = DistributedDataParallel(network)
     loss = DiceCELoss(softmax=True, to_onehot_y=True, batch=True, group="world")

@@ -142,7 +142,7 @@ def test_penalty(k: float, reduction: str) -> None:
     each = voxloss.GeneralizedDiceLoss(**told, reduction="none")
 
     def plain(x: Tensor, labels: Tensor) -> Tensor:
-        loss = each(x, labels)
+        loss: Tensor = each(x, labels)
         loss = loss / (1 + k * (1 - loss))
         return loss.mean() if reduction == "mean" else loss
 

@@ -312,3 +312,21 @@ def test_weighted_cross_entropy_of_a_label_map_and_of_its_one_hot() -> None:
         of_map = module.DiceCELoss(to_onehot_y=True, **options)(x, labels)
         of_one_hot = module.DiceCELoss(**options)(x, one_hot(labels, 4))
         assert torch.isclose(of_map, of_one_hot) == is_same
+
+
+def test_a_masked_voxel_is_no_background() -> None:
+    """MONAI multiplies input and target by the mask: its label becomes 0, which is that of the background."""
+    x, labels = logits(spatial=(50,)), label_map(spatial=(50,))
+    mask = torch.ones_like(labels)
+    mask[..., :25] = 0
+    deleted = voxloss.DiceLoss(softmax=True, to_onehot_y=True)(x[..., 25:], labels[..., 25:])
+    theirs = monai.losses.MaskedDiceLoss(softmax=True, to_onehot_y=True)(x, labels, mask)
+    torch.testing.assert_close(voxloss.DiceLoss(softmax=True, to_onehot_y=True)(x, labels, mask), deleted)
+    assert abs(theirs - deleted) > 0.02
+
+
+def test_the_unified_focal_loss_of_more_than_two_classes() -> None:
+    x, labels = logits(), label_map()
+    with pytest.raises(ValueError, match="number of classes"):
+        monai.losses.AsymmetricUnifiedFocalLoss(to_onehot_y=True, num_classes=4)(x, labels)
+    assert voxloss.UnifiedFocalLoss(softmax=True, to_onehot_y=True)(x, labels).isfinite()

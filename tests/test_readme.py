@@ -20,7 +20,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_python_blocks_run_in_order_and_print_what_stands_below(capsys: pytest.CaptureFixture[str]) -> None:
     namespace: dict[str, object] = {"__name__": "readme"}
     blocks = re.findall(r"```python\n(.*?)```\n(?:\n```\n(.*?)```)?", README, flags=re.S)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for block, printed in blocks:
         exec(compile(block, "README.md", "exec"), namespace)
         found = " ".join(line.strip() for line in capsys.readouterr().out.splitlines())

@@ -48,7 +48,7 @@ def sum_over_ranks(tensor: Tensor, group: Any) -> Tensor:
     """
     if group is None or not (dist.is_available() and dist.is_initialized()):
         return tensor
-    found = dist.group.WORLD if group == "world" else group
+    found: Any = dist.group.WORLD if group == "world" else group
     total: Tensor = _sum(tensor, found.group_name, dist.get_world_size(found))
     return total
 
@@ -56,9 +56,9 @@ def sum_over_ranks(tensor: Tensor, group: Any) -> Tensor:
 # An operator, so that torch.compile takes it into its graph as it is.
 @torch.library.custom_op("voxloss::sum_over_ranks", mutates_args=())
 def _sum(tensor: Tensor, group_name: str, ranks: int) -> Tensor:
-    from torch.distributed.distributed_c10d import _resolve_process_group
+    from torch.distributed import distributed_c10d
 
-    group = _resolve_process_group(group_name)  # type: ignore[arg-type]
+    group = distributed_c10d._resolve_process_group(group_name)  # type: ignore[attr-defined,arg-type]
     # All ranks have the same mark if and only if (Σ mark)² is ranks · Σ mark².
     mark = tensor.new_full((1,), zlib.crc32(str(list(tensor.shape)).encode()) % (1 << 16))
     message = torch.cat([mark, mark * mark, tensor.flatten()])
