@@ -326,7 +326,9 @@ def test_a_masked_voxel_is_no_background() -> None:
 
 
 def test_the_unified_focal_loss_of_more_than_two_classes() -> None:
-    x, labels = logits(), label_map()
-    with pytest.raises(ValueError, match="number of classes"):
-        monai.losses.AsymmetricUnifiedFocalLoss(to_onehot_y=True, num_classes=4)(x, labels)
-    assert voxloss.UnifiedFocalLoss(softmax=True, to_onehot_y=True)(x, labels).isfinite()
+    p, labels = logits().softmax(1).requires_grad_(), label_map()
+    theirs = monai.losses.AsymmetricUnifiedFocalLoss(to_onehot_y=True, num_classes=4)
+    for loss, some in ((theirs, False), (voxloss.UnifiedFocalLoss(to_onehot_y=True), True)):
+        (slope,) = torch.autograd.grad(loss(p, labels), p)
+        assert slope[:, :2].any()
+        assert slope[:, 2:].any() == some

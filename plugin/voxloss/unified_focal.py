@@ -98,8 +98,8 @@ class UnifiedFocalLoss(CompoundLoss):
     The exponents are those of the authors' code, γ for the focal and 1 − γ for the Tversky part (the paper has
     them the other way round; at γ = ½ it is the same). `asymmetric=False` treats r and b alike, but for δ. The
     background is channel 0; with a sigmoid or a single channel each channel is foreground.
-    `monai.losses.AsymmetricUnifiedFocalLoss` is for two classes, applies a sigmoid, and divides the focal part by
-    their number.
+    `monai.losses.AsymmetricUnifiedFocalLoss` has its first two classes only, takes probabilities, and divides the
+    focal part by two.
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
     `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,
