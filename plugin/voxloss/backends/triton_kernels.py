@@ -55,26 +55,6 @@ ALL = tl.constexpr(tl.PropagateNan.ALL)
 
 
 @triton.jit
-def _look_at_mask(mask, voxels, stride_v, inside, HOW: tl.constexpr):
-    """Return the weight of each voxel, whether it has one, and whether the weight is an error."""
-    wrong = inside & (voxels < 0)  # never
-    if HOW.weighted:
-        weight = tl.load(mask + voxels * stride_v, mask=inside, other=0).to(HOW.real)
-        wrong = inside & (((weight >= 0) & (weight < INFINITY)) == 0)
-        inside = inside & (weight != 0)
-    else:
-        weight = inside
-    return weight, inside, wrong
-
-
-@triton.jit
-def _times_weight(x, weight, HOW: tl.constexpr):
-    if HOW.weighted:
-        x = x * weight[None, :]
-    return x
-
-
-@triton.jit
 def _from_label_map(target, voxels, stride_v, inside, HOW: tl.constexpr):
     """Return the class of each voxel (−1: none), whether it is live, and whether its label is an error."""
     value = tl.load(target + voxels * stride_v, mask=inside, other=0)
@@ -125,6 +105,28 @@ def _look_at_target(target, voxels, stride_c, stride_v, inside, HOW: tl.constexp
         live, wrong = _from_channels(target, voxels, stride_c, stride_v, inside, HOW)
         label = live
     return label, live, wrong
+
+
+@triton.jit
+def _look_at(target, mask, voxels, target_c, target_v, mask_v, existing, HOW: tl.constexpr):
+    """Return what `_look_at_target` does, and the weight of each voxel, and which are inside: not of weight 0."""
+    if HOW.weighted:
+        weight = tl.load(mask + voxels * mask_v, mask=existing, other=0).to(HOW.real)
+        inside = existing & (weight != 0)
+        label, live, wrong = _look_at_target(target, voxels, target_c, target_v, inside, HOW)
+        wrong = wrong | (existing & (((weight >= 0) & (weight < INFINITY)) == 0))
+    else:
+        weight = existing
+        inside = existing
+        label, live, wrong = _look_at_target(target, voxels, target_c, target_v, inside, HOW)
+    return label, weight, inside, live, wrong
+
+
+@triton.jit
+def _times_weight(x, weight, HOW: tl.constexpr):
+    if HOW.weighted:
+        x = x * weight[None, :]
+    return x
 
 
 # --- Tiles ---
@@ -557,13 +559,14 @@ def sums(
     for tile in tl.range(0, HOW.tiles):
         voxels = _tile_of_voxels(chunk.to(tl.int64) + tile * tl.cast(chunks, tl.int64), HOW)
         existing = voxels < count
-        weight, inside, no_weight = _look_at_mask(mask, voxels, mask_v, existing, HOW)
-        label, live, half_ignored = _look_at_target(target, voxels, target_c, target_v, inside, HOW)
+        label, weight, inside, live, bad = _look_at(
+            target, mask, voxels, target_c, target_v, mask_v, existing, HOW
+        )
         g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, HOW)
         z = _load_input(input, classes, voxels, input_c, input_v, inside, live, HOW)
         largest, total = _normaliser(z, live, HOW)
         p, log_p, log_n = _activate(z, largest, total, HOW)
-        wrong = wrong | (half_ignored | no_weight)[None, :]
+        wrong = wrong | bad[None, :]
         if not HOW.labels or HOW.activation == "none":
             wrong = wrong | _out_of_range(p, g, HOW)
         longer = ()
@@ -605,10 +608,9 @@ def sums_of_many(
     mask += item.to(tl.int64) * mask_b
     voxels = _tile_of_voxels(chunk, HOW)
     existing = voxels < count
-    weight, inside, no_weight = _look_at_mask(mask, voxels, mask_v, existing, HOW)
-    label, live, half_ignored = _look_at_target(target, voxels, target_c, target_v, inside, HOW)
+    label, weight, inside, live, bad = _look_at(target, mask, voxels, target_c, target_v, mask_v, existing, HOW)
     largest, total = _normaliser_of_many(input, voxels, input_c, input_v, inside, live, HOW)
-    wrong = (half_ignored | no_weight).to(tl.int32)
+    wrong = bad.to(tl.int32)
     for first in tl.range(0, HOW.classes, HOW.block_c):
         classes = first + tl.arange(0, HOW.block_c)
         g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, HOW)
@@ -657,8 +659,7 @@ def gradient(
     for tile in tl.range(0, HOW.tiles):
         voxels = _tile_of_voxels(chunk.to(tl.int64) + tile * tl.cast(chunks, tl.int64), HOW)
         existing = voxels < count
-        weight, inside, _ = _look_at_mask(mask, voxels, mask_v, existing, HOW)
-        label, live, _ = _look_at_target(target, voxels, target_c, target_v, inside, HOW)
+        label, weight, inside, live, _ = _look_at(target, mask, voxels, target_c, target_v, mask_v, existing, HOW)
         g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, HOW)
         z = _load_input(input, classes, voxels, input_c, input_v, inside, live, HOW)
         largest, total = _normaliser(z, live, HOW)
@@ -705,8 +706,7 @@ def gradient_of_many(
     result += item.to(tl.int64) * result_b
     voxels = _tile_of_voxels(chunk, HOW)
     existing = voxels < count
-    weight, inside, _ = _look_at_mask(mask, voxels, mask_v, existing, HOW)
-    label, live, _ = _look_at_target(target, voxels, target_c, target_v, inside, HOW)
+    label, weight, inside, live, _ = _look_at(target, mask, voxels, target_c, target_v, mask_v, existing, HOW)
     largest, total = _normaliser_of_many(input, voxels, input_c, input_v, inside, live, HOW)
     sum_q = tl.full((HOW.block_v,), 0, HOW.real)
     if HOW.activation == "softmax" and not HOW.by_target:
