@@ -667,9 +667,8 @@ def gradient(
         slope = _slope_of(rows, p, g, log_p, log_n, HOW)
         if HOW.activation == "softmax" and not HOW.by_target:
             slope -= p * tl.sum(slope, 0)[None, :]
-        slope = _times_weight(slope, weight, HOW)
         if HOW.ignore != "no" or HOW.weighted:
-            slope = tl.where(live[None, :], slope, 0)
+            slope = _times_weight(tl.where(live[None, :], slope, 0), weight, HOW)
         offsets = _offsets(classes, voxels, result_c, result_v)
         tl.store(result + offsets, slope, mask=_mask(classes, existing, HOW))
 
@@ -726,8 +725,7 @@ def gradient_of_many(
         slope = _slope_of(rows, p, g, log_p, log_n, HOW)
         if HOW.activation == "softmax" and not HOW.by_target:
             slope -= p * sum_q[None, :]
-        slope = _times_weight(slope, weight, HOW)
         if HOW.ignore != "no" or HOW.weighted:
-            slope = tl.where(live[None, :], slope, 0)
+            slope = _times_weight(tl.where(live[None, :], slope, 0), weight, HOW)
         offsets = _offsets(classes, voxels, result_c, result_v)
         tl.store(result + offsets, slope, mask=_mask(classes, existing, HOW))
