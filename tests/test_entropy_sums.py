@@ -38,7 +38,7 @@ def same(got: Tensor, expected: Tensor, *leaves: Tensor, rtol: float = 1e-12) ->
     torch.testing.assert_close(got, expected, rtol=rtol, atol=1e-12, check_dtype=False)
     weights = torch.linspace(-1, 1, got.numel(), dtype=got.dtype).view_as(got)
     for leaf in leaves:
-        a, b = (torch.autograd.grad((v * weights).sum(), leaf)[0] for v in (got, expected))
+        a, b = (torch.autograd.grad((v * weights).sum(), leaf, retain_graph=True)[0] for v in (got, expected))
         torch.testing.assert_close(a, b, rtol=10 * rtol, atol=rtol)
 
 
@@ -117,6 +117,8 @@ def test_finite_where_a_probability_rounds_to_0_or_1(
     names = ["cross_entropy", "focal"]
     if activation != "softmax":
         names += ["cross_entropy_negative", "focal_negative"]
+    if activation != "none" or gamma <= 1:  # above, its slope at a probability of 0 is none in float32
+        names += ["log_power"] if activation == "softmax" else ["log_power", "log_power_negative"]
     got = sums(x, labels, activation, names, gamma=gamma, backend=backend)
     expected = sums(x.double(), labels, activation, names, gamma=gamma)
     torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=1e-12)
@@ -124,6 +126,25 @@ def test_finite_where_a_probability_rounds_to_0_or_1(
     (expected_slope,) = torch.autograd.grad(expected.sum(), x)
     assert torch.isfinite(slope.float()).all()
     torch.testing.assert_close(slope, expected_slope, rtol=1e-2 if dtype == torch.bfloat16 else 1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.3, 1.0, 1.7])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+def test_powers_of_logarithms_and_squared_errors_are_what_they_say(
+    activation: str, gamma: float, backend: str
+) -> None:
+    x, g = logits(channels=4), logits(channels=4).softmax(1).requires_grad_()
+    x = (x.sigmoid() if activation == "none" else x).requires_grad_()
+    p = {"softmax": x.softmax(1), "sigmoid": x.sigmoid(), "none": x}[activation]
+    expected = {
+        "log_power": g * (-p.log()) ** gamma,
+        "sensitivity_error": g * (g - p) ** 2,
+        "specificity_error": (1 - g) * (g - p) ** 2,
+        "log_power_negative": (1 - g) * (-(1 - p).log()) ** gamma,
+    }
+    names = list(expected)[: 3 if activation == "softmax" else 4]
+    got = sums(x, g, activation, names, gamma=gamma, backend=backend)
+    same(got, torch.stack([expected[name].flatten(2).sum(-1) for name in names]), x, g)
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])

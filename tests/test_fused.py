@@ -32,6 +32,8 @@ SUMS = [
     ["target", "soft_intersection", "prediction_squared", "target_squared"],
     ["cross_entropy", "cross_entropy_negative", "prediction"],
     ["focal", "focal_negative", "intersection"],
+    ["log_power", "log_power_negative", "voxels"],
+    ["sensitivity_error", "specificity_error"],
     sorted(TERMS),
 ]
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -41,6 +43,12 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "cropped": lambda x: torch.nn.functional.pad(x, (1, 2, 0, 1, 3, 0))[..., 3:, :-1, 1:-2],
     "one channel of two": lambda x: torch.stack([x, x], 2)[:, :, 0],
     "items last": lambda x: x.permute(2, 3, 0, 1, 4).contiguous().permute(2, 3, 0, 1, 4),
+}
+MASK_LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    **LAYOUTS,
+    "transposed": lambda x: x.transpose(2, 4).contiguous().transpose(2, 4),  # so that the shape stays
+    "one for all items": lambda x: x[:1].expand(x.shape),
+    "one for all columns": lambda x: x[..., :1].expand(x.shape),
 }
 
 
@@ -61,8 +69,8 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numba_cpu, "_scratch", poisoned)
 
 
-def volumes(options: dict[str, Any]) -> tuple[Tensor, Tensor, Pass]:
-    """An input with NaN under the ignored voxels, a target, and what is asked of them; in float64."""
+def volumes(options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None, Pass]:
+    """An input with NaN where ignored or of weight 0, a target, a mask, and what is asked of them; in float64."""
     x, labels = 3 * logits(channels=CHANNELS, spatial=SPATIAL), label_map(channels=CHANNELS, spatial=SPATIAL)
     if options["activation"] == "none":
         x = x.sigmoid()
@@ -82,14 +90,21 @@ def volumes(options: dict[str, Any]) -> tuple[Tensor, Tensor, Pass]:
         else:
             target[:, 2:3] = ignored.to(target)
         x = x.masked_fill(ignored, torch.nan)
+    mask = None
+    if options["masked"] != "not":
+        mask = 2 * torch.rand(x.shape[0], 1, *SPATIAL)
+        mask = mask.where(mask > 0.5, 0)
+        mask = MASK_LAYOUTS[options["mask_layout"]](mask if options["masked"] == "by weights" else mask > 0)
+        x = x.masked_fill(mask == 0, torch.nan)
+        target = target.masked_fill(mask == 0, 77)  # neither a class nor a probability
     names = [name for name in options["sums"] if options["activation"] != "softmax" or name not in NEGATIVE]
-    return x, target, Pass(options["activation"], names, ignore_index, options["gamma"])
+    return x, target, mask, Pass(options["activation"], names, ignore_index, options["gamma"])
 
 
-def assert_equal_passes(backend: str, x: Tensor, target: Tensor, job: Pass) -> None:
+def assert_equal_passes(backend: str, x: Tensor, target: Tensor, job: Pass, mask: Tensor | None = None) -> None:
     name = str(x.dtype).removeprefix("torch.")
-    sums, valid = BACKENDS[backend].region_sums(x, target, job)
-    expected, _ = reference.region_sums(x.double(), target, job)
+    sums, valid = BACKENDS[backend].region_sums(x, target, job, mask)
+    expected, _ = reference.region_sums(x.double(), target, job, mask)
     assert valid
     assert sums.shape == expected.shape
     size = expected.abs().clamp(min=1)
@@ -98,13 +113,13 @@ def assert_equal_passes(backend: str, x: Tensor, target: Tensor, job: Pass) -> N
     for wrt, like in (("input", x), ("target", target)):
         if wrt == "target" and not (target.shape[1] == x.shape[1] and target.is_floating_point()):
             continue
-        slope = BACKENDS[backend].region_sums_backward(grad, x, target, job, wrt)
+        slope = BACKENDS[backend].region_sums_backward(grad, x, target, job, wrt, mask)
         same = (x.double(), target) if wrt == "input" else (x.double(), target.double())
-        expected = reference.region_sums_backward(grad, *same, job, wrt)
+        expected = reference.region_sums_backward(grad, *same, job, wrt, mask)
         assert slope.dtype == like.dtype
         assert slope.stride() == torch.empty_like(like).stride()
-        error = (slope.double() - expected).abs().max() / expected.abs().max()
-        assert error <= GRADIENT[str(like.dtype).removeprefix("torch.")] + GRADIENT[name], wrt
+        tolerance = GRADIENT[str(like.dtype).removeprefix("torch.")] + GRADIENT[name]
+        assert (slope.double() - expected).abs().max() <= tolerance * expected.abs().max(), wrt
 
 
 @pytest.mark.parametrize("backend", FUSED)
@@ -117,16 +132,20 @@ def assert_equal_passes(backend: str, x: Tensor, target: Tensor, job: Pass) -> N
     dtype=FLOATS,
     layout=list(LAYOUTS),
     target_layout=list(LAYOUTS),
+    masked=["not", "by booleans", "by weights"],
+    mask_layout=list(MASK_LAYOUTS),
 )
 def test_equal_to_the_reference(options: dict[str, Any], backend: str, poisoned_empty: None) -> None:
-    x, target, job = volumes(options)
+    x, target, mask, job = volumes(options)
     x = LAYOUTS[options["layout"]](x.to(options["dtype"]))
     target = LAYOUTS[options["target_layout"]](target)
+    if options["layout"] == "transposed":
+        mask = None if mask is None else mask.transpose(2, 4)
     if (options["layout"] == "transposed") != (options["target_layout"] == "transposed"):
         target = target.transpose(2, 4)
-    before = x.clone(), target.clone()
-    assert_equal_passes(backend, x, target, job)
-    torch.testing.assert_close((x, target), before, rtol=0, atol=0, equal_nan=True)
+    before = [x.clone(), target.clone()]
+    assert_equal_passes(backend, x, target, job, mask)
+    torch.testing.assert_close([x, target], before, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("backend", FUSED)
@@ -165,6 +184,77 @@ def test_a_nan_that_counts_reaches_the_sums_and_the_gradient(
     assert sums[1, 1, 2].isnan()
     slope = BACKENDS[backend].region_sums_backward(torch.ones(4, 2, 4).double(), x, labels, job, "input")
     assert slope[1, 2, 40].isnan()
+    slope[1, :, 40] = 0
+    assert slope.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", ["reference", "eager", *FUSED])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+@pytest.mark.parametrize("form", ["label map", "soft"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("asked", [["prediction", "intersection", "cross_entropy", "voxels"], [*TERMS]])
+def test_a_voxel_of_weight_k_counts_k_times(
+    asked: list[str], dtype: torch.dtype, form: str, activation: str, backend: str
+) -> None:
+    x, labels = logits(channels=CHANNELS, spatial=(40,), dtype=dtype), label_map(channels=CHANNELS, spatial=(40,))
+    x = x.sigmoid() if activation == "none" else x
+    target = labels if form == "label map" else logits(channels=CHANNELS, spatial=(40,), dtype=dtype).softmax(1)
+    times = torch.arange(40) % 4
+    job = Pass(activation, [n for n in asked if activation != "softmax" or n not in NEGATIVE], None, 1.5)
+    mask = times.to(dtype).expand(2, 1, 40)
+    pass_over = BACKENDS[backend]
+    sums, valid = pass_over.region_sums(x, target, job, mask)
+    repeated = [volume.repeat_interleave(times, -1) for volume in (x, target)]
+    expected, _ = pass_over.region_sums(repeated[0], repeated[1], job)
+    assert valid
+    few = 1e-12 if dtype == torch.float64 else 2e-6
+    torch.testing.assert_close(sums, expected, rtol=few, atol=few)
+    assert (sums[-1] == times.sum()).all(), "voxels"
+    grad = torch.randn(expected.shape, dtype=torch.float64)
+    for wrt in ["input", "target"] if form == "soft" else ["input"]:
+        slope = pass_over.region_sums_backward(grad, x, target, job, wrt, mask)
+        once = pass_over.region_sums_backward(grad, x, target, job, wrt)
+        torch.testing.assert_close(slope, times * once, rtol=few, atol=few)
+
+
+@pytest.mark.parametrize("backend", ["reference", "eager", *FUSED])
+@pytest.mark.parametrize("form", ["label map", "one-hot", "one-hot, a class ignored"])
+@pytest.mark.parametrize("activation", ["softmax", "none"])
+@pytest.mark.parametrize(
+    ("weight", "valid"),
+    [(0.0, True), (2.5, True), (-1.0, False), (torch.nan, False), (torch.inf, False), (-torch.inf, False)],
+)
+def test_weights_that_are_negative_or_not_finite_are_seen(
+    weight: float, valid: bool, activation: str, form: str, backend: str
+) -> None:
+    x, target = torch.full((2, 3, 40), 0.5), torch.zeros(2, 1, 40)
+    target = target if form == "label map" else one_hot(target, 3)
+    job = Pass(activation, ["prediction"], 1 if form == "one-hot, a class ignored" else None)
+    mask = torch.ones(2, 1, 40)
+    mask[1, 0, 39] = weight
+    assert BACKENDS[backend].region_sums(x, target, job, mask)[1].item() is valid
+    # Where a voxel has no weight, nobody looks what it is.
+    x[1, :, 39], target[1, :, 39] = 7, 7
+    assert BACKENDS[backend].region_sums(x, target, job, mask)[1].item() is (weight == 0)
+
+
+@pytest.mark.parametrize("backend", FUSED)
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_a_nan_under_a_weight_reaches_the_loss_and_under_none_it_does_not(
+    weight: float, activation: str, backend: str
+) -> None:
+    x, labels, mask = logits(spatial=(50,)), label_map(spatial=(50,)), torch.ones(2, 1, 50).double()
+    x = x.sigmoid() if activation == "none" else x
+    x[1, 2, 40], mask[1, 0, 40] = torch.nan, weight
+    names = [name for name in TERMS if activation != "softmax" or name not in NEGATIVE]
+    job = Pass(activation, names, None)
+    sums, valid = BACKENDS[backend].region_sums(x, labels, job, mask)
+    assert valid
+    assert sums[:, 0].isfinite().all()
+    assert sums[names.index("prediction"), 1, 2].isnan() == (weight != 0)
+    slope = BACKENDS[backend].region_sums_backward(torch.ones_like(sums), x, labels, job, "input", mask)
+    assert slope[1, 2, 40].isnan() if weight else slope[1, 2, 40] == 0
     slope[1, :, 40] = 0
     assert slope.isfinite().all()
 

@@ -80,6 +80,42 @@ def test_elementary_functions_are_right_to_the_last_bits(dtype: Any) -> None:
         assert error.max() <= few, exact.__name__
 
 
+@njit  # type: ignore[untyped-decorator]
+def powers(log: Any, gamma: Any, derived: bool, rows: Any) -> None:
+    kernels._power_of_log(log, log.size, gamma, derived, rows)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 0.5, 1.0, 2.0, 3.7, 9.0])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_powers_of_logarithms_are_right_to_the_bits_that_their_exponent_leaves(dtype: Any, gamma: float) -> None:
+    distance = np.geomspace(1e-9, 1e4, 10**5).astype(dtype)
+    exact, small = distance.astype(np.longdouble), 2.0**-23
+    for derived in (False, True):
+        rows = np.full((kernels.ROWS, distance.size), np.nan, dtype)
+        powers(-distance, dtype(gamma), derived, rows)
+        power = dtype(gamma) * exact ** (dtype(gamma) - 1) if derived else exact ** dtype(gamma)
+        chord = small ** (dtype(gamma) - 1) * (1 if derived else exact)
+        expected = np.where(distance < small, chord, power)
+        bits = 4 + 2 * (gamma + 1) * np.abs(np.log(exact))
+        few = bits * np.finfo(dtype).eps * np.abs(expected) + np.finfo(dtype).tiny
+        with np.errstate(over="ignore"):
+            representable = np.isfinite(expected.astype(dtype))
+        assert (np.abs(rows[kernels.FOCUS] - expected) <= few)[representable].all()
+        assert np.isinf(rows[kernels.FOCUS][~representable]).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("gamma", "power", "slope"), [(0.0, 1, 0), (0.3, np.inf, 0), (1.0, np.inf, 1)])
+def test_powers_of_an_infinite_logarithm_and_of_none(
+    dtype: Any, gamma: float, power: float, slope: float
+) -> None:
+    for derived, expected in ((False, power), (True, slope)):
+        rows = np.zeros((kernels.ROWS, 3), dtype)
+        powers(np.array([-np.inf, np.nan, 0], dtype), dtype(gamma), derived, rows)
+        np.testing.assert_allclose(rows[kernels.FOCUS][:2], [expected, np.nan], atol=1e-20)
+        assert rows[kernels.FOCUS][2] == (dtype(2.0 ** (-23 * (float(dtype(gamma)) - 1))) if derived else 0)
+
+
 @pytest.mark.parametrize("x", [-100.0, -1e4, -np.inf])
 def test_an_exponential_that_underflows_is_as_good_as_zero(x: float) -> None:
     got = np.empty(1, np.float32)
@@ -194,6 +230,18 @@ def test_the_first_call_says_once_that_it_compiles_and_the_next_process_need_not
     assert not any("voxloss" in line for line in said[1])
 
 
+def test_one_compiled_version_with_and_without_a_mask() -> None:
+    x, labels = logits(dtype=torch.float32), label_map()
+    grad, mask = torch.ones(3, 2, 4).double(), torch.rand_like(x[:, :1])
+    numba_cpu.region_sums(x, labels, DICE)
+    numba_cpu.region_sums_backward(grad, x, labels, DICE, "input")
+    before = len(kernels.forward.signatures), len(kernels.backward.signatures)
+    for weights in (mask, mask > 0.5, mask.double(), mask[:1].expand_as(mask)):
+        numba_cpu.region_sums(x, labels, DICE, weights)
+        numba_cpu.region_sums_backward(grad, x, labels, DICE, "input", weights)
+    assert (len(kernels.forward.signatures), len(kernels.backward.signatures)) == before
+
+
 def test_without_a_folder_for_the_cache_it_compiles_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     caching = []
 
@@ -240,19 +288,21 @@ def test_where_a_network_is_certain_nothing_is_left_for_the_others(activation: s
 
 @pytest.mark.parametrize("form", ["label map", "one-hot"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d], ids=str)
-def test_no_memory_but_the_gradient(form: str, layout: torch.memory_format) -> None:
+@pytest.mark.parametrize("masked", [False, True])
+def test_no_memory_but_the_gradient(masked: bool, form: str, layout: torch.memory_format) -> None:
     x = logits(spatial=(64, 64, 64), dtype=torch.float32).contiguous(memory_format=layout)
     labels = label_map(spatial=(64, 64, 64)) if form == "label map" else x.sigmoid()
+    mask = torch.rand(1, 1, 64, 64, 64).expand(2, -1, -1, -1, -1) if masked else None
     grad = torch.ones(3, 2, 4, dtype=torch.float64)
-    numba_cpu.region_sums(x, labels, DICE)
-    numba_cpu.region_sums_backward(grad, x, labels, DICE, "input")
+    numba_cpu.region_sums(x, labels, DICE, mask)
+    numba_cpu.region_sums_backward(grad, x, labels, DICE, "input", mask)
     with LargestTensor() as made:
-        numba_cpu.region_sums(x, labels, DICE)
-        numba_cpu.region_sums_backward(grad, x, labels, DICE, "input")
+        numba_cpu.region_sums(x, labels, DICE, mask)
+        numba_cpu.region_sums_backward(grad, x, labels, DICE, "input", mask)
     assert sum(size >= 100 for size in made.sizes) == 1  # the gradient
     start()
-    numba_cpu.region_sums(x, labels, DICE)
-    numba_cpu.region_sums_backward(grad, x, labels, DICE, "input")
+    numba_cpu.region_sums(x, labels, DICE, mask)
+    numba_cpu.region_sums_backward(grad, x, labels, DICE, "input", mask)
     _, peak = get_traced_memory()
     stop()
     assert peak < 0.1 * x.nbytes

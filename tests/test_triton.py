@@ -43,22 +43,30 @@ def prediction(classes: int, spatial: tuple[int, ...], activation: str, items: i
 
 
 def compare(
-    x: Tensor, target: Tensor, job: Pass, largest: int = triton_gpu.LARGEST_TILE, wrt: str = "input"
+    x: Tensor,
+    target: Tensor,
+    job: Pass,
+    largest: int = triton_gpu.LARGEST_TILE,
+    wrt: str = "input",
+    mask: Tensor | None = None,
 ) -> None:
     """Hold sums, verdict and gradient against those of the reference; tiles have `largest` classes at most."""
     name = str(x.dtype).removeprefix("torch.")
-    launch, partial, valid = triton_gpu.forward(x.to(HOME), target.to(HOME), job, largest)
+    there = None if mask is None else mask.to(HOME)
+    launch, partial, valid = triton_gpu.forward(x.to(HOME), target.to(HOME), job, largest, there)
     launch.start()
-    wanted, wanted_valid = reference.region_sums(x, target, job)
+    wanted, wanted_valid = reference.region_sums(x, target, job, mask)
     got = partial.sum(0, dtype=torch.float64).cpu()
     scale = wanted.abs().amax(-1, keepdim=True).clamp(min=1)
     assert ((got - wanted).abs() <= LOSS[name] * scale).all()
     assert bool(valid) == bool(wanted_valid)
     grad = torch.linspace(-1, 1, wanted.numel(), dtype=torch.float64).view_as(wanted)
-    launch, result, written = triton_gpu.backward(grad.to(HOME), x.to(HOME), target.to(HOME), job, wrt, largest)
+    launch, result, written = triton_gpu.backward(
+        grad.to(HOME), x.to(HOME), target.to(HOME), job, wrt, largest, there
+    )
     launch.start()
     slope = (result if written is result else result.copy_(written)).cpu().double()
-    wanted_slope = reference.region_sums_backward(grad, x.double(), target, job, wrt)
+    wanted_slope = reference.region_sums_backward(grad, x.double(), target, job, wrt, mask)
     assert ((slope - wanted_slope).abs() <= GRADIENT[name] * wanted_slope.abs().max()).all()
 
 
@@ -114,6 +122,28 @@ def test_classes_in_several_tiles(activation: str, form: str, poisoned_empty: No
         else sums_for(activation)
     )
     compare(x, target, Pass(activation, names, ignore_index, 1.5), largest=4)
+
+
+@pytest.mark.parametrize("largest", [512, 4])
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+@pytest.mark.parametrize("form", ["label map, ignore", "channel ignored", "sentinel"])
+@pytest.mark.parametrize("weights", [torch.bool, torch.float32, torch.float64], ids=str)
+def test_masks(weights: torch.dtype, form: str, activation: str, largest: int, poisoned_empty: None) -> None:
+    """A voxel of weight 0, whatever is there, is one that is ignored; an ignored one may have a weight."""
+    x, target = prediction(11, (5, 9), activation), label_map(2, 11, (5, 9))
+    mask = (torch.rand(2, 1, 5, 9) > 0.3) * torch.rand(2, 1, 5, 9).add(0.5)
+    hidden = torch.rand(2, 1, 5, 9) < 0.3
+    if form == "label map, ignore":
+        target = target.masked_fill(hidden, 255).masked_fill(mask == 0, 11)
+    else:
+        target = one_hot(target, 11)
+        target = target.masked_fill(hidden, 255) if form == "sentinel" else target
+        target = target.masked_fill(mask == 0, math.nan)
+    x = x.masked_fill(mask == 0, math.nan)
+    job = Pass(activation, sums_for(activation), 2 if form == "channel ignored" else 255, 0.5)
+    compare(x, target, job, largest, mask=mask.to(weights))
+    if form != "label map, ignore":
+        compare(x, target, job, largest, "target", mask.to(weights))
 
 
 def test_cross_entropy_and_focal_over_tiles_of_classes() -> None:
@@ -271,13 +301,15 @@ def test_nothing_is_copied_where_one_stride_leads_from_voxel_to_voxel() -> None:
         (x[:1].expand(3, -1, -1, -1, -1), labels[:1].expand(3, -1, -1, -1, -1)),
         (x.transpose(2, 4), labels.transpose(2, 4)),
     ]
-    for a, b in layouts:
+    for (a, b), dtype in product(layouts, (torch.bool, torch.float32)):
+        mask = torch.empty_like(b, dtype=dtype)
         for launch, *_ in (
-            triton_gpu.forward(a, b, Pass("softmax", DICE, None)),
-            triton_gpu.backward(torch.ones(3, 3, 4), a, b, Pass("softmax", DICE, None), "input"),
+            triton_gpu.forward(a, b, Pass("softmax", DICE, None), mask=mask),
+            triton_gpu.backward(torch.ones(3, 3, 4), a, b, Pass("softmax", DICE, None), "input", mask=mask),
         ):
             assert launch.arguments["input"].data_ptr() == a.data_ptr()
             assert launch.arguments["target"].data_ptr() == b.data_ptr()
+            assert launch.arguments["mask"].data_ptr() == mask.data_ptr()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -448,6 +480,29 @@ for case in CASES:
         assert spills == "0", kernel
         assert int(registers) * 32 * int(warps) <= 65536, kernel
         assert int(shared) <= 48 * 1024, kernel
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bool"])
+def test_compiled_with_a_mask_nothing_spills(dtype: str) -> None:
+    if not bundled("nvidia"):
+        pytest.skip("this Triton does not compile for NVIDIA")
+    code = f"""
+from functools import partial
+import torch
+from voxloss.backends import triton_gpu
+from voxloss_verify.bench.gpu_resources import CASES, resources
+mask = torch.empty(2, 1, 128, 128, 128, dtype=torch.{dtype}, device="meta")
+triton_gpu.forward, triton_gpu.backward = (
+    partial(prepare, mask=mask) for prepare in (triton_gpu.forward, triton_gpu.backward)
+)
+for case in CASES:
+    if case.classes in (14, 118, 512, 600):
+        for line in resources(case):
+            assert line.spills == 0, line
+            assert line.registers * 32 * line.warps <= 65536, line
+            print(line)
+"""
+    assert len(run(code).splitlines()) > 40
 
 
 def test_a_spill_is_noticed() -> None:

@@ -43,21 +43,22 @@ def takes(device: str, dtype: torch.dtype) -> tuple[bool, str]:
     return device == "cpu" and dtype in _DTYPES, "a float16, bfloat16, float32 or float64 input on the CPU"
 
 
-def region_sums(input: Tensor, target: Tensor, job: Pass) -> tuple[Tensor, Tensor]:
+def region_sums(input: Tensor, target: Tensor, job: Pass, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return the sums `[K, B, C]` and whether every voxel was valid.
 
     Rows of up to 1024 voxels are summed in float32 (float64 for float64 input), the rows and parts in float64.
     """
     items, channels, *_ = input.shape
-    inputs, targets = (_Items(flat) for flat in flatten_spatial([input, target]))
-    asked = _asked(input, target, job)
+    flat = flatten_spatial([input, target, _weights(mask, input)])
+    inputs, targets, masks = (_Items(tensor) for tensor in flat)
+    asked = _asked(input, target, job, mask)
     parts = -(-inputs.voxels // PART)
     sums = np.zeros((items, parts, len(TERMS), channels))
     valid = np.zeros((items, parts), dtype=bool)
 
     def walk(item: int, part: int, start: int, stop: int, scratch: Any) -> None:
         valid[item, part] = _kernels().forward(
-            inputs[item], targets[item], start, stop, asked, *scratch, sums[item, part]
+            inputs[item], targets[item], masks[item], start, stop, asked, *scratch, sums[item, part]
         )
 
     _in_parallel(walk, items, inputs.voxels, lambda: _scratch(input, target))
@@ -65,7 +66,9 @@ def region_sums(input: Tensor, target: Tensor, job: Pass) -> tuple[Tensor, Tenso
     return torch.from_numpy(sums.sum(1)[:, rows].swapaxes(0, 1).copy()), torch.tensor(bool(valid.all()))
 
 
-def region_sums_backward(grad: Tensor, input: Tensor, target: Tensor, job: Pass, wrt: str) -> Tensor:
+def region_sums_backward(
+    grad: Tensor, input: Tensor, target: Tensor, job: Pass, wrt: str, mask: Tensor | None = None
+) -> Tensor:
     """∂L/∂input or ∂L/∂target (`wrt`) in that tensor's dtype and layout; p is computed again."""
     items, channels, *_ = input.shape
     like = input if wrt == "input" else target
@@ -73,15 +76,25 @@ def region_sums_backward(grad: Tensor, input: Tensor, target: Tensor, job: Pass,
     if flatten_spatial([written])[0].untyped_storage().data_ptr() != written.untyped_storage().data_ptr():
         # Axes in an order that no single stride can follow: the kernel writes elsewhere.
         written = torch.empty(like.shape, dtype=like.dtype)
-    results, inputs, targets = (_Items(flat) for flat in flatten_spatial([written, input, target]))
-    asked, by_target = _asked(input, target, job), wrt == "target"
+    flat = flatten_spatial([written, input, target, _weights(mask, input)])
+    results, inputs, targets, masks = (_Items(tensor) for tensor in flat)
+    asked, by_target = _asked(input, target, job, mask), wrt == "target"
     weights = np.zeros((items, len(TERMS), channels), _precision(input))
     for name, row in zip(job.sums, grad, strict=True):
         weights[:, list(TERMS).index(name)] += row.detach().numpy()
 
     def walk(item: int, part: int, start: int, stop: int, scratch: Any) -> None:
         _kernels().backward(
-            inputs[item], targets[item], start, stop, asked, *scratch, weights[item], by_target, results[item]
+            inputs[item],
+            targets[item],
+            masks[item],
+            start,
+            stop,
+            asked,
+            *scratch,
+            weights[item],
+            by_target,
+            results[item],
         )
 
     _in_parallel(walk, items, inputs.voxels, lambda: _scratch(input, target))
@@ -149,7 +162,15 @@ def _scratch(input: Tensor, target: Tensor) -> Any:
     return blocks, np.empty((_kernels().ROWS, WIDTH), precision), np.empty(WIDTH, np.int32)
 
 
-def _asked(input: Tensor, target: Tensor, job: Pass) -> Any:
+def _weights(mask: Tensor | None, input: Tensor) -> Tensor:
+    """The mask in the dtype of the rows; without one a number in its place, which the kernels do not look at."""
+    dtype = torch.promote_types(input.dtype, torch.float32)
+    if mask is None:
+        return torch.ones((), dtype=dtype).expand(len(input), 1, *input.shape[2:])
+    return mask.to(dtype)
+
+
+def _asked(input: Tensor, target: Tensor, job: Pass, mask: Tensor | None) -> Any:
     return _kernels().Asked(
         activation=("softmax", "sigmoid", "none").index(job.activation),
         is_map=target.shape[1] != input.shape[1],
@@ -159,6 +180,8 @@ def _asked(input: Tensor, target: Tensor, job: Pass) -> Any:
         ignore_index=job.ignore_index or 0,
         slack=range_tolerance(input.dtype),
         target_slack=range_tolerance(target.dtype),
+        masked=mask is not None,
+        weighted=mask is not None and mask.dtype != torch.bool,
     )
 
 

@@ -23,7 +23,7 @@ from numba import njit, types
 from numba.core import event
 from numba.extending import overload
 
-from voxloss.backends.voxels import SMALLEST_PROBABILITY, TERMS
+from voxloss.backends.voxels import SMALLEST_LOGARITHM, SMALLEST_PROBABILITY, TERMS
 
 _LOGGER = logging.getLogger("voxloss")
 
@@ -33,11 +33,12 @@ NATIVE, HALF, BFLOAT16 = range(3)  # what a 16-bit element is
 # Rows of `Asked.sums`, of the sums and of their gradients.
 SUMS = tuple(TERMS)  # in this order:
 INTERSECTION, SOFT_INTERSECTION, PREDICTION, PREDICTION_SQUARED, TARGET, TARGET_SQUARED = range(6)
-CROSS_ENTROPY, CROSS_ENTROPY_NEGATIVE, FOCAL, FOCAL_NEGATIVE, LOG_LOSS, LOG_LOSS_NEGATIVE, VOXELS = range(6, 13)
+CROSS_ENTROPY, CROSS_ENTROPY_NEGATIVE, FOCAL, FOCAL_NEGATIVE, LOG_LOSS, LOG_LOSS_NEGATIVE = range(6, 12)
+LOG_POWER, LOG_POWER_NEGATIVE, SENSITIVITY_ERROR, SPECIFICITY_ERROR, VOXELS = range(12, 17)
 
 # Rows of voxels to work in: p, n, the target, …; SCALE is 1/Σ exp(z − max).
-P, N, G, LOG_P, LOG_N, FOCUS, OWN, MAXIMUM, SCALE, LOG_SUM, DOT, EXP = range(12)
-ROWS = 12
+P, N, G, LOG_P, LOG_N, FOCUS, OWN, MAXIMUM, SCALE, LOG_SUM, DOT, EXP, WEIGHT = range(13)
+ROWS = 13
 
 IGNORED = -1  # in place of a label
 
@@ -62,6 +63,8 @@ class Asked(NamedTuple):
     ignore_index: int
     slack: float  # how far outside [0, 1] a prediction may be
     target_slack: float
+    masked: bool  # voxels of weight 0 are ignored
+    weighted: bool  # there may be other weights than 0 and 1
 
 
 class _Notice(event.Listener):
@@ -314,7 +317,19 @@ def _store(block, start, count, item):
 
 
 @compiled
-def _load_labels(item, start, count, channels, asked, labels):
+def _load_weights(item, start, count, weight):
+    """Return whether all are finite and ≥ 0."""
+    memory, lines = item
+    valid, infinite = True, weight.dtype.type(np.inf)
+    first = lines.first + start * lines.per_voxel
+    for v in range(count):
+        weight[v] = memory[first + v * lines.per_voxel]
+        valid &= (weight[v] >= 0) & (weight[v] < infinite)
+    return valid
+
+
+@compiled
+def _load_labels(item, start, count, channels, asked, weight, labels):
     """Write labels, IGNORED where they are; return whether all that count are classes, and whether all count."""
     memory, lines = item
     valid, all_count = True, True
@@ -323,7 +338,7 @@ def _load_labels(item, start, count, channels, asked, labels):
         value = _widen(memory[first + v * lines.per_voxel], lines.kind)
         label = np.int64(value)
         whole = label == value
-        if asked.ignores and whole and label == asked.ignore_index:
+        if (asked.ignores and whole and label == asked.ignore_index) or (asked.masked and weight[v] == 0):
             labels[v] = IGNORED
             all_count = False
         elif whole and 0 <= label < channels:
@@ -335,31 +350,37 @@ def _load_labels(item, start, count, channels, asked, labels):
 
 
 @compiled
-def _find_ignored(target, count, asked, labels):
+def _find_ignored(target, count, asked, weight, labels):
     """The same for targets with one channel per class: labels only say where voxels are ignored."""
     channels, ignore_index = target.shape[0], asked.ignore_index
     lowest, highest = target.dtype.type(-asked.target_slack), target.dtype.type(1 + asked.target_slack)
     named = asked.ignores and channels > 1 and 0 <= ignore_index < channels
-    valid, all_count = True, True
+    all_count = True
     for v in range(count):
         labels[v] = IGNORED if asked.ignores else 0
     if named:
         for v in range(count):
             labels[v] = IGNORED if target[ignore_index, v] == 1 else 0
-            valid &= target[ignore_index, v] == 1 or target[ignore_index, v] == 0
     elif asked.ignores:
         for c in range(channels):
             for v in range(count):
                 labels[v] = labels[v] if target[c, v] == ignore_index else 0
-    if asked.ignores:
+    if asked.masked:
+        for v in range(count):
+            labels[v] = IGNORED if weight[v] == 0 else labels[v]
+    if asked.ignores or asked.masked:
         for v in range(count):
             all_count &= labels[v] != IGNORED
     outside = np.int32(0)
+    if named:
+        for v in range(count):
+            in_part = (target[ignore_index, v] != 0) & (labels[v] != IGNORED)
+            outside += np.int32(1) if in_part else np.int32(0)
     for c in range(channels):
         for v in range(count):
             inside = (target[c, v] >= lowest) & (target[c, v] <= highest)
             outside += np.int32(0) if inside | (labels[v] == IGNORED) else np.int32(1)
-    return valid and outside == 0, all_count
+    return outside == 0, all_count
 
 
 @compiled
@@ -469,64 +490,115 @@ def _focus(base, count, gamma, rows):
 
 
 @compiled
-def _add(c, count, sums, gamma, rows, out):
+def _power_of_log(log, count, gamma, derived, rows):
+    """Fill the row FOCUS with (−log)^γ, near 0 its chord; if `derived`, with the derivative of that by −log."""
+    focus = rows[FOCUS]
+    one, small = focus.dtype.type(1), focus.dtype.type(SMALLEST_LOGARITHM)
+    largest = focus.dtype.type(np.finfo(focus.dtype).max)
+    chord = focus.dtype.type(SMALLEST_LOGARITHM ** (np.float64(gamma) - 1))
+    exponent, factor = (gamma - one, gamma) if derived else (gamma, one)
+    unbounded = gamma > 0 and not derived
+    for v in range(count):
+        distance = -log[v]
+        finite = largest if distance > largest else distance
+        y = exponent * _log(small if finite < small else finite)
+        e = _exp(-abs(y))
+        power = factor * (one / e if y > 0 else e)
+        power = distance if unbounded & (distance > largest) else power
+        focus[v] = (chord if derived else distance * chord) if distance < small else power
+
+
+def _times(x: float, weight: Any, v: int) -> float:
+    """A term of voxel v times its weight; `weight` is a row, or None where all are 1."""
+    raise NotImplementedError
+
+
+@overload(_times, jit_options=_INLINE)
+def _times_of(x, weight, v):
+    if isinstance(weight, types.NoneType):
+        return lambda x, weight, v: x
+    return lambda x, weight, v: x * weight[v]
+
+
+@compiled
+def _add(c, count, sums, gamma, rows, weight, out):
     """Add the sums of channel c; of those that share a loop also some that nobody asked for."""
     p, g, n, log_p, log_n, focus = rows[P], rows[G], rows[N], rows[LOG_P], rows[LOG_N], rows[FOCUS]
     zero, one = p.dtype.type(0), p.dtype.type(1)
     if sums[INTERSECTION] or sums[PREDICTION] or sums[TARGET]:
         intersection, prediction, target = zero, zero, zero
         for v in range(count):
-            intersection += p[v] * g[v]
-            prediction += p[v]
-            target += g[v]
+            intersection += _times(p[v] * g[v], weight, v)
+            prediction += _times(p[v], weight, v)
+            target += _times(g[v], weight, v)
         out[INTERSECTION, c] += intersection
         out[PREDICTION, c] += prediction
         out[TARGET, c] += target
     if sums[PREDICTION_SQUARED] or sums[TARGET_SQUARED]:
         prediction, target = zero, zero
         for v in range(count):
-            prediction += p[v] * p[v]
-            target += g[v] * g[v]
+            prediction += _times(p[v] * p[v], weight, v)
+            target += _times(g[v] * g[v], weight, v)
         out[PREDICTION_SQUARED, c] += prediction
         out[TARGET_SQUARED, c] += target
     if sums[SOFT_INTERSECTION]:
         total = zero
         for v in range(count):
-            total += g[v] if g[v] < p[v] else p[v]
+            total += _times(g[v] if g[v] < p[v] else p[v], weight, v)
         out[SOFT_INTERSECTION, c] += total
     if sums[LOG_LOSS]:
         total = zero
         for v in range(count):
-            total -= log_p[v]
+            total -= _times(log_p[v], weight, v)
         out[LOG_LOSS, c] += total
     if sums[LOG_LOSS_NEGATIVE]:
         total = zero
         for v in range(count):
-            total -= log_n[v]
+            total -= _times(log_n[v], weight, v)
         out[LOG_LOSS_NEGATIVE, c] += total
     # 0·(−∞) is 0 here.
     if sums[CROSS_ENTROPY]:
         total = zero
         for v in range(count):
-            total -= zero if g[v] == zero else g[v] * log_p[v]
+            total -= zero if g[v] == zero else _times(g[v] * log_p[v], weight, v)
         out[CROSS_ENTROPY, c] += total
     if sums[CROSS_ENTROPY_NEGATIVE]:
         total = zero
         for v in range(count):
-            total -= zero if g[v] == one else (one - g[v]) * log_n[v]
+            total -= zero if g[v] == one else _times((one - g[v]) * log_n[v], weight, v)
         out[CROSS_ENTROPY_NEGATIVE, c] += total
     if sums[FOCAL]:
         _focus(n, count, gamma, rows)
         total = zero
         for v in range(count):
-            total -= zero if g[v] == zero else g[v] * log_p[v] * focus[v]
+            total -= zero if g[v] == zero else _times(g[v] * log_p[v] * focus[v], weight, v)
         out[FOCAL, c] += total
     if sums[FOCAL_NEGATIVE]:
         _focus(p, count, gamma, rows)
         total = zero
         for v in range(count):
-            total -= zero if g[v] == one else (one - g[v]) * log_n[v] * focus[v]
+            total -= zero if g[v] == one else _times((one - g[v]) * log_n[v] * focus[v], weight, v)
         out[FOCAL_NEGATIVE, c] += total
+    if sums[LOG_POWER]:
+        _power_of_log(log_p, count, gamma, False, rows)
+        total = zero
+        for v in range(count):
+            total += zero if g[v] == zero else _times(g[v] * focus[v], weight, v)
+        out[LOG_POWER, c] += total
+    if sums[LOG_POWER_NEGATIVE]:
+        _power_of_log(log_n, count, gamma, False, rows)
+        total = zero
+        for v in range(count):
+            total += zero if g[v] == one else _times((one - g[v]) * focus[v], weight, v)
+        out[LOG_POWER_NEGATIVE, c] += total
+    if sums[SENSITIVITY_ERROR] or sums[SPECIFICITY_ERROR]:
+        inside, outside = zero, zero
+        for v in range(count):
+            squared = _times((g[v] - p[v]) ** 2, weight, v)
+            inside += g[v] * squared
+            outside += (one - g[v]) * squared
+        out[SENSITIVITY_ERROR, c] += inside
+        out[SPECIFICITY_ERROR, c] += outside
 
 
 @compiled
@@ -588,6 +660,39 @@ def _add_by_log(count, activation, gamma, cross_entropy, focal, log_loss, negati
 
 
 @compiled
+def _add_by_power(count, activation, factor, negative, p, n, g, rows, slope):
+    """Add the slope of factor·g·(−log p)^γ, whose derivative by −log p is in the row FOCUS.
+
+    If `negative`, of that with 1 − g in the place of g; p and n are given in each other's place.
+    """
+    focus = rows[FOCUS]
+    zero, one, tiny = p.dtype.type(0), p.dtype.type(1), p.dtype.type(SMALLEST_PROBABILITY)
+    constant, sign = (-one, one) if negative else (zero, one)  # −(1 − g), or g
+    for v in range(count):
+        share = factor * (constant + sign * g[v])
+        by_log = zero if share == zero else share * focus[v]
+        if activation == SIGMOID:
+            slope[v] -= by_log * n[v]
+        elif activation == SOFTMAX:
+            slope[v] -= by_log
+        else:
+            slope[v] -= by_log / (tiny if p[v] < tiny else p[v])
+
+
+@compiled
+def _add_by_error(count, activation, inside, outside, p, n, g, slope):
+    """Add the slope, by p, of (inside·g + outside·(1 − g))·(g − p)², multiplied on as in `_by_own`."""
+    for v in range(count):
+        by_p = (p[v] - g[v]) * (outside + (inside - outside) * g[v])
+        by_p += by_p
+        if activation == SOFTMAX:
+            by_p *= p[v]
+        elif activation == SIGMOID:
+            by_p *= p[v] * n[v]
+        slope[v] += by_p
+
+
+@compiled
 def _slope(c, count, activation, sums, gamma, weights, rows, slope):
     """Fill `slope`: q = p·∂L/∂p + ∂L/∂log p for a softmax, otherwise ∂L/∂input; `weights` is ∂L/∂sums."""
     p, n, g, log_p, log_n = rows[P], rows[N], rows[G], rows[LOG_P], rows[LOG_N]
@@ -599,12 +704,22 @@ def _slope(c, count, activation, sums, gamma, weights, rows, slope):
         ce, focal = weights[CROSS_ENTROPY_NEGATIVE, c], weights[FOCAL_NEGATIVE, c]
         log_loss = -weights[LOG_LOSS_NEGATIVE, c]
         _add_by_log(count, activation, gamma, ce, focal, log_loss, True, n, p, g, log_n, rows, slope)
+    if sums[LOG_POWER]:
+        _power_of_log(log_p, count, gamma, True, rows)
+        _add_by_power(count, activation, weights[LOG_POWER, c], False, p, n, g, rows, slope)
+    if sums[LOG_POWER_NEGATIVE]:
+        _power_of_log(log_n, count, gamma, True, rows)
+        _add_by_power(count, activation, weights[LOG_POWER_NEGATIVE, c], True, n, p, g, rows, slope)
+    if sums[SENSITIVITY_ERROR] or sums[SPECIFICITY_ERROR]:
+        inside, outside = weights[SENSITIVITY_ERROR, c], weights[SPECIFICITY_ERROR, c]
+        _add_by_error(count, activation, inside, outside, p, n, g, slope)
 
 
 @compiled
 def _slope_by_target(c, count, sums, gamma, weights, rows, slope):
     """Fill `slope` with ∂L/∂g."""
     p, n, g, log_p, log_n, focus = rows[P], rows[N], rows[G], rows[LOG_P], rows[LOG_N], rows[FOCUS]
+    two = p.dtype.type(2)
     _by_own(c, count, NONE, sums, weights, TARGET, TARGET_SQUARED, g, p, n, slope)
     if sums[CROSS_ENTROPY]:
         for v in range(count):
@@ -620,6 +735,19 @@ def _slope_by_target(c, count, sums, gamma, weights, rows, slope):
         _focus(p, count, gamma, rows)
         for v in range(count):
             slope[v] += weights[FOCAL_NEGATIVE, c] * focus[v] * log_n[v]
+    if sums[LOG_POWER]:
+        _power_of_log(log_p, count, gamma, False, rows)
+        for v in range(count):
+            slope[v] += weights[LOG_POWER, c] * focus[v]
+    if sums[LOG_POWER_NEGATIVE]:
+        _power_of_log(log_n, count, gamma, False, rows)
+        for v in range(count):
+            slope[v] -= weights[LOG_POWER_NEGATIVE, c] * focus[v]
+    if sums[SENSITIVITY_ERROR] or sums[SPECIFICITY_ERROR]:
+        inside, outside = weights[SENSITIVITY_ERROR, c], weights[SPECIFICITY_ERROR, c]
+        for v in range(count):
+            error, twice = g[v] - p[v], g[v] + g[v]
+            slope[v] += error * (inside * (twice + error) + outside * (two - twice - error))
 
 
 # A softmax and a label map, what most networks are trained with: apart from Σp and Σp², the sums need only the
@@ -814,22 +942,36 @@ def _slope_of_answers(c, count, sums, gamma, weights, labels, rows, slope):
 
 
 @compiled
-def _load_voxels(input, target, first, count, asked, with_logs, by_label, blocks, rows, labels):
-    """Fill the blocks; return whether all voxels that count are valid, and whether all count.
+def _knows_by_label(asked):
+    """Whether the labels' channels, or the right answers, are enough: one of the two special cases above."""
+    sums = asked.sums
+    logs = sums[LOG_LOSS] or sums[LOG_LOSS_NEGATIVE] or sums[LOG_POWER] or sums[LOG_POWER_NEGATIVE]
+    errors = sums[SENSITIVITY_ERROR] or sums[SPECIFICITY_ERROR]
+    return asked.is_map and not (asked.weighted or logs or errors)
+
+
+@compiled
+def _load_voxels(input, target, mask, first, count, asked, with_logs, by_label, blocks, rows, labels):
+    """Fill the blocks and, if `masked`, the row WEIGHT, which is 0 where ignored.
+
+    Return whether all voxels that count are valid, and whether all count.
 
     The first block gets the input, or its exponentials for a softmax. Then the other block gets the input if
     logarithms are needed; or, if only those of the labels' channels are (`by_label`), the row LOG_P gets what
     there is of it in these. The third gets the target unless it is a label map.
     """
     block, other, soft = blocks
+    weight = rows[WEIGHT]
+    weighed = _load_weights(mask, first, count, weight) if asked.masked else True
     _load(input, first, count, block)
     if asked.is_map:
-        valid, all_count = _load_labels(target, first, count, block.shape[0], asked, labels)
+        valid, all_count = _load_labels(target, first, count, block.shape[0], asked, weight, labels)
     else:
         _load(target, first, count, soft)
-        valid, all_count = _find_ignored(soft, count, asked, labels)
+        valid, all_count = _find_ignored(soft, count, asked, weight, labels)
     if not all_count:
         _clear(block, count, labels)
+        _clear(rows[WEIGHT : WEIGHT + 1], count, labels)
     if asked.activation == SOFTMAX:
         if with_logs and by_label:
             for v in range(count):
@@ -837,27 +979,31 @@ def _load_voxels(input, target, first, count, asked, with_logs, by_label, blocks
         elif with_logs:
             other[:, :count] = block[:, :count]
         _softmax(block, count, with_logs, labels, rows)
-    return valid, all_count
+    return valid and weighed, all_count
 
 
 @compiled
-def forward(input, target, start, stop, asked, blocks, rows, labels, out):
+def forward(input, target, mask, start, stop, asked, blocks, rows, labels, out):
     """Add the sums over voxels start…stop of an item to `out` [SUMS, C]; return whether they were valid."""
     block, other, soft = blocks
     sums, gamma, activation = asked.sums, rows.dtype.type(asked.gamma), asked.activation
-    log_losses = sums[LOG_LOSS] or sums[LOG_LOSS_NEGATIVE]
-    with_logs = (
-        sums[CROSS_ENTROPY] or sums[CROSS_ENTROPY_NEGATIVE] or sums[FOCAL] or sums[FOCAL_NEGATIVE] or log_losses
-    )
-    is_map, by_label = asked.is_map, asked.is_map and not log_losses
+    with_logs = False
+    for k in range(CROSS_ENTROPY, SENSITIVITY_ERROR):
+        with_logs |= sums[k]
+    is_map, by_label = asked.is_map, _knows_by_label(asked)
     all_valid = True
     for first in range(start, stop, rows.shape[1]):
         count = min(rows.shape[1], stop - first)
         valid, all_count = _load_voxels(
-            input, target, first, count, asked, with_logs, by_label, blocks, rows, labels
+            input, target, mask, first, count, asked, with_logs, by_label, blocks, rows, labels
         )
         all_valid &= valid
-        if sums[VOXELS]:
+        if sums[VOXELS] and asked.weighted:
+            total = rows.dtype.type(0)
+            for v in range(count):
+                total += rows[WEIGHT, v]
+            out[VOXELS] += total
+        elif sums[VOXELS]:
             out[VOXELS] += count if all_count else np.sum(labels[:count] != IGNORED)
         if by_label and activation == SOFTMAX:
             _fill_at_labels(count, sums, gamma, with_logs, block, labels, rows)
@@ -869,7 +1015,10 @@ def forward(input, target, start, stop, asked, blocks, rows, labels, out):
                 _add_answers(c, count, sums, labels, rows, out)
                 continue
             _fill(c, count, activation, with_logs, all_count, block, other, labels, soft, is_map, rows)
-            _add(c, count, sums, gamma, rows, out)
+            if asked.weighted:
+                _add(c, count, sums, gamma, rows, rows[WEIGHT], out)
+            else:
+                _add(c, count, sums, gamma, rows, None, out)
             if activation == NONE:
                 for v in range(count):
                     # Written so that NaN passes, as in `voxels`.
@@ -878,7 +1027,7 @@ def forward(input, target, start, stop, asked, blocks, rows, labels, out):
 
 
 @compiled
-def backward(input, target, start, stop, asked, blocks, rows, labels, weights, by_target, result):
+def backward(input, target, mask, start, stop, asked, blocks, rows, labels, weights, by_target, result):
     """Write ∂L/∂input, or ∂L/∂target, of voxels start…stop of an item; `weights` is ∂L/∂sums [SUMS, C]."""
     block, other, soft = blocks
     sums, gamma, activation = asked.sums, rows.dtype.type(asked.gamma), asked.activation
@@ -887,13 +1036,16 @@ def backward(input, target, start, stop, asked, blocks, rows, labels, weights, b
         or (sums[CROSS_ENTROPY_NEGATIVE] and by_target)
         or sums[FOCAL]
         or sums[FOCAL_NEGATIVE]
+        or sums[LOG_POWER]
+        or sums[LOG_POWER_NEGATIVE]
     )
-    is_map = asked.is_map
-    by_label = is_map and not (sums[LOG_LOSS] or sums[LOG_LOSS_NEGATIVE])
+    is_map, by_label = asked.is_map, _knows_by_label(asked)
     dot = rows[DOT]
     for first in range(start, stop, rows.shape[1]):
         count = min(rows.shape[1], stop - first)
-        _, all_count = _load_voxels(input, target, first, count, asked, with_logs, by_label, blocks, rows, labels)
+        _, all_count = _load_voxels(
+            input, target, mask, first, count, asked, with_logs, by_label, blocks, rows, labels
+        )
         if by_label and activation == SOFTMAX:
             _fill_at_labels(count, sums, gamma, with_logs, block, labels, rows)
             _slope_at_labels(count, sums, gamma, weights, block, labels, rows)
@@ -918,6 +1070,10 @@ def backward(input, target, start, stop, asked, blocks, rows, labels, weights, b
             for c in range(block.shape[0]):
                 for v in range(count):
                     other[c, v] -= block[c, v] * rows[SCALE, v] * dot[v]
+        if asked.weighted:
+            for c in range(other.shape[0]):
+                for v in range(count):
+                    other[c, v] *= rows[WEIGHT, v]
         if not all_count:
             _clear(other, count, labels)
         _store(other, first, count, result)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from voxloss.backends.layout import flatten_spatial
-from voxloss.backends.voxels import NEGATIVE, POSITIVE, Pass, range_tolerance
+from voxloss.backends.voxels import NEGATIVE, POSITIVE, SMALLEST_LOGARITHM, Pass, range_tolerance
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LARGEST_TILE = 512  # classes; beyond, a tile has not all classes of a voxel
@@ -95,30 +95,32 @@ class Launch(NamedTuple):
             self.kernel[(self.programs,)](**self.arguments, **self.options)
 
 
-def region_sums(input: Tensor, target: Tensor, job: Pass) -> tuple[Tensor, Tensor]:
+def region_sums(input: Tensor, target: Tensor, job: Pass, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return the sums `[K, B, C]` and whether every voxel was valid.
 
     Float32 for a few voxels (float64 for float64 input), float64 from program to program.
     """
-    launch, partial, valid = forward(input, target, job)
+    launch, partial, valid = forward(input, target, job, mask=mask)
     launch.start()
     return partial.sum(0, dtype=torch.float64), valid
 
 
-def region_sums_backward(grad: Tensor, input: Tensor, target: Tensor, job: Pass, wrt: str) -> Tensor:
+def region_sums_backward(
+    grad: Tensor, input: Tensor, target: Tensor, job: Pass, wrt: str, mask: Tensor | None = None
+) -> Tensor:
     """∂L/∂input or ∂L/∂target (`wrt`) in that tensor's dtype and layout; p is computed again."""
-    launch, result, written = backward(grad, input, target, job, wrt)
+    launch, result, written = backward(grad, input, target, job, wrt, mask=mask)
     launch.start()
     return result if written is result else result.copy_(written)
 
 
 def forward(
-    input: Tensor, target: Tensor, job: Pass, largest: int = LARGEST_TILE
+    input: Tensor, target: Tensor, job: Pass, largest: int = LARGEST_TILE, mask: Tensor | None = None
 ) -> tuple[Launch, Tensor, Tensor]:
     """Prepare the forward pass: its launch, the partial sums `[programs, K, B, C]` and the verdict it writes."""
     from voxloss.backends import triton_kernels
 
-    lines = flatten_spatial([input, target])
+    lines = flatten_spatial([input, target, *([] if mask is None else [mask])])
     _, classes, voxels = lines[0].shape
     tiles = tiling(classes, voxels, input.dtype, len(job.sums), largest)
     chunks = -(-voxels // (tiles.voxels * tiles.tiles))
@@ -134,7 +136,13 @@ def forward(
 
 
 def backward(
-    grad: Tensor, input: Tensor, target: Tensor, job: Pass, wrt: str, largest: int = LARGEST_TILE
+    grad: Tensor,
+    input: Tensor,
+    target: Tensor,
+    job: Pass,
+    wrt: str,
+    largest: int = LARGEST_TILE,
+    mask: Tensor | None = None,
 ) -> tuple[Launch, Tensor, Tensor]:
     """Prepare the backward pass: its launch, the gradient, and the tensor that the kernel writes.
 
@@ -144,10 +152,11 @@ def backward(
 
     own = input if wrt == "input" else target
     result = written = torch.empty_like(own)
-    lines = flatten_spatial([written, input, target])
+    volumes = [input, target, *([] if mask is None else [mask])]
+    lines = flatten_spatial([written, *volumes])
     if lines[0].untyped_storage().data_ptr() != written.untyped_storage().data_ptr():
         written = torch.empty_like(own, memory_format=torch.contiguous_format)
-        lines = flatten_spatial([written, input, target])
+        lines = flatten_spatial([written, *volumes])
     _, classes, voxels = lines[0].shape
     tiles = tiling(classes, voxels, input.dtype, len(job.sums), largest)
     chunks = -(-voxels // (tiles.voxels * tiles.tiles))
@@ -183,9 +192,11 @@ def _launch(
         activation=job.activation,
         sums=tuple(job.sums),
         gamma=float(job.gamma),
+        chord=SMALLEST_LOGARITHM ** (float(job.gamma) - 1),
         labels=labels,
         ignore=ignore,
         index=job.ignore_index or 0,
+        weighted=len(lines) == 3,
         classes=channels,
         log_p=any(name in POSITIVE for name in job.sums),
         log_n=any(name in NEGATIVE for name in job.sums),
@@ -199,16 +210,19 @@ def _launch(
         tiles=tiles.tiles,
         side_by_side=lines[0].stride(2) == 1,
     )
-    a, b = lines
+    a, b, *masks = (line.view(torch.uint8) if line.dtype == torch.bool else line for line in lines)
+    c = masks[0] if masks else b  # which nothing reads
     arguments = {
         "input": a,
-        "target": b.view(torch.uint8) if b.dtype == torch.bool else b,
+        "target": b,
+        "mask": c,
         **outputs,
         "items": items,
         "chunks": chunks,
         "count": count,
         **dict(zip(("input_b", "input_c", "input_v"), a.stride(), strict=True)),
         **dict(zip(("target_b", "target_c", "target_v"), b.stride(), strict=True)),
+        **dict(zip(("mask_b", "mask_v"), c.stride()[::2], strict=True)),
         "HOW": how,
     }
     # A product and a sum may be rounded once: faster, and no less exact.

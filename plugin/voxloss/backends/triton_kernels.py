@@ -6,7 +6,8 @@ One program takes every n-th tile of an item, so that programs that run at the s
 
 A voxel outside the volume and one that is ignored are treated alike: they are not `live`, their logit is −∞ (or
 their probability 0) and their target 0, so that every term of theirs is 0 by itself; so it is with the classes
-that fill a tile up. `HOW` is known when a kernel is compiled: what is not asked for costs nothing.
+that fill a tile up. A voxel of weight 0 is not even loaded: it counts as one outside the volume, but that its
+gradient is written. `HOW` is known when a kernel is compiled: what is not asked for costs nothing.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ class How(NamedTuple):
     activation: str
     sums: tuple[str, ...]
     gamma: float
+    chord: float  # ε^(γ−1), the slope of a power of a logarithm near 0
     labels: bool  # the target is a label map
     ignore: str  # "no", "label", "channel" (that one is 1) or "sentinel" (all channels are `index`)
     index: int
+    weighted: bool  # there is a mask
     classes: int
     log_p: bool  # some sum needs it
     log_n: bool
@@ -40,13 +43,15 @@ class How(NamedTuple):
     side_by_side: bool  # neighbouring voxels lie next to each other in memory
 
 
+INFINITY = tl.constexpr(float("inf"))
 MINUS_INFINITY = tl.constexpr(float("-inf"))
-SMALLEST_PROBABILITY = tl.constexpr(2.0**-126)  # that of voxels.py
+SMALLEST_PROBABILITY = tl.constexpr(2.0**-126)  # those of voxels.py
+SMALLEST_LOGARITHM = tl.constexpr(2.0**-23)
 LARGEST_LABEL = tl.constexpr(2.0**62)
 ALL = tl.constexpr(tl.PropagateNan.ALL)
 
 
-# --- What a target says of its voxels ---
+# --- What a mask and a target say of their voxels ---
 
 
 @triton.jit
@@ -100,6 +105,28 @@ def _look_at_target(target, voxels, stride_c, stride_v, inside, HOW: tl.constexp
         live, wrong = _from_channels(target, voxels, stride_c, stride_v, inside, HOW)
         label = live
     return label, live, wrong
+
+
+@triton.jit
+def _look_at(target, mask, voxels, target_c, target_v, mask_v, existing, HOW: tl.constexpr):
+    """Return what `_look_at_target` does, and the weight of each voxel, and which are inside: not of weight 0."""
+    if HOW.weighted:
+        weight = tl.load(mask + voxels * mask_v, mask=existing, other=0).to(HOW.real)
+        inside = existing & (weight != 0)
+        label, live, wrong = _look_at_target(target, voxels, target_c, target_v, inside, HOW)
+        wrong = wrong | (existing & (((weight >= 0) & (weight < INFINITY)) == 0))
+    else:
+        weight = existing
+        inside = existing
+        label, live, wrong = _look_at_target(target, voxels, target_c, target_v, inside, HOW)
+    return label, weight, inside, live, wrong
+
+
+@triton.jit
+def _times_weight(x, weight, HOW: tl.constexpr):
+    if HOW.weighted:
+        x = x * weight[None, :]
+    return x
 
 
 # --- Tiles ---
@@ -246,18 +273,34 @@ def _activate(z, largest, total, HOW: tl.constexpr):
 
 
 @triton.jit
-def _power(base, HOW: tl.constexpr):
-    """base^γ of a base in [0, 1], but for rounding."""
+def _power(base, exponent: tl.constexpr):
+    """base^exponent; 0 takes the place of a base below it, and to a power below 0 is not asked for."""
     base = tl.maximum(base, 0, propagate_nan=ALL)
-    if HOW.gamma == 0:
+    if exponent == 0:
         result = tl.full(base.shape, 1, base.dtype)
-    elif HOW.gamma == 1:
+    elif exponent == 1:
         result = base
-    elif HOW.gamma == 2:
+    elif exponent == 2:
         result = base * base
     else:
-        result = tl.where(base == 0, 0, tl.exp2(HOW.gamma * tl.log2(tl.where(base == 0, 1, base))))
+        result = tl.where(base == 0, 0, tl.exp2(exponent * tl.log2(tl.where(base == 0, 1, base))))
     return result
+
+
+@triton.jit
+def _power_of_log(log, HOW: tl.constexpr):
+    """(−log)^γ, near 0 its chord."""
+    distance = -log
+    power = _power(tl.maximum(distance, SMALLEST_LOGARITHM, propagate_nan=ALL), HOW.gamma)
+    return tl.where(distance < SMALLEST_LOGARITHM, distance * HOW.chord, power)
+
+
+@triton.jit
+def _slope_of_power(log, HOW: tl.constexpr):
+    """Its derivative by −log."""
+    distance = -log
+    power = HOW.gamma * _power(tl.maximum(distance, SMALLEST_LOGARITHM, propagate_nan=ALL), HOW.gamma - 1)
+    return tl.where(distance < SMALLEST_LOGARITHM, HOW.chord, power)
 
 
 @triton.jit
@@ -286,13 +329,21 @@ def _term(NAME: tl.constexpr, p, g, log_p, log_n, live, HOW: tl.constexpr):
     elif NAME == "cross_entropy_negative":
         term = -_times(1 - g, log_n)
     elif NAME == "focal":
-        term = -_times(g, log_p) * _power(1 - p, HOW)
+        term = -_times(g, log_p) * _power(1 - p, HOW.gamma)
     elif NAME == "focal_negative":
-        term = -_times(1 - g, log_n) * _power(p, HOW)
+        term = -_times(1 - g, log_n) * _power(p, HOW.gamma)
     elif NAME == "log_loss":
         term = tl.where(live[None, :], -log_p, 0)
     elif NAME == "log_loss_negative":
         term = tl.where(live[None, :], -log_n, 0)
+    elif NAME == "log_power":
+        term = _times(g, _power_of_log(log_p, HOW))
+    elif NAME == "log_power_negative":
+        term = _times(1 - g, _power_of_log(log_n, HOW))
+    elif NAME == "sensitivity_error":
+        term = g * (g - p) * (g - p)
+    elif NAME == "specificity_error":
+        term = (1 - g) * (g - p) * (g - p)
     elif NAME == "voxels":
         term = tl.where(live[None, :], tl.full(p.shape, 1, p.dtype), 0)
     return term
@@ -301,7 +352,7 @@ def _term(NAME: tl.constexpr, p, g, log_p, log_n, live, HOW: tl.constexpr):
 @triton.jit
 def _focal_slope(p, n, log_p, HOW: tl.constexpr):
     """n^γ·(1 − γ·p·log p / n), where log p / n tends to −1 as n tends to 0, and p·log p to 0 as p does."""
-    slope = _power(n, HOW)
+    slope = _power(n, HOW.gamma)
     if HOW.gamma != 0:
         some = n > 0
         ratio = p * tl.maximum(log_p, -1e4, propagate_nan=ALL) / tl.where(some, n, 1)
@@ -334,6 +385,14 @@ def _by_prediction(
         by_log_p -= weight
     elif NAME == "log_loss_negative":
         by_log_n -= weight
+    elif NAME == "log_power":
+        by_log_p -= weight * _times(g, _slope_of_power(log_p, HOW))
+    elif NAME == "log_power_negative":
+        by_log_n -= weight * _times(1 - g, _slope_of_power(log_n, HOW))
+    elif NAME == "sensitivity_error":
+        slope += 2 * weight * g * (p - g)
+    elif NAME == "specificity_error":
+        slope += 2 * weight * (1 - g) * (p - g)
     return slope, kink, by_log_p, by_log_n
 
 
@@ -353,9 +412,17 @@ def _by_target(NAME: tl.constexpr, weight, p, g, log_p, log_n, slope, kink, by_l
     elif NAME == "cross_entropy_negative":
         by_logs += weight * log_n
     elif NAME == "focal":
-        by_logs -= weight * _power(1 - p, HOW) * log_p
+        by_logs -= weight * _power(1 - p, HOW.gamma) * log_p
     elif NAME == "focal_negative":
-        by_logs += weight * _power(p, HOW) * log_n
+        by_logs += weight * _power(p, HOW.gamma) * log_n
+    elif NAME == "log_power":
+        by_logs += weight * _power_of_log(log_p, HOW)
+    elif NAME == "log_power_negative":
+        by_logs -= weight * _power_of_log(log_n, HOW)
+    elif NAME == "sensitivity_error":
+        slope += weight * (g - p) * (3 * g - p)
+    elif NAME == "specificity_error":
+        slope += weight * (g - p) * (2 - 3 * g + p)
     return slope, kink, by_logs
 
 
@@ -454,6 +521,7 @@ def _store_sum(partial, total, k, chunk, item, items, classes, HOW: tl.constexpr
 def sums(
     input,
     target,
+    mask,
     partial,
     valid,
     items,
@@ -465,6 +533,8 @@ def sums(
     target_b,
     target_c,
     target_v,
+    mask_b,
+    mask_v,
     HOW: tl.constexpr,
 ):
     """Write the sums over some tiles to partial `[chunks, K, items, classes]`, and on an error 0 to `valid`.
@@ -476,6 +546,7 @@ def sums(
     chunk = tl.program_id(0) % chunks
     input += item.to(tl.int64) * input_b
     target += item.to(tl.int64) * target_b
+    mask += item.to(tl.int64) * mask_b
     classes = tl.arange(0, HOW.block_c)
     totals = ()
     for _ in tl.static_range(len(HOW.sums)):
@@ -487,18 +558,21 @@ def sums(
         wrong = tl.full((HOW.block_c, HOW.block_v), 0, tl.int1)
     for tile in tl.range(0, HOW.tiles):
         voxels = _tile_of_voxels(chunk.to(tl.int64) + tile * tl.cast(chunks, tl.int64), HOW)
-        inside = voxels < count
-        label, live, half_ignored = _look_at_target(target, voxels, target_c, target_v, inside, HOW)
+        existing = voxels < count
+        label, weight, inside, live, bad = _look_at(
+            target, mask, voxels, target_c, target_v, mask_v, existing, HOW
+        )
         g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, HOW)
         z = _load_input(input, classes, voxels, input_c, input_v, inside, live, HOW)
         largest, total = _normaliser(z, live, HOW)
         p, log_p, log_n = _activate(z, largest, total, HOW)
-        wrong = wrong | half_ignored[None, :]
+        wrong = wrong | bad[None, :]
         if not HOW.labels or HOW.activation == "none":
             wrong = wrong | _out_of_range(p, g, HOW)
         longer = ()
         for k in tl.static_range(len(HOW.sums)):
-            longer = longer + (totals[k] + _term(tl.constexpr(HOW.sums[k]), p, g, log_p, log_n, live, HOW),)
+            term = _term(tl.constexpr(HOW.sums[k]), p, g, log_p, log_n, live, HOW)
+            longer = longer + (totals[k] + _times_weight(term, weight, HOW),)
         totals = longer
     for k in tl.static_range(len(HOW.sums)):
         _store_sum(partial, tl.sum(totals[k], 1), k, chunk, item, items, classes, HOW)
@@ -510,6 +584,7 @@ def sums(
 def sums_of_many(
     input,
     target,
+    mask,
     partial,
     valid,
     items,
@@ -521,6 +596,8 @@ def sums_of_many(
     target_b,
     target_c,
     target_v,
+    mask_b,
+    mask_v,
     HOW: tl.constexpr,
 ):
     """As `sums`, for one tile of voxels and any number of classes."""
@@ -528,11 +605,12 @@ def sums_of_many(
     chunk = tl.program_id(0) % chunks
     input += item.to(tl.int64) * input_b
     target += item.to(tl.int64) * target_b
+    mask += item.to(tl.int64) * mask_b
     voxels = _tile_of_voxels(chunk, HOW)
-    inside = voxels < count
-    label, live, half_ignored = _look_at_target(target, voxels, target_c, target_v, inside, HOW)
+    existing = voxels < count
+    label, weight, inside, live, bad = _look_at(target, mask, voxels, target_c, target_v, mask_v, existing, HOW)
     largest, total = _normaliser_of_many(input, voxels, input_c, input_v, inside, live, HOW)
-    wrong = half_ignored.to(tl.int32)
+    wrong = bad.to(tl.int32)
     for first in tl.range(0, HOW.classes, HOW.block_c):
         classes = first + tl.arange(0, HOW.block_c)
         g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, HOW)
@@ -542,7 +620,7 @@ def sums_of_many(
             wrong = tl.maximum(wrong, tl.max(_out_of_range(p, g, HOW).to(tl.int32), 0))
         for k in tl.static_range(len(HOW.sums)):
             term = _term(tl.constexpr(HOW.sums[k]), p, g, log_p, log_n, live, HOW)
-            _store_sum(partial, tl.sum(term, 1), k, chunk, item, items, classes, HOW)
+            _store_sum(partial, tl.sum(_times_weight(term, weight, HOW), 1), k, chunk, item, items, classes, HOW)
     tl.store(valid, 0, mask=tl.max(wrong, 0) > 0)
 
 
@@ -550,6 +628,7 @@ def sums_of_many(
 def gradient(
     input,
     target,
+    mask,
     weights,
     result,
     items,
@@ -561,6 +640,8 @@ def gradient(
     target_b,
     target_c,
     target_v,
+    mask_b,
+    mask_v,
     result_b,
     result_c,
     result_v,
@@ -571,13 +652,14 @@ def gradient(
     chunk = tl.program_id(0) % chunks
     input += item.to(tl.int64) * input_b
     target += item.to(tl.int64) * target_b
+    mask += item.to(tl.int64) * mask_b
     result += item.to(tl.int64) * result_b
     classes = tl.arange(0, HOW.block_c)
     rows = _load_weights(weights, item, items, classes, HOW)
     for tile in tl.range(0, HOW.tiles):
         voxels = _tile_of_voxels(chunk.to(tl.int64) + tile * tl.cast(chunks, tl.int64), HOW)
-        inside = voxels < count
-        label, live, _ = _look_at_target(target, voxels, target_c, target_v, inside, HOW)
+        existing = voxels < count
+        label, weight, inside, live, _ = _look_at(target, mask, voxels, target_c, target_v, mask_v, existing, HOW)
         g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, HOW)
         z = _load_input(input, classes, voxels, input_c, input_v, inside, live, HOW)
         largest, total = _normaliser(z, live, HOW)
@@ -585,16 +667,17 @@ def gradient(
         slope = _slope_of(rows, p, g, log_p, log_n, HOW)
         if HOW.activation == "softmax" and not HOW.by_target:
             slope -= p * tl.sum(slope, 0)[None, :]
-        if HOW.ignore != "no":
-            slope = tl.where(live[None, :], slope, 0)
+        if HOW.ignore != "no" or HOW.weighted:
+            slope = _times_weight(tl.where(live[None, :], slope, 0), weight, HOW)
         offsets = _offsets(classes, voxels, result_c, result_v)
-        tl.store(result + offsets, slope, mask=_mask(classes, inside, HOW))
+        tl.store(result + offsets, slope, mask=_mask(classes, existing, HOW))
 
 
 @triton.jit
 def gradient_of_many(
     input,
     target,
+    mask,
     weights,
     result,
     items,
@@ -606,6 +689,8 @@ def gradient_of_many(
     target_b,
     target_c,
     target_v,
+    mask_b,
+    mask_v,
     result_b,
     result_c,
     result_v,
@@ -616,10 +701,11 @@ def gradient_of_many(
     chunk = tl.program_id(0) % chunks
     input += item.to(tl.int64) * input_b
     target += item.to(tl.int64) * target_b
+    mask += item.to(tl.int64) * mask_b
     result += item.to(tl.int64) * result_b
     voxels = _tile_of_voxels(chunk, HOW)
-    inside = voxels < count
-    label, live, _ = _look_at_target(target, voxels, target_c, target_v, inside, HOW)
+    existing = voxels < count
+    label, weight, inside, live, _ = _look_at(target, mask, voxels, target_c, target_v, mask_v, existing, HOW)
     largest, total = _normaliser_of_many(input, voxels, input_c, input_v, inside, live, HOW)
     sum_q = tl.full((HOW.block_v,), 0, HOW.real)
     if HOW.activation == "softmax" and not HOW.by_target:
@@ -639,7 +725,7 @@ def gradient_of_many(
         slope = _slope_of(rows, p, g, log_p, log_n, HOW)
         if HOW.activation == "softmax" and not HOW.by_target:
             slope -= p * sum_q[None, :]
-        if HOW.ignore != "no":
-            slope = tl.where(live[None, :], slope, 0)
+        if HOW.ignore != "no" or HOW.weighted:
+            slope = _times_weight(tl.where(live[None, :], slope, 0), weight, HOW)
         offsets = _offsets(classes, voxels, result_c, result_v)
-        tl.store(result + offsets, slope, mask=_mask(classes, inside, HOW))
+        tl.store(result + offsets, slope, mask=_mask(classes, existing, HOW))
