@@ -74,10 +74,7 @@ def measure(
         mask = inputs.plain(mask)
         inputs.require_mask(mask, input)
         mask = mask.expand(len(input), *mask.shape[1:])
-        if mask.dtype == torch.bool and target.shape[1] != input.shape[1]:
-            target, ignore_index = without_masked(target, mask, ignore_index)
-            mask = None
-        elif mask.dtype != torch.bool:
+        if mask.dtype != torch.bool:
             mask = mask.to(torch.promote_types(input.dtype, torch.float32))
     if not isinstance(activation, str):
         shape = input.shape
@@ -88,19 +85,6 @@ def measure(
     inputs.require_reverse_mode(input, target)
     found = ops.region_sums(input, target, mask, activation, list(sums), ignore_index, backend, gamma)
     return dict(zip(sums, found.unbind(0), strict=True))
-
-
-def without_masked(labels: Tensor, mask: Tensor, ignore_index: int | None) -> tuple[Tensor, int]:
-    """Return a label map with the label to ignore where `mask` is False, and that label.
-
-    A label map is small beside the input, and ignoring a label costs a pass less than reading a mask does.
-    """
-    ignored = -1 if ignore_index is None else ignore_index
-    if not labels.is_floating_point() and not (
-        labels.dtype != torch.bool and torch.iinfo(labels.dtype).min <= ignored <= torch.iinfo(labels.dtype).max
-    ):
-        labels = labels.to(torch.int64)
-    return labels.masked_fill(~mask, ignored), ignored
 
 
 def region_sums(squared: bool, soft_label: bool) -> tuple[str, str, str]:

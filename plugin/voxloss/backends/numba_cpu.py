@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from voxloss.backends.layout import flatten_spatial
-from voxloss.backends.voxels import TERMS, Pass, range_tolerance
+from voxloss.backends.voxels import TERMS, Pass, range_tolerance, without_differences
 
 # Voxels of an item that are summed by themselves: the same for any number of threads, so the result is, too.
 PART = 1 << 15
@@ -70,6 +70,7 @@ def region_sums_backward(
     grad: Tensor, input: Tensor, target: Tensor, job: Pass, wrt: str, mask: Tensor | None = None
 ) -> Tensor:
     """∂L/∂input or ∂L/∂target (`wrt`) in that tensor's dtype and layout; p is computed again."""
+    grad, job = without_differences(grad, job)
     items, channels, *_ = input.shape
     like = input if wrt == "input" else target
     result = written = torch.empty_like(like)

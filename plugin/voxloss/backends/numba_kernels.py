@@ -23,7 +23,7 @@ from numba import njit, types
 from numba.core import event
 from numba.extending import overload
 
-from voxloss.backends.voxels import SMALLEST_LOGARITHM, SMALLEST_PROBABILITY, TERMS
+from voxloss.backends.voxels import LARGEST_LOGIT, SMALLEST_LOGARITHM, SMALLEST_PROBABILITY, TERMS
 
 _LOGGER = logging.getLogger("voxloss")
 
@@ -34,7 +34,8 @@ NATIVE, HALF, BFLOAT16 = range(3)  # what a 16-bit element is
 SUMS = tuple(TERMS)  # in this order:
 INTERSECTION, SOFT_INTERSECTION, PREDICTION, PREDICTION_SQUARED, TARGET, TARGET_SQUARED = range(6)
 CROSS_ENTROPY, CROSS_ENTROPY_NEGATIVE, FOCAL, FOCAL_NEGATIVE, LOG_LOSS, LOG_LOSS_NEGATIVE = range(6, 12)
-LOG_POWER, LOG_POWER_NEGATIVE, SENSITIVITY_ERROR, SPECIFICITY_ERROR, VOXELS = range(12, 17)
+LOG_POWER, LOG_POWER_NEGATIVE = range(12, 14)
+FALSE_POSITIVES, FALSE_NEGATIVES, TRUE_NEGATIVES, SENSITIVITY_ERROR, SPECIFICITY_ERROR, VOXELS = range(14, 20)
 
 # Rows of voxels to work in: p, n, the target, …; SCALE is 1/Σ exp(z − max).
 P, N, G, LOG_P, LOG_N, FOCUS, OWN, MAXIMUM, SCALE, LOG_SUM, DOT, EXP, WEIGHT = range(13)
@@ -288,18 +289,33 @@ def _narrow_of(x, kind, like):
 # is walked by strides, so that no layout needs code of its own.
 
 
+def _within(x: float, largest: float) -> float:
+    """The number in [−largest, largest] that is nearest to x; NaN stays."""
+    raise NotImplementedError
+
+
+@overload(_within, jit_options=_INLINE)
+def _within_of(x, largest):
+    def within(x, largest):
+        x = largest if x > largest else x
+        return -largest if x < -largest else x
+
+    return within
+
+
 @compiled
-def _load(item, start, count, block):
+def _load(item, start, count, largest, block):
+    """Fill a block; what is further from 0 than `largest` becomes that."""
     memory, lines = item
     for c in range(block.shape[0]):
         first = lines.first + c * lines.per_channel + start * lines.per_voxel
         if lines.per_voxel == 1:
             line = memory[first : first + count]
             for v in range(count):
-                block[c, v] = _widen(line[v], lines.kind)
+                block[c, v] = _within(_widen(line[v], lines.kind), largest)
         else:
             for v in range(count):
-                block[c, v] = _widen(memory[first + v * lines.per_voxel], lines.kind)
+                block[c, v] = _within(_widen(memory[first + v * lines.per_voxel], lines.kind), largest)
 
 
 @compiled
@@ -591,6 +607,15 @@ def _add(c, count, sums, gamma, rows, weight, out):
         for v in range(count):
             total += zero if g[v] == one else _times((one - g[v]) * focus[v], weight, v)
         out[LOG_POWER_NEGATIVE, c] += total
+    if sums[FALSE_POSITIVES] or sums[FALSE_NEGATIVES] or sums[TRUE_NEGATIVES]:
+        false_positives, false_negatives, true_negatives = zero, zero, zero
+        for v in range(count):
+            false_positives += _times(p[v] * (one - g[v]), weight, v)
+            false_negatives += _times(n[v] * g[v], weight, v)
+            true_negatives += _times(n[v] * (one - g[v]), weight, v)
+        out[FALSE_POSITIVES, c] += false_positives
+        out[FALSE_NEGATIVES, c] += false_negatives
+        out[TRUE_NEGATIVES, c] += true_negatives
     if sums[SENSITIVITY_ERROR] or sums[SPECIFICITY_ERROR]:
         inside, outside = zero, zero
         for v in range(count):
@@ -946,8 +971,9 @@ def _knows_by_label(asked):
     """Whether the labels' channels, or the right answers, are enough: one of the two special cases above."""
     sums = asked.sums
     logs = sums[LOG_LOSS] or sums[LOG_LOSS_NEGATIVE] or sums[LOG_POWER] or sums[LOG_POWER_NEGATIVE]
+    entries = sums[FALSE_POSITIVES] or sums[FALSE_NEGATIVES] or sums[TRUE_NEGATIVES]
     errors = sums[SENSITIVITY_ERROR] or sums[SPECIFICITY_ERROR]
-    return asked.is_map and not (asked.weighted or logs or errors)
+    return asked.is_map and not (asked.weighted or logs or entries or errors)
 
 
 @compiled
@@ -963,11 +989,12 @@ def _load_voxels(input, target, mask, first, count, asked, with_logs, by_label, 
     block, other, soft = blocks
     weight = rows[WEIGHT]
     weighed = _load_weights(mask, first, count, weight) if asked.masked else True
-    _load(input, first, count, block)
+    finite = block.dtype.type(np.inf if asked.activation == NONE else LARGEST_LOGIT)
+    _load(input, first, count, finite, block)
     if asked.is_map:
         valid, all_count = _load_labels(target, first, count, block.shape[0], asked, weight, labels)
     else:
-        _load(target, first, count, soft)
+        _load(target, first, count, soft.dtype.type(np.inf), soft)
         valid, all_count = _find_ignored(soft, count, asked, weight, labels)
     if not all_count:
         _clear(block, count, labels)
@@ -988,7 +1015,7 @@ def forward(input, target, mask, start, stop, asked, blocks, rows, labels, out):
     block, other, soft = blocks
     sums, gamma, activation = asked.sums, rows.dtype.type(asked.gamma), asked.activation
     with_logs = False
-    for k in range(CROSS_ENTROPY, SENSITIVITY_ERROR):
+    for k in range(CROSS_ENTROPY, FALSE_POSITIVES):
         with_logs |= sums[k]
     is_map, by_label = asked.is_map, _knows_by_label(asked)
     all_valid = True

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from voxloss.backends.layout import flatten_spatial
-from voxloss.backends.voxels import NEGATIVE, POSITIVE, SMALLEST_LOGARITHM, Pass, range_tolerance
+from voxloss.backends.voxels import (
+    NEGATIVE,
+    POSITIVE,
+    SMALLEST_LOGARITHM,
+    Pass,
+    range_tolerance,
+    without_differences,
+)
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LARGEST_TILE = 512  # classes; beyond, a tile has not all classes of a voxel
@@ -150,6 +157,7 @@ def backward(
     """
     from voxloss.backends import triton_kernels
 
+    grad, job = without_differences(grad, job)
     own = input if wrt == "input" else target
     result = written = torch.empty_like(own)
     volumes = [input, target, *([] if mask is None else [mask])]

@@ -44,6 +44,7 @@ class How(NamedTuple):
 
 
 INFINITY = tl.constexpr(float("inf"))
+LARGEST_LOGIT = tl.constexpr(1e30)  # that of voxels.py
 MINUS_INFINITY = tl.constexpr(float("-inf"))
 SMALLEST_PROBABILITY = tl.constexpr(2.0**-126)  # those of voxels.py
 SMALLEST_LOGARITHM = tl.constexpr(2.0**-23)
@@ -170,6 +171,8 @@ def _load_input(input, classes, voxels, stride_c, stride_v, inside, live, HOW: t
             z = tl.where(live[None, :], z, 0)
     else:
         z = _load(input, classes, voxels, stride_c, stride_v, inside, MINUS_INFINITY, HOW)
+        z = tl.where(z > LARGEST_LOGIT, LARGEST_LOGIT, z)  # NaN stays
+        z = tl.where((z < -LARGEST_LOGIT) & _mask(classes, inside, HOW), -LARGEST_LOGIT, z)
         if HOW.ignore != "no":
             z = tl.where(live[None, :], z, MINUS_INFINITY)
     return z
@@ -340,6 +343,12 @@ def _term(NAME: tl.constexpr, p, g, log_p, log_n, live, HOW: tl.constexpr):
         term = _times(g, _power_of_log(log_p, HOW))
     elif NAME == "log_power_negative":
         term = _times(1 - g, _power_of_log(log_n, HOW))
+    elif NAME == "false_positives":
+        term = p * (1 - g)
+    elif NAME == "false_negatives":
+        term = (1 - p) * g
+    elif NAME == "true_negatives":
+        term = tl.where(live[None, :], (1 - p) * (1 - g), 0)
     elif NAME == "sensitivity_error":
         term = g * (g - p) * (g - p)
     elif NAME == "specificity_error":
