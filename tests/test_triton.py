@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -124,12 +125,15 @@ def test_classes_in_several_tiles(activation: str, form: str, poisoned_empty: No
     compare(x, target, Pass(activation, names, ignore_index, 1.5), largest=4)
 
 
-@pytest.mark.parametrize("largest", [512, 4])
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
-@pytest.mark.parametrize("form", ["label map, ignore", "channel ignored", "sentinel"])
-@pytest.mark.parametrize("weights", [torch.bool, torch.float32, torch.float64], ids=str)
-def test_masks(weights: torch.dtype, form: str, activation: str, largest: int, poisoned_empty: None) -> None:
+@pytest.mark.pairwise(
+    largest=[512, 4],
+    activation=["softmax", "sigmoid", "none"],
+    form=["label map, ignore", "channel ignored", "sentinel"],
+    weights=[torch.bool, torch.float32, torch.float64],
+)
+def test_masks(options: dict[str, Any], poisoned_empty: None) -> None:
     """A voxel of weight 0, whatever is there, is one that is ignored; an ignored one may have a weight."""
+    largest, activation, form, weights = options.values()
     x, target = prediction(11, (5, 9), activation), label_map(2, 11, (5, 9))
     mask = (torch.rand(2, 1, 5, 9) > 0.3) * torch.rand(2, 1, 5, 9).add(0.5)
     hidden = torch.rand(2, 1, 5, 9) < 0.3
