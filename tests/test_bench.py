@@ -399,9 +399,9 @@ def test_arithmetic_in_cache_is_as_many_voxels(case: Case, monkeypatch: pytest.M
     def spied(name: str) -> Callable[..., Any]:
         compiled = getattr(kernels, name)
 
-        def spy(inputs: Any, targets: Any, start: int, stop: int, job: Any, *rest: Any) -> Any:
+        def spy(inputs: Any, targets: Any, masks: Any, start: int, stop: int, job: Any, *rest: Any) -> Any:
             asked.append((name, stop - start, job.sums))
-            return compiled(inputs, targets, start, stop, job, *rest)
+            return compiled(inputs, targets, masks, start, stop, job, *rest)
 
         return spy
 

@@ -54,13 +54,14 @@ def _walk(input: Tensor, target: Tensor, job: Pass) -> Callable[[], None]:
     """Forward and backward over one piece, a copy of its own with its own memory to work in."""
     input, target = input.contiguous().clone(), target.contiguous().clone()
     kernels, voxels, channels = numba_cpu._kernels(), input.shape[2], input.shape[1]
-    asked, scratch = numba_cpu._asked(input, target, job), numba_cpu._scratch(input, target)
-    inputs, targets, results = (numba_cpu._Items(each)[0] for each in (input, target, torch.zeros_like(input)))
+    asked, scratch = numba_cpu._asked(input, target, job, None), numba_cpu._scratch(input, target)
+    volumes = (input, target, numba_cpu._weights(None, input), torch.zeros_like(input))
+    inputs, targets, masks, results = (numba_cpu._Items(each)[0] for each in volumes)
     sums = np.zeros((len(TERMS), channels))
     weights = np.full((len(TERMS), channels), 1e-6, numba_cpu._precision(input))
 
     def walk() -> None:
-        kernels.forward(inputs, targets, 0, voxels, asked, *scratch, sums)
-        kernels.backward(inputs, targets, 0, voxels, asked, *scratch, weights, False, results)
+        kernels.forward(inputs, targets, masks, 0, voxels, asked, *scratch, sums)
+        kernels.backward(inputs, targets, masks, 0, voxels, asked, *scratch, weights, False, results)
 
     return walk
