@@ -467,3 +467,15 @@ def test_errors(make: Callable[[], Any], message: str) -> None:
 def _called(loss: StatisticsLoss) -> Tensor:
     value: Tensor = loss(logits(), one_hot(label_map(), 4))
     return value
+
+
+@pytest.mark.parametrize("form", ["label map", "one-hot"])
+@pytest.mark.parametrize("shift", [1e3, 1e5, -1e5])
+def test_a_constant_added_to_the_logits_is_taken_off_before_anything_is_added(form: str, shift: float) -> None:
+    """z − (max + log Σ) would lose the logarithm beside a large maximum."""
+    x, labels = (torch.randint(-8, 8, (1, 4, 9, 9, 9)) / 2).float(), label_map(1, 4, (9, 9, 9))
+    target = labels if form == "label map" else one_hot(labels, 4, torch.float32)
+    for loss in (CrossEntropyLoss, FocalLoss):
+        options = {"use_softmax": True} if loss is FocalLoss else {"softmax": True}
+        one, other = (loss(**options, to_onehot_y=form == "label map")(z, target) for z in (x, x + shift))
+        torch.testing.assert_close(other, one, rtol=1e-6, atol=0)

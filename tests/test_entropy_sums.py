@@ -110,9 +110,11 @@ def test_finite_where_a_probability_rounds_to_0_or_1(
     activation: str, gamma: float, dtype: torch.dtype, backend: str
 ) -> None:
     """1 − p and p are 0 here, and their logarithms and negative powers in the derivatives infinite."""
-    values = [0.0, 1.0] if activation == "none" else [-1e4, 1e4, -60.0, 60.0]
+    values = [0.0, 1.0] if activation == "none" else [-1e4, 1e4, -60.0, 60.0, -torch.inf, torch.inf]
     x = torch.tensor(values, dtype=dtype).repeat(2).view(1, 1, -1)
-    x = torch.cat([x, x.flip(-1)], 1).requires_grad_()
+    other = x.flip(-1)
+    other[..., -1] = x[..., -1]  # the same for both channels: infinite for a logit
+    x = torch.cat([x, other], 1).requires_grad_()
     labels = (torch.arange(x.shape[-1]) >= len(values)).long().view(1, 1, -1)
     names = ["cross_entropy", "focal"]
     if activation != "softmax":

@@ -218,6 +218,16 @@ def _log1p_of(x):
     return log1p32
 
 
+def _log_softmax(z: float, maximum: float, log_sum: float) -> float:
+    """(z − maximum) − log Σ exp(z − maximum)."""
+    raise NotImplementedError
+
+
+@overload(_log_softmax, jit_options=_IN_ORDER)
+def _log_softmax_of(z, maximum, log_sum):
+    return lambda z, maximum, log_sum: (z - maximum) - log_sum
+
+
 # Elements of 16 bits: Numba has no arithmetic for them, so they come and go as integers.
 
 
@@ -454,7 +464,7 @@ def _fill(c, count, activation, with_logs, all_count, block, logits, labels, tar
             n[v] = one - p[v]
         if with_logs:
             for v in range(count):
-                log_p[v] = (logits[c, v] - rows[MAXIMUM, v]) - rows[LOG_SUM, v]
+                log_p[v] = _log_softmax(logits[c, v], rows[MAXIMUM, v], rows[LOG_SUM, v])
     elif activation == SIGMOID:
         # t = exp(−|z|) and the larger one of p and n, 1/(1 + t), give all four without cancellation.
         t = rows[EXP]
@@ -789,7 +799,7 @@ def _fill_at_labels(count, sums, gamma, with_logs, exps, labels, rows):
         rows[N, v] = one - rows[P, v]
     if with_logs:
         for v in range(count):
-            rows[LOG_P, v] = rows[LOG_P, v] - rows[MAXIMUM, v] - rows[LOG_SUM, v]
+            rows[LOG_P, v] = _log_softmax(rows[LOG_P, v], rows[MAXIMUM, v], rows[LOG_SUM, v])
     if sums[FOCAL]:
         _focus(rows[N], count, gamma, rows)
 

@@ -44,7 +44,7 @@ class How(NamedTuple):
 
 
 INFINITY = tl.constexpr(float("inf"))
-LARGEST_LOGIT = tl.constexpr(1e30)  # that of voxels.py
+LARGEST_LOGIT = tl.constexpr(1e15)  # that of voxels.py
 MINUS_INFINITY = tl.constexpr(float("-inf"))
 SMALLEST_PROBABILITY = tl.constexpr(2.0**-126)  # those of voxels.py
 SMALLEST_LOGARITHM = tl.constexpr(2.0**-23)
@@ -171,8 +171,9 @@ def _load_input(input, classes, voxels, stride_c, stride_v, inside, live, HOW: t
             z = tl.where(live[None, :], z, 0)
     else:
         z = _load(input, classes, voxels, stride_c, stride_v, inside, MINUS_INFINITY, HOW)
-        z = tl.where(z > LARGEST_LOGIT, LARGEST_LOGIT, z)  # NaN stays
-        z = tl.where((z < -LARGEST_LOGIT) & _mask(classes, inside, HOW), -LARGEST_LOGIT, z)
+        lowest = tl.where(classes < HOW.classes, -LARGEST_LOGIT, MINUS_INFINITY).to(HOW.real)
+        z = tl.minimum(z, LARGEST_LOGIT, propagate_nan=ALL)
+        z = tl.maximum(z, lowest[:, None], propagate_nan=ALL)
         if HOW.ignore != "no":
             z = tl.where(live[None, :], z, MINUS_INFINITY)
     return z

@@ -53,8 +53,8 @@ from torch import Tensor
 
 # log p of a probability that was given as such is not let below log 2⁻¹²⁶ = −87.3; of logits it has no floor.
 SMALLEST_PROBABILITY = 2.0**-126
-# An infinite logit is taken for this one, which leaves its difference from others, and sums over voxels, finite.
-LARGEST_LOGIT = 1e30
+# An infinite logit is taken for this one, which leaves its difference from others, its square, and sums finite.
+LARGEST_LOGIT = 1e15
 # Of a power of −log p: below it is a chord.
 SMALLEST_LOGARITHM = 2.0**-23
 
