@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import voxloss
+from every_loss import make
 from test_monai_parity import assert_equal
 from volumes import SHAPES, label_map, logits, one_hot
 from voxloss import CrossEntropyLoss, DiceCELoss, DiceFocalLoss, FocalLoss, StatisticsLoss
@@ -475,7 +476,7 @@ def test_a_constant_added_to_the_logits_is_taken_off_before_anything_is_added(fo
     """z − (max + log Σ) would lose the logarithm beside a large maximum."""
     x, labels = (torch.randint(-8, 8, (1, 4, 9, 9, 9)) / 2).float(), label_map(1, 4, (9, 9, 9))
     target = labels if form == "label map" else one_hot(labels, 4, torch.float32)
-    for loss in (CrossEntropyLoss, FocalLoss):
-        options = {"use_softmax": True} if loss is FocalLoss else {"softmax": True}
-        one, other = (loss(**options, to_onehot_y=form == "label map")(z, target) for z in (x, x + shift))
+    for name in ("CrossEntropyLoss", "FocalLoss"):
+        loss = make(name, "softmax", to_onehot_y=form == "label map")
+        one, other = (loss(z, target) for z in (x, x + shift))
         torch.testing.assert_close(other, one, rtol=1e-6, atol=0)
