@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import voxloss
-from voxloss_verify.claims import Claims, claims_of, parse_claims
+from voxloss_verify.claims import Claims, parse_claims
+from voxloss_verify.readers import claims_of
 
 
 def test_of_dice() -> None:

@@ -25,11 +25,11 @@ from matplotlib import image
 
 from voxloss_verify import conformance
 from voxloss_verify.check import ask_law, chosen_laws
-from voxloss_verify.claims import claims_of
 from voxloss_verify.conformance import cases, pages, results
 from voxloss_verify.conformance.cases import Case
 from voxloss_verify.conformance.picture import BROKEN, HOLDS
 from voxloss_verify.finished import Finished
+from voxloss_verify.readers import claims_of
 from voxloss_verify.record import Status
 from voxloss_verify.setting import Profile, Setting
 from voxloss_verify.subject import TargetError, subject_of

@@ -22,8 +22,8 @@ from torch import nn
 import voxloss
 from voxloss_data import Phantom, all_phantoms, write_phantoms
 from voxloss_verify import compound, exact, oracle
-from voxloss_verify.claims import claims_of
 from voxloss_verify.oracle import Image, Sums
+from voxloss_verify.readers import claims_of
 from voxloss_verify.sources import closed_form_sums
 from voxloss_verify.tolerances import LOSS
 from voxloss_verify.volumes import CERTAIN
