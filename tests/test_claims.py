@@ -137,7 +137,13 @@ def test_parsing() -> None:
         (['dtypes=["int8"]'], "claim dtypes: expected some of float64, float32, float16, bfloat16, got ['int8']"),
         (["channels=0"], "claim channels: expected a number ≥ 1, got 0"),
         (["unreduced=B x C"], "claim unreduced: expected letters B, C and numbers"),
-        (["family=cross_entropy"], "claim family: expected one of dice, jaccard"),
+        (["family=cross_section"], "claim family: expected one of dice, jaccard"),
+        (["label_smoothing=2"], "claim label_smoothing: expected a number in [0, 1], got 2"),
+        (["family=focal", "gamma=-1"], "claim gamma: expected a number ≥ 0, got -1"),
+        (["family=focal", "reduction=none"], 'claim reduction: expected "mean" or "sum" of focal, got "none"'),
+        (["family=compound"], "claim parts: expected some of a compound, none of others, got compound"),
+        (["family=formula"], "claim formula: expected one of the family of that name only, got formula"),
+        (["parts=[]"], "claim 'parts': expected one of family, smooth_nr"),
     ],
 )
 def test_what_cannot_be_claimed(pairs: list[str], message: str) -> None:

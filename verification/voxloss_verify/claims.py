@@ -4,15 +4,51 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
 
-Family = Literal["dice", "jaccard", "tversky", "focal_tversky", "log_cosh_dice", "generalized_dice"]
+Family = Literal[
+    "dice",
+    "jaccard",
+    "tversky",
+    "focal_tversky",
+    "log_cosh_dice",
+    "generalized_dice",
+    "cross_entropy",
+    "focal",
+    "compound",
+    "formula",
+]
+# What a mean over voxels is of; all other formulas are of sums over voxels.
+BY_VOXEL: tuple[Family, ...] = ("cross_entropy", "focal")
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 Shards = Literal["equal batch", "unequal batch", "volume"]
+Triple = tuple[float, float, float]
+# What a compound claims for its parts.
+OF_THE_CALL = (
+    "activation",
+    "labels",
+    "either_labels",
+    "soft_labels",
+    "spatial_dims",
+    "channels",
+    "reduction",
+    "ignore_index",
+    "dtypes",
+    "shards",
+    "compiles",
+)
+
+
+@runtime_checkable
+class Formula(Protocol):
+    """A formula that is known by what it does, for an item of so many classes."""
+
+    def __call__(self, sums: Sequence[Triple], weights: Sequence[float]) -> tuple[list[float], list[Triple]]:
+        """From intersection, prediction and target of each class its loss, and the slopes of Σ weight·loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,18 +63,39 @@ class Claims:
     | focal_tversky | offset − (1 − Tversky)^exponent is the loss |
     | log_cosh_dice | offset − 1 + log cosh(1 − Dice) is the loss |
     | generalized_dice | (2 Σ_c w TP + s_n) / (Σ_c w (Σp + Σg) + s_d), one per item |
+    | formula | what the loss's own `formula` makes of the sums is the loss |
+
+    | family | loss |
+    |---|---|
+    | cross_entropy | −Σ w g log p / Σ w g over voxels and classes |
+    | focal | the mean over voxels of −Σ_c w α g (1 − p)^γ log p |
+    | compound | Σ λ·part |
+
+    Under a sigmoid, or with a single channel, cross entropy and focal loss are a yes-or-no question for each
+    channel: with a term in 1 − g, p and log(1 − p) as well (for focal loss its factor is 1 − α if α is one
+    number), and the mean is over voxels and classes. Otherwise an ignored class is one of the answers, though no
+    voxel's right one.
+
+    What concerns the call (`OF_THE_CALL`) a compound claims for its parts, which repeat it; what concerns the
+    formula they claim themselves.
 
     Attributes:
         smooth_nr, smooth_dr: s_n and s_d, in voxels.
         squared: Σp² and Σg² in the place of Σp and Σg.
         overlap: "product", or "min" for Σ min(p, g) in the place of TP (soft labels, Wang et al. 2023).
         alpha, beta: the weights of FP and of FN.
-        gamma, gamma_as: the exponent of focal Tversky is what `gamma_as` makes of γ.
+        gamma, gamma_as: the exponent of focal Tversky is what `gamma_as` makes of γ; of focal loss it is γ ≥ 0.
         linear_below: below this distance the power of focal Tversky is its chord from 0; 0 if it never is.
         weight_type, weight_scale: w = 1/(Σg)², 1/Σg or 1, divided by the item's largest finite one if
             "relative"; a class without target has the item's largest finite w, or 1 if there is none.
         class_weight: a factor for the loss of each class, for generalised Dice on w; one number, or one for
-            each class that counts. The mean is not divided by it.
+            each class that counts. The mean is not divided by it, but that of cross entropy.
+        label_smoothing: ε of cross entropy, whose target is (1 − ε) g + ε/C, of a yes-or-no question ε/2.
+        balance: α of focal loss: one number, for a softmax 1 − α for the background, or one for each class that
+            counts.
+        mean_over: of focal loss under a softmax, "voxels", or "voxels and classes".
+        formula: of the family of that name.
+        parts: λ and claims of each part of a compound.
         activation: what the loss itself applies to its input.
         labels: "map" [B, 1, ...], "indices" [B, ...], or "one-hot" [B, C, ...].
         either_labels: of a label map and one-hot, the loss takes the other form, too, and tells them apart.
@@ -48,7 +105,9 @@ class Claims:
         include_background, classes: which channels count; a single channel always does.
         average: "macro", a loss per class; "micro", the sums of all classes in one ratio.
         batch: the sums run over the items, too.
-        reduction, unreduced: over items and classes; the shape without reduction, in letters and ones.
+        reduction, unreduced: over items and classes; the shape without reduction, in letters and ones. A sum of
+            cross entropy is over voxels, of focal loss over items and classes, each the mean of an item's voxels;
+            without reduction neither is claimed, nor a compound.
         offset: 1 for 1 − score, 0 for −score.
         ignore_index: voxels with this label count as deleted, and the class does not count.
         empty: the score where the denominator is 0.
@@ -57,7 +116,7 @@ class Claims:
         dtypes: of the input.
         shards: how data may be split over processes so that each computes its share of the loss, DDP averages
             the gradients, and the sum is that of one process. None: equal batch shards, if the loss is a mean
-            over items.
+            over items, or over voxels of which every item has as many.
         compiles: torch.compile(fullgraph=True) takes it.
     """
 
@@ -74,6 +133,11 @@ class Claims:
     weight_type: Literal["square", "simple", "uniform"] = "square"
     weight_scale: Literal["relative", "absolute"] = "absolute"
     class_weight: float | tuple[float, ...] | None = None
+    label_smoothing: float = 0.0
+    balance: float | tuple[float, ...] | None = None
+    mean_over: Literal["voxels", "voxels and classes"] = "voxels"
+    formula: Formula | None = None
+    parts: tuple[tuple[float, Claims], ...] = ()
     activation: Literal["softmax", "sigmoid", "none"] = "none"
     labels: Literal["map", "indices", "one-hot"] = "one-hot"
     either_labels: bool = False
@@ -105,8 +169,16 @@ class Claims:
         for name in ("smooth_nr", "smooth_dr", "alpha", "beta", "linear_below"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"claim {name}: expected a number ≥ 0, got {getattr(self, name)!r}.")
-        if not self.gamma or not math.isfinite(self.gamma):
+        if not 0 <= self.label_smoothing <= 1:
+            raise ValueError(f"claim label_smoothing: expected a number in [0, 1], got {self.label_smoothing!r}.")
+        if self.family == "focal" and not 0 <= self.gamma < math.inf:
+            raise ValueError(f"claim gamma: expected a number ≥ 0, got {self.gamma!r}.")
+        if self.family != "focal" and (not self.gamma or not math.isfinite(self.gamma)):
             raise ValueError(f"claim gamma: expected a number other than 0, got {self.gamma!r}.")
+        if (self.family == "compound") != bool(self.parts):
+            raise ValueError(f"claim parts: expected some of a compound, none of others, got {self.family}.")
+        if (self.family == "formula") != (self.formula is not None):
+            raise ValueError(f"claim formula: expected one of the family of that name only, got {self.family}.")
         if not self.dtypes or not set(self.dtypes) <= set(DTYPES):
             raise ValueError(f"claim dtypes: expected some of {', '.join(DTYPES)}, got {list(self.dtypes)}.")
         if self.channels is not None and self.channels < 1:
@@ -115,6 +187,45 @@ class Claims:
             raise ValueError(
                 f"claim unreduced: expected letters B, C and numbers like 'B C 1 1 1', got {self.unreduced!r}."
             )
+        if self.reduction == "none" and (self.by_voxel or self.parts):
+            raise ValueError(f'claim reduction: expected "mean" or "sum" of {self.family}, got "none".')
+        told = {name: getattr(self, name) for name in OF_THE_CALL}
+        parts = tuple((float(factor), replace(part, **told)) for factor, part in self.parts)
+        object.__setattr__(self, "parts", parts)
+
+    def __str__(self) -> str:
+        """The family, and what differs from the defaults."""
+        return " ".join(self._differing(set()))
+
+    def _differing(self, told: set[str]) -> Iterator[str]:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value == field.default or field.name in told:
+                continue
+            if field.name == "parts":
+                each = ((factor, " ".join(part._differing({*OF_THE_CALL}))) for factor, part in self.parts)
+                value = " + ".join(f"{factor:g}·({said})" for factor, said in each)
+            yield f"{field.name}={value}"
+
+    @property
+    def formulas(self) -> tuple[Claims, ...]:
+        """Of a compound the claims of all of its parts, and of theirs; else these."""
+        return tuple(each for _, part in self.parts for each in part.formulas) if self.parts else (self,)
+
+    @property
+    def by_voxel(self) -> bool:
+        """Whether the loss is a mean over voxels, and not of sums over them."""
+        return self.family in BY_VOXEL
+
+    @property
+    def may_be_nan(self) -> bool:
+        """Whether there are volumes for which not a number is claimed."""
+        return any(each.empty == "nan" for each in self.formulas)
+
+    @property
+    def perfect(self) -> float:
+        """The loss of a perfect prediction."""
+        return sum(factor * part.perfect for factor, part in self.parts) if self.parts else self.offset - 1
 
     @property
     def exponent(self) -> float:
@@ -125,44 +236,85 @@ class Claims:
         """Whether the ignored label is that of one of so many channels."""
         return self.ignore_index is not None and 0 <= self.ignore_index < channels
 
+    @property
+    def every_class(self) -> bool:
+        """Whether no channel is left out, but for that of an ignored class."""
+        return self.include_background and self.classes is None
+
+    def is_binary(self, channels: int) -> bool:
+        """Whether each of so many channels is a question of its own, and not one answer of many."""
+        return channels == 1 or self.activation == "sigmoid"
+
     def counting(self, channels: int) -> list[int]:
-        """The channels that count, of so many."""
+        """The channels that count, of so many; of a compound, in any part."""
+        if self.parts:
+            return sorted({c for _, part in self.parts for c in part.counting(channels)})
         if channels == 1:
             return [0]
         chosen = range(0 if self.include_background else 1, channels) if self.classes is None else self.classes
+        if self.by_voxel and not self.is_binary(channels):
+            return list(chosen)
         return [c for c in chosen if c != self.ignore_index]
 
     def weights(self, channels: int) -> list[float]:
         """One factor per channel that counts."""
-        count = len(self.counting(channels))
-        if isinstance(self.class_weight, tuple):
-            if len(self.class_weight) != count:
-                raise ValueError(
-                    f"claim class_weight: expected {count} numbers, one per class that counts, "
-                    f"got {list(self.class_weight)}."
-                )
-            return list(self.class_weight)
-        return [1.0 if self.class_weight is None else self.class_weight] * count
+        return self._factors("class_weight", channels)
+
+    def balances(self, channels: int) -> list[tuple[float, float]]:
+        """What focal loss multiplies with what is there and what is not, for each channel that counts."""
+        counting, factors = self.counting(channels), self._factors("balance", channels)
+        if self.balance is None or isinstance(self.balance, tuple):
+            return [(factor, 1.0) for factor in factors]
+        if self.is_binary(channels):
+            return [(factor, 1 - factor) for factor in factors]
+        return [(factor if c else 1 - factor, 1.0) for c, factor in zip(counting, factors, strict=True)]
+
+    def _factors(self, name: str, channels: int) -> list[float]:
+        count, value = len(self.counting(channels)), getattr(self, name)
+        if not isinstance(value, tuple):
+            return [1.0 if value is None else value] * count
+        if len(value) != count:
+            raise ValueError(
+                f"claim {name}: expected {count} numbers, one per class that counts, got {list(value)}."
+            )
+        return list(value)
 
     @property
     def fixed_channels(self) -> int | None:
         """The only number of channels that the loss can take, if the claims fix it."""
         if self.channels is not None:
             return self.channels
-        if not isinstance(self.class_weight, tuple):
-            return None
-        return next(
-            (c for c in range(2, 1024) if len(self.counting(c)) == len(self.class_weight)),
-            None,
-        )
+        for each in self.formulas:
+            for factors in (each.class_weight, each.balance):
+                if isinstance(factors, tuple):
+                    return next((c for c in range(2, 1024) if len(each.counting(c)) == len(factors)), None)
+        return None
+
+    @property
+    def named_channels(self) -> int:
+        """How many channels there must be for every class that is named."""
+        return max((c + 1 for each in self.formulas for c in each.classes or ()), default=0)
 
     @property
     def shard_kinds(self) -> tuple[Shards, ...]:
         """The splits that are claimed, by name or by being a mean over items."""
         if self.shards is not None:
             return self.shards
+        if self.parts:
+            kinds = [part.shard_kinds for _, part in self.parts]
+            return tuple(kind for kind in kinds[0] if all(kind in other for other in kinds))
         by_item = not self.batch and self.reduction == "mean" and self.absent == "count"
+        if self.by_voxel:
+            by_item = self.reduction == "mean" and self.ignore_index is None and self._divides_alike
         return ("equal batch",) if by_item else ()
+
+    @property
+    def _divides_alike(self) -> bool:
+        """Whether a mean over voxels is divided by the same for any items of one size, if no voxel is ignored."""
+        if self.family == "focal" or self.activation == "sigmoid":
+            return True
+        # Σ w g, where every voxel has one class, they all count, and none counts more.
+        return self.every_class and not isinstance(self.class_weight, tuple) and self.labels != "one-hot"
 
 
 def parse_claims(pairs: Iterable[str], start: Claims | None = None, family: str | None = None) -> Claims:
@@ -176,8 +328,8 @@ def parse_claims(pairs: Iterable[str], start: Claims | None = None, family: str 
         name, equals, text = pair.partition("=")
         if not equals:
             raise ValueError(f"claim: expected name=value like alpha=0.3, got {pair!r}.")
-        if name not in {field.name for field in fields(Claims)}:
-            names = [field.name for field in fields(Claims)]
+        names = [field.name for field in fields(Claims) if field.name not in ("formula", "parts")]
+        if name not in names:
             near = get_close_matches(name, names, 1)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise ValueError(f"claim {name!r}: expected one of {', '.join(names)}.{hint}")
@@ -186,6 +338,8 @@ def parse_claims(pairs: Iterable[str], start: Claims | None = None, family: str 
         given[name] = text.split(",") if listed else value
     if family is not None:
         given.setdefault("family", family)
+    if start is not None and given.get("family", start.family) != start.family:
+        given = {"formula": None, "parts": (), **given}
     if start is not None:
         return replace(start, **given)
     if "family" not in given:
@@ -207,6 +361,8 @@ def _fits(value: Any, hint: Any) -> bool:
     origin, arguments = getattr(hint, "__origin__", None), get_args(hint)
     if origin is Literal:
         return any(value == choice and type(value) is type(choice) for choice in arguments)
+    if origin is tuple and arguments[-1] is not ...:
+        return isinstance(value, tuple) and len(value) == len(arguments) and all(map(_fits, value, arguments))
     if origin is tuple:
         return isinstance(value, tuple) and all(_fits(item, arguments[0]) for item in value)
     if arguments:  # a union

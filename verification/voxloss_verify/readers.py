@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from voxloss_verify.claims import Claims, Family
@@ -25,23 +26,43 @@ def claims_of(loss: object, given: Mapping[str, Any] | None = None) -> Claims | 
     return None
 
 
-def _monai_like(loss: Any, family: Family, **own: Any) -> Claims:
-    ours = any(kind.__module__.startswith("voxloss.") for kind in type(loss).__mro__)
+def _is_ours(loss: Any) -> bool:
+    return any(kind.__module__.startswith("voxloss.") for kind in type(loss).__mro__)
+
+
+def _call(loss: Any) -> dict[str, Any]:
+    """What concerns the call of a loss like MONAI's."""
     for name in ("other_act", "pre_softmax"):
         if getattr(loss, name, None) is not None:
             raise ValueError(f"claims cannot be read off a loss with {name}: give them.")
     ignored = getattr(loss, "ignore_index", None)
-    if not ours and ignored is not None and 0 <= ignored < 255:
+    if not _is_ours(loss) and ignored is not None and 0 <= ignored < 255:
         raise ValueError(
             f"claims cannot be read off ignore_index={ignored}: whether the class of that number counts is not "
             "documented. Give them."
         )
-    activation = "softmax" if loss.softmax else "sigmoid" if loss.sigmoid else "none"
+    softmax = getattr(loss, "use_softmax", None)
+    if softmax is None:
+        activation = "softmax" if loss.softmax else "sigmoid" if loss.sigmoid else "none"
+    else:
+        activation = "softmax" if softmax else "sigmoid"
+    # Without processes to share with, what may be split follows from the formula.
+    shards = ("equal batch", "unequal batch") if getattr(loss, "shard", None) == "batch" else ("volume",)
+    return {
+        "activation": activation,
+        "labels": "map" if loss.to_onehot_y else "one-hot",
+        "soft_labels": not loss.to_onehot_y,
+        "reduction": loss.reduction,
+        "ignore_index": ignored,
+        "shards": None if getattr(loss, "group", None) is None else shards,
+    }
+
+
+def _monai_like(loss: Any, family: Family, **own: Any) -> Claims:
+    ours = _is_ours(loss)
     soft = bool(getattr(loss, "soft_label", False))
     squared = bool(getattr(loss, "squared_pred", False))
-    weight = getattr(loss, "class_weight", None)
-    # MONAI's smooth_dr is there "to avoid nan": without it, there may be one.
-    policies: dict[str, Any] = {"empty": "perfect" if ours or loss.smooth_dr else "nan"}
+    smooth_nr, smooth_dr = (float(getattr(loss, name, 0)) for name in ("smooth_nr", "smooth_dr"))
     shape = "B C" if family in ("tversky", "focal_tversky") else "B C" + " 1" * 3
     if family == "generalized_dice":
         shape = "B 1" + " 1" * 3
@@ -49,22 +70,19 @@ def _monai_like(loss: Any, family: Family, **own: Any) -> Claims:
         shape = shape.removeprefix("B ")
     claims: dict[str, Any] = {
         "family": family,
-        "smooth_nr": float(loss.smooth_nr),
-        "smooth_dr": float(loss.smooth_dr),
+        "smooth_nr": smooth_nr,
+        "smooth_dr": smooth_dr,
         "squared": squared,
         "overlap": "min" if soft and not squared else "product",
-        "class_weight": _weight(weight),
-        "activation": activation,
-        "labels": "map" if loss.to_onehot_y else "one-hot",
-        "soft_labels": not loss.to_onehot_y,
+        "class_weight": _numbers(getattr(loss, "class_weight", None)),
         "include_background": loss.include_background,
-        "classes": None if getattr(loss, "classes", None) is None else tuple(loss.classes),
+        "classes": _classes(loss),
         "batch": loss.batch,
-        "reduction": loss.reduction,
         "unreduced": shape,
-        "ignore_index": getattr(loss, "ignore_index", None),
         "absent": getattr(loss, "absent", "count"),
-        **policies,
+        # MONAI's smooth_dr is there "to avoid nan": without it, there may be one.
+        "empty": "perfect" if ours or smooth_dr else "nan",
+        **_call(loss),
         **own,
     }
     if family == "jaccard":  # the smoothing stands beside 2 TP
@@ -73,18 +91,101 @@ def _monai_like(loss: Any, family: Family, **own: Any) -> Claims:
     if family == "generalized_dice":
         claims["weight_type"] = str(getattr(loss.w_type, "value", loss.w_type))
         claims["weight_scale"] = "relative" if ours else "absolute"
-    return Claims(**claims)
+    return _per_channel_if_ignored(Claims(**claims)) if ours else Claims(**claims)
 
 
-def _weight(weight: Any) -> float | tuple[float, ...] | None:
-    if weight is None:
-        return None
-    values = weight.detach().cpu().tolist()
+def _classes(loss: Any) -> tuple[int, ...] | None:
+    chosen = getattr(loss, "classes", None)
+    return None if chosen is None else tuple(chosen)
+
+
+def _numbers(factors: Any) -> float | tuple[float, ...] | None:
+    """A factor, or one per class, of a tensor or a number."""
+    if factors is None or isinstance(factors, int | float):
+        return factors
+    values = factors.detach().cpu().tolist()
     return tuple(values) if isinstance(values, Sequence) else float(values)
+
+
+def _per_channel(claims: Claims, channels: int) -> Claims:
+    """With the factors of the classes that count, where there is one for each of so many channels."""
+
+    def chosen(factors: float | tuple[float, ...] | None) -> float | tuple[float, ...] | None:
+        if isinstance(factors, tuple) and len(factors) == channels:
+            return tuple(factors[c] for c in claims.counting(channels))
+        return factors
+
+    weight, balance = chosen(claims.class_weight), chosen(claims.balance)
+    return replace(claims, channels=channels, class_weight=weight, balance=balance)
+
+
+def _per_channel_if_ignored(claims: Claims) -> Claims:
+    """Voxloss takes a factor for the class that is ignored, too."""
+    for factors in (claims.class_weight, claims.balance):
+        if isinstance(factors, tuple) and claims.ignores_a_class(len(factors)):
+            return _per_channel(claims, len(factors))
+    return claims
+
+
+def _cross_entropy(loss: Any) -> Claims:
+    return _per_channel_if_ignored(replace(_cross_entropy_part(loss), **_call(loss)))
+
+
+def _focal(loss: Any) -> Claims:
+    return _per_channel_if_ignored(replace(_focal_part(loss), **_call(loss)))
+
+
+def _cross_entropy_part(loss: Any) -> Claims:
+    """Of voxloss's, or of torch's, in which all classes count."""
+    return Claims(
+        family="cross_entropy",
+        class_weight=_numbers(loss.class_weight if _is_ours(loss) else loss.weight),
+        label_smoothing=float(loss.label_smoothing),
+        include_background=getattr(loss, "include_background", True),
+        classes=_classes(loss),
+    )
+
+
+def _focal_part(loss: Any) -> Claims:
+    return Claims(
+        family="focal",
+        class_weight=_numbers(loss.class_weight),
+        gamma=float(loss.gamma),
+        balance=_numbers(loss.alpha),
+        # MONAI: "the sum of the output will be divided by the number of elements in the output".
+        mean_over="voxels" if _is_ours(loss) else "voxels and classes",
+        include_background=loss.include_background,
+        classes=_classes(loss),
+    )
+
+
+def _compound(**parts: tuple[str, Callable[[Any], Claims]]) -> Callable[[Any], Claims]:
+    """By the name of each λ: the name of its part, and what reads that. What `parts` says is to be checked."""
+
+    def read(loss: Any) -> Claims:
+        region = getattr(loss, next(iter(parts.values()))[0])
+        call = _call(loss if _is_ours(loss) else region)
+        if getattr(loss, "to_onehot_y", False):  # of which MONAI's Dice is told nothing
+            call |= {"labels": "map", "soft_labels": False}
+        each = [(name, read_part(getattr(loss, part))) for name, (part, read_part) in parts.items()]
+        factors = tuple((float(getattr(loss, name)), part) for name, part in each)
+        claims = Claims(family="compound", parts=factors, **call)
+        rows = [row for part in claims.formulas for row in (part.class_weight, part.balance)]
+        channels = max((len(row) for row in rows if isinstance(row, tuple)), default=None)
+        if not _is_ours(loss) or channels is None:
+            return claims
+        fitted = tuple((factor, _per_channel(part, channels)) for factor, part in claims.parts)
+        return replace(claims, channels=channels, parts=fitted)
+
+    return read
 
 
 def _dice(loss: Any) -> Claims:
     return _monai_like(loss, "jaccard" if loss.jaccard else "dice")
+
+
+def _generalized_dice(loss: Any) -> Claims:
+    return _monai_like(loss, "generalized_dice")
 
 
 def _tversky(loss: Any) -> Claims:
@@ -150,6 +251,30 @@ def _nnunet(loss: Any) -> Claims:
     )
 
 
+def _nnunet_with_cross_entropy(loss: Any) -> Claims:
+    dice = _nnunet(loss.dc)
+    parts = (float(loss.weight_dice), dice), (float(loss.weight_ce), _cross_entropy_part(loss.ce))
+    return Claims(
+        family="compound",
+        parts=parts,
+        activation=dice.activation,
+        labels="map",
+        ignore_index=loss.ignore_label,
+        dtypes=dice.dtypes,
+    )
+
+
+def _formula(loss: Any) -> Claims | None:
+    """Of a loss that is a `per_class` and nothing else: all that is said of it but the formula."""
+    from voxloss_verify.formula import OwnFormula
+
+    base = next(kind for kind in type(loss).__mro__ if kind.__name__ == "RegionLoss")
+    if any(getattr(type(loss), name) is not getattr(base, name) for name in ("needs", "of", "terms")):
+        return None
+    shape = ("C" if loss.batch else "B C") + " 1" * 3 * loss.keeps_spatial_axes
+    return _monai_like(loss, "formula", formula=OwnFormula(loss), unreduced=shape)
+
+
 def _kornia(loss: Any, family: Family, **own: Any) -> Claims:
     ignored = loss.ignore_index
     if ignored is not None and 0 <= ignored < 255:
@@ -180,19 +305,35 @@ def _kornia_tversky(loss: Any) -> Claims:
     return _kornia(loss, "tversky", alpha=float(loss.alpha), beta=float(loss.beta))
 
 
-_READERS: dict[tuple[str, str], Callable[[Any], Claims]] = {
+_DICE_CE = _compound(lambda_dice=("dice", _dice), lambda_ce=("cross_entropy", _cross_entropy_part))
+_DICE_FOCAL = _compound(lambda_dice=("dice", _dice), lambda_focal=("focal", _focal_part))
+_GENERALIZED_DICE_FOCAL = _compound(
+    lambda_gdl=("generalized_dice", _generalized_dice), lambda_focal=("focal", _focal_part)
+)
+
+_READERS: dict[tuple[str, str], Callable[[Any], Claims | None]] = {
     **{(library, "DiceLoss"): _dice for library in ("voxloss", "monai")},
     **{(library, "TverskyLoss"): _tversky for library in ("voxloss", "monai")},
-    **{
-        (library, "GeneralizedDiceLoss"): lambda loss: _monai_like(loss, "generalized_dice")
-        for library in ("voxloss", "monai")
-    },
+    **{(library, "GeneralizedDiceLoss"): _generalized_dice for library in ("voxloss", "monai")},
+    **{(library, "FocalLoss"): _focal for library in ("voxloss", "monai")},
+    **{(library, "DiceCELoss"): _DICE_CE for library in ("voxloss", "monai")},
+    **{(library, "DiceFocalLoss"): _DICE_FOCAL for library in ("voxloss", "monai")},
+    **{(library, "GeneralizedDiceFocalLoss"): _GENERALIZED_DICE_FOCAL for library in ("voxloss", "monai")},
     ("voxloss", "JaccardLoss"): lambda loss: _monai_like(loss, "jaccard"),
     ("voxloss", "FocalTverskyLoss"): _focal_tversky,
     ("voxloss", "LogCoshDiceLoss"): _log_cosh_dice,
     ("voxloss", "AsymmetricSimilarityLoss"): _f_beta,
+    ("voxloss", "CrossEntropyLoss"): _cross_entropy,
+    ("voxloss", "TverskyCELoss"): _compound(
+        lambda_tversky=("tversky", _tversky), lambda_ce=("cross_entropy", _cross_entropy_part)
+    ),
+    ("voxloss", "FocalTverskyCELoss"): _compound(
+        lambda_tversky=("focal_tversky", _focal_tversky), lambda_ce=("cross_entropy", _cross_entropy_part)
+    ),
+    ("voxloss", "RegionLoss"): _formula,
     ("nnunetv2", "SoftDiceLoss"): _nnunet,
     ("nnunetv2", "MemoryEfficientSoftDiceLoss"): _nnunet,
+    ("nnunetv2", "DC_and_CE_loss"): _nnunet_with_cross_entropy,
     ("kornia", "DiceLoss"): _kornia_dice,
     ("kornia", "TverskyLoss"): _kornia_tversky,
 }
