@@ -72,9 +72,11 @@ def shape(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
     each: Subject | None = subject
     if claims.reduction != "none":
         yield is_true(f"a shape of [], not {list(found.value.shape)}", found.value.shape == ())
+        if claims.by_voxel or claims.parts:
+            return  # without a reduction it would be a volume
         each = subject.with_arguments(replace(claims, reduction="none"), reduction="none")
-    if each is None or claims.by_voxel or claims.parts:
-        return  # a mean over voxels is a volume without a reduction, and no number per item and class
+    if each is None:
+        return
     alone = each.value(volume)
     sizes = {"B": len(volume.input), "C": len(claims.counting(volume.channels))}
     wanted = tuple(sizes[letter] if letter in sizes else int(letter) for letter in claims.unreduced.split())
