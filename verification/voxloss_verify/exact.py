@@ -135,7 +135,7 @@ def of_sums(claims: Claims, rows: Rows, dtype: str) -> Expected:
         total = total + (w * x if isinstance(x, Fraction) else float(w) * x)
     value = float(total)
     # Smoothing of the numerator alone can make a loss as large as it likes.
-    scale = max(1.0, float(sum(w for w, _ in terms)), abs(value))
+    scale = max(1.0, float(sum(w for w, _ in terms)), abs(value) if claims.formula is None else 0.0)
     return Expected(np.array(value), per_term * scale)
 
 

@@ -90,7 +90,8 @@ def order(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
 def class_order(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
     """Classes that count may change places, with their weights; in compounds those that all parts treat alike."""
     claims = subject.claims
-    counting = claims.counting(volume.channels)
+    # The ignored label is that of no class, and does not change places.
+    counting = [c for c in claims.counting(volume.channels) if c != claims.ignore_index]
     if len(counting) < 2 or claims.reduction == "none":
         return
     treatment = _treatment(claims, volume.channels)
@@ -100,7 +101,8 @@ def class_order(subject: Subject, volume: Volume, setting: Setting) -> Iterator[
     swap[one], swap[two] = two, one
     other: Subject | None = subject
     if treatment[one] != treatment[two]:
-        if not isinstance(claims.class_weight, tuple) or claims.balance is not None:
+        ignored = claims.ignores_a_class(volume.channels)
+        if not isinstance(claims.class_weight, tuple) or claims.balance is not None or ignored:
             return
         weights = list(claims.class_weight)
         weights[0], weights[1] = weights[1], weights[0]
