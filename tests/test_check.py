@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -327,6 +327,38 @@ def test_a_loss_of_a_script_is_not_sent_to_other_processes(monkeypatch: pytest.M
     record = record_of(OwnDice, "28a")
     assert record.status == Status.not_asked
     assert record.reason.startswith("the loss cannot be sent to another process: ")
+
+
+@pytest.fixture(scope="module")
+def two_processes() -> Iterator[Setting]:
+    setting = Setting(PROFILES["quick"])
+    yield setting
+    setting.ranks.close()
+
+
+@pytest.mark.parametrize("shard", ["batch", "volume"])
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [
+        (voxloss.DiceLoss, {"batch": True}),
+        (voxloss.DiceLoss, {"absent": "skip", "reduction": "sum"}),
+        (voxloss.DiceCELoss, {}),
+        (voxloss.DiceCELoss, {"batch": True, "weight": [1.0, 3.0], "label_smoothing": 0.25}),
+        (voxloss.GeneralizedDiceFocalLoss, {"reduction": "sum", "ignore_index": 255}),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_processes_of_a_group_train_as_one(
+    loss: Any, options: dict[str, Any], shard: str, two_processes: Setting
+) -> None:
+    kwargs = {"softmax": True, "to_onehot_y": True, "group": "world", "shard": shard, **options}
+    subject = subject_of(loss, kwargs=kwargs)
+    record = ask_law(subject, two_processes, *chosen_laws(["28a"]))
+    assert record.status == Status.holds, record.reason
+    # Without the group each process has a loss of its own share.
+    alone = subject.with_arguments(subject.claims, group=None, shard="batch")
+    assert alone is not None
+    assert ask_law(alone, two_processes, *chosen_laws(["28a"])).status == Status.broken
 
 
 def test_a_constructor_without_arguments_is_not_given_any() -> None:

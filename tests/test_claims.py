@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import monai.losses
@@ -9,7 +11,8 @@ import pytest
 import torch
 
 import voxloss
-from voxloss_verify.claims import Claims, claims_of, parse_claims
+from voxloss_verify.claims import Claims, parse_claims
+from voxloss_verify.readers import claims_of
 
 
 def test_of_dice() -> None:
@@ -68,6 +71,147 @@ def test_overlap_of_soft_labels() -> None:
             claims = claims_of(library.DiceLoss(**options))
             assert claims is not None
             assert claims.overlap == overlap
+
+
+def read(loss: Any) -> Claims:
+    claims = claims_of(loss)
+    assert claims is not None
+    return claims
+
+
+def test_of_cross_entropy() -> None:
+    claims = read(
+        voxloss.CrossEntropyLoss(softmax=True, to_onehot_y=True, weight=[1.0, 3.0], label_smoothing=0.25)
+    )
+    wanted = Claims(family="cross_entropy", class_weight=(1.0, 3.0), label_smoothing=0.25, activation="softmax")
+    assert claims == replace(wanted, labels="map")
+    claims = read(voxloss.CrossEntropyLoss(sigmoid=True, classes=[3, 1], reduction="sum", ignore_index=255))
+    wanted = Claims(
+        family="cross_entropy", activation="sigmoid", classes=(3, 1), reduction="sum", ignore_index=255
+    )
+    assert claims == replace(wanted, soft_labels=True)
+
+
+@pytest.mark.parametrize("library", [voxloss, monai.losses])
+def test_of_focal_loss(library: Any) -> None:
+    claims = read(library.FocalLoss(to_onehot_y=True, gamma=0.5, alpha=0.25, weight=[1.0, 3.0], use_softmax=True))
+    assert (claims.family, claims.activation, claims.labels) == ("focal", "softmax", "map")
+    assert (claims.gamma, claims.balance, claims.class_weight) == (0.5, 0.25, (1.0, 3.0))
+    assert claims.mean_over == ("voxels" if library is voxloss else "voxels and classes")
+    claims = read(library.FocalLoss(include_background=False, alpha=[2.0, 3.0]))
+    assert (claims.activation, claims.include_background, claims.balance) == ("sigmoid", False, (2.0, 3.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "families", "factors"),
+    [
+        ("DiceCELoss", ("dice", "cross_entropy"), {"lambda_dice": 0.5, "lambda_ce": 2.0}),
+        ("DiceFocalLoss", ("dice", "focal"), {"lambda_dice": 0.5, "lambda_focal": 2.0}),
+        ("GeneralizedDiceFocalLoss", ("generalized_dice", "focal"), {"lambda_gdl": 0.5, "lambda_focal": 2.0}),
+        ("TverskyCELoss", ("tversky", "cross_entropy"), {"lambda_tversky": 0.5, "lambda_ce": 2.0}),
+        ("FocalTverskyCELoss", ("focal_tversky", "cross_entropy"), {"lambda_tversky": 0.5, "lambda_ce": 2.0}),
+    ],
+)
+def test_of_compounds(name: str, families: tuple[str, str], factors: dict[str, float]) -> None:
+    forms: tuple[dict[str, Any], ...] = ({"softmax": True, "to_onehot_y": True}, {"sigmoid": True})
+    # MONAI has none of Tversky.
+    makers = [getattr(library, name) for library in (voxloss, monai.losses) if hasattr(library, name)]
+    for make, form in product(makers, forms):
+        claims = read(make(**form, **factors, include_background=False, batch=True))
+        assert [factor for factor, _ in claims.parts] == [0.5, 2.0]
+        assert tuple(part.family for _, part in claims.parts) == families
+        activation, labels = ("softmax", "map") if "softmax" in form else ("sigmoid", "one-hot")
+        for each in (claims, *claims.formulas):
+            assert (each.activation, each.labels, each.soft_labels) == (activation, labels, labels == "one-hot")
+        region, by_voxel = claims.formulas
+        assert (region.batch, region.include_background) == (True, False)
+        # Cross entropy takes all classes, focal loss those of Dice.
+        assert by_voxel.include_background == (families[1] == "cross_entropy")
+
+
+def test_what_concerns_the_call_is_told_to_all_parts() -> None:
+    claims = read(voxloss.TverskyCELoss(softmax=True, ignore_index=2, alpha=0.3, beta=0.7, label_smoothing=0.25))
+    assert [each.ignore_index for each in claims.formulas] == [2, 2]
+    assert (claims.formulas[0].beta, claims.formulas[1].label_smoothing) == (0.7, 0.25)
+    assert (claims.counting(4), claims.formulas[0].counting(4)) == ([0, 1, 2, 3], [0, 1, 3])
+
+
+def test_weights_of_a_compound_are_one_per_channel() -> None:
+    claims = read(
+        voxloss.DiceCELoss(
+            softmax=True, to_onehot_y=True, include_background=False, weight=[1.0, 2.0, 3.0, 4.0], ignore_index=1
+        )
+    )
+    assert claims.fixed_channels == 4
+    assert [each.weights(4) for each in claims.formulas] == [[3.0, 4.0], [1.0, 2.0, 3.0, 4.0]]
+    theirs = read(monai.losses.DiceCELoss(include_background=False, weight=torch.tensor([1.0, 2.0, 3.0])))
+    assert theirs.fixed_channels == 3
+    assert [each.weights(3) for each in theirs.formulas] == [[2.0, 3.0], [1.0, 2.0, 3.0]]
+
+
+def test_a_weight_of_the_class_that_is_ignored() -> None:
+    ours = read(voxloss.DiceLoss(softmax=True, to_onehot_y=True, weight=[1.0, 2.0, 3.0], ignore_index=1))
+    assert (ours.fixed_channels, ours.weights(3)) == (3, [1.0, 3.0])
+    entropy = read(voxloss.CrossEntropyLoss(softmax=True, weight=[1.0, 2.0, 3.0], ignore_index=1))
+    assert (entropy.fixed_channels, entropy.weights(3)) == (3, [1.0, 2.0, 3.0])
+
+
+def test_processes_that_share_are_claimed() -> None:
+    for make in (voxloss.DiceLoss, voxloss.DiceCELoss, voxloss.CrossEntropyLoss, voxloss.FocalLoss):
+        assert read(make(group="world")).shard_kinds == ("equal batch", "unequal batch")
+        assert read(make(group="world", shard="volume")).shard_kinds == ("volume",)
+
+
+def test_a_mean_over_voxels_may_be_split_where_every_item_has_as_many() -> None:
+    labels: dict[str, Any] = {"softmax": True, "to_onehot_y": True}
+    equal: tuple[str, ...] = ("equal batch",)
+    for loss, kinds in (
+        (voxloss.CrossEntropyLoss(**labels), equal),
+        (voxloss.CrossEntropyLoss(**labels, weight=3.0), equal),
+        (voxloss.CrossEntropyLoss(**labels, weight=[1.0, 3.0]), ()),
+        (voxloss.CrossEntropyLoss(**labels, include_background=False), ()),
+        (voxloss.CrossEntropyLoss(**labels, ignore_index=255), ()),
+        (voxloss.CrossEntropyLoss(**labels, reduction="sum"), ()),
+        (voxloss.CrossEntropyLoss(softmax=True), ()),
+        (voxloss.CrossEntropyLoss(sigmoid=True, weight=[1.0, 3.0]), equal),
+        (voxloss.FocalLoss(use_softmax=True, weight=[1.0, 3.0]), equal),
+        (voxloss.FocalLoss(reduction="sum"), ()),
+        (voxloss.DiceCELoss(**labels), equal),
+        (voxloss.DiceCELoss(**labels, batch=True), ()),
+        (voxloss.DiceCELoss(softmax=True), ()),
+    ):
+        assert read(loss).shard_kinds == kinds, loss
+
+
+class SquareRootDice(voxloss.RegionLoss):
+    def per_class(self, statistics: voxloss.RegionStatistics) -> torch.Tensor:
+        return 1 - voxloss.formulas.dice(statistics, smooth_nr=1, smooth_dr=1).sqrt()
+
+
+class OfAllClasses(SquareRootDice):
+    def terms(self, statistics: Any, weight: Any, present: Any) -> Any:
+        return self.per_class(statistics).mean(1, keepdim=True), None
+
+
+def test_a_formula_of_ones_own() -> None:
+    claims = read(
+        SquareRootDice(softmax=True, include_background=False, squared_pred=True, batch=True, absent="skip")
+    )
+    assert (claims.family, claims.activation, claims.squared) == ("formula", "softmax", True)
+    assert (claims.include_background, claims.batch, claims.absent) == (False, True, "skip")
+    assert claims.unreduced == "C 1 1 1"
+    assert str(claims.formula) == "SquareRootDice.per_class"
+    assert claims_of(OfAllClasses()) is None
+    for family in ("dice", "tversky"):
+        assert parse_claims([f"family={family}"], start=claims).formula is None
+
+
+def test_claims_in_words() -> None:
+    claims = read(voxloss.DiceCELoss(softmax=True, smooth_nr=0.0, smooth_dr=1.0, lambda_ce=0.5))
+    assert str(claims) == (
+        "family=compound parts=1·(family=dice smooth_dr=1.0 unreduced=B C 1 1 1) + 0.5·(family=cross_entropy) "
+        "activation=softmax soft_labels=True"
+    )
 
 
 def test_a_subclass_is_read_like_its_base_and_others_are_not_known() -> None:
@@ -136,7 +280,13 @@ def test_parsing() -> None:
         (['dtypes=["int8"]'], "claim dtypes: expected some of float64, float32, float16, bfloat16, got ['int8']"),
         (["channels=0"], "claim channels: expected a number ≥ 1, got 0"),
         (["unreduced=B x C"], "claim unreduced: expected letters B, C and numbers"),
-        (["family=cross_entropy"], "claim family: expected one of dice, jaccard"),
+        (["family=cross_section"], "claim family: expected one of dice, jaccard"),
+        (["label_smoothing=2"], "claim label_smoothing: expected a number in [0, 1], got 2"),
+        (["family=focal", "gamma=-1"], "claim gamma: expected a number ≥ 0, got -1"),
+        (["family=focal", "reduction=none"], 'claim reduction: expected "mean" or "sum" of focal, got "none"'),
+        (["family=compound"], "claim parts: expected some of a compound, none of others, got compound"),
+        (["family=formula"], "claim formula: expected one of the family of that name only, got formula"),
+        (["parts=[]"], "claim 'parts': expected one of family, smooth_nr"),
     ],
 )
 def test_what_cannot_be_claimed(pairs: list[str], message: str) -> None:

@@ -13,8 +13,9 @@ from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import monai.losses
 import pytest
 import torch
 from torch import Tensor, nn
@@ -25,11 +26,11 @@ from matplotlib import image
 
 from voxloss_verify import conformance
 from voxloss_verify.check import ask_law, chosen_laws
-from voxloss_verify.claims import claims_of
 from voxloss_verify.conformance import cases, pages, results
 from voxloss_verify.conformance.cases import Case
 from voxloss_verify.conformance.picture import BROKEN, HOLDS
 from voxloss_verify.finished import Finished
+from voxloss_verify.readers import claims_of
 from voxloss_verify.record import Status
 from voxloss_verify.setting import Profile, Setting
 from voxloss_verify.subject import TargetError, subject_of
@@ -146,13 +147,71 @@ STAND_INS: list[tuple[Any, dict[str, Any]]] = [
 ]
 
 
-def require_exact(kind: Any, kwargs: dict[str, Any]) -> None:
+def require_exact(kind: Any, kwargs: dict[str, Any], **options: Any) -> None:
     """Value and gradient are those that the claims say, on drawn volumes."""
-    subject = subject_of(kind, kwargs=kwargs)
+    subject = subject_of(kind, kwargs=kwargs, **options)
     for law in chosen_laws(["20", "24"]):
         # How precise a large sum is does not depend on what was read.
         record = ask_law(subject, Setting(Profile(12, (), ""), derandomize=True), replace(law, given=None))
         assert record.status is Status.holds, f"{kind.__name__}({kwargs}): {record.reason}"
+
+
+class DC_and_CE_loss(nn.Module):  # nnU-Net's name
+    """nnU-Net's arguments and formula."""
+
+    __module__ = "nnunetv2.training.loss.compound_losses"
+
+    def __init__(
+        self,
+        soft_dice_kwargs: dict[str, Any],
+        ce_kwargs: dict[str, Any],
+        weight_ce: float = 1.0,
+        weight_dice: float = 1.0,
+        ignore_label: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.weight_ce, self.weight_dice, self.ignore_label = weight_ce, weight_dice, ignore_label
+        self.dc = SoftDiceLoss(softmax_helper_dim1, **soft_dice_kwargs)
+        self.ce = nn.CrossEntropyLoss(**ce_kwargs)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return cast(Tensor, self.weight_dice * self.dc(x, y) + self.weight_ce * self.ce(x, y[:, 0].long()))
+
+
+def nnunet_compound(**options: Any) -> dict[str, Any]:
+    dice = {"batch_dice": True, "do_bg": False, "smooth": 1e-5, "ddp": False}
+    entropy = {"weight": torch.tensor([1.0, 3.0, 0.5]), "label_smoothing": 0.25}
+    return {"soft_dice_kwargs": dice, "ce_kwargs": entropy, "weight_ce": 0.5, **options}
+
+
+def test_claims_of_nnunets_compound() -> None:
+    require_exact(DC_and_CE_loss, nnunet_compound())
+    claims = claims_of(DC_and_CE_loss(**nnunet_compound(ignore_label=9)))
+    assert claims is not None
+    assert [each.ignore_index for each in claims.formulas] == [9, 9]
+
+
+def test_claims_of_the_real_one() -> None:
+    losses = pytest.importorskip("nnunetv2.training.loss.compound_losses")
+    for options in ({}, {"ignore_label": 9}):
+        require_exact(losses.DC_and_CE_loss, nnunet_compound(**options))
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("DiceCELoss", {"softmax": True, "to_onehot_y": True, "label_smoothing": 0.25, "lambda_dice": 0.5}),
+        ("DiceCELoss", {"softmax": True, "to_onehot_y": True, "weight": torch.tensor([1.0, 3.0])}),
+        ("DiceFocalLoss", {"sigmoid": True, "to_onehot_y": True, "gamma": 1.0, "alpha": 0.25}),
+        ("GeneralizedDiceFocalLoss", {"sigmoid": True, "to_onehot_y": True, "weight": 3.0}),
+        ("FocalLoss", {"use_softmax": True, "to_onehot_y": True, "alpha": 0.25, "weight": [1.0, 3.0]}),
+        ("FocalLoss", {"to_onehot_y": True, "include_background": False, "reduction": "sum"}),
+    ],
+)
+def test_claims_of_monais_compounds(name: str, kwargs: dict[str, Any]) -> None:
+    """In single precision, which is that of its focal loss."""
+    single = partial(replace, dtypes=("float32",))
+    require_exact(getattr(monai.losses, name), kwargs, change=single)
 
 
 @pytest.mark.parametrize(("kind", "kwargs"), STAND_INS)

@@ -98,6 +98,116 @@ def test_a_power_may_be_off_by_what_its_argument_may_be() -> None:
     )
 
 
+# Two voxels of two classes, and the label of each: p = ½ for the right one, then ¾.
+GIVEN = np.array([[0.5, 0.25], [0.5, 0.75]]).reshape(1, 2, 2)
+RIGHT = np.array([0, 1]).reshape(1, 1, 2)
+LN2, LN_3_4, LN4 = math.log(2), math.log(4 / 3), math.log(4)
+
+
+def of_voxels(input: Any = GIVEN, target: Any = RIGHT, **claims: Any) -> Any:
+    claims = {"spatial_dims": 1, "labels": "map", **claims}
+    found = exact.expected(Claims(**claims), Volume("by hand", input, target))
+    return pytest.approx(float(found.value), rel=1e-15)
+
+
+def test_cross_entropy_by_hand() -> None:
+    claims: dict[str, Any] = {"family": "cross_entropy"}
+    assert of_voxels(**claims) == (LN2 + LN_3_4) / 2
+    assert of_voxels(**claims, reduction="sum") == LN2 + LN_3_4
+    assert of_voxels(**claims, class_weight=(1.0, 3.0)) == (LN2 + 3 * LN_3_4) / 4
+    assert of_voxels(**claims, include_background=False) == LN_3_4
+    smoothed = 0.75 * LN2 + 0.25 * LN2 + 0.75 * LN_3_4 + 0.25 * LN4
+    assert of_voxels(**claims, label_smoothing=0.5) == smoothed / 2
+    log_odds = np.log(GIVEN[:, 1:] / (1 - GIVEN[:, 1:]))
+    for activation, input in (("none", GIVEN), ("softmax", np.log(GIVEN) + 7)):
+        assert of_voxels(input, **claims, activation=activation) == (LN2 + LN_3_4) / 2
+    for activation, input in (("none", GIVEN[:, 1:]), ("sigmoid", log_odds)):
+        one = {**claims, "labels": "one-hot", "activation": activation}
+        assert of_voxels(input, RIGHT == 1, **one) == (LN2 + LN_3_4) / 2
+        assert of_voxels(input, RIGHT == 1, **one, class_weight=3.0) == 3 * (LN2 + LN_3_4) / 2
+        assert of_voxels(input, RIGHT == 1, **one, label_smoothing=0.5) == smoothed / 2
+    # Each class a question: the wrong one of a voxel is answered as well as the right one.
+    logits = np.log(GIVEN / (1 - GIVEN))
+    assert of_voxels(logits, **claims, activation="sigmoid") == (2 * LN2 + 2 * LN_3_4) / 4
+
+
+def test_focal_loss_by_hand() -> None:
+    claims: dict[str, Any] = {"family": "focal", "gamma": 2.0}
+    terms = LN2 / 4, LN_3_4 / 16
+    assert of_voxels(**claims) == sum(terms) / 2
+    assert of_voxels(**claims, mean_over="voxels and classes") == sum(terms) / 4
+    assert of_voxels(**claims, balance=0.25) == (0.75 * terms[0] + 0.25 * terms[1]) / 2
+    assert of_voxels(**claims, balance=(2.0, 3.0)) == (2 * terms[0] + 3 * terms[1]) / 2
+    assert of_voxels(**claims, class_weight=(2.0, 3.0)) == (2 * terms[0] + 3 * terms[1]) / 2
+    assert of_voxels(family="focal", gamma=0.0) == (LN2 + LN_3_4) / 2
+    sigmoid = {**claims, "activation": "sigmoid", "labels": "one-hot"}
+    log_odds = np.log(GIVEN[:, 1:] / (1 - GIVEN[:, 1:]))
+    assert of_voxels(log_odds, RIGHT == 1, **sigmoid) == sum(terms) / 2
+    assert of_voxels(log_odds, RIGHT == 1, **sigmoid, balance=0.25) == (0.75 * terms[0] + 0.25 * terms[1]) / 2
+    twice = np.concatenate([GIVEN, GIVEN[:, :, [0, 0]]]), np.concatenate([RIGHT, RIGHT[:, :, [0, 0]]])
+    assert of_voxels(*twice, **claims, reduction="sum") == sum(terms) / 2 + terms[0]
+
+
+def test_a_compound_by_hand() -> None:
+    """What concerns the call holds for every part, whatever that says itself."""
+    dice = Claims(family="dice", activation="sigmoid", include_background=False, smooth_nr=1.0, smooth_dr=1.0)
+    entropy = Claims(family="cross_entropy", reduction="sum", ignore_index=3)
+    claims: dict[str, Any] = {"family": "compound", "parts": ((0.5, dice), (2.0, entropy))}
+    by_dice = 1 - (2 * 0.75 + 1) / (1.25 + 1 + 1)
+    assert of_voxels(**claims) == 0.5 * by_dice + 2 * (LN2 + LN_3_4) / 2
+    assert Claims(**claims).counting(2) == [0, 1]
+    assert Claims(**claims, ignore_index=1).counting(3) == [0, 1, 2]
+    nested = Claims(family="compound", parts=((3.0, Claims(**claims)),), batch=True)
+    assert [each.family for each in nested.formulas] == ["dice", "cross_entropy"]
+
+
+def test_a_formula_of_its_own_by_hand() -> None:
+    def misses(sums: Any, weights: Any) -> Any:
+        losses = [(t - i) / t for i, _, t in sums]
+        return losses, [(-w / t, 0.0, w * i / t**2) for w, (i, _, t) in zip(weights, sums, strict=True)]
+
+    rows = [[of(1, 2, 4), of(6, 8, 6)], [of(0, 3, 1), of(1, 2, 2)]]
+    claims = Claims(family="formula", formula=misses, class_weight=(1.0, 2.0))
+    assert value(rows, **vars(claims)) == (3 / 4 + 1 + 2 * (0 + 1 / 2)) / 4
+    slopes = exact.sum_slopes(claims, rows)
+    assert [[s.intersection for s in row] for row in slopes] == [[-1 / 16, -1 / 12], [-1 / 4, -1 / 4]]
+    steep = replace(claims, formula=lambda sums, weights: ([100 * i for i, _, _ in sums], []))
+    tolerance = exact.of_sums(steep, rows, "float32").tolerance
+    assert tolerance == pytest.approx(1.5 * 600e-6)  # Σ w/4 times 1e-6 of the largest loss
+
+
+@pytest.mark.parametrize("family", ["cross_entropy", "focal"])
+@pytest.mark.parametrize("activation", ["none", "sigmoid", "softmax"])
+def test_means_of_nothing_and_of_sure_predictions_are_finite(family: Any, activation: Any) -> None:
+    claims = Claims(family=family, activation=activation, labels="map", ignore_index=9, spatial_dims=1, gamma=0.5)
+    sure = np.array([[1.0, 0.0], [0.0, 1.0]]).reshape(1, 2, 2)
+    input = sure if activation == "none" else 3e4 * (2 * sure - 1)
+    for labels in ([9, 9], [0, 1], [1, 0]):
+        volume = Volume("sure", input, np.array(labels).reshape(1, 1, 2))
+        wanted, slopes = exact.expected(claims, volume), exact.gradient(claims, volume)
+        assert np.isfinite(wanted.value)
+        assert np.isfinite(slopes).all()
+        assert (labels == [1, 0]) == (wanted.value > 1)
+        assert labels != [9, 9] or not slopes.any()
+
+
+@pytest.mark.parametrize("family", ["dice", "cross_entropy", "focal"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_volume_that_is_repeated(family: Any, reduction: Any) -> None:
+    claims = Claims(
+        family=family, reduction=reduction, labels="map", spatial_dims=1, gamma=2.0, smooth_dr=1.0, ignore_index=9
+    )
+    once = Volume("once", np.tile(GIVEN, 2), np.array([0, 1, 9, 0]).reshape(1, 1, 4))
+    thrice = Volume("thrice", np.tile(once.input, 3), np.tile(once.target, 3))
+    said = once.changed(times=3)
+    assert exact.expected(claims, said).value == pytest.approx(exact.expected(claims, thrice).value, rel=1e-15)
+    slopes = exact.gradient(claims, thrice)[..., :4]
+    assert exact.gradient(claims, said) == pytest.approx(slopes, rel=1e-15)
+    assert exact.gradient_tolerance(claims, said, "float32") == exact.gradient_tolerance(
+        claims, thrice, "float32"
+    )
+
+
 def test_probabilities() -> None:
     logits = np.array([[[0.0, 1e4, -3.0]], [[0.5, -1e4, 2.0]]]).reshape(1, 2, 3)
     p = exact.probabilities(logits, "softmax")[0, 0]
@@ -118,11 +228,24 @@ FAMILIES: list[dict[str, Any]] = [
     {"family": "focal_tversky", "gamma": 0.75, "gamma_as": "1-gamma", "absent": "skip per item"},
     {"family": "generalized_dice", "weight_scale": "relative", "smooth_nr": 1.0, "smooth_dr": 1.0},
     {"family": "generalized_dice", "weight_type": "simple", "class_weight": (1.0, 0.5, 3.0)},
+    {"family": "cross_entropy"},
+    {"family": "cross_entropy", "class_weight": (1.0, 0.5, 3.0), "label_smoothing": 0.25},
+    {"family": "cross_entropy", "reduction": "sum", "classes": (2, 0)},
+    {"family": "focal", "gamma": 2.0, "balance": 0.25},
+    {"family": "focal", "gamma": 0.5, "class_weight": (1.0, 0.5, 3.0), "mean_over": "voxels and classes"},
+    {"family": "focal", "gamma": 0.0, "balance": (0.5, 3.0), "include_background": False, "reduction": "sum"},
+    {
+        "family": "compound",
+        "parts": (
+            (0.5, Claims(family="tversky", alpha=0.3, beta=0.7, batch=True)),
+            (2.0, Claims(family="focal", gamma=1.5)),
+        ),
+    },
 ]
 
 
 @pytest.mark.parametrize("activation", ["none", "sigmoid", "softmax"])
-@pytest.mark.parametrize("options", FAMILIES, ids=lambda o: "-".join(map(str, o.values())))
+@pytest.mark.parametrize("options", FAMILIES, ids=lambda o: str(Claims(**o)))
 def test_the_gradient_is_that_of_the_value(options: dict[str, Any], activation: Any) -> None:
     claims = Claims(activation=activation, **options)
     generator = np.random.default_rng(5)
@@ -141,8 +264,13 @@ def test_the_gradient_is_that_of_the_value(options: dict[str, Any], activation: 
         assert found[voxel] == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-6, abs=1e-9)
 
 
-def test_ignored_voxels_do_not_exist() -> None:
-    claims = Claims(family="dice", labels="map", ignore_index=9)
+PARTS = ((1.0, Claims(family="dice")), (1.0, Claims(family="cross_entropy", class_weight=(1.0, 3.0))))
+
+
+@pytest.mark.parametrize("family", ["dice", "cross_entropy", "focal", "compound"])
+def test_ignored_voxels_do_not_exist(family: Any) -> None:
+    parts = PARTS if family == "compound" else ()
+    claims = Claims(family=family, parts=parts, labels="map", ignore_index=9)
     input, target = (
         np.random.default_rng(1).random((1, 2, 4, 1, 1)),
         np.array([0, 9, 1, 0]).reshape(1, 1, 4, 1, 1),

@@ -172,6 +172,53 @@ def test_a_loss_of_an_unknown_kind_says_what_it_claims(verify: Verify) -> None:
         assert verify(*plain, *arguments)[0] == expected, arguments
 
 
+SQUARE_ROOT = """import voxloss
+
+class SquareRootDice(voxloss.RegionLoss):
+    def per_class(self, statistics):
+        return 1 - voxloss.formulas.dice(statistics, smooth_nr=1, smooth_dr=1).sqrt()
+"""
+
+
+def formula_laws(*laws: str) -> list[str]:
+    return ["my_losses.py:SquareRootDice", *(word for law in laws for word in ("--law", law))]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {**ARGUMENTS},
+        {**ARGUMENTS, "include_background": False, "weight": [1.0, 2.0, 4.0], "batch": True, "ignore_index": 2},
+        {"sigmoid": True, "squared_pred": True, "absent": "skip", "reduction": "sum"},
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_a_formula_of_ones_own_claims_nothing(options: dict[str, Any], verify: Verify) -> None:
+    """All else is read off the instance, and the formula itself is applied to exact sums."""
+    Path("my_losses.py").write_text(SQUARE_ROOT)
+    laws = formula_laws("13b", "17", "20", "28b", "29a", "30")
+    code, out, err = verify(*laws, "--kwargs", json.dumps(options))
+    assert (code, err) == (0, "")
+    assert "formula=SquareRootDice.per_class" in out
+    asked = {law for law, row in rows(out).items() if " holds " in row}
+    assert asked >= {"20", "28b", "29a", "30"}
+
+
+@pytest.mark.parametrize(
+    ("slip", "law"),
+    [
+        (".sqrt() * len(statistics.target)", "20"),
+        (".sqrt().detach() + 0 * statistics.prediction", "23a"),
+        (".sqrt() - 1e-3 * statistics.target.argmax(1, keepdim=True)", "13b"),
+    ],
+)
+def test_a_formula_that_a_law_catches(slip: str, law: str, verify: Verify) -> None:
+    Path("my_losses.py").write_text(SQUARE_ROOT.replace(".sqrt()", slip))
+    code, out, _ = verify(*formula_laws(law), "--kwargs", LOGITS)
+    assert code == 1
+    assert " broken " in rows(out)[law]
+
+
 def test_claims_change_what_was_read(verify: Verify) -> None:
     tversky = [
         "voxloss:TverskyLoss",

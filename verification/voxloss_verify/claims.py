@@ -4,15 +4,51 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
 
-Family = Literal["dice", "jaccard", "tversky", "focal_tversky", "log_cosh_dice", "generalized_dice"]
+Family = Literal[
+    "dice",
+    "jaccard",
+    "tversky",
+    "focal_tversky",
+    "log_cosh_dice",
+    "generalized_dice",
+    "cross_entropy",
+    "focal",
+    "compound",
+    "formula",
+]
+# What a mean over voxels is of; all other formulas are of sums over voxels.
+BY_VOXEL: tuple[Family, ...] = ("cross_entropy", "focal")
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 Shards = Literal["equal batch", "unequal batch", "volume"]
+Triple = tuple[float, float, float]
+# What a compound claims for its parts.
+OF_THE_CALL = (
+    "activation",
+    "labels",
+    "either_labels",
+    "soft_labels",
+    "spatial_dims",
+    "channels",
+    "reduction",
+    "ignore_index",
+    "dtypes",
+    "shards",
+    "compiles",
+)
+
+
+@runtime_checkable
+class Formula(Protocol):
+    """A formula that is known by what it does, for an item of so many classes."""
+
+    def __call__(self, sums: Sequence[Triple], weights: Sequence[float]) -> tuple[list[float], list[Triple]]:
+        """From intersection, prediction and target of each class its loss, and the slopes of Σ weight·loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,18 +63,39 @@ class Claims:
     | focal_tversky | offset − (1 − Tversky)^exponent is the loss |
     | log_cosh_dice | offset − 1 + log cosh(1 − Dice) is the loss |
     | generalized_dice | (2 Σ_c w TP + s_n) / (Σ_c w (Σp + Σg) + s_d), one per item |
+    | formula | what the loss's own `formula` makes of the sums is the loss |
+
+    | family | loss |
+    |---|---|
+    | cross_entropy | −Σ w g log p / Σ w g over voxels and classes |
+    | focal | the mean over voxels of −Σ_c w α g (1 − p)^γ log p |
+    | compound | Σ λ·part |
+
+    Under a sigmoid, or with a single channel, cross entropy and focal loss are a yes-or-no question for each
+    channel: with a term in 1 − g, p and log(1 − p) as well (for focal loss its factor is 1 − α if α is one
+    number), and the mean is over voxels and classes. Otherwise an ignored class is one of the answers, though no
+    voxel's right one.
+
+    What concerns the call (`OF_THE_CALL`) a compound claims for its parts, which repeat it; what concerns the
+    formula they claim themselves.
 
     Attributes:
         smooth_nr, smooth_dr: s_n and s_d, in voxels.
         squared: Σp² and Σg² in the place of Σp and Σg.
         overlap: "product", or "min" for Σ min(p, g) in the place of TP (soft labels, Wang et al. 2023).
         alpha, beta: the weights of FP and of FN.
-        gamma, gamma_as: the exponent of focal Tversky is what `gamma_as` makes of γ.
+        gamma, gamma_as: the exponent of focal Tversky is what `gamma_as` makes of γ; of focal loss it is γ ≥ 0.
         linear_below: below this distance the power of focal Tversky is its chord from 0; 0 if it never is.
         weight_type, weight_scale: w = 1/(Σg)², 1/Σg or 1, divided by the item's largest finite one if
             "relative"; a class without target has the item's largest finite w, or 1 if there is none.
         class_weight: a factor for the loss of each class, for generalised Dice on w; one number, or one for
-            each class that counts. The mean is not divided by it.
+            each class that counts. The mean is not divided by it, but that of cross entropy.
+        label_smoothing: ε of cross entropy, whose target is (1 − ε) g + ε/C, of a yes-or-no question ε/2.
+        balance: α of focal loss: one number, for a softmax 1 − α for the background, or one for each class that
+            counts.
+        mean_over: of focal loss under a softmax, "voxels", or "voxels and classes".
+        formula: of the family of that name.
+        parts: λ and claims of each part of a compound.
         activation: what the loss itself applies to its input.
         labels: "map" [B, 1, ...], "indices" [B, ...], or "one-hot" [B, C, ...].
         either_labels: of a label map and one-hot, the loss takes the other form, too, and tells them apart.
@@ -48,7 +105,9 @@ class Claims:
         include_background, classes: which channels count; a single channel always does.
         average: "macro", a loss per class; "micro", the sums of all classes in one ratio.
         batch: the sums run over the items, too.
-        reduction, unreduced: over items and classes; the shape without reduction, in letters and ones.
+        reduction, unreduced: over items and classes; the shape without reduction, in letters and ones. A sum of
+            cross entropy is over voxels, of focal loss over items and classes, each the mean of an item's voxels;
+            without reduction neither is claimed, nor a compound.
         offset: 1 for 1 − score, 0 for −score.
         ignore_index: voxels with this label count as deleted, and the class does not count.
         empty: the score where the denominator is 0.
@@ -57,7 +116,7 @@ class Claims:
         dtypes: of the input.
         shards: how data may be split over processes so that each computes its share of the loss, DDP averages
             the gradients, and the sum is that of one process. None: equal batch shards, if the loss is a mean
-            over items.
+            over items, or over voxels of which every item has as many.
         compiles: torch.compile(fullgraph=True) takes it.
     """
 
@@ -74,6 +133,11 @@ class Claims:
     weight_type: Literal["square", "simple", "uniform"] = "square"
     weight_scale: Literal["relative", "absolute"] = "absolute"
     class_weight: float | tuple[float, ...] | None = None
+    label_smoothing: float = 0.0
+    balance: float | tuple[float, ...] | None = None
+    mean_over: Literal["voxels", "voxels and classes"] = "voxels"
+    formula: Formula | None = None
+    parts: tuple[tuple[float, Claims], ...] = ()
     activation: Literal["softmax", "sigmoid", "none"] = "none"
     labels: Literal["map", "indices", "one-hot"] = "one-hot"
     either_labels: bool = False
@@ -105,8 +169,16 @@ class Claims:
         for name in ("smooth_nr", "smooth_dr", "alpha", "beta", "linear_below"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"claim {name}: expected a number ≥ 0, got {getattr(self, name)!r}.")
-        if not self.gamma or not math.isfinite(self.gamma):
+        if not 0 <= self.label_smoothing <= 1:
+            raise ValueError(f"claim label_smoothing: expected a number in [0, 1], got {self.label_smoothing!r}.")
+        if self.family == "focal" and not 0 <= self.gamma < math.inf:
+            raise ValueError(f"claim gamma: expected a number ≥ 0, got {self.gamma!r}.")
+        if self.family != "focal" and (not self.gamma or not math.isfinite(self.gamma)):
             raise ValueError(f"claim gamma: expected a number other than 0, got {self.gamma!r}.")
+        if (self.family == "compound") != bool(self.parts):
+            raise ValueError(f"claim parts: expected some of a compound, none of others, got {self.family}.")
+        if (self.family == "formula") != (self.formula is not None):
+            raise ValueError(f"claim formula: expected one of the family of that name only, got {self.family}.")
         if not self.dtypes or not set(self.dtypes) <= set(DTYPES):
             raise ValueError(f"claim dtypes: expected some of {', '.join(DTYPES)}, got {list(self.dtypes)}.")
         if self.channels is not None and self.channels < 1:
@@ -115,6 +187,45 @@ class Claims:
             raise ValueError(
                 f"claim unreduced: expected letters B, C and numbers like 'B C 1 1 1', got {self.unreduced!r}."
             )
+        if self.reduction == "none" and (self.by_voxel or self.parts):
+            raise ValueError(f'claim reduction: expected "mean" or "sum" of {self.family}, got "none".')
+        told = {name: getattr(self, name) for name in OF_THE_CALL}
+        parts = tuple((float(factor), replace(part, **told)) for factor, part in self.parts)
+        object.__setattr__(self, "parts", parts)
+
+    def __str__(self) -> str:
+        """The family, and what differs from the defaults."""
+        return " ".join(self._differing(set()))
+
+    def _differing(self, told: set[str]) -> Iterator[str]:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value == field.default or field.name in told:
+                continue
+            if field.name == "parts":
+                each = ((factor, " ".join(part._differing({*OF_THE_CALL}))) for factor, part in self.parts)
+                value = " + ".join(f"{factor:g}·({said})" for factor, said in each)
+            yield f"{field.name}={value}"
+
+    @property
+    def formulas(self) -> tuple[Claims, ...]:
+        """Of a compound the claims of all of its parts, and of theirs; else these."""
+        return tuple(each for _, part in self.parts for each in part.formulas) if self.parts else (self,)
+
+    @property
+    def by_voxel(self) -> bool:
+        """Whether the loss is a mean over voxels, and not of sums over them."""
+        return self.family in BY_VOXEL
+
+    @property
+    def may_be_nan(self) -> bool:
+        """Whether there are volumes for which not a number is claimed."""
+        return any(each.empty == "nan" for each in self.formulas)
+
+    @property
+    def perfect(self) -> float:
+        """The loss of a perfect prediction."""
+        return sum(factor * part.perfect for factor, part in self.parts) if self.parts else self.offset - 1
 
     @property
     def exponent(self) -> float:
@@ -125,44 +236,85 @@ class Claims:
         """Whether the ignored label is that of one of so many channels."""
         return self.ignore_index is not None and 0 <= self.ignore_index < channels
 
+    @property
+    def every_class(self) -> bool:
+        """Whether no channel is left out, but for that of an ignored class."""
+        return self.include_background and self.classes is None
+
+    def is_binary(self, channels: int) -> bool:
+        """Whether each of so many channels is a question of its own, and not one answer of many."""
+        return channels == 1 or self.activation == "sigmoid"
+
     def counting(self, channels: int) -> list[int]:
-        """The channels that count, of so many."""
+        """The channels that count, of so many; of a compound, in any part."""
+        if self.parts:
+            return sorted({c for _, part in self.parts for c in part.counting(channels)})
         if channels == 1:
             return [0]
         chosen = range(0 if self.include_background else 1, channels) if self.classes is None else self.classes
+        if self.by_voxel and not self.is_binary(channels):
+            return list(chosen)
         return [c for c in chosen if c != self.ignore_index]
 
     def weights(self, channels: int) -> list[float]:
         """One factor per channel that counts."""
-        count = len(self.counting(channels))
-        if isinstance(self.class_weight, tuple):
-            if len(self.class_weight) != count:
-                raise ValueError(
-                    f"claim class_weight: expected {count} numbers, one per class that counts, "
-                    f"got {list(self.class_weight)}."
-                )
-            return list(self.class_weight)
-        return [1.0 if self.class_weight is None else self.class_weight] * count
+        return self._factors("class_weight", channels)
+
+    def balances(self, channels: int) -> list[tuple[float, float]]:
+        """What focal loss multiplies with what is there and what is not, for each channel that counts."""
+        counting, factors = self.counting(channels), self._factors("balance", channels)
+        if self.balance is None or isinstance(self.balance, tuple):
+            return [(factor, 1.0) for factor in factors]
+        if self.is_binary(channels):
+            return [(factor, 1 - factor) for factor in factors]
+        return [(factor if c else 1 - factor, 1.0) for c, factor in zip(counting, factors, strict=True)]
+
+    def _factors(self, name: str, channels: int) -> list[float]:
+        count, value = len(self.counting(channels)), getattr(self, name)
+        if not isinstance(value, tuple):
+            return [1.0 if value is None else value] * count
+        if len(value) != count:
+            raise ValueError(
+                f"claim {name}: expected {count} numbers, one per class that counts, got {list(value)}."
+            )
+        return list(value)
 
     @property
     def fixed_channels(self) -> int | None:
         """The only number of channels that the loss can take, if the claims fix it."""
         if self.channels is not None:
             return self.channels
-        if not isinstance(self.class_weight, tuple):
-            return None
-        return next(
-            (c for c in range(2, 1024) if len(self.counting(c)) == len(self.class_weight)),
-            None,
-        )
+        for each in self.formulas:
+            for factors in (each.class_weight, each.balance):
+                if isinstance(factors, tuple):
+                    return next((c for c in range(2, 1024) if len(each.counting(c)) == len(factors)), None)
+        return None
+
+    @property
+    def named_channels(self) -> int:
+        """How many channels there must be for every class that is named."""
+        return max((c + 1 for each in self.formulas for c in each.classes or ()), default=0)
 
     @property
     def shard_kinds(self) -> tuple[Shards, ...]:
         """The splits that are claimed, by name or by being a mean over items."""
         if self.shards is not None:
             return self.shards
+        if self.parts:
+            kinds = [part.shard_kinds for _, part in self.parts]
+            return tuple(kind for kind in kinds[0] if all(kind in other for other in kinds))
         by_item = not self.batch and self.reduction == "mean" and self.absent == "count"
+        if self.by_voxel:
+            by_item = self.reduction == "mean" and self.ignore_index is None and self._divides_alike
         return ("equal batch",) if by_item else ()
+
+    @property
+    def _divides_alike(self) -> bool:
+        """Whether a mean over voxels is divided by the same for any items of one size, if no voxel is ignored."""
+        if self.family == "focal" or self.activation == "sigmoid":
+            return True
+        # Σ w g, where every voxel has one class, they all count, and none counts more.
+        return self.every_class and not isinstance(self.class_weight, tuple) and self.labels != "one-hot"
 
 
 def parse_claims(pairs: Iterable[str], start: Claims | None = None, family: str | None = None) -> Claims:
@@ -176,8 +328,8 @@ def parse_claims(pairs: Iterable[str], start: Claims | None = None, family: str 
         name, equals, text = pair.partition("=")
         if not equals:
             raise ValueError(f"claim: expected name=value like alpha=0.3, got {pair!r}.")
-        if name not in {field.name for field in fields(Claims)}:
-            names = [field.name for field in fields(Claims)]
+        names = [field.name for field in fields(Claims) if field.name not in ("formula", "parts")]
+        if name not in names:
             near = get_close_matches(name, names, 1)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise ValueError(f"claim {name!r}: expected one of {', '.join(names)}.{hint}")
@@ -186,6 +338,8 @@ def parse_claims(pairs: Iterable[str], start: Claims | None = None, family: str 
         given[name] = text.split(",") if listed else value
     if family is not None:
         given.setdefault("family", family)
+    if start is not None and given.get("family", start.family) != start.family:
+        given = {"formula": None, "parts": (), **given}
     if start is not None:
         return replace(start, **given)
     if "family" not in given:
@@ -207,6 +361,8 @@ def _fits(value: Any, hint: Any) -> bool:
     origin, arguments = getattr(hint, "__origin__", None), get_args(hint)
     if origin is Literal:
         return any(value == choice and type(value) is type(choice) for choice in arguments)
+    if origin is tuple and arguments[-1] is not ...:
+        return isinstance(value, tuple) and len(value) == len(arguments) and all(map(_fits, value, arguments))
     if origin is tuple:
         return isinstance(value, tuple) and all(_fits(item, arguments[0]) for item in value)
     if arguments:  # a union
@@ -227,193 +383,3 @@ def _spelled(hint: Any) -> str:
     if arguments:
         return " or ".join(_spelled(choice) for choice in arguments)
     return {float: "a number", int: "a whole number", bool: "true or false", str: "text"}.get(hint, "null")
-
-
-def claims_of(loss: object, given: Mapping[str, Any] | None = None) -> Claims | None:
-    """Read the claims off an instance of voxloss's, MONAI's, nnU-Net's or kornia's losses, None for others.
-
-    A subclass is read like the class that it derives from. Raises ValueError if the instance does not have the
-    flags and numbers that its constructor was `given`.
-    """
-    for name, value in (given or {}).items():
-        kept = getattr(loss, name, value)
-        if isinstance(value, bool | int | float) and isinstance(kept, bool | int | float) and kept != value:
-            raise ValueError(f"{name}={value!r} was given, and the instance has {name}={kept!r}.")
-    for kind in type(loss).__mro__:
-        read = _READERS.get((kind.__module__.split(".")[0], kind.__name__))
-        if read is not None:
-            return read(loss)
-    return None
-
-
-def _monai_like(loss: Any, family: Family, **own: Any) -> Claims:
-    ours = any(kind.__module__.startswith("voxloss.") for kind in type(loss).__mro__)
-    for name in ("other_act", "pre_softmax"):
-        if getattr(loss, name, None) is not None:
-            raise ValueError(f"claims cannot be read off a loss with {name}: give them.")
-    ignored = getattr(loss, "ignore_index", None)
-    if not ours and ignored is not None and 0 <= ignored < 255:
-        raise ValueError(
-            f"claims cannot be read off ignore_index={ignored}: whether the class of that number counts is not "
-            "documented. Give them."
-        )
-    activation = "softmax" if loss.softmax else "sigmoid" if loss.sigmoid else "none"
-    soft = bool(getattr(loss, "soft_label", False))
-    squared = bool(getattr(loss, "squared_pred", False))
-    weight = getattr(loss, "class_weight", None)
-    # MONAI's smooth_dr is there "to avoid nan": without it, there may be one.
-    policies: dict[str, Any] = {"empty": "perfect" if ours or loss.smooth_dr else "nan"}
-    shape = "B C" if family in ("tversky", "focal_tversky") else "B C" + " 1" * 3
-    if family == "generalized_dice":
-        shape = "B 1" + " 1" * 3
-    if loss.batch:
-        shape = shape.removeprefix("B ")
-    claims: dict[str, Any] = {
-        "family": family,
-        "smooth_nr": float(loss.smooth_nr),
-        "smooth_dr": float(loss.smooth_dr),
-        "squared": squared,
-        "overlap": "min" if soft and not squared else "product",
-        "class_weight": _weight(weight),
-        "activation": activation,
-        "labels": "map" if loss.to_onehot_y else "one-hot",
-        "soft_labels": not loss.to_onehot_y,
-        "include_background": loss.include_background,
-        "classes": None if getattr(loss, "classes", None) is None else tuple(loss.classes),
-        "batch": loss.batch,
-        "reduction": loss.reduction,
-        "unreduced": shape,
-        "ignore_index": getattr(loss, "ignore_index", None),
-        "absent": getattr(loss, "absent", "count"),
-        **policies,
-        **own,
-    }
-    if family == "jaccard":  # the smoothing stands beside 2 TP
-        claims["smooth_nr"] /= 2
-        claims["smooth_dr"] /= 2
-    if family == "generalized_dice":
-        claims["weight_type"] = str(getattr(loss.w_type, "value", loss.w_type))
-        claims["weight_scale"] = "relative" if ours else "absolute"
-    return Claims(**claims)
-
-
-def _weight(weight: Any) -> float | tuple[float, ...] | None:
-    if weight is None:
-        return None
-    values = weight.detach().cpu().tolist()
-    return tuple(values) if isinstance(values, Sequence) else float(values)
-
-
-def _dice(loss: Any) -> Claims:
-    return _monai_like(loss, "jaccard" if loss.jaccard else "dice")
-
-
-def _tversky(loss: Any) -> Claims:
-    return _monai_like(loss, "tversky", alpha=float(loss.alpha), beta=float(loss.beta))
-
-
-def _focal_tversky(loss: Any) -> Claims:
-    return _monai_like(
-        loss,
-        "focal_tversky",
-        alpha=float(loss.alpha),
-        beta=float(loss.beta),
-        gamma=float(loss.gamma),
-        linear_below=2.0**-23,
-    )
-
-
-def _f_beta(loss: Any) -> Claims:
-    squared = float(loss.f_beta) ** 2
-    return _monai_like(loss, "tversky", alpha=1 / (1 + squared), beta=squared / (1 + squared))
-
-
-def _log_cosh_dice(loss: Any) -> Claims:
-    if loss.jaccard:
-        raise ValueError("claims cannot be read off jaccard=True: log cosh is claimed of Dice only. Give them.")
-    return _monai_like(loss, "log_cosh_dice")
-
-
-# By name, as torch's are built in and nnU-Net is not imported to read one of its losses.
-_NONLINEARITIES: dict[str | None, Literal["softmax", "sigmoid"]] = {
-    "softmax_helper_dim1": "softmax",
-    "sigmoid": "sigmoid",
-}
-
-
-def _nnunet(loss: Any) -> Claims:
-    activation: Literal["softmax", "sigmoid", "none"] = "none"
-    if loss.apply_nonlin is not None:
-        name = getattr(loss.apply_nonlin, "__name__", None)
-        if name not in _NONLINEARITIES:
-            raise ValueError(
-                "claims cannot be read off apply_nonlin: expected None, nnU-Net's softmax_helper_dim1 or "
-                f"torch.sigmoid, got {name or type(loss.apply_nonlin).__name__}."
-            )
-        activation = _NONLINEARITIES[name]
-    clip = getattr(loss, "clip_tp", None)
-    if clip is not None:
-        raise ValueError(f"claims cannot be read off clip_tp: expected None, got {clip!r}.")
-    return Claims(
-        family="dice",
-        smooth_nr=float(loss.smooth),
-        smooth_dr=float(loss.smooth),
-        activation=activation,
-        labels="map",
-        either_labels=True,
-        include_background=loss.do_bg,
-        batch=loss.batch_dice,
-        offset=0,
-        # Its denominator is at least 1e-8, so that 0/0 is 0.
-        empty="worst",
-        # Its sums are float32 whatever the input is.
-        dtypes=("float32", "float16", "bfloat16"),
-    )
-
-
-def _kornia(loss: Any, family: Family, **own: Any) -> Claims:
-    ignored = loss.ignore_index
-    if ignored is not None and 0 <= ignored < 255:
-        # Its pixels do not count, but the class of that number enters average="micro" with its false positives.
-        raise ValueError(f"claims cannot be read off ignore_index={ignored}, which may be that of a class.")
-    micro = own.get("average") == "micro"
-    return Claims(
-        family=family,
-        smooth_dr=float(loss.eps),
-        activation="softmax",
-        labels="indices",
-        spatial_dims=2,
-        # An item whose pixels are all ignored costs 1, which no claim says of a mean over the classes present.
-        ignore_index=ignored if micro else None,
-        absent="count" if micro else "skip per item",
-        empty="worst",
-        **own,
-    )
-
-
-def _kornia_dice(loss: Any) -> Claims:
-    if loss.weight is not None:
-        raise ValueError("claims cannot be read off weight: expected None, as the mean is divided by weights.")
-    return _kornia(loss, "dice", average=loss.average)
-
-
-def _kornia_tversky(loss: Any) -> Claims:
-    return _kornia(loss, "tversky", alpha=float(loss.alpha), beta=float(loss.beta))
-
-
-_READERS: dict[tuple[str, str], Callable[[Any], Claims]] = {
-    **{(library, "DiceLoss"): _dice for library in ("voxloss", "monai")},
-    **{(library, "TverskyLoss"): _tversky for library in ("voxloss", "monai")},
-    **{
-        (library, "GeneralizedDiceLoss"): lambda loss: _monai_like(loss, "generalized_dice")
-        for library in ("voxloss", "monai")
-    },
-    ("voxloss", "JaccardLoss"): lambda loss: _monai_like(loss, "jaccard"),
-    ("voxloss", "FocalTverskyLoss"): _focal_tversky,
-    ("voxloss", "LogCoshDiceLoss"): _log_cosh_dice,
-    ("voxloss", "AsymmetricSimilarityLoss"): _f_beta,
-    ("nnunetv2", "SoftDiceLoss"): _nnunet,
-    ("nnunetv2", "MemoryEfficientSoftDiceLoss"): _nnunet,
-    ("kornia", "DiceLoss"): _kornia_dice,
-    ("kornia", "TverskyLoss"): _kornia_tversky,
-}

@@ -1,19 +1,19 @@
-"""The independent witness for cross entropy and focal loss: logarithms in extended precision, sums rounded once.
+"""The independent witness for cross entropy and focal loss: logarithms and sums in extended precision.
 
 Nothing here knows torch or voxloss. Shapes are `[B, C, ...]`; the target has one channel per class. One answer of
-many classes has a term for what is there; a yes-or-no question for each channel (`binary`) also one for what is
-not.
+many classes has a term for what is there; a yes-or-no question for each channel also one for what is not. With
+n = 1 − p these are −g n^γ log p and −(1 − g) p^γ log n, and with γ = 0 those of cross entropy.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from voxloss_verify.claims import Claims
 
 Image = NDArray[Any]
 
@@ -23,76 +23,134 @@ SMALLEST = 2.0**-126
 EXTENDED = 2**20
 
 
-@dataclass(frozen=True, kw_only=True)
-class VoxelTerms:
-    """What a mean over voxels is of.
+@dataclass(frozen=True)
+class Voxels:
+    """p, n = 1 − p, their logarithms, and the target, `[B, C, ...]`; in voxels that do not count p = ½, g = 0."""
 
-    Attributes:
-        activation: "softmax", "sigmoid" or "none".
-        binary: each channel is a question of its own.
-        counting: the channels that count.
-        weights: a factor for each of these.
-        smoothing: ε of the target (1 − ε) g + ε/C, for a yes-or-no question (1 − ε) g + ε/2.
-        gamma: None for cross entropy; the exponent of focal loss.
-        there, missing: factors of focal loss for what is there, one per channel that counts, and for what is not.
-    """
-
-    activation: str
-    binary: bool
-    counting: Sequence[int]
-    weights: Sequence[float]
-    smoothing: float = 0.0
-    gamma: float | None = None
-    there: Sequence[float] | None = None
-    missing: Sequence[float] | None = None
+    p: Image
+    n: Image
+    log_p: Image
+    log_n: Image
+    g: Image
 
 
-def logarithms(input: Image, activation: str) -> tuple[Image, Image, Image]:
-    """Return log p, log(1 − p) and p."""
+def value(claims: Claims, input: Image, target: Image, kept: NDArray[np.bool_], times: int = 1) -> float:
+    """The loss; `kept` [B, ...] are the voxels that count, each of them so many `times`."""
+    channels = input.shape[1]
+    v = _voxels(claims, input, target, kept)
+    shares = _shares(claims, v.g, channels)
+    divisors = _divisors(claims, v.g, kept, times)
+    total = 0.0
+    for k, c in enumerate(claims.counting(channels)):
+        there, missing = (share[:, k] for share in shares)
+        p, n, log_p, log_n = (each[:, c] for each in (v.p, v.n, v.log_p, v.log_n))
+        terms = _product(there * n ** _focus(claims), log_p)
+        if claims.is_binary(channels):
+            terms = terms + _product(missing * p ** _focus(claims), log_n)
+        sums = np.where(kept, terms, 0).reshape(len(input), -1).sum(1, dtype=np.longdouble)
+        total -= times * float((sums / divisors).sum())
+    return total
+
+
+def gradient(claims: Claims, input: Image, target: Image, kept: NDArray[np.bool_], times: int = 1) -> Image:
+    """∂L/∂input, by way of u = ∂L/∂log p and v = ∂L/∂log n, which are finite where p or n is 0."""
+    found = _voxels(claims, input, target, kept)
+    u, v = _slopes(claims, found, kept, times)
+    p, n = found.p, found.n
+    if claims.activation == "softmax":
+        by_input = u - p * u.sum(1, keepdims=True)
+    elif claims.activation == "sigmoid":
+        by_input = u * n - v * p
+    else:
+        by_input = np.where(p > SMALLEST, u / np.maximum(p, SMALLEST), 0)
+        by_input -= np.where(n > SMALLEST, v / np.maximum(n, SMALLEST), 0)
+    return np.asarray(by_input, np.float64)
+
+
+def steepest(claims: Claims, input: Image, target: Image, kept: NDArray[np.bool_], times: int = 1) -> float:
+    """The largest addend of ∂L/∂input, before anything cancels."""
+    if claims.activation == "none":
+        return float(abs(gradient(claims, input, target, kept, times)).max())
+    u, v = _slopes(claims, _voxels(claims, input, target, kept), kept, times)
+    return float(max(abs(u).max(), abs(v).max()))
+
+
+def _slopes(claims: Claims, found: Voxels, kept: NDArray[np.bool_], times: int) -> tuple[Image, Image]:
+    """∂L/∂log p and ∂L/∂log n of every voxel; 0 in voxels that do not count."""
+    channels, gamma = found.p.shape[1], _focus(claims)
+    shares = _shares(claims, found.g, channels)
+    divisors = _divisors(claims, found.g, kept, times).reshape(-1, *[1] * (found.p.ndim - 2))
+    u, v = np.zeros_like(found.p), np.zeros_like(found.p)
+    for k, c in enumerate(claims.counting(channels)):
+        p, n, log_p, log_n = (each[:, c] for each in (found.p, found.n, found.log_p, found.log_n))
+        u[:, c] = np.where(kept, -shares[0][:, k] * _focused(p, n, log_p, gamma) / divisors, 0)
+        if claims.is_binary(channels):
+            v[:, c] = np.where(kept, -shares[1][:, k] * _focused(n, p, log_n, gamma) / divisors, 0)
+    return u, v
+
+
+def _focus(claims: Claims) -> float:
+    return claims.gamma if claims.family == "focal" else 0.0
+
+
+def _focused(own: Image, other: Image, log: Image, gamma: float) -> Image:
+    """The derivative of q^γ·log by log, for q the `other` probability: q^γ·(1 − γ·own·log / q)."""
+    # own·log / q tends to −1 as q tends to 0.
+    ratio = np.where(other > 0, own * np.maximum(log, -1e6) / np.where(other > 0, other, 1), -1)
+    return np.asarray(other**gamma * (1 - gamma * ratio))
+
+
+def _voxels(claims: Claims, input: Image, target: Image, kept: NDArray[np.bool_]) -> Voxels:
+    inside = kept[:, None]
     x = np.asarray(input, np.longdouble if input.size <= EXTENDED else np.float64)
-    if activation == "softmax":
+    g = np.where(inside, target, 0).astype(x.dtype)
+    if claims.activation == "softmax":
+        x = np.where(inside, x, 0)
         x = x - x.max(1, keepdims=True)
         log_p = x - np.log(np.exp(x).sum(1, keepdims=True))
-        p = np.exp(log_p)
-        with np.errstate(divide="ignore"):
-            return log_p, np.log1p(np.negative(p)), p
-    if activation == "sigmoid":
+        p, n = np.exp(log_p), -np.expm1(log_p)
+        return Voxels(p, n, log_p, np.zeros_like(p), g)
+    if claims.activation == "sigmoid":
+        x = np.where(inside, x, 0)
         log_p, log_n = (np.negative(np.logaddexp(0, y)) for y in (np.negative(x), x))
-        return log_p, log_n, np.exp(log_p)
-    return np.log(np.maximum(x, SMALLEST)), np.log(np.maximum(1 - x, SMALLEST)), x
+        return Voxels(np.exp(log_p), np.exp(log_n), log_p, log_n, g)
+    p = np.where(inside, x, 0.5)
+    log_p, log_n = (np.log(np.maximum(q, SMALLEST)) for q in (p, 1 - p))
+    return Voxels(p, 1 - p, log_p, log_n, g)
 
 
-def mean(terms: VoxelTerms, input: Image, target: Image, kept: NDArray[np.bool_]) -> float:
-    """The loss with reduction "mean"; `kept` [B, ...] are the voxels that count.
-
-    Focal loss and yes-or-no questions are divided by the number of voxels (for these, times classes), cross
-    entropy of one answer by the weights of the right classes.
-    """
-    log_p, log_n, p = logarithms(np.where(kept[:, None], input, 0.5), terms.activation)
-    total = below = 0.0
-    for k, c in enumerate(terms.counting):
-        g, yes, no, q = (np.asarray(each[:, c][kept]) for each in (target, log_p, log_n, p))
-        g = g.astype(yes.dtype)
-        if terms.gamma is None:
-            smooth = terms.smoothing / (2 if terms.binary else input.shape[1])
-            share = (1 - terms.smoothing) * g + smooth
-            other = (1 - terms.smoothing) * (1 - g) + smooth
-        else:
-            there, missing = (1.0 if row is None else row[k] for row in (terms.there, terms.missing))
-            share, other = there * g * (1 - q) ** terms.gamma, missing * (1 - g) * q**terms.gamma
-        total -= terms.weights[k] * _sum(share, yes)
-        if terms.binary:
-            total -= terms.weights[k] * _sum(other, no)
-        if terms.binary:
-            below += g.size
-        elif terms.gamma is None:
-            below += terms.weights[k] * math.fsum(g.tolist())
-        else:
-            below = g.size
-    return total / below if below else 0.0
+def _shares(claims: Claims, g: Image, channels: int) -> tuple[Image, Image]:
+    """What log p and log n are multiplied with in each channel that counts, but for the focus."""
+    there, missing = g[:, claims.counting(channels)], 1 - g[:, claims.counting(channels)]
+    per_class = (1, -1, *[1] * (g.ndim - 2))
+    if claims.family == "focal":
+        yes, no = np.array(claims.balances(channels), g.dtype).T.reshape(2, *per_class)
+        there, missing = yes * there, no * missing
+    else:
+        even = claims.label_smoothing / (2 if claims.is_binary(channels) else channels)
+        there, missing = (((1 - claims.label_smoothing) * share + even) for share in (there, missing))
+    weights = np.array(claims.weights(channels), g.dtype).reshape(per_class)
+    return weights * there, weights * missing
 
 
-def _sum(share: Image, log: Image) -> float:
-    """Σ share·log, where 0·(−∞) is 0."""
+def _divisors(claims: Claims, g: Image, kept: NDArray[np.bool_], times: int) -> Image:
+    """What the terms of each item are divided by, `[B]`; infinite where there is nothing to divide."""
+    channels = g.shape[1]
+    counting = claims.counting(channels)
+    voxels = kept.reshape(len(kept), -1).sum(1).astype(g.dtype)
+    if claims.reduction == "sum":
+        below = voxels if claims.family == "focal" else np.full_like(voxels, 1 / times)
+    elif claims.is_binary(channels) or (claims.family == "focal" and claims.mean_over == "voxels and classes"):
+        below = np.full_like(voxels, voxels.sum() * len(counting))
+    elif claims.family == "focal":
+        below = np.full_like(voxels, voxels.sum())
+    else:
+        of_classes = np.moveaxis(g[:, counting], 1, 0).reshape(len(counting), -1).sum(1, dtype=np.longdouble)
+        below = np.full_like(voxels, (np.array(claims.weights(channels)) * of_classes).sum())
+    return np.where(below == 0, np.inf, times * below)
+
+
+def _product(share: Image, log: Image) -> Image:
+    """share·log, where 0·(−∞) is 0."""
     with np.errstate(invalid="ignore"):
-        return math.fsum(np.where(share == 0, 0, share * log).astype(np.float64).tolist())
+        return np.asarray(np.where(share == 0, 0, share * log))

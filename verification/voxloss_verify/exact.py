@@ -1,7 +1,8 @@
 """What a loss that makes certain claims must return: its value and its gradient, from the oracle's sums.
 
 Nothing here knows torch or voxloss. Probabilities are computed from logits in extended precision and rounded to
-float64; from there on sums and scores are exact, and gradients are float64.
+float64; from there on sums and scores are exact, and gradients are float64. Means over voxels are `entropy`'s; a
+compound is the sum of its parts.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import product
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from voxloss_verify import oracle
-from voxloss_verify.claims import Claims
+from voxloss_verify import entropy, oracle
+from voxloss_verify.claims import Claims, Triple
 from voxloss_verify.oracle import Image, Number, Sums
 from voxloss_verify.tolerances import GRADIENT, LOSS
 from voxloss_verify.volumes import Volume, one_hot
@@ -81,7 +83,10 @@ def region_sums(claims: Claims, volume: Volume) -> list[list[Sums]]:
         with np.errstate(invalid="ignore"):  # of what stands in ignored voxels
             p = probabilities(volume.input, claims.activation)
         known[key] = [
-            [oracle.sums(_mask(p[b, c][keep[b]]), _mask(g[b, c][keep[b]])) for c in range(p.shape[1])]
+            [
+                _add([oracle.sums(_mask(p[b, c][keep[b]]), _mask(g[b, c][keep[b]]))], volume.times)
+                for c in range(p.shape[1])
+            ]
             for b in range(len(p))
         ]
     return known[key]
@@ -89,8 +94,22 @@ def region_sums(claims: Claims, volume: Volume) -> list[list[Sums]]:
 
 def expected(claims: Claims, volume: Volume, dtype: str | None = None) -> Expected:
     """Return the exact loss of a volume, and the tolerance of the dtype, by default the volume's."""
-    rows = region_sums(claims, volume)
-    return of_sums(claims, rows, dtype or volume.dtype)
+    dtype = dtype or volume.dtype
+    if claims.parts:
+        found = [(factor, expected(part, volume, dtype)) for factor, part in claims.parts]
+        value = np.asarray(sum(factor * each.value for factor, each in found))
+        return Expected(value, sum(factor * each.tolerance for factor, each in found))
+    if claims.by_voxel:
+        value = np.asarray(entropy.value(claims, *_images(claims, volume)))
+        # A factor is one of the error, too, where the loss itself is small.
+        scale = max(1.0, float(value), *claims.weights(volume.channels))
+        return Expected(value, LOSS[dtype] * scale)
+    return of_sums(claims, region_sums(claims, volume), dtype)
+
+
+def _images(claims: Claims, volume: Volume) -> tuple[Image, Image, NDArray[np.bool_], int]:
+    """What `entropy` is asked with."""
+    return volume.input, goal(volume), kept(claims, volume), volume.times
 
 
 def of_sums(claims: Claims, rows: Rows, dtype: str) -> Expected:
@@ -102,7 +121,7 @@ def of_sums(claims: Claims, rows: Rows, dtype: str) -> Expected:
         return Expected(np.full(shape, np.nan), LOSS[dtype])
     losses = [_row_losses(claims, row, channels) for row in rows]
     weights = _reduction_weights(claims, rows, channels)
-    per_term = max((_term_tolerance(claims, s, LOSS[dtype]) for row in rows for s in row), default=0.0)
+    per_term = max((_row_tolerance(claims, row, LOSS[dtype]) for row in rows), default=0.0)
     if claims.reduction == "none":
         values = [
             [float(w * x) if w else 0.0 for w, x in zip(*row, strict=True)]
@@ -116,12 +135,16 @@ def of_sums(claims: Claims, rows: Rows, dtype: str) -> Expected:
         total = total + (w * x if isinstance(x, Fraction) else float(w) * x)
     value = float(total)
     # Smoothing of the numerator alone can make a loss as large as it likes.
-    scale = max(1.0, float(sum(w for w, _ in terms)), abs(value))
+    scale = max(1.0, float(sum(w for w, _ in terms)), abs(value) if claims.formula is None else 0.0)
     return Expected(np.array(value), per_term * scale)
 
 
 def gradient(claims: Claims, volume: Volume) -> NDArray[np.float64]:
     """∂(sum of the losses)/∂input of every voxel, `[B, C, ...]`, by the chain rule."""
+    if claims.parts:
+        return np.asarray(sum(factor * gradient(part, volume) for factor, part in claims.parts))
+    if claims.by_voxel:
+        return entropy.gradient(claims, *_images(claims, volume))
     by_p = probability_gradient(claims, volume)
     p = probabilities(volume.input, claims.activation)
     if claims.activation == "sigmoid":
@@ -132,7 +155,7 @@ def gradient(claims: Claims, volume: Volume) -> NDArray[np.float64]:
 
 
 def probability_gradient(claims: Claims, volume: Volume) -> NDArray[np.float64]:
-    """∂(sum of the losses)/∂p of every voxel: ∂L/∂I·∂I/∂p + ∂L/∂P·∂P/∂p, with Dice (2g − D)/(P + Q) of old."""
+    """∂(sum of the losses)/∂p, by way of sums: ∂L/∂I·∂I/∂p + ∂L/∂P·∂P/∂p, with Dice (2g − D)/(P + Q) of old."""
     slopes = sum_slopes(claims, region_sums(claims, volume))
     p, g = probabilities(volume.input, claims.activation), np.asarray(goal(volume), np.float64)
     keep = kept(claims, volume)[:, None]
@@ -154,6 +177,11 @@ def sum_slopes(claims: Claims, rows: Rows) -> list[list[Slopes]]:
     found = [[Slopes(0.0, 0.0)] * channels for _ in range(items)]
     for b in range(items):
         row, row_weights = (entering[0], weights[0]) if claims.batch else (entering[b], weights[b])
+        if claims.formula is not None:
+            by_sums = claims.formula(_triples(claims, row), [float(w) for w in row_weights])[1]
+            for c, (by_intersection, by_prediction, _) in zip(counting, by_sums, strict=True):
+                found[b][c] = Slopes(by_intersection, by_prediction)
+            continue
         slopes = _row_slopes(claims, row, channels)
         for k, c in enumerate(counting):
             at = 0 if claims.average == "micro" else k
@@ -163,7 +191,14 @@ def sum_slopes(claims: Claims, rows: Rows) -> list[list[Slopes]]:
 
 
 def gradient_tolerance(claims: Claims, volume: Volume, dtype: str) -> float:
-    """How far a gradient may be off: relative to the largest addend of ∂L/∂p, before anything cancels."""
+    """How far a gradient may be off: relative to the largest addend of ∂L/∂p, before anything cancels.
+
+    Of means over voxels that is ∂L/∂log p, which is as large as the gradient by a logit can be.
+    """
+    if claims.parts:
+        return sum(factor * gradient_tolerance(part, volume, dtype) for factor, part in claims.parts)
+    if claims.by_voxel:
+        return GRADIENT[dtype] * entropy.steepest(claims, *_images(claims, volume))
     slopes = [slope for row in sum_slopes(claims, region_sums(claims, volume)) for slope in row]
     largest = max(abs(s.intersection) + (1 + claims.squared) * abs(s.prediction) for s in slopes)
     return GRADIENT[dtype] * largest
@@ -220,8 +255,9 @@ def _coefficients(claims: Claims) -> tuple[Fraction, Fraction, Fraction, Fractio
     return Fraction(1), 1 - alpha - beta, alpha, beta
 
 
-def _add(parts: Sequence[Sums]) -> Sums:
-    return Sums(*(sum(values, Fraction(0)) for values in zip(*(vars(s).values() for s in parts), strict=True)))
+def _add(parts: Sequence[Sums], times: int = 1) -> Sums:
+    columns = zip(*(vars(s).values() for s in parts), strict=True)
+    return Sums(*(times * sum(values, Fraction(0)) for values in columns))
 
 
 def _entering(claims: Claims, rows: Rows) -> list[list[Sums]]:
@@ -256,7 +292,16 @@ def _generalized(claims: Claims, row: Sequence[Sums], channels: int) -> tuple[Fr
     return numerator + Fraction(claims.smooth_nr), denominator + Fraction(claims.smooth_dr), weights
 
 
+def _triples(claims: Claims, row: Sequence[Sums]) -> list[Triple]:
+    """Intersection, prediction and target, as a formula is given them."""
+    overlaps = [s.soft_intersection if claims.overlap == "min" else s.intersection for s in row]
+    others = [_squared(claims, s) for s in row]
+    return [(float(i), float(s.prediction), float(s.target)) for i, s in zip(overlaps, others, strict=True)]
+
+
 def _row_losses(claims: Claims, row: Sequence[Sums], channels: int) -> list[Number]:
+    if claims.formula is not None:
+        return list(claims.formula(_triples(claims, row), [1.0] * len(row))[0])
     if claims.family == "generalized_dice":
         numerator, denominator, _ = _generalized(claims, row, channels)
         return [claims.offset - (numerator / denominator if denominator else Fraction(claims.empty == "perfect"))]
@@ -295,6 +340,22 @@ _OUTER_SLOPE: dict[str, Callable[[Claims, Fraction], float]] = {
     "focal_tversky": _power_slope,
     "log_cosh_dice": _log_cosh_slope,
 }
+
+
+def _row_tolerance(claims: Claims, row: Sequence[Sums], tolerance: float) -> float:
+    """How far the losses of a row may be off if scores may be, or the sums that a formula of its own is given."""
+    if claims.formula is None:
+        return max((_term_tolerance(claims, s, tolerance) for s in row), default=0.0)
+    triples, weights = _triples(claims, row), [1.0] * len(row)
+    here, _ = claims.formula(triples, weights)
+    found = [tolerance]
+    for at, sign in product(range(3), (1, -1)):
+        by = [1 + sign * tolerance * (k == at) for k in range(3)]
+        moved = [(i * by[0], p * by[1], t * by[2]) for i, p, t in triples]
+        there, _ = claims.formula(moved, weights)
+        # Off its domain a formula may be no number.
+        found += [abs(a - b) for a, b in zip(there, here, strict=True) if math.isfinite(a - b)]
+    return max(found)
 
 
 def _term_tolerance(claims: Claims, s: Sums, tolerance: float) -> float:

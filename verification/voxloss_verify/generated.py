@@ -23,10 +23,9 @@ def channel_counts(claims: Claims) -> st.SearchStrategy[int]:
     """How many channels a loss may be given."""
     if claims.fixed_channels is not None:
         return st.just(claims.fixed_channels)
-    several = claims.activation == "softmax" or claims.labels != "one-hot" or not claims.include_background
-    least = 2 if several or claims.ignore_index is not None else 1
-    if claims.classes is not None:
-        least = max(least, 2, max(claims.classes) + 1)
+    every = all(each.every_class for each in claims.formulas)
+    several = claims.activation == "softmax" or claims.labels != "one-hot" or not every
+    least = max(2 if several or claims.ignore_index is not None else 1, claims.named_channels)
     if claims.ignore_index == 0:
         least = max(least, 3)
     return st.integers(least, max(least, 4))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
@@ -50,7 +50,7 @@ def _tried(subject: Subject, wrong: Volume) -> list[tuple[Volume, Outcome]]:
     claims = subject.claims
     dtype = claims.dtypes[0]
     # Two items of three classes, one of them absent from the first: batch and absent classes show.
-    wide = claims if claims.fixed_channels or claims.classes else replace(claims, channels=3)
+    wide = claims if claims.fixed_channels or claims.named_channels else replace(claims, channels=3)
     parts = [cube(wide, 4, dtype, seed) for seed in (0, 1)]
     target = np.concatenate([part.target for part in parts])
     if target.dtype.kind == "i":
@@ -67,6 +67,9 @@ def _tried(subject: Subject, wrong: Volume) -> list[tuple[Volume, Outcome]]:
 
 
 def _changes(claims: Claims) -> Iterator[dict[str, Any]]:
+    if claims.family in ("cross_entropy", "focal", "compound"):
+        yield from _single(claims, {"activation": ("softmax", "sigmoid", "none"), "reduction": ("mean", "sum")})
+        return
     choices: dict[str, tuple[Any, ...]] = {
         "activation": ("softmax", "sigmoid", "none"),
         "include_background": (True, False),
@@ -86,12 +89,17 @@ def _changes(claims: Claims) -> Iterator[dict[str, Any]]:
     if claims.family == "generalized_dice":
         choices["weight_type"] = ("square", "simple", "uniform")
         choices["weight_scale"] = ("relative", "absolute")
+    if claims.family in ("generalized_dice", "formula"):
         del choices["family"]
-    for name, values in choices.items():
-        yield from ({name: value} for value in values if value != getattr(claims, name))
+    yield from _single(claims, choices)
     yield from ({"smooth_nr": s, "smooth_dr": s} for s in SMOOTHINGS)
     if claims.alpha != claims.beta:
         yield {"alpha": claims.beta, "beta": claims.alpha}
+
+
+def _single(claims: Claims, choices: Mapping[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+    for name, values in choices.items():
+        yield from ({name: value} for value in values if value != getattr(claims, name))
 
 
 def _misfit(claims: Claims, found: list[tuple[Volume, Outcome]]) -> float:

@@ -17,7 +17,7 @@ from torch import Tensor, distributed
 
 from voxloss_verify.claims import Claims
 from voxloss_verify.subject import Subject, subject_of
-from voxloss_verify.textbook import Textbook
+from voxloss_verify.textbook import Textbook, TextbookCompound
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ IGNORING: dict[str, Any] = {**SOFTMAX, "ignore_index": 255}
 BATCH: dict[str, Any] = {**SOFTMAX, "batch": True, "smooth_nr": 1.0, "smooth_dr": 1.0}
 TVERSKY: dict[str, Any] = {**SOFTMAX, "family": "tversky", "alpha": 0.25, "beta": 0.75}
 FOCAL: dict[str, Any] = {**TVERSKY, "family": "focal_tversky", "gamma": 2.0}
+COMPOUND: dict[str, Any] = {**IGNORING, "lambda_region": 0.5, "lambda_voxels": 2.0}
 
 
 # The formula.
@@ -577,6 +578,58 @@ class WrongFake(Textbook):
         return _overlap_wrong(p, g), *super().sums(p, g)[1:]
 
 
+# Compounds.
+
+
+@caught_by("19a", **COMPOUND)
+class MeanOverIgnoredVoxels(TextbookCompound):
+    """Cross entropy is divided by all voxels, also those that are ignored."""
+
+    def divisor(self, weighted: Tensor, voxels: Tensor) -> Tensor:
+        return torch.ones_like(voxels).sum()
+
+
+@caught_by("20", "24", sigmoid=True)
+class SoftmaxBesideSigmoid(TextbookCompound):
+    """Dice has the sigmoid that was asked for, cross entropy a softmax."""
+
+    def over_voxels(self, x: Tensor, g: Tensor, voxels: Tensor) -> Tensor:
+        return -(g * x.log_softmax(1)).sum() / voxels.sum()
+
+
+@caught_by("20", "24", **COMPOUND)
+class LambdasSwapped(TextbookCompound):
+    """Each λ is that of the other part."""
+
+    def add(self, region: Tensor, by_voxel: Tensor) -> Tensor:
+        return super().add(by_voxel, region)
+
+
+@caught_by("20", "24", **SOFTMAX, focus=2.0)
+class FocusPlusOne(TextbookCompound):
+    """The focal loss has γ + 1 where γ is claimed."""
+
+    def focused(self, log: Tensor) -> Tensor:
+        return super().focused(log) * -torch.expm1(log)
+
+
+@caught_by("24", **SOFTMAX, weight=(1.0, 3.0))
+class WeightsInTheNumeratorOnly(TextbookCompound):
+    """The mean of cross entropy is over voxels, not over their weights."""
+
+    def divisor(self, weighted: Tensor, voxels: Tensor) -> Tensor:
+        return voxels.sum()
+
+
+@caught_by("23b", **COMPOUND)
+class LogarithmOfAProbability(TextbookCompound):
+    """Log of a softmax that may be 0, for the logarithm of the softmax."""
+
+    def logarithms(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        p = x.softmax(1)
+        return p.log(), (1 - p).log()
+
+
 # Conventions.
 
 
@@ -640,9 +693,14 @@ class AnythingGoes(Textbook):
         pass
 
 
+def _right(loss: type[Textbook]) -> type[Textbook]:
+    """What a wrong loss is made of."""
+    return TextbookCompound if issubclass(loss, TextbookCompound) else Textbook
+
+
 def _controls() -> list[Specimen]:
     """The textbook with the arguments of each wrong loss, and the correct ones that some are made of."""
-    each = [Specimen(Textbook, mutant.kwargs) for mutant in MUTANTS]
+    each = [Specimen(_right(mutant.loss), mutant.kwargs) for mutant in MUTANTS]
     each += [Specimen(AcrossProcesses, BATCH), Specimen(OwnOperator, SOFTMAX)]
     return [control for k, control in enumerate(each) if control not in each[:k]]
 

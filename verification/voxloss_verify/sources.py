@@ -71,7 +71,7 @@ def volume_of(claims: Claims, pair: LabelPair, dtype: str) -> Volume | None:
         if channels > claims.fixed_channels:
             return None
         channels = claims.fixed_channels
-    if claims.classes is not None and max(claims.classes) >= channels:
+    if claims.named_channels > channels:
         return None
     return _volume_of(pair, claims.activation, claims.labels, channels, claims.spatial_dims, dtype)
 
@@ -122,7 +122,7 @@ def phantom_volume(
         images = [load(f"{phantom.name}_{part}.nii.gz") for part in ("prediction", "reference")]
         p, g = (np.asarray(image.dataobj) for image in images)
         affine = images[0].affine
-    channels = claims.fixed_channels or max(2, *(c + 1 for c in claims.classes or ()), 2)
+    channels = claims.fixed_channels or max(2, claims.named_channels)
     p = p.astype(np.float64)
     shares = np.stack([1 - p, p, *[np.zeros_like(p)] * (channels - 2)])
     spatial = _spatial(claims, g.shape)
@@ -159,7 +159,7 @@ def cube(claims: Claims, edge: int, dtype: str, seed: int) -> Volume:
         claims.activation,
         claims.labels,
         claims.soft_labels,
-        claims.fixed_channels or max(2, *(c + 1 for c in claims.classes or ()), 2),
+        claims.fixed_channels or max(2, claims.named_channels),
         _spatial(claims, (edge,) * 3),
         dtype,
         seed,

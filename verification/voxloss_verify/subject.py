@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from voxloss_verify.claims import Claims, claims_of
+from voxloss_verify.claims import Claims
+from voxloss_verify.readers import claims_of
 from voxloss_verify.volumes import Volume
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from voxloss_verify.claims import Claims, Family
+from voxloss_verify.claims import OF_THE_CALL, Claims, Family
 
 
 class Textbook(nn.Module):
@@ -221,3 +221,81 @@ class Textbook(nn.Module):
         if self.reduction == "none":
             return losses
         return losses.mean() if self.reduction == "mean" else losses.sum()
+
+
+class TextbookCompound(Textbook):
+    """λ · region loss + λ · mean over voxels, of all classes: cross entropy or, with `focus`, focal loss.
+
+    `weight` is one number for each channel, of both; Generalised Dice has none here. `focus` is γ of focal loss.
+    """
+
+    def __init__(
+        self,
+        family: Family = "dice",
+        *,
+        focus: float | None = None,
+        lambda_region: float = 1.0,
+        lambda_voxels: float = 1.0,
+        **options: Any,
+    ) -> None:
+        self.focus, self.lambda_region, self.lambda_voxels = focus, lambda_region, lambda_voxels
+        super().__init__(family, **options)
+
+    @property
+    def claims(self) -> Claims:
+        """Those of the region loss, and of the mean over voxels."""
+        region = super().claims
+        weight = region.class_weight
+        if self.focus is None:
+            by_voxel = Claims(family="cross_entropy", class_weight=weight)
+        else:
+            by_voxel = Claims(family="focal", gamma=self.focus, class_weight=weight)
+        told: dict[str, Any] = {name: getattr(region, name) for name in OF_THE_CALL}
+        parts = (self.lambda_region, region), (self.lambda_voxels, by_voxel)
+        return Claims(family="compound", parts=parts, **told)
+
+    def check_arguments(self) -> None:
+        """Refuse what makes no sense."""
+        super().check_arguments()
+        if min(self.lambda_region, self.lambda_voxels, self.focus or 0) < 0 or self.reduction != "mean":
+            raise ValueError("lambda, focus: expected numbers ≥ 0; reduction: expected the mean.")
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The weighted sum."""
+        region = super().forward(input, target)
+        keep = self.kept(target)
+        x = self.mask(self.precise(input), keep)
+        g = self.mask(self.encode(target, input.shape[1]).to(x.dtype), keep)
+        voxels = torch.ones_like(x[:, :1]) if keep is None else keep.to(x.dtype)
+        return self.add(region, self.over_voxels(x, g, voxels).to(region.dtype))
+
+    def add(self, region: Tensor, by_voxel: Tensor) -> Tensor:
+        """Σ λ·part."""
+        return self.lambda_region * region + self.lambda_voxels * by_voxel
+
+    def logarithms(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Log p, and log(1 − p) of each channel."""
+        if self.softmax:
+            log_p = x.log_softmax(1)
+            return log_p, torch.zeros_like(log_p)
+        return nn.functional.logsigmoid(x), nn.functional.logsigmoid(-x)
+
+    def over_voxels(self, x: Tensor, g: Tensor, voxels: Tensor) -> Tensor:
+        """The mean over the `voxels` that count, 1 or 0 each."""
+        log_p, log_n = self.logarithms(x)
+        weights = torch.as_tensor(self.class_weights(), dtype=x.dtype).reshape(1, -1, *[1] * (x.ndim - 2))
+        terms = weights * g * self.focused(log_p)
+        if not self.softmax:
+            terms = terms + weights * (voxels - g) * self.focused(log_n)
+        below = self.divisor(weights * g, voxels)
+        return terms.sum() / torch.where(below == 0, 1.0, below)
+
+    def focused(self, log: Tensor) -> Tensor:
+        """−(1 − q)^γ log q."""
+        return -log if self.focus is None else -log * (-torch.expm1(log)) ** self.focus
+
+    def divisor(self, weighted: Tensor, voxels: Tensor) -> Tensor:
+        """Σ w g of cross entropy; the number of answers of the others."""
+        if not self.softmax:
+            return voxels.sum() * weighted.shape[1]
+        return weighted.sum() if self.focus is None else voxels.sum()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
@@ -73,8 +73,7 @@ class Verification:
     @property
     def claims(self) -> str:
         """The family that the loss claims to be, and what of its claims differs from the defaults."""
-        held, every = self.subject.claims, fields(self.subject.claims)
-        return " ".join(f"{f.name}={getattr(held, f.name)}" for f in every if getattr(held, f.name) != f.default)
+        return str(self.subject.claims)
 
     @property
     def complete(self) -> bool:

@@ -27,6 +27,7 @@ class Volume:
 
     `input` [B, C, ...] is logits or probabilities; `target` labels [B, 1, ...] or, if floating point or bool, one
     channel per class [B, C, ...]. `sums` [B][C], if given, follow from geometry and replace those over voxels.
+    `times`: how often all voxels stand side by side in what a loss is given; the arrays hold them once.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Volume:
     dtype: str = "float64"
     affine: NDArray[np.float64] = field(default_factory=lambda: np.eye(4))
     sums: Sequence[Sequence[Sums]] | None = None
+    times: int = 1
 
     @property
     def is_one_hot(self) -> bool:

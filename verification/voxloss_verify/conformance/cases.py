@@ -94,6 +94,10 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 _FEWER = ("softmax", "sigmoid", "softmax, s = 0", "batch", "soft labels", "ignore 255", "no background")
 
 
+# Of means over voxels and of compounds, those that touch more than the region loss.
+_COMPOUND = ("softmax", "sigmoid", "batch", "ignore 255", "no background", "class weights")
+
+
 def _configured(library: str, target: str, *labels: str, **own: Any) -> list[Case]:
     """A class in all configurations, or in those named, as far as its constructor takes them."""
     module, _, name = target.partition(":")
@@ -116,6 +120,20 @@ def _takes(make: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
     return True
 
 
+def _focal(library: str, target: str) -> list[Case]:
+    """Focal loss, whose sigmoid is what is not `use_softmax`."""
+    configurations: dict[str, dict[str, Any]] = {
+        "softmax": {"use_softmax": True},
+        "sigmoid": {},
+        "ignore 255": {"use_softmax": True, "ignore_index": 255},
+        "no background": {"use_softmax": True, "include_background": False},
+        "class weights": {"use_softmax": True, "weight": [1.0, 1.0, 2.0, 4.0]},
+    }
+    return [
+        Case(library, target, label, {"to_onehot_y": True, **kwargs}) for label, kwargs in configurations.items()
+    ]
+
+
 def _voxloss() -> list[Case]:
     return [
         *_configured("voxloss", "voxloss:DiceLoss"),
@@ -123,6 +141,13 @@ def _voxloss() -> list[Case]:
         *_configured("voxloss", "voxloss:TverskyLoss", *_FEWER, alpha=0.3, beta=0.7),
         *_configured("voxloss", "voxloss:FocalTverskyLoss", "softmax", "sigmoid", "soft labels", "ignore 255"),
         *_configured("voxloss", "voxloss:GeneralizedDiceLoss", *_FEWER),
+        *_configured("voxloss", "voxloss:CrossEntropyLoss", *_COMPOUND),
+        *_focal("voxloss", "voxloss:FocalLoss"),
+        *_configured("voxloss", "voxloss:DiceCELoss", *_COMPOUND),
+        *_configured("voxloss", "voxloss:DiceFocalLoss", *_COMPOUND),
+        *_configured("voxloss", "voxloss:GeneralizedDiceFocalLoss", *_COMPOUND),
+        *_configured("voxloss", "voxloss:TverskyCELoss", *_COMPOUND, alpha=0.3, beta=0.7),
+        *_configured("voxloss", "voxloss:FocalTverskyCELoss", *_COMPOUND),
     ]
 
 
@@ -131,6 +156,10 @@ def _monai() -> list[Case]:
         *_configured("MONAI", "monai.losses:DiceLoss"),
         *_configured("MONAI", "monai.losses:TverskyLoss", *_FEWER, alpha=0.3, beta=0.7),
         *_configured("MONAI", "monai.losses:GeneralizedDiceLoss", *_FEWER),
+        *_focal("MONAI", "monai.losses:FocalLoss"),
+        *_configured("MONAI", "monai.losses:DiceCELoss", *_COMPOUND),
+        *_configured("MONAI", "monai.losses:DiceFocalLoss", *_COMPOUND),
+        *_configured("MONAI", "monai.losses:GeneralizedDiceFocalLoss", *_COMPOUND),
     ]
 
 
@@ -143,11 +172,18 @@ def _nnunet() -> list[Case]:
         "no background": {"apply_nonlin": softmax, "do_bg": False},
         "batch": {"apply_nonlin": softmax, "batch_dice": True, "ddp": False},
     }
-    return [
+    found = [
         Case("nnU-Net", f"nnunetv2.training.loss.dice:{name}", label, kwargs)
         for name in ("SoftDiceLoss", "MemoryEfficientSoftDiceLoss")
         for label, kwargs in configurations.items()
     ]
+    # As its trainer makes them.
+    dice = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False}
+    target = "nnunetv2.training.loss.compound_losses:DC_and_CE_loss"
+    for label, own in (("batch, no background", {}), ("ignore 255", {"ignore_label": 255})):
+        # It writes to `ce_kwargs`.
+        found.append(Case("nnU-Net", target, label, {"soft_dice_kwargs": dice, "ce_kwargs": {}, **own}))
+    return found
 
 
 def _kornia() -> list[Case]:

@@ -1,7 +1,6 @@
 """The value of every loss that voxloss ships, against the oracle, on phantoms and on the demo's own volume.
 
-To have a new loss checked, enter it in `OPTIONS` and in `claims` or `compound` of `voxloss_verify`; until then it
-counts as failed.
+To have a new loss checked, enter it in `OPTIONS` and in `voxloss_verify.readers`; until then it counts as failed.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from torch import nn
 
 import voxloss
 from voxloss_data import Phantom, all_phantoms, write_phantoms
-from voxloss_verify import compound, exact, oracle
-from voxloss_verify.claims import claims_of
+from voxloss_verify import exact, oracle
 from voxloss_verify.oracle import Image, Sums
+from voxloss_verify.readers import claims_of
 from voxloss_verify.sources import closed_form_sums
 from voxloss_verify.tolerances import LOSS
-from voxloss_verify.volumes import CERTAIN
+from voxloss_verify.volumes import CERTAIN, Volume
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -188,28 +187,22 @@ def _check(loss: type[nn.Module], case: Case, input: torch.Tensor, target: torch
         if not case.softmax:
             return  # it takes logits only
         form.pop("softmax")
+    labels = case.target.astype(np.int64) if form["to_onehot_y"] else case.target.astype(np.float64)
+    volume = Volume(case.name, case.input[None], labels[None], dtype, sums=[case.sums])
     for options, background in product(_options(loss) or (), (True, False)):
         expected, got, tolerance, note = None, None, LOSS[dtype], ""
         try:
             made = loss(include_background=background, **form, **options)
-            wanted = _wanted(made, case, dtype, {"include_background": background, **options})
+            claims = claims_of(made, {"include_background": background, **options})
+            if claims is None:
+                raise TypeError("voxloss_verify.readers does not know it")
+            wanted = exact.expected(claims, volume)
             expected, tolerance = float(wanted.value), wanted.tolerance
             got = float(made(input, target))
         except Exception as error:  # any loss may be given, and the others are still to be checked
             note = f"{type(error).__name__}: {error}"
         shown = options if background else {"include_background": False, **options}
         yield Record(loss.__name__, _named(shown), case.name, dtype, expected, got, tolerance, note)
-
-
-def _wanted(made: Any, case: Case, dtype: str, options: Mapping[str, Any]) -> exact.Expected:
-    claims = claims_of(made, options)
-    if claims is not None:
-        return exact.of_sums(claims, [case.sums], dtype)
-    if isinstance(made, voxloss.StatisticsLoss) and not isinstance(made, voxloss.RegionLoss):
-        wanted = compound.expected(made, case.input, case.target, case.sums, dtype)
-        if wanted is not None:
-            return wanted
-    raise TypeError("neither voxloss_verify.claims nor voxloss_verify.compound can read it")
 
 
 def _named(options: Mapping[str, Any]) -> str:

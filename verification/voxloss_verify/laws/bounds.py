@@ -17,13 +17,17 @@ from voxloss_verify.volumes import Volume, certain
 
 
 def _bounded(subject: Subject, setting: Setting) -> str | None:
-    claims = subject.claims
-    if claims.smooth_nr != claims.smooth_dr:
-        return "s_n = s_d is not claimed"
-    if claims.class_weight is not None and claims.family != "generalized_dice":
-        return "class weights are claimed, which scale the bounds"
-    if claims.reduction == "sum":
-        return "a sum of losses is claimed, whose bound depends on how many there are"
+    for claims in subject.claims.formulas:
+        if claims.family == "formula":
+            return "the bounds of a formula of its own are not known"
+        if claims.by_voxel:
+            continue
+        if claims.smooth_nr != claims.smooth_dr:
+            return "s_n = s_d is not claimed"
+        if claims.class_weight is not None and claims.family != "generalized_dice":
+            return "class weights are claimed, which scale the bounds"
+        if claims.reduction == "sum":
+            return "a sum of losses is claimed, whose bound depends on how many there are"
     return None
 
 
@@ -35,41 +39,54 @@ def _bounded(subject: Subject, setting: Setting) -> str | None:
     strategy=lambda claims: volumes(claims, ignored=False),
 )
 def bounds(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
-    """0 ≤ L ≤ 1 for s_n = s_d (−1 ≤ L ≤ 0 if L = −score); for masks L is at its least iff p = g."""
+    """0 ≤ L ≤ 1 for s_n = s_d (−1 ≤ L ≤ 0 if L = −score); for masks L is at its least iff p = g.
+
+    Logarithms, and so compounds, have no upper bound.
+    """
     claims = subject.claims
     found = subject.value(volume)
     wanted = exact.expected(claims, volume)
-    loss = found.value + (1 - claims.offset)
-    below, above = float(-loss.min()), float(loss.max() - 1)
-    for what, excess in (("L ≥ 0", below), ("L ≤ 1", above)):
+    loss = found.value - claims.perfect
+    bounds = [("L ≥ 0", float(-loss.min()))]
+    if not claims.parts and not claims.by_voxel:
+        bounds += [("L ≤ 1", float(loss.max() - 1))]
+    for what, excess in bounds:
         # NaN is no bound.
         yield Finding(
             what, float(loss.ravel()[0]), 0.0, wanted.tolerance, max(0.0, excess) if excess == excess else excess
         )
     p, g = exact.probabilities(volume.input, claims.activation), exact.goal(volume)
     masks = np.isin(p, (0, 1)).all() and np.isin(g, (0, 1)).all()
-    if not masks or claims.empty != "perfect" or claims.family == "generalized_dice":
+    unclear = any(
+        each.empty != "perfect" or each.family == "generalized_dice" or each.label_smoothing
+        for each in claims.formulas
+    )
+    if not masks or unclear:
         return
     counting = claims.counting(volume.channels)
     equal = bool((p[:, counting] == g[:, counting]).all())
-    least = float(wanted.value.max()) + (1 - claims.offset)
+    least = float(wanted.value.max()) - claims.perfect
     if equal:
         yield is_true("L = 0 as p = g", float(abs(loss).max()) <= wanted.tolerance, float(loss.max()))
-    elif claims.absent == "count" and least > 2 * wanted.tolerance:
+    elif all(each.absent == "count" for each in claims.formulas) and least > 2 * wanted.tolerance:
         # With huge smoothing, or α or β of 0, an error may cost less than rounding.
         yield is_true("L > 0 as p ≠ g", float(loss.max()) > wanted.tolerance, float(loss.max()))
 
 
 def _monotone(subject: Subject, setting: Setting) -> str | None:
-    claims = subject.claims
-    if claims.family in ("tversky", "focal_tversky") and not (claims.alpha > 0 and claims.beta > 0):
-        return "α > 0 and β > 0 are not claimed"
-    if claims.class_weight is not None:
-        return "class weights are claimed, which may make a class count for nothing"
-    if claims.absent != "count" or claims.average == "micro":
-        return "classes that are absent or share one ratio need not improve by a voxel put right"
-    if claims.smooth_nr > claims.smooth_dr:
-        return "s_n ≤ s_d is not claimed"
+    for claims in subject.claims.formulas:
+        if claims.family == "formula":
+            return "nothing says that a formula of its own falls with every error"
+        if claims.label_smoothing:
+            return "a smoothed target is claimed, which a sure prediction overshoots"
+        if claims.family in ("tversky", "focal_tversky") and not (claims.alpha > 0 and claims.beta > 0):
+            return "α > 0 and β > 0 are not claimed"
+        if claims.class_weight is not None:
+            return "class weights are claimed, which may make a class count for nothing"
+        if claims.absent != "count" or claims.average == "micro":
+            return "classes that are absent or share one ratio need not improve by a voxel put right"
+        if claims.smooth_nr > claims.smooth_dr:
+            return "s_n ≤ s_d is not claimed"
     return None
 
 
@@ -108,11 +125,11 @@ def repair(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findi
 
 def _signed(subject: Subject, setting: Setting) -> str | None:
     claims = subject.claims
-    if claims.squared:
+    if any(each.squared for each in claims.formulas):
         return "a law of linear forms, not of squared denominators"
     if claims.activation == "softmax":
         return "softmax mixes the classes of a voxel: ∂L/∂logit has no sign of its own"
-    if claims.overlap != "product":
+    if any(each.overlap != "product" for each in claims.formulas):
         return "a law of Σ p·g, not of Σ min(p, g)"
     return _monotone(subject, setting)
 

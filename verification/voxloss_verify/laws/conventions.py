@@ -30,7 +30,7 @@ from voxloss_verify.volumes import STORED, Volume
 def empty_classes(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
     """Empty in both, in one, all voxels ignored: the claimed value, a finite gradient, 0 where ignored."""
     found = subject.gradient(volume)
-    if subject.claims.empty != "nan":
+    if not subject.claims.may_be_nan:
         yield from each_finite(found)
         yield close_value("loss", subject, found, volume)
     if volume.name == "all voxels ignored" and found.gradient is not None:
@@ -54,8 +54,7 @@ def empty_batch(subject: Subject, volume: Volume, setting: Setting) -> Iterator[
             yield is_true(f"an error where there are no {what}", True)
             continue
         # Nothing without a reduction is an empty tensor; −score of nothing is that of a perfect prediction.
-        perfect = subject.claims.offset - 1
-        worst = float(abs(value - perfect).max(initial=0.0))
+        worst = float(abs(value - subject.claims.perfect).max(initial=0.0))
         yield is_true(f"an error or 0 where there are no {what}", worst == 0, worst, bad.code)
 
 
@@ -73,6 +72,8 @@ def shape(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
     each: Subject | None = subject
     if claims.reduction != "none":
         yield is_true(f"a shape of [], not {list(found.value.shape)}", found.value.shape == ())
+        if claims.by_voxel or claims.parts:
+            return  # without a reduction it would be a volume
         each = subject.with_arguments(replace(claims, reduction="none"), reduction="none")
     if each is None:
         return
@@ -232,7 +233,7 @@ def bad_predictions(subject: Subject, volume: Volume, setting: Setting) -> Itera
                 input = volume.input.copy()
                 input[(0,) * input.ndim] = value
                 yield Bad(f"a probability of {value:g}", volume.changed(input=input))
-        elif claims.fixed_channels is None and claims.classes is None:
+        elif claims.fixed_channels is None and not claims.named_channels:
             target = volume.target[:, :1] if volume.is_one_hot else np.zeros_like(volume.target)
             yield Bad("softmax over one channel", volume.changed(input=volume.input[:, :1], target=target))
 
@@ -250,6 +251,12 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "reduction": ("average",),
     "w_type": ("cubic",),
     "weight": ([-1.0, 1.0],),
+    "label_smoothing": (-0.5, 1.5),
+    "lambda_dice": (-1.0,),
+    "lambda_gdl": (-1.0,),
+    "lambda_tversky": (-1.0,),
+    "lambda_ce": (-1.0,),
+    "lambda_focal": (-1.0,),
 }
 
 
@@ -269,10 +276,16 @@ def _constructor(subject: Subject, setting: Setting) -> str | None:
     given=_base,
 )
 def bad_arguments(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
-    """Negative smoothing, α, β or weights, γ ≤ 0, unknown reductions: an error, at the latest when called."""
+    """Negative smoothing, α, β, λ or weights, γ ≤ 0, unknown reductions: an error, at the latest when called.
+
+    The focal loss with γ = 0 is cross entropy. Label smoothing is in [0, 1].
+    """
     accepted, code = [], ""
+    focal = any(each.family == "focal" for each in subject.claims.formulas)
     for name, values in ARGUMENTS.items():
         for value in values:
+            if focal and name == "gamma" and value == 0:
+                continue
             try:
                 made = subject.with_arguments(subject.claims, **{name: value})
                 if made is None:

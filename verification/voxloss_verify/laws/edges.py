@@ -14,7 +14,7 @@ from voxloss_verify.volumes import STORED, Volume, certain, one_hot, target_for
 def edges(subject: Subject, setting: Setting) -> Iterator[Volume]:
     """A class in neither, in the prediction only, in the target only; nothing but ignored voxels."""
     claims = subject.claims
-    channels = claims.fixed_channels or max(3, *(c + 1 for c in claims.classes or ()), 3)
+    channels = claims.fixed_channels or max(3, claims.named_channels)
     shape = (2, 1, *[2] * claims.spatial_dims)
     zeros, ones = np.zeros(shape, np.int64), np.ones(shape, np.int64)
     cases = [("no foreground in either", zeros, zeros)]

@@ -21,7 +21,7 @@ from voxloss_data import phantoms
 from voxloss_verify import exact
 from voxloss_verify.generated import volumes
 from voxloss_verify.laws.law import close, is_true, law
-from voxloss_verify.oracle import Image, Sums
+from voxloss_verify.oracle import Image
 from voxloss_verify.ranks import RanksError, pickled
 from voxloss_verify.record import Finding
 from voxloss_verify.setting import Setting
@@ -68,16 +68,13 @@ def huge(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding
         tensor.repeat(*[1] * (tensor.ndim - 1), times)
         for tensor in subject.tensors(volume.changed(target=_narrow(volume.target)))
     )
-    rows = [
-        [Sums(*(times * value for value in vars(s).values())) for s in row]
-        for row in exact.region_sums(claims, volume)
-    ]
+    repeated = volume.changed(times=times)
     found = subject.differentiate(input.requires_grad_(), target)
-    wanted = exact.of_sums(claims, rows, volume.dtype)
+    wanted = exact.expected(claims, repeated)
     yield close("loss", found.value, wanted.value, wanted.tolerance, found.dtype)
     assert found.gradient is not None
     edge = volume.input.shape[-1]
-    slopes = exact.gradient(claims, volume.changed(sums=rows))
+    slopes = exact.gradient(claims, repeated)
     slack = GRADIENT[volume.dtype] * float(abs(slopes).max()) + 2.0**-24 * (volume.dtype == "float16")
     for what, part in (("first", found.gradient[..., :edge]), ("last", found.gradient[..., -edge:])):
         yield close(f"∂L/∂input of the {what} voxels", part, slopes, slack, volume.dtype)
@@ -239,9 +236,11 @@ def shards(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findi
 
 
 def _backends(subject: Subject, setting: Setting) -> str | None:
-    if not type(subject.loss).__module__.startswith("voxloss."):
+    if not any(kind.__module__.startswith("voxloss.") for kind in type(subject.loss).__mro__):
         return "it has one implementation: backends are voxloss's"
-    return None if subject.make is not None else "the loss was given ready-made, with a backend of its own"
+    if subject.make is None:
+        return "the loss was given ready-made, with a backend of its own"
+    return None if subject.takes("backend") else "its constructor does not take a backend"
 
 
 def _others(device: str, dtype: str) -> list[str]:

@@ -12,9 +12,10 @@ from hypothesis.strategies import SearchStrategy
 
 from voxloss_verify import exact
 from voxloss_verify.claims import Claims
+from voxloss_verify.entropy import SMALLEST
 from voxloss_verify.generated import volumes
 from voxloss_verify.laws.edges import edges
-from voxloss_verify.laws.law import close, each_finite, is_true, law
+from voxloss_verify.laws.law import close, each_finite, is_true, law, of_scores
 from voxloss_verify.record import Finding
 from voxloss_verify.setting import Setting
 from voxloss_verify.subject import Raised, Subject
@@ -22,15 +23,24 @@ from voxloss_verify.volumes import Volume
 
 
 def smooth(claims: Claims, volume: Volume) -> bool:
-    """Whether the loss has a derivative there: no p = g in Σ min(p, g), no power at distance 0."""
-    if claims.overlap == "min":
-        p, g = exact.probabilities(volume.input, claims.activation), exact.goal(volume)
-        if (abs(p - g) < 2.0**-20).any():
-            return False
+    """Whether the loss has a derivative there.
+
+    No p = g in Σ min(p, g), no power at distance 0, no probability where the logarithm has its floor, no infinite
+    slope of a formula of its own.
+    """
+    if claims.parts:
+        return all(smooth(part, volume) for _, part in claims.parts)
+    p = exact.probabilities(volume.input, claims.activation)
+    if claims.overlap == "min" and (abs(p - exact.goal(volume)) < 2.0**-20).any():
+        return False
+    if claims.by_voxel and claims.activation == "none":
+        return bool(((p > SMALLEST) & (1 - p > SMALLEST)).all())
     if claims.family == "focal_tversky":
         rows = exact.region_sums(claims, volume)
         distances = [1 - float(exact.score(claims, s)) for row in rows for s in row]
         return all(distance > 2.0**-10 for distance in distances)
+    if claims.family == "formula":
+        return bool(np.isfinite(exact.sum_slopes(claims, exact.region_sums(claims, volume))).all())
     return True
 
 
@@ -77,6 +87,8 @@ def zero_sum(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Fin
 
 def _euler(subject: Subject, setting: Setting) -> str | None:
     claims = subject.claims
+    if of_scores(subject) is not None:
+        return of_scores(subject)
     if claims.activation != "none" or not claims.soft_labels:
         return "soft targets for probabilities are not claimed"
     if claims.smooth_nr or claims.smooth_dr:

@@ -14,7 +14,7 @@ from sklearn.metrics import f1_score, jaccard_score
 from voxloss_verify import exact, oracle
 from voxloss_verify.claims import Claims
 from voxloss_verify.generated import volumes
-from voxloss_verify.laws.law import close, close_value, law, unlabelled
+from voxloss_verify.laws.law import close, close_value, law, of_scores, unlabelled
 from voxloss_verify.record import Finding
 from voxloss_verify.setting import Setting
 from voxloss_verify.subject import Subject
@@ -173,6 +173,8 @@ def focal_tversky(subject: Subject, volume: Volume, setting: Setting) -> Iterato
 
 def _two_masks(subject: Subject, setting: Setting) -> str | None:
     claims = subject.claims
+    if of_scores(subject) is not None:
+        return of_scores(subject)
     if claims.family == "generalized_dice":
         return "its weights are those of the target, so target and prediction are not alike"
     if claims.absent != "count":
@@ -216,6 +218,8 @@ def symmetry(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Fin
 
 def _soft_perfect(subject: Subject, setting: Setting) -> str | None:
     claims = subject.claims
+    if of_scores(subject) is not None:
+        return of_scores(subject)
     if not claims.soft_labels or claims.activation != "none":
         return "soft targets for probabilities are not claimed"
     if claims.overlap != "min" and not (claims.squared and claims.family in ("dice", "jaccard")):

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from voxloss_verify import exact
+from voxloss_verify.claims import Claims
 from voxloss_verify.generated import volumes
 from voxloss_verify.laws.law import close, close_value, is_true, law
 from voxloss_verify.oracle import Image
@@ -87,20 +88,26 @@ def order(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
     strategy=lambda claims: volumes(claims),
 )
 def class_order(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
-    """Classes that count may change places, with their weights."""
+    """Classes that count may change places, with their weights; in compounds those that all parts treat alike."""
     claims = subject.claims
-    counting = claims.counting(volume.channels)
+    # The ignored label is that of no class, and does not change places.
+    counting = [c for c in claims.counting(volume.channels) if c != claims.ignore_index]
     if len(counting) < 2 or claims.reduction == "none":
         return
+    treatment = _treatment(claims, volume.channels)
+    pairs = (pair for pair in combinations(counting, 2) if treatment[pair[0]] == treatment[pair[1]])
+    one, two = next(pairs, counting[:2])
     swap = list(range(volume.channels))
-    swap[counting[0]], swap[counting[1]] = counting[1], counting[0]
+    swap[one], swap[two] = two, one
     other: Subject | None = subject
-    if isinstance(claims.class_weight, tuple):
+    if treatment[one] != treatment[two]:
+        ignored = claims.ignores_a_class(volume.channels)
+        if not isinstance(claims.class_weight, tuple) or claims.balance is not None or ignored:
+            return
         weights = list(claims.class_weight)
         weights[0], weights[1] = weights[1], weights[0]
         changed = replace(claims, class_weight=tuple(weights))
-        if weights[0] != weights[1]:
-            other = subject.with_arguments(changed, weight=torch.tensor(weights))
+        other = subject.with_arguments(changed, weight=torch.tensor(weights))
         if other is None:
             return
     target = volume.target[:, swap] if volume.is_one_hot else _relabelled(volume.target, swap)
@@ -112,6 +119,15 @@ def class_order(subject: Subject, volume: Volume, setting: Setting) -> Iterator[
     yield from _same(subject, "with two classes swapped", volume, there, other.gradient(permuted), permuted)
 
 
+def _treatment(claims: Claims, channels: int) -> list[list[tuple[float, tuple[float, float]] | None]]:
+    """For each channel what each formula multiplies it with, None where it does not count."""
+    factors = []
+    for each in claims.formulas:
+        pairs = zip(each.weights(channels), each.balances(channels), strict=True)
+        factors.append(dict(zip(each.counting(channels), pairs, strict=True)))
+    return [[each.get(c) for each in factors] for c in range(channels)]
+
+
 def _relabelled(labels: Image, swap: list[int]) -> Image:
     found = labels.copy()
     for new, old in enumerate(swap):
@@ -120,8 +136,12 @@ def _relabelled(labels: Image, swap: list[int]) -> Image:
 
 
 def _unsmoothed(subject: Subject, setting: Setting) -> str | None:
-    claims = subject.claims
-    return "s = 0 is not claimed" if claims.smooth_nr or claims.smooth_dr else None
+    for claims in subject.claims.formulas:
+        if claims.smooth_nr or claims.smooth_dr or claims.family == "formula":
+            return "s = 0 is not claimed"
+        if claims.family == "cross_entropy" and claims.reduction == "sum":
+            return "a sum over voxels is claimed, which grows with their number"
+    return None
 
 
 @law(
@@ -143,13 +163,20 @@ def upsampling(subject: Subject, volume: Volume, setting: Setting) -> Iterator[F
     yield from _same(subject, "up-sampled", volume, subject.value(volume), subject.value(large), large)
 
 
+def _without_background(subject: Subject) -> str | None:
+    formulas = subject.claims.formulas
+    if any(each.every_class for each in formulas):
+        return "the background counts"
+    if any(each.by_voxel for each in formulas):
+        return "a mean over voxels is claimed, which falls with every voxel that is right"
+    return None
+
+
 @law(
     "15",
     "padding with background",
     oracle="the loss and the gradient of the original",
-    domain=lambda subject, setting: (
-        "the background counts" if subject.claims.include_background and subject.claims.classes is None else None
-    ),
+    domain=lambda subject, setting: _without_background(subject),
     strategy=lambda claims: volumes(claims).filter(lambda volume: volume.channels > 1),
 )
 def padding(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
@@ -173,11 +200,20 @@ def padding(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Find
     yield from _same(subject, "padded with background", volume, first, inner, padded)
 
 
+def _of_the_batch(subject: Subject) -> str | None:
+    for claims in subject.claims.formulas:
+        if not claims.by_voxel and not claims.batch:
+            return "batch-level sums are not claimed"
+        if claims.family == "focal" and claims.reduction == "sum":
+            return "a sum over items of means over their voxels is claimed"
+    return None
+
+
 @law(
     "16",
     "a batch is one volume",
     oracle="the loss and the gradient of the items side by side",
-    domain=lambda subject, setting: None if subject.claims.batch else "batch-level sums are not claimed",
+    domain=lambda subject, setting: _of_the_batch(subject),
     strategy=lambda claims: volumes(claims, items=3),
 )
 def batch(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
@@ -199,8 +235,7 @@ def batch(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
     oracle="the exact loss of the other channels, with probabilities over all of them",
     domain=lambda subject, setting: (
         "softmax without background or with a choice of classes is not claimed"
-        if subject.claims.activation != "softmax"
-        or (subject.claims.include_background and subject.claims.classes is None)
+        if subject.claims.activation != "softmax" or all(each.every_class for each in subject.claims.formulas)
         else None
     ),
     strategy=lambda claims: volumes(claims, prediction="soft"),
@@ -214,7 +249,7 @@ def background(subject: Subject, volume: Volume, setting: Setting) -> Iterator[F
     assert first.gradient is not None
     wanted = exact.gradient(claims, volume)
     tolerance = exact.gradient_tolerance(claims, volume, volume.dtype)
-    if claims.overlap == "product":
+    if all(each.overlap == "product" for each in claims.formulas):
         yield close("∂L/∂logit", first.gradient, wanted, tolerance, volume.dtype)
 
 
@@ -306,7 +341,8 @@ def layout(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findi
     kinds: tuple[str, ...] = LABELS
     if volume.is_one_hot:
         kinds = LABELS if volume.target.dtype == bool else ()
-        if kinds and subject.claims.overlap == "product":  # for soft labels a mask is no natural target
+        products = all(each.overlap == "product" for each in subject.claims.formulas)
+        if kinds and products:  # for soft labels a mask is no natural target
             kinds = ("bool", *kinds)
     for kind in kinds:
         if kind.endswith(("int8", "int16", "int32")):

@@ -118,6 +118,13 @@ def unlabelled(subject: Subject) -> str | None:
     return "the ignored label may be that of a class, and the volumes of this law use every label"
 
 
+def of_scores(subject: Subject) -> str | None:
+    """Why a law of scores is not asked; None if the loss is one of a known score."""
+    family = subject.claims.family
+    known = family not in ("cross_entropy", "focal", "compound", "formula")
+    return None if known else f"a law of scores of sums over voxels, not of {family}"
+
+
 def is_true(what: str, truth: bool | np.bool_, got: float | None = None, code: tuple[str, ...] = ()) -> Finding:
     """A statement that has no distance: its error is 0 or infinite."""
     return Finding(what, got, None, 0.0, 0.0 if truth else float("inf"), code=code)

@@ -70,7 +70,7 @@ def half_precision(subject: Subject, volume: Volume, setting: Setting) -> Iterat
     if found.gradient is None or found.gradient.any():
         return
     wanted = abs(exact.gradient(subject.claims, volume))
-    if subject.claims.overlap == "min":
+    if any(each.overlap == "min" for each in subject.claims.formulas):
         p = exact.probabilities(volume.input, subject.claims.activation)
         wanted = wanted[p != exact.goal(volume)]  # elsewhere 0 is a sub-gradient
     smallest = 2.0**-24 if volume.dtype == "float16" else 2.0**-133

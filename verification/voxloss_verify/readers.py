@@ -1,0 +1,339 @@
+"""What the losses of voxloss, MONAI, nnU-Net and kornia claim, read off an instance. None of them is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from voxloss_verify.claims import Claims, Family
+
+
+def claims_of(loss: object, given: Mapping[str, Any] | None = None) -> Claims | None:
+    """Read the claims off an instance of voxloss's, MONAI's, nnU-Net's or kornia's losses, None for others.
+
+    A subclass is read like the class that it derives from. Raises ValueError if the instance does not have the
+    flags and numbers that its constructor was `given`.
+    """
+    for name, value in (given or {}).items():
+        kept = getattr(loss, name, value)
+        if isinstance(value, bool | int | float) and isinstance(kept, bool | int | float) and kept != value:
+            raise ValueError(f"{name}={value!r} was given, and the instance has {name}={kept!r}.")
+    for kind in type(loss).__mro__:
+        read = _READERS.get((kind.__module__.split(".")[0], kind.__name__))
+        if read is not None:
+            return read(loss)
+    return None
+
+
+def _is_ours(loss: Any) -> bool:
+    return any(kind.__module__.startswith("voxloss.") for kind in type(loss).__mro__)
+
+
+def _call(loss: Any) -> dict[str, Any]:
+    """What concerns the call of a loss like MONAI's."""
+    for name in ("other_act", "pre_softmax"):
+        if getattr(loss, name, None) is not None:
+            raise ValueError(f"claims cannot be read off a loss with {name}: give them.")
+    ignored = getattr(loss, "ignore_index", None)
+    if not _is_ours(loss) and ignored is not None and 0 <= ignored < 255:
+        raise ValueError(
+            f"claims cannot be read off ignore_index={ignored}: whether the class of that number counts is not "
+            "documented. Give them."
+        )
+    softmax = getattr(loss, "use_softmax", None)
+    if softmax is None:
+        activation = "softmax" if loss.softmax else "sigmoid" if loss.sigmoid else "none"
+    else:
+        activation = "softmax" if softmax else "sigmoid"
+    # Without processes to share with, what may be split follows from the formula.
+    shards = ("equal batch", "unequal batch") if getattr(loss, "shard", None) == "batch" else ("volume",)
+    return {
+        "activation": activation,
+        "labels": "map" if loss.to_onehot_y else "one-hot",
+        "soft_labels": not loss.to_onehot_y,
+        "reduction": loss.reduction,
+        "ignore_index": ignored,
+        "shards": None if getattr(loss, "group", None) is None else shards,
+    }
+
+
+def _monai_like(loss: Any, family: Family, **own: Any) -> Claims:
+    ours = _is_ours(loss)
+    soft = bool(getattr(loss, "soft_label", False))
+    squared = bool(getattr(loss, "squared_pred", False))
+    smooth_nr, smooth_dr = (float(getattr(loss, name, 0)) for name in ("smooth_nr", "smooth_dr"))
+    shape = "B C" if family in ("tversky", "focal_tversky") else "B C" + " 1" * 3
+    if family == "generalized_dice":
+        shape = "B 1" + " 1" * 3
+    if loss.batch:
+        shape = shape.removeprefix("B ")
+    claims: dict[str, Any] = {
+        "family": family,
+        "smooth_nr": smooth_nr,
+        "smooth_dr": smooth_dr,
+        "squared": squared,
+        "overlap": "min" if soft and not squared else "product",
+        "class_weight": _numbers(getattr(loss, "class_weight", None)),
+        "include_background": loss.include_background,
+        "classes": _classes(loss),
+        "batch": loss.batch,
+        "unreduced": shape,
+        "absent": getattr(loss, "absent", "count"),
+        # MONAI's smooth_dr is there "to avoid nan": without it, there may be one.
+        "empty": "perfect" if ours or smooth_dr else "nan",
+        **_call(loss),
+        **own,
+    }
+    if family == "jaccard":  # the smoothing stands beside 2 TP
+        claims["smooth_nr"] /= 2
+        claims["smooth_dr"] /= 2
+    if family == "generalized_dice":
+        claims["weight_type"] = str(getattr(loss.w_type, "value", loss.w_type))
+        claims["weight_scale"] = "relative" if ours else "absolute"
+    return _per_channel_if_ignored(Claims(**claims)) if ours else Claims(**claims)
+
+
+def _classes(loss: Any) -> tuple[int, ...] | None:
+    chosen = getattr(loss, "classes", None)
+    return None if chosen is None else tuple(chosen)
+
+
+def _numbers(factors: Any) -> float | tuple[float, ...] | None:
+    """A factor, or one per class, of a tensor or a number."""
+    if factors is None or isinstance(factors, int | float):
+        return factors
+    values = factors.detach().cpu().tolist()
+    return tuple(values) if isinstance(values, Sequence) else float(values)
+
+
+def _per_channel(claims: Claims, channels: int) -> Claims:
+    """With the factors of the classes that count, where there is one for each of so many channels."""
+
+    def chosen(factors: float | tuple[float, ...] | None) -> float | tuple[float, ...] | None:
+        if isinstance(factors, tuple) and len(factors) == channels:
+            return tuple(factors[c] for c in claims.counting(channels))
+        return factors
+
+    weight, balance = chosen(claims.class_weight), chosen(claims.balance)
+    return replace(claims, channels=channels, class_weight=weight, balance=balance)
+
+
+def _per_channel_if_ignored(claims: Claims) -> Claims:
+    """Voxloss takes a factor for the class that is ignored, too."""
+    for factors in (claims.class_weight, claims.balance):
+        if isinstance(factors, tuple) and claims.ignores_a_class(len(factors)):
+            return _per_channel(claims, len(factors))
+    return claims
+
+
+def _cross_entropy(loss: Any) -> Claims:
+    return _per_channel_if_ignored(replace(_cross_entropy_part(loss), **_call(loss)))
+
+
+def _focal(loss: Any) -> Claims:
+    return _per_channel_if_ignored(replace(_focal_part(loss), **_call(loss)))
+
+
+def _cross_entropy_part(loss: Any) -> Claims:
+    """Of voxloss's, or of torch's, in which all classes count."""
+    return Claims(
+        family="cross_entropy",
+        class_weight=_numbers(loss.class_weight if _is_ours(loss) else loss.weight),
+        label_smoothing=float(loss.label_smoothing),
+        include_background=getattr(loss, "include_background", True),
+        classes=_classes(loss),
+    )
+
+
+def _focal_part(loss: Any) -> Claims:
+    return Claims(
+        family="focal",
+        class_weight=_numbers(loss.class_weight),
+        gamma=float(loss.gamma),
+        balance=_numbers(loss.alpha),
+        # MONAI: "the sum of the output will be divided by the number of elements in the output".
+        mean_over="voxels" if _is_ours(loss) else "voxels and classes",
+        include_background=loss.include_background,
+        classes=_classes(loss),
+    )
+
+
+def _compound(**parts: tuple[str, Callable[[Any], Claims]]) -> Callable[[Any], Claims]:
+    """By the name of each λ: the name of its part, and what reads that. What `parts` says is to be checked."""
+
+    def read(loss: Any) -> Claims:
+        region = getattr(loss, next(iter(parts.values()))[0])
+        call = _call(loss if _is_ours(loss) else region)
+        if getattr(loss, "to_onehot_y", False):  # of which MONAI's Dice is told nothing
+            call |= {"labels": "map", "soft_labels": False}
+        each = [(name, read_part(getattr(loss, part))) for name, (part, read_part) in parts.items()]
+        factors = tuple((float(getattr(loss, name)), part) for name, part in each)
+        claims = Claims(family="compound", parts=factors, **call)
+        rows = [row for part in claims.formulas for row in (part.class_weight, part.balance)]
+        channels = max((len(row) for row in rows if isinstance(row, tuple)), default=None)
+        if not _is_ours(loss) or channels is None:
+            return claims
+        fitted = tuple((factor, _per_channel(part, channels)) for factor, part in claims.parts)
+        return replace(claims, channels=channels, parts=fitted)
+
+    return read
+
+
+def _dice(loss: Any) -> Claims:
+    return _monai_like(loss, "jaccard" if loss.jaccard else "dice")
+
+
+def _generalized_dice(loss: Any) -> Claims:
+    return _monai_like(loss, "generalized_dice")
+
+
+def _tversky(loss: Any) -> Claims:
+    return _monai_like(loss, "tversky", alpha=float(loss.alpha), beta=float(loss.beta))
+
+
+def _focal_tversky(loss: Any) -> Claims:
+    return _monai_like(
+        loss,
+        "focal_tversky",
+        alpha=float(loss.alpha),
+        beta=float(loss.beta),
+        gamma=float(loss.gamma),
+        linear_below=2.0**-23,
+    )
+
+
+def _f_beta(loss: Any) -> Claims:
+    squared = float(loss.f_beta) ** 2
+    return _monai_like(loss, "tversky", alpha=1 / (1 + squared), beta=squared / (1 + squared))
+
+
+def _log_cosh_dice(loss: Any) -> Claims:
+    if loss.jaccard:
+        raise ValueError("claims cannot be read off jaccard=True: log cosh is claimed of Dice only. Give them.")
+    return _monai_like(loss, "log_cosh_dice")
+
+
+# By name, as torch's are built in and nnU-Net is not imported to read one of its losses.
+_NONLINEARITIES: dict[str | None, Literal["softmax", "sigmoid"]] = {
+    "softmax_helper_dim1": "softmax",
+    "sigmoid": "sigmoid",
+}
+
+
+def _nnunet(loss: Any) -> Claims:
+    activation: Literal["softmax", "sigmoid", "none"] = "none"
+    if loss.apply_nonlin is not None:
+        name = getattr(loss.apply_nonlin, "__name__", None)
+        if name not in _NONLINEARITIES:
+            raise ValueError(
+                "claims cannot be read off apply_nonlin: expected None, nnU-Net's softmax_helper_dim1 or "
+                f"torch.sigmoid, got {name or type(loss.apply_nonlin).__name__}."
+            )
+        activation = _NONLINEARITIES[name]
+    clip = getattr(loss, "clip_tp", None)
+    if clip is not None:
+        raise ValueError(f"claims cannot be read off clip_tp: expected None, got {clip!r}.")
+    return Claims(
+        family="dice",
+        smooth_nr=float(loss.smooth),
+        smooth_dr=float(loss.smooth),
+        activation=activation,
+        labels="map",
+        either_labels=True,
+        include_background=loss.do_bg,
+        batch=loss.batch_dice,
+        offset=0,
+        # Its denominator is at least 1e-8, so that 0/0 is 0.
+        empty="worst",
+        # Its sums are float32 whatever the input is.
+        dtypes=("float32", "float16", "bfloat16"),
+    )
+
+
+def _nnunet_with_cross_entropy(loss: Any) -> Claims:
+    dice = _nnunet(loss.dc)
+    parts = (float(loss.weight_dice), dice), (float(loss.weight_ce), _cross_entropy_part(loss.ce))
+    return Claims(
+        family="compound",
+        parts=parts,
+        activation=dice.activation,
+        labels="map",
+        ignore_index=loss.ignore_label,
+        dtypes=dice.dtypes,
+    )
+
+
+def _formula(loss: Any) -> Claims | None:
+    """Of a loss that is a `per_class` and nothing else: all that is said of it but the formula."""
+    from voxloss_verify.formula import OwnFormula
+
+    base = next(kind for kind in type(loss).__mro__ if kind.__name__ == "RegionLoss")
+    if any(getattr(type(loss), name) is not getattr(base, name) for name in ("needs", "of", "terms")):
+        return None
+    shape = ("C" if loss.batch else "B C") + " 1" * 3 * loss.keeps_spatial_axes
+    return _monai_like(loss, "formula", formula=OwnFormula(loss), unreduced=shape)
+
+
+def _kornia(loss: Any, family: Family, **own: Any) -> Claims:
+    ignored = loss.ignore_index
+    if ignored is not None and 0 <= ignored < 255:
+        # Its pixels do not count, but the class of that number enters average="micro" with its false positives.
+        raise ValueError(f"claims cannot be read off ignore_index={ignored}, which may be that of a class.")
+    micro = own.get("average") == "micro"
+    return Claims(
+        family=family,
+        smooth_dr=float(loss.eps),
+        activation="softmax",
+        labels="indices",
+        spatial_dims=2,
+        # An item whose pixels are all ignored costs 1, which no claim says of a mean over the classes present.
+        ignore_index=ignored if micro else None,
+        absent="count" if micro else "skip per item",
+        empty="worst",
+        **own,
+    )
+
+
+def _kornia_dice(loss: Any) -> Claims:
+    if loss.weight is not None:
+        raise ValueError("claims cannot be read off weight: expected None, as the mean is divided by weights.")
+    return _kornia(loss, "dice", average=loss.average)
+
+
+def _kornia_tversky(loss: Any) -> Claims:
+    return _kornia(loss, "tversky", alpha=float(loss.alpha), beta=float(loss.beta))
+
+
+_DICE_CE = _compound(lambda_dice=("dice", _dice), lambda_ce=("cross_entropy", _cross_entropy_part))
+_DICE_FOCAL = _compound(lambda_dice=("dice", _dice), lambda_focal=("focal", _focal_part))
+_GENERALIZED_DICE_FOCAL = _compound(
+    lambda_gdl=("generalized_dice", _generalized_dice), lambda_focal=("focal", _focal_part)
+)
+
+_READERS: dict[tuple[str, str], Callable[[Any], Claims | None]] = {
+    **{(library, "DiceLoss"): _dice for library in ("voxloss", "monai")},
+    **{(library, "TverskyLoss"): _tversky for library in ("voxloss", "monai")},
+    **{(library, "GeneralizedDiceLoss"): _generalized_dice for library in ("voxloss", "monai")},
+    **{(library, "FocalLoss"): _focal for library in ("voxloss", "monai")},
+    **{(library, "DiceCELoss"): _DICE_CE for library in ("voxloss", "monai")},
+    **{(library, "DiceFocalLoss"): _DICE_FOCAL for library in ("voxloss", "monai")},
+    **{(library, "GeneralizedDiceFocalLoss"): _GENERALIZED_DICE_FOCAL for library in ("voxloss", "monai")},
+    ("voxloss", "JaccardLoss"): lambda loss: _monai_like(loss, "jaccard"),
+    ("voxloss", "FocalTverskyLoss"): _focal_tversky,
+    ("voxloss", "LogCoshDiceLoss"): _log_cosh_dice,
+    ("voxloss", "AsymmetricSimilarityLoss"): _f_beta,
+    ("voxloss", "CrossEntropyLoss"): _cross_entropy,
+    ("voxloss", "TverskyCELoss"): _compound(
+        lambda_tversky=("tversky", _tversky), lambda_ce=("cross_entropy", _cross_entropy_part)
+    ),
+    ("voxloss", "FocalTverskyCELoss"): _compound(
+        lambda_tversky=("focal_tversky", _focal_tversky), lambda_ce=("cross_entropy", _cross_entropy_part)
+    ),
+    ("voxloss", "RegionLoss"): _formula,
+    ("nnunetv2", "SoftDiceLoss"): _nnunet,
+    ("nnunetv2", "MemoryEfficientSoftDiceLoss"): _nnunet,
+    ("nnunetv2", "DC_and_CE_loss"): _nnunet_with_cross_entropy,
+    ("kornia", "DiceLoss"): _kornia_dice,
+    ("kornia", "TverskyLoss"): _kornia_tversky,
+}
