@@ -189,7 +189,7 @@ class SquareRootDice(voxloss.RegionLoss):
 
 
 class OfAllClasses(SquareRootDice):
-    def terms(self, statistics: Any, weight: Any, present: Any) -> Any:
+    def terms(self, statistics: Any, further: Any, weight: Any, counts: Any) -> Any:
         return self.per_class(statistics).mean(1, keepdim=True), None
 
 
