@@ -71,6 +71,9 @@ def test_the_oracles_are_independent_witnesses(witness: str) -> None:
         ("statistics_loss.py", ["formulas", "reduction", "region_loss", "voxel_losses", "losses", "compound"]),
         ("voxel_losses.py", ["formulas", "region_loss", "losses", "compound", "backends"]),
         ("variants.py", ["backends", "reduction", "voxel_losses", "compound"]),
+        ("confusion.py", ["backends", "reduction", "voxel_losses", "losses", "compound"]),
+        ("exponential_logarithmic.py", ["backends", "variants", "confusion", "unified_focal"]),
+        ("unified_focal.py", ["backends", "reduction", "variants", "confusion", "exponential_logarithmic"]),
         ("compound.py", ["formulas", "reduction", "variants", "backends.ops", "backends.eager"]),
     ],
 )
