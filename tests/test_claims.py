@@ -144,6 +144,10 @@ def test_weights_of_a_compound_are_one_per_channel() -> None:
     )
     assert claims.fixed_channels == 4
     assert [each.weights(4) for each in claims.formulas] == [[3.0, 4.0], [1.0, 2.0, 3.0, 4.0]]
+    ours = read(voxloss.DiceFocalLoss(include_background=False, weight=[1.0, 2.0, 3.0], alpha=[4.0, 5.0, 6.0]))
+    assert ours.fixed_channels == 3
+    assert [each.weights(3) for each in ours.formulas] == [[2.0, 3.0], [2.0, 3.0]]
+    assert ours.formulas[1].balances(3) == [(5.0, 1.0), (6.0, 1.0)]
     theirs = read(monai.losses.DiceCELoss(include_background=False, weight=torch.tensor([1.0, 2.0, 3.0])))
     assert theirs.fixed_channels == 3
     assert [each.weights(3) for each in theirs.formulas] == [[2.0, 3.0], [1.0, 2.0, 3.0]]

@@ -31,6 +31,7 @@ OF_ALL: list[dict[str, Any]] = [
 OF_ENTROPY: list[dict[str, Any]] = [
     {**LABELS, "label_smoothing": 0.25, "weight": WEIGHT},
     {"sigmoid": True, "label_smoothing": 0.25},
+    {**LABELS, "ignore_index": 1},
     {"to_onehot_y": True},
 ]
 OF_FOCAL: list[dict[str, Any]] = [
