@@ -65,8 +65,8 @@ CASES: list[tuple[type[voxloss.StatisticsLoss], dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("loss", "options"), CASES, ids=lambda value: getattr(value, "__name__", None))
 def test_every_law_that_is_asked_holds(loss: Any, options: dict[str, Any]) -> None:
-    """On drawn volumes and by the definition of the pass, to which the backends are held elsewhere."""
-    subject = subject_of(loss, kwargs={**options, "backend": "reference"})
+    """On drawn volumes."""
+    subject = subject_of(loss, kwargs=options)
     setting = Setting(Profile(12, (), "eager"), derandomize=True)
     laws = [law if law.strategy is None else replace(law, given=None) for law in chosen_laws(LAWS)]
     records = [ask_law(subject, setting, law) for law in laws]

@@ -679,7 +679,7 @@ def _add_by_log(count, activation, gamma, cross_entropy, focal, log_loss, negati
             elif activation == SOFTMAX:
                 slope[v] -= by_log
             else:
-                slope[v] -= by_log / (tiny if p[v] < tiny else p[v])
+                slope[v] -= zero if p[v] <= tiny else by_log / p[v]
         return
     _focus(n, count, gamma, rows)
     for v in range(count):
@@ -691,7 +691,8 @@ def _add_by_log(count, activation, gamma, cross_entropy, focal, log_loss, negati
         else:
             ratio = -one if n[v] <= zero else p[v] * log / n[v]  # its limit
             by_log = share * (cross_entropy + power * (one - gamma * ratio)) + log_loss
-            slope[v] -= by_log if activation == SOFTMAX else by_log / (tiny if p[v] < tiny else p[v])
+            given = zero if p[v] <= tiny else by_log / p[v]
+            slope[v] -= by_log if activation == SOFTMAX else given
 
 
 @compiled
@@ -711,7 +712,7 @@ def _add_by_power(count, activation, factor, negative, p, n, g, rows, slope):
         elif activation == SOFTMAX:
             slope[v] -= by_log
         else:
-            slope[v] -= by_log / (tiny if p[v] < tiny else p[v])
+            slope[v] -= zero if p[v] <= tiny else by_log / p[v]
 
 
 @compiled

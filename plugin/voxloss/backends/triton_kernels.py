@@ -460,6 +460,12 @@ def _slope_of_target(weights, p, g, log_p, log_n, HOW: tl.constexpr):
 
 
 @triton.jit
+def _over(by_log, p):
+    """∂L/∂p of ∂L/∂log p: 0 from the floor of the logarithm on downwards."""
+    return tl.where(p <= SMALLEST_PROBABILITY, 0, by_log / tl.maximum(p, SMALLEST_PROBABILITY, propagate_nan=ALL))
+
+
+@triton.jit
 def _slope_of_input(weights, p, g, log_p, log_n, HOW: tl.constexpr):
     """Return ∂L/∂z, or of a softmax q = p·∂L/∂p + ∂L/∂log p, which still lacks −p·Σq."""
     slope = tl.zeros_like(p)
@@ -485,9 +491,9 @@ def _slope_of_input(weights, p, g, log_p, log_n, HOW: tl.constexpr):
     n = 1 - p
     if HOW.activation == "none":
         if HOW.log_p:
-            slope += by_log_p / tl.maximum(p, SMALLEST_PROBABILITY, propagate_nan=ALL)
+            slope += _over(by_log_p, p)
         if HOW.log_n:
-            slope -= by_log_n / tl.maximum(n, SMALLEST_PROBABILITY, propagate_nan=ALL)
+            slope -= _over(by_log_n, n)
     else:
         slope = p * slope
         if HOW.log_p:

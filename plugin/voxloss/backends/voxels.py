@@ -51,7 +51,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# log p of a probability that was given as such is not let below log 2⁻¹²⁶ = −87.3; of logits it has no floor.
+# log p of a probability that was given as such is not let below log 2⁻¹²⁶ = −87.3, and is flat from there on; of
+# logits it has no floor.
 SMALLEST_PROBABILITY = 2.0**-126
 # An infinite logit is taken for this one, which leaves its difference from others, its square, and sums finite.
 LARGEST_LOGIT = 1e15
@@ -274,7 +275,12 @@ def _by_input(weights: dict[str, Tensor], v: Voxels, job: Pass) -> Tensor:
         return q - v.p * q.sum(1, keepdim=True)
     if job.activation == "sigmoid":
         return n * (v.p * by_p + by_log_p) - v.p * by_log_n
-    return by_p + by_log_p / v.p.clamp(min=SMALLEST_PROBABILITY) - by_log_n / n.clamp(min=SMALLEST_PROBABILITY)
+    return by_p + _over(by_log_p, v.p) - _over(by_log_n, n)
+
+
+def _over(by_log: Tensor, p: Tensor) -> Tensor:
+    """∂L/∂p of ∂L/∂log p: 0 from the floor of the logarithm on downwards."""
+    return torch.where(p <= SMALLEST_PROBABILITY, 0, by_log / p.clamp(min=SMALLEST_PROBABILITY))
 
 
 def _by_log(
