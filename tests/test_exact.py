@@ -148,6 +148,43 @@ def test_focal_loss_by_hand() -> None:
     assert of_voxels(*twice, **claims, reduction="sum") == sum(terms) / 2 + terms[0]
 
 
+def test_losses_of_all_voxels_by_hand() -> None:
+    """p = ½, ¼, ¼, ¾ and g = 1, 0, 0, 1: TP = 1¼, FP = ½, FN = ¾, TN = 1½."""
+    p, g = np.array([0.5, 0.25, 0.25, 0.75]).reshape(1, 1, 4), np.array([1.0, 0, 0, 1]).reshape(1, 1, 4)
+    told: dict[str, Any] = {"labels": "one-hot", "soft_labels": True}
+    mcc = (1.25 * 1.5 - 0.5 * 0.75) / math.sqrt(1.75 * 2 * 2 * 2.25)
+    assert of_voxels(p, g, **told, family="mcc") == 1 - mcc
+    smoothed = (1.25 * 1.5 - 0.5 * 0.75 + 2) / math.sqrt(1.75 * 2 * 2 * 2.25 + 3)
+    assert of_voxels(p, g, **told, family="mcc", smooth_nr=2.0, smooth_dr=3.0) == 1 - smoothed
+    assert of_voxels(g, g, **told, family="mcc", smooth_dr=3.0) == 0
+    assert of_voxels(p, 0 * g, **told, family="mcc") == 1
+    errors = (0.25 + 0.0625) / 2, (0.0625 + 0.0625) / 2
+    found = of_voxels(p, g, **told, family="sensitivity_specificity", inside=0.25)
+    assert found == 0.25 * errors[0] + 0.75 * errors[1]
+    assert of_voxels(p, 0 * g, **told, family="sensitivity_specificity", inside=0.25) == 0.75 * 0.9375 / 4
+
+
+def test_powers_of_logarithms_by_hand() -> None:
+    claims: dict[str, Any] = {"family": "logarithmic_cross_entropy", "gamma": 0.5}
+    assert of_voxels(**claims) == math.sqrt(2) * (math.sqrt(LN2) + math.sqrt(LN_3_4)) / 2
+    w = math.sqrt(4 / 1), math.sqrt(4 / 3)
+    terms = w[0] * math.sqrt(LN2) + w[1] * math.sqrt(LN_3_4)
+    assert of_voxels(**claims, frequencies=(1.0, 3.0)) == terms / 2
+    dice = {"family": "logarithmic_dice", "gamma": 0.5, "gamma_as": "gamma", "reduction": "none"}
+    assert value(ROWS[:1], **dice) == [[math.sqrt(math.log(3)), math.sqrt(math.log(14 / 12))]]
+    near = {**claims, "linear_below": 1.0}  # the chord from 0 to 1 is the line
+    assert of_voxels(**near) == math.sqrt(2) * (LN2 + LN_3_4) / 2
+
+
+def test_the_background_apart_by_hand() -> None:
+    focal = of_voxels(family="focal", gamma=2.0, balance=0.75, focused="background")
+    assert focal == (0.25 * LN2 / 4 + 0.75 * LN_3_4) / 2
+    tversky = {"family": "focal_tversky", "gamma": 0.5, "gamma_as": "1-gamma", "focused": "foreground"}
+    assert value(ROWS[:1], **tversky, reduction="none") == [[1 - 2 / 6, math.sqrt(1 - 12 / 14)]]
+    x = 1 - (2 * (1 / 16 + 6 / 36)) / (6 / 16 + 14 / 36)
+    assert value(ROWS[:1], family="generalized_dice", penalty=2.5) == x / (1 + 2.5 * (1 - x))
+
+
 def test_a_compound_by_hand() -> None:
     """What concerns the call holds for every part, whatever that says itself."""
     dice = Claims(family="dice", activation="sigmoid", include_background=False, smooth_nr=1.0, smooth_dr=1.0)
@@ -232,6 +269,14 @@ FAMILIES: list[dict[str, Any]] = [
     {"family": "cross_entropy", "class_weight": (1.0, 0.5, 3.0), "label_smoothing": 0.25},
     {"family": "cross_entropy", "reduction": "sum", "classes": (2, 0)},
     {"family": "focal", "gamma": 2.0, "balance": 0.25},
+    {"family": "focal", "gamma": 0.5, "balance": 0.25, "focused": "background"},
+    {"family": "focal_tversky", "gamma": 0.5, "focused": "foreground", "include_background": True},
+    {"family": "logarithmic_dice", "gamma": 0.3, "gamma_as": "gamma", "smooth_nr": 1.0, "smooth_dr": 1.0},
+    {"family": "logarithmic_cross_entropy", "gamma": 0.3, "linear_below": 2.0**-23},
+    {"family": "logarithmic_cross_entropy", "gamma": 1.5, "frequencies": (4.0, 2.0, 1.0)},
+    {"family": "generalized_dice", "weight_scale": "relative", "penalty": 2.5},
+    {"family": "mcc", "smooth_nr": 1.0, "smooth_dr": 2.0, "batch": True},
+    {"family": "sensitivity_specificity", "inside": 0.2, "class_weight": (1.0, 0.5, 3.0)},
     {"family": "focal", "gamma": 0.5, "class_weight": (1.0, 0.5, 3.0), "mean_over": "voxels and classes"},
     {"family": "focal", "gamma": 0.0, "balance": (0.5, 3.0), "include_background": False, "reduction": "sum"},
     {

@@ -16,17 +16,22 @@ Family = Literal[
     "tversky",
     "focal_tversky",
     "log_cosh_dice",
+    "logarithmic_dice",
     "generalized_dice",
+    "mcc",
+    "sensitivity_specificity",
     "cross_entropy",
     "focal",
+    "logarithmic_cross_entropy",
     "compound",
     "formula",
 ]
 # What a mean over voxels is of; all other formulas are of sums over voxels.
-BY_VOXEL: tuple[Family, ...] = ("cross_entropy", "focal")
+BY_VOXEL: tuple[Family, ...] = ("cross_entropy", "focal", "logarithmic_cross_entropy")
+# Whose γ may be 0.
+FOCAL: tuple[Family, ...] = ("focal", "logarithmic_cross_entropy")
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 Shards = Literal["equal batch", "unequal batch", "volume"]
-Triple = tuple[float, float, float]
 # What a compound claims for its parts.
 OF_THE_CALL = (
     "activation",
@@ -45,10 +50,16 @@ OF_THE_CALL = (
 
 @runtime_checkable
 class Formula(Protocol):
-    """A formula that is known by what it does, for an item of so many classes."""
+    """A formula that is known by what it does, for an item of so many classes.
 
-    def __call__(self, sums: Sequence[Triple], weights: Sequence[float]) -> tuple[list[float], list[Triple]]:
-        """From intersection, prediction and target of each class its loss, and the slopes of Σ weight·loss."""
+    If it has an attribute `further`, these are sums that it takes beside intersection, prediction and target, by
+    voxloss's names.
+    """
+
+    def __call__(
+        self, sums: Sequence[Sequence[float]], weights: Sequence[float]
+    ) -> tuple[list[float], list[list[float]]]:
+        """From the sums of each class its loss, and the slopes of Σ weight·loss by these sums."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +73,17 @@ class Claims:
     | tversky | (TP + s_n) / (TP + α FP + β FN + s_d) |
     | focal_tversky | offset − (1 − Tversky)^exponent is the loss |
     | log_cosh_dice | offset − 1 + log cosh(1 − Dice) is the loss |
+    | logarithmic_dice | offset − 1 + (−log Dice)^exponent is the loss |
     | generalized_dice | (2 Σ_c w TP + s_n) / (Σ_c w (Σp + Σg) + s_d), one per item |
+    | mcc | (TP·TN − FP·FN + s_n) / √((TP + FP)(TP + FN)(TN + FP)(TN + FN) + s_d), 1 if FP = FN = 0 |
+    | sensitivity_specificity | r Σ g(g − p)² / Σg + (1 − r) Σ (1 − g)(g − p)² / Σ(1 − g) is the loss, 0/0 = 0 |
     | formula | what the loss's own `formula` makes of the sums is the loss |
 
     | family | loss |
     |---|---|
     | cross_entropy | −Σ w g log p / Σ w g over voxels and classes |
     | focal | the mean over voxels of −Σ_c w α g (1 − p)^γ log p |
+    | logarithmic_cross_entropy | the mean over voxels of Σ_c w √(Σf/f_c) g (−log p)^γ |
     | compound | Σ λ·part |
 
     Under a sigmoid, or with a single channel, cross entropy and focal loss are a yes-or-no question for each
@@ -85,7 +100,12 @@ class Claims:
         overlap: "product", or "min" for Σ min(p, g) in the place of TP (soft labels, Wang et al. 2023).
         alpha, beta: the weights of FP and of FN.
         gamma, gamma_as: the exponent of focal Tversky is what `gamma_as` makes of γ; of focal loss it is γ ≥ 0.
-        linear_below: below this distance the power of focal Tversky is its chord from 0; 0 if it never is.
+        focused: which classes have the power: of focal loss perhaps the background only, of focal Tversky perhaps
+            the foreground only. The background is channel 0 of several that are one answer.
+        linear_below: below this a power of a distance, or of a logarithm, is its chord from 0; 0 if it never is.
+        penalty: k of generalised Dice, of whose loss x it makes x / (1 + k(1 − x)).
+        inside: r of the error inside of the target.
+        frequencies: f of each channel, of a yes-or-no question a share of 1; None for the voxels of the batch.
         weight_type, weight_scale: w = 1/(Σg)², 1/Σg or 1, divided by the item's largest finite one if
             "relative"; a class without target has the item's largest finite w, or 1 if there is none.
         class_weight: a factor for the loss of each class, for generalised Dice on w; one number, or one for
@@ -130,6 +150,10 @@ class Claims:
     gamma: float = 1.0
     gamma_as: Literal["1/gamma", "gamma", "1-gamma"] = "1/gamma"
     linear_below: float = 0.0
+    focused: Literal["all", "background", "foreground"] = "all"
+    penalty: float = 0.0
+    inside: float = 0.5
+    frequencies: tuple[float, ...] | None = None
     weight_type: Literal["square", "simple", "uniform"] = "square"
     weight_scale: Literal["relative", "absolute"] = "absolute"
     class_weight: float | tuple[float, ...] | None = None
@@ -166,14 +190,15 @@ class Claims:
                 value = tuple(value)
             if not _fits(value, hint):
                 raise ValueError(f"claim {name}: expected {_spelled(hint)}, got {value!r}.")
-        for name in ("smooth_nr", "smooth_dr", "alpha", "beta", "linear_below"):
+        for name in ("smooth_nr", "smooth_dr", "alpha", "beta", "linear_below", "penalty", "inside"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"claim {name}: expected a number ≥ 0, got {getattr(self, name)!r}.")
         if not 0 <= self.label_smoothing <= 1:
             raise ValueError(f"claim label_smoothing: expected a number in [0, 1], got {self.label_smoothing!r}.")
-        if self.family == "focal" and not 0 <= self.gamma < math.inf:
+        if self.family in FOCAL and not 0 <= self.gamma < math.inf:
             raise ValueError(f"claim gamma: expected a number ≥ 0, got {self.gamma!r}.")
-        if self.family != "focal" and (not self.gamma or not math.isfinite(self.gamma)):
+        inverted = self.family not in FOCAL and self.gamma_as != "1-gamma"
+        if not math.isfinite(self.gamma) or (inverted and not self.gamma):
             raise ValueError(f"claim gamma: expected a number other than 0, got {self.gamma!r}.")
         if (self.family == "compound") != bool(self.parts):
             raise ValueError(f"claim parts: expected some of a compound, none of others, got {self.family}.")
@@ -241,6 +266,11 @@ class Claims:
         """Whether no channel is left out, but for that of an ignored class."""
         return self.include_background and self.classes is None
 
+    def has_power(self, channel: int, channels: int) -> bool:
+        """Whether the power is of this channel, of so many."""
+        background = channel == 0 and not self.is_binary(channels)
+        return {"all": True, "background": background, "foreground": not background}[self.focused]
+
     def is_binary(self, channels: int) -> bool:
         """Whether each of so many channels is a question of its own, and not one answer of many."""
         return channels == 1 or self.activation == "sigmoid"
@@ -285,6 +315,8 @@ class Claims:
         if self.channels is not None:
             return self.channels
         for each in self.formulas:
+            if each.frequencies is not None:
+                return len(each.frequencies)
             for factors in (each.class_weight, each.balance):
                 if isinstance(factors, tuple):
                     return next((c for c in range(2, 1024) if len(each.counting(c)) == len(factors)), None)
@@ -311,7 +343,9 @@ class Claims:
     @property
     def _divides_alike(self) -> bool:
         """Whether a mean over voxels is divided by the same for any items of one size, if no voxel is ignored."""
-        if self.family == "focal" or self.activation == "sigmoid":
+        if self.family == "logarithmic_cross_entropy" and self.frequencies is None:
+            return False
+        if self.family in FOCAL or self.activation == "sigmoid":
             return True
         # Σ w g, where every voxel has one class, they all count, and none counts more.
         return self.every_class and not isinstance(self.class_weight, tuple) and self.labels != "one-hot"

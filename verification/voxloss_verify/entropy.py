@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voxloss_verify.claims import Claims
+from voxloss_verify.claims import FOCAL, Claims
 
 Image = NDArray[Any]
 
@@ -38,18 +38,39 @@ def value(claims: Claims, input: Image, target: Image, kept: NDArray[np.bool_], 
     """The loss; `kept` [B, ...] are the voxels that count, each of them so many `times`."""
     channels = input.shape[1]
     v = _voxels(claims, input, target, kept)
-    shares = _shares(claims, v.g, channels)
+    shares = _shares(claims, v.g, channels, int(kept.sum()))
     divisors = _divisors(claims, v.g, kept, times)
     total = 0.0
     for k, c in enumerate(claims.counting(channels)):
         there, missing = (share[:, k] for share in shares)
         p, n, log_p, log_n = (each[:, c] for each in (v.p, v.n, v.log_p, v.log_n))
-        terms = _product(there * n ** _focus(claims), log_p)
+        terms = _product(there * n ** _focus_there(claims, c, channels), _log(claims, log_p)[0])
         if claims.is_binary(channels):
-            terms = terms + _product(missing * p ** _focus(claims), log_n)
+            terms = terms + _product(missing * p ** _focus(claims), _log(claims, log_n)[0])
         sums = np.where(kept, terms, 0).reshape(len(input), -1).sum(1, dtype=np.longdouble)
         total -= times * float((sums / divisors).sum())
     return total
+
+
+def wobble(
+    claims: Claims, input: Image, target: Image, kept: NDArray[np.bool_], times: int, rounding: float
+) -> float:
+    """How far the loss may be off if each logarithm may be, by `rounding`: more than that only of a power."""
+    if claims.family != "logarithmic_cross_entropy":
+        return rounding
+    channels = input.shape[1]
+    v = _voxels(claims, input, target, kept)
+    shares = _shares(claims, v.g, channels, int(kept.sum()))
+    divisors = _divisors(claims, v.g, kept, times).reshape(-1, *[1] * (v.p.ndim - 2))
+    total = 0.0
+    for k, c in enumerate(claims.counting(channels)):
+        for share, log in ((shares[0][:, k], v.log_p[:, c]), (shares[1][:, k], v.log_n[:, c])):
+            here, near, far = (_log(claims, x)[0] for x in (log, np.minimum(log + rounding, 0), log - rounding))
+            off = share * np.maximum(abs(near - here), abs(far - here)) / divisors
+            total += times * float(np.where(kept, off, 0).sum())
+            if not claims.is_binary(channels):
+                break
+    return max(rounding, total)
 
 
 def gradient(claims: Claims, input: Image, target: Image, kept: NDArray[np.bool_], times: int = 1) -> Image:
@@ -77,20 +98,38 @@ def steepest(claims: Claims, input: Image, target: Image, kept: NDArray[np.bool_
 
 def _slopes(claims: Claims, found: Voxels, kept: NDArray[np.bool_], times: int) -> tuple[Image, Image]:
     """∂L/∂log p and ∂L/∂log n of every voxel; 0 in voxels that do not count."""
-    channels, gamma = found.p.shape[1], _focus(claims)
-    shares = _shares(claims, found.g, channels)
+    channels = found.p.shape[1]
+    shares = _shares(claims, found.g, channels, int(kept.sum()))
     divisors = _divisors(claims, found.g, kept, times).reshape(-1, *[1] * (found.p.ndim - 2))
     u, v = np.zeros_like(found.p), np.zeros_like(found.p)
     for k, c in enumerate(claims.counting(channels)):
         p, n, log_p, log_n = (each[:, c] for each in (found.p, found.n, found.log_p, found.log_n))
-        u[:, c] = np.where(kept, -shares[0][:, k] * _focused(p, n, log_p, gamma) / divisors, 0)
+        there = _focused(p, n, log_p, _focus_there(claims, c, channels)) * _log(claims, log_p)[1]
+        u[:, c] = np.where(kept, -shares[0][:, k] * there / divisors, 0)
         if claims.is_binary(channels):
-            v[:, c] = np.where(kept, -shares[1][:, k] * _focused(n, p, log_n, gamma) / divisors, 0)
+            missing = _focused(n, p, log_n, _focus(claims)) * _log(claims, log_n)[1]
+            v[:, c] = np.where(kept, -shares[1][:, k] * missing / divisors, 0)
     return u, v
 
 
 def _focus(claims: Claims) -> float:
+    """γ of focal loss for what is missing, which is background."""
     return claims.gamma if claims.family == "focal" else 0.0
+
+
+def _focus_there(claims: Claims, channel: int, channels: int) -> float:
+    """γ of focal loss for what is there."""
+    return _focus(claims) if claims.has_power(channel, channels) else 0.0
+
+
+def _log(claims: Claims, log: Image) -> tuple[Image, Image]:
+    """What stands for a logarithm, −(−log)^γ where a power of it is claimed, and the derivative."""
+    if claims.family != "logarithmic_cross_entropy":
+        return log, np.ones_like(log)
+    near, gamma = claims.linear_below, claims.gamma
+    slope, safe = (near ** (gamma - 1) if near else 0.0), np.maximum(-log, near or 1e-300)
+    power = np.where(-log < near, -log * slope, safe**gamma)
+    return -power, np.where(-log < near, slope, gamma * safe ** (gamma - 1))
 
 
 def _focused(own: Image, other: Image, log: Image, gamma: float) -> Image:
@@ -108,7 +147,7 @@ def _voxels(claims: Claims, input: Image, target: Image, kept: NDArray[np.bool_]
         x = np.where(inside, x, 0)
         x = x - x.max(1, keepdims=True)
         log_p = x - np.log(np.exp(x).sum(1, keepdims=True))
-        p, n = np.exp(log_p), -np.expm1(log_p)
+        p, n = np.exp(log_p), np.maximum(-np.expm1(log_p), 0)
         return Voxels(p, n, log_p, np.zeros_like(p), g)
     if claims.activation == "sigmoid":
         x = np.where(inside, x, 0)
@@ -119,18 +158,38 @@ def _voxels(claims: Claims, input: Image, target: Image, kept: NDArray[np.bool_]
     return Voxels(p, 1 - p, log_p, log_n, g)
 
 
-def _shares(claims: Claims, g: Image, channels: int) -> tuple[Image, Image]:
+def _shares(claims: Claims, g: Image, channels: int, voxels: int) -> tuple[Image, Image]:
     """What log p and log n are multiplied with in each channel that counts, but for the focus."""
     there, missing = g[:, claims.counting(channels)], 1 - g[:, claims.counting(channels)]
     per_class = (1, -1, *[1] * (g.ndim - 2))
-    if claims.family == "focal":
+    if claims.family in FOCAL:
         yes, no = np.array(claims.balances(channels), g.dtype).T.reshape(2, *per_class)
         there, missing = yes * there, no * missing
     else:
         even = claims.label_smoothing / (2 if claims.is_binary(channels) else channels)
         there, missing = (((1 - claims.label_smoothing) * share + even) for share in (there, missing))
     weights = np.array(claims.weights(channels), g.dtype).reshape(per_class)
-    return weights * there, weights * missing
+    rare, common = (factor.reshape(per_class) for factor in _by_frequency(claims, g, voxels))
+    return weights * rare * there, weights * common * missing
+
+
+def _by_frequency(claims: Claims, g: Image, voxels: int) -> tuple[Image, Image]:
+    """√(Σf/f_c) of the channels that count; of a yes-or-no question √(1/f) and √(1/(1 − f))."""
+    channels = g.shape[1]
+    counting, ones = claims.counting(channels), np.ones(len(claims.counting(channels)), g.dtype)
+    if claims.family != "logarithmic_cross_entropy":
+        return ones, ones
+    binary = claims.is_binary(channels)
+    if claims.frequencies is None:
+        f = np.moveaxis(g, 1, 0).reshape(channels, -1).sum(1)
+        f, total = (f / max(voxels, 1), 1.0) if binary else (f, f.sum())
+    else:
+        f = np.array(claims.frequencies, g.dtype)
+        total = 1.0 if binary else f.sum()
+    f = f[counting]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rare, common = (np.where(part > 0, np.sqrt(total / part), 0) for part in (f, total - f))
+    return rare, common
 
 
 def _divisors(claims: Claims, g: Image, kept: NDArray[np.bool_], times: int) -> Image:
@@ -139,10 +198,10 @@ def _divisors(claims: Claims, g: Image, kept: NDArray[np.bool_], times: int) -> 
     counting = claims.counting(channels)
     voxels = kept.reshape(len(kept), -1).sum(1).astype(g.dtype)
     if claims.reduction == "sum":
-        below = voxels if claims.family == "focal" else np.full_like(voxels, 1 / times)
-    elif claims.is_binary(channels) or (claims.family == "focal" and claims.mean_over == "voxels and classes"):
+        below = voxels if claims.family in FOCAL else np.full_like(voxels, 1 / times)
+    elif claims.is_binary(channels) or (claims.family in FOCAL and claims.mean_over == "voxels and classes"):
         below = np.full_like(voxels, voxels.sum() * len(counting))
-    elif claims.family == "focal":
+    elif claims.family in FOCAL:
         below = np.full_like(voxels, voxels.sum())
     else:
         of_classes = np.moveaxis(g[:, counting], 1, 0).reshape(len(counting), -1).sum(1, dtype=np.longdouble)

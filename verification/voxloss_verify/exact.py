@@ -8,19 +8,20 @@ compound is the sum of its parts.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from voxloss_verify import entropy, oracle
-from voxloss_verify.claims import Claims, Triple
-from voxloss_verify.oracle import Image, Number, Sums
+from voxloss_verify import confusion, entropy, oracle
+from voxloss_verify.claims import Claims
+from voxloss_verify.confusion import Slopes
+from voxloss_verify.oracle import AllSums, Image, Number, Sums
 from voxloss_verify.tolerances import GRADIENT, LOSS
 from voxloss_verify.volumes import Volume, one_hot
 
@@ -28,16 +29,10 @@ from voxloss_verify.volumes import Volume, one_hot
 EXTENDED = 2**20
 
 Rows = Sequence[Sequence[Sums]]
+Outer = Callable[[Claims, Fraction], float]
 
 # Sums are used by many laws and many losses, and cost more than all else.
 _known: WeakKeyDictionary[Volume, dict[Any, list[list[Sums]]]] = WeakKeyDictionary()
-
-
-class Slopes(NamedTuple):
-    """Derivatives of the reduced loss by the sums of one class."""
-
-    intersection: float
-    prediction: float
 
 
 @dataclass(frozen=True)
@@ -74,17 +69,19 @@ def kept(claims: Claims, volume: Volume) -> NDArray[np.bool_]:
 
 def region_sums(claims: Claims, volume: Volume) -> list[list[Sums]]:
     """The exact sums of every item and channel."""
-    if volume.sums is not None:
+    of_all = claims.family in confusion.FAMILIES or bool(_further(claims))
+    if volume.sums is not None and not of_all:
         return [list(row) for row in volume.sums]
     known = _known.setdefault(volume, {})
-    key = claims.activation, claims.ignore_index
+    key = claims.activation, claims.ignore_index, of_all
+    sums = oracle.all_sums if of_all else oracle.sums
     if key not in known:
         keep, g = kept(claims, volume), goal(volume)
         with np.errstate(invalid="ignore"):  # of what stands in ignored voxels
             p = probabilities(volume.input, claims.activation)
         known[key] = [
             [
-                _add([oracle.sums(_mask(p[b, c][keep[b]]), _mask(g[b, c][keep[b]]))], volume.times)
+                _add([sums(_mask(p[b, c][keep[b]]), _mask(g[b, c][keep[b]]))], volume.times)
                 for c in range(p.shape[1])
             ]
             for b in range(len(p))
@@ -100,10 +97,11 @@ def expected(claims: Claims, volume: Volume, dtype: str | None = None) -> Expect
         value = np.asarray(sum(factor * each.value for factor, each in found))
         return Expected(value, sum(factor * each.tolerance for factor, each in found))
     if claims.by_voxel:
-        value = np.asarray(entropy.value(claims, *_images(claims, volume)))
+        images = _images(claims, volume)
+        value = np.asarray(entropy.value(claims, *images))
         # A factor is one of the error, too, where the loss itself is small.
         scale = max(1.0, float(value), *claims.weights(volume.channels))
-        return Expected(value, LOSS[dtype] * scale)
+        return Expected(value, max(LOSS[dtype] * scale, entropy.wobble(claims, *images, LOSS[dtype])))
     return of_sums(claims, region_sums(claims, volume), dtype)
 
 
@@ -165,6 +163,9 @@ def probability_gradient(claims: Claims, volume: Volume) -> NDArray[np.float64]:
     intersection_by_p = g if claims.overlap == "product" else np.where(p < g, 1.0, 0.0)
     prediction_by_p = 2 * p if claims.squared else 1.0
     found = by_intersection * intersection_by_p + by_prediction * prediction_by_p
+    for name, share in (("inside", g), ("outside", 1 - g)):
+        by_error = np.array([[getattr(s, name) for s in row] for row in slopes]).reshape(shape)
+        found = found + by_error * 2 * share * (p - g)
     return np.where(keep, found, 0.0)
 
 
@@ -178,15 +179,18 @@ def sum_slopes(claims: Claims, rows: Rows) -> list[list[Slopes]]:
     for b in range(items):
         row, row_weights = (entering[0], weights[0]) if claims.batch else (entering[b], weights[b])
         if claims.formula is not None:
-            by_sums = claims.formula(_triples(claims, row), [float(w) for w in row_weights])[1]
-            for c, (by_intersection, by_prediction, _) in zip(counting, by_sums, strict=True):
-                found[b][c] = Slopes(by_intersection, by_prediction)
+            by_sums = claims.formula(_arguments(claims, row), [float(w) for w in row_weights])[1]
+            for c, (by_intersection, by_prediction, _, *others) in zip(counting, by_sums, strict=True):
+                slope = np.array([by_intersection, by_prediction, 0.0, 0.0])
+                for name, by_other in zip(_further(claims), others, strict=True):
+                    slope += by_other * np.array(_FURTHER[name][1])
+                found[b][c] = Slopes(*slope.tolist())
             continue
         slopes = _row_slopes(claims, row, channels)
         for k, c in enumerate(counting):
             at = 0 if claims.average == "micro" else k
             w = float(row_weights[0 if claims.family == "generalized_dice" else at])
-            found[b][c] = Slopes(w * slopes[at].intersection, w * slopes[at].prediction)
+            found[b][c] = Slopes(*(w * slope for slope in slopes[at]))
     return found
 
 
@@ -200,7 +204,10 @@ def gradient_tolerance(claims: Claims, volume: Volume, dtype: str) -> float:
     if claims.by_voxel:
         return GRADIENT[dtype] * entropy.steepest(claims, *_images(claims, volume))
     slopes = [slope for row in sum_slopes(claims, region_sums(claims, volume)) for slope in row]
-    largest = max(abs(s.intersection) + (1 + claims.squared) * abs(s.prediction) for s in slopes)
+    largest = max(
+        abs(s.intersection) + (1 + claims.squared) * abs(s.prediction) + 2 * abs(s.inside) + 2 * abs(s.outside)
+        for s in slopes
+    )
     return GRADIENT[dtype] * largest
 
 
@@ -209,7 +216,7 @@ def score(claims: Claims, s: Sums) -> Fraction:
     smooth = claims.smooth_nr, claims.smooth_dr
     if claims.overlap == "min":
         s = replace(s, intersection=s.soft_intersection)
-    if claims.family in ("dice", "log_cosh_dice"):
+    if claims.family in ("dice", "log_cosh_dice", "logarithmic_dice"):
         found = oracle.dice(s, *smooth, squared=claims.squared)
     elif claims.family == "jaccard":
         found = oracle.jaccard(s, 2 * Fraction(smooth[0]), 2 * Fraction(smooth[1]), squared=claims.squared)
@@ -221,6 +228,8 @@ def score(claims: Claims, s: Sums) -> Fraction:
 
 def _is_empty(claims: Claims, row: Sequence[Sums], channels: int) -> bool:
     """Whether a denominator is 0."""
+    if claims.family in confusion.FAMILIES:
+        return False
     if claims.family == "generalized_dice":
         return not _generalized(claims, row, channels)[1]
     return not all(_denominator(claims, s) for s in row)
@@ -247,7 +256,7 @@ def _denominator(claims: Claims, s: Sums) -> Fraction:
 
 def _coefficients(claims: Claims) -> tuple[Fraction, Fraction, Fraction, Fraction]:
     """Every score is (n·I + s_n) / (a·I + b·P + c·T + s_d): n, a, b, c."""
-    if claims.family in ("dice", "log_cosh_dice", "generalized_dice"):
+    if claims.family in ("dice", "log_cosh_dice", "logarithmic_dice", "generalized_dice"):
         return Fraction(2), Fraction(0), Fraction(1), Fraction(1)
     if claims.family == "jaccard":
         return Fraction(1), Fraction(-1), Fraction(1), Fraction(1)
@@ -257,7 +266,7 @@ def _coefficients(claims: Claims) -> tuple[Fraction, Fraction, Fraction, Fractio
 
 def _add(parts: Sequence[Sums], times: int = 1) -> Sums:
     columns = zip(*(vars(s).values() for s in parts), strict=True)
-    return Sums(*(times * sum(values, Fraction(0)) for values in columns))
+    return type(parts[0])(*(times * sum(values, Fraction(0)) for values in columns))
 
 
 def _entering(claims: Claims, rows: Rows) -> list[list[Sums]]:
@@ -292,22 +301,64 @@ def _generalized(claims: Claims, row: Sequence[Sums], channels: int) -> tuple[Fr
     return numerator + Fraction(claims.smooth_nr), denominator + Fraction(claims.smooth_dr), weights
 
 
-def _triples(claims: Claims, row: Sequence[Sums]) -> list[Triple]:
-    """Intersection, prediction and target, as a formula is given them."""
-    overlaps = [s.soft_intersection if claims.overlap == "min" else s.intersection for s in row]
-    others = [_squared(claims, s) for s in row]
-    return [(float(i), float(s.prediction), float(s.target)) for i, s in zip(overlaps, others, strict=True)]
+# Of further sums that a formula of its own is given: what they are, and their derivatives by Σpg, by Σp, and by
+# the errors inside and outside of the target.
+_FURTHER: dict[str, tuple[Callable[[AllSums], Fraction], tuple[float, float, float, float]]] = {
+    "voxels": (lambda s: s.voxels, (0, 0, 0, 0)),
+    "false_positives": (lambda s: s.prediction - s.intersection, (-1, 1, 0, 0)),
+    "false_negatives": (lambda s: s.target - s.intersection, (-1, 0, 0, 0)),
+    "true_negatives": (lambda s: s.voxels - s.prediction - s.target + s.intersection, (1, -1, 0, 0)),
+    "sensitivity_error": (lambda s: s.inside, (0, 0, 1, 0)),
+    "specificity_error": (lambda s: s.outside, (0, 0, 0, 1)),
+}
+# Those that a formula may be given.
+FURTHER = tuple(_FURTHER)
+
+
+def _further(claims: Claims) -> tuple[str, ...]:
+    return tuple(getattr(claims.formula, "further", ()))
+
+
+def _arguments(claims: Claims, row: Sequence[Sums]) -> list[list[float]]:
+    """Intersection, prediction and target, and further sums, as a formula is given them."""
+    assert claims.formula is not None
+    found = []
+    for s in row:
+        overlap, others = s.soft_intersection if claims.overlap == "min" else s.intersection, _squared(claims, s)
+        further = [_FURTHER[name][0](s) for name in _further(claims) if isinstance(s, AllSums)]
+        found.append([float(each) for each in (overlap, others.prediction, others.target, *further)])
+    return found
 
 
 def _row_losses(claims: Claims, row: Sequence[Sums], channels: int) -> list[Number]:
     if claims.formula is not None:
-        return list(claims.formula(_triples(claims, row), [1.0] * len(row))[0])
+        return list(claims.formula(_arguments(claims, row), [1.0] * len(row))[0])
+    if claims.family in confusion.FAMILIES:
+        return [claims.offset - 1 + confusion.value(claims, _all(s)) for s in row]
     if claims.family == "generalized_dice":
         numerator, denominator, _ = _generalized(claims, row, channels)
-        return [claims.offset - (numerator / denominator if denominator else Fraction(claims.empty == "perfect"))]
+        found = numerator / denominator if denominator else Fraction(claims.empty == "perfect")
+        distance = 1 - found
+        return [claims.offset - 1 + distance / (1 + Fraction(claims.penalty) * (1 - distance))]
     scores = [score(claims, s) for s in row]
-    outer = _OUTER.get(claims.family)
-    return [claims.offset - x if outer is None else claims.offset - 1 + outer(claims, 1 - x) for x in scores]
+    outers = _outers(claims, _OUTER, channels, len(row))
+    return [
+        claims.offset - x if outer is None else claims.offset - 1 + outer(claims, 1 - x)
+        for x, outer in zip(scores, outers, strict=True)
+    ]
+
+
+def _all(s: Sums) -> AllSums:
+    assert isinstance(s, AllSums)
+    return s
+
+
+def _outers(claims: Claims, known: Mapping[str, Outer], channels: int, terms: int) -> list[Outer | None]:
+    """What is made of each term's 1 − score; None if nothing is."""
+    outer = known.get(claims.family)
+    if claims.average == "micro":
+        return [outer] * terms
+    return [outer if claims.has_power(c, channels) else None for c in claims.counting(channels)]
 
 
 def _power(claims: Claims, distance: Fraction) -> float:
@@ -334,11 +385,28 @@ def _log_cosh_slope(claims: Claims, distance: Fraction) -> float:
     return math.tanh(distance)
 
 
+def _log_power(claims: Claims, distance: Fraction) -> float:
+    return _power(claims, _minus_log(distance))
+
+
+def _log_power_slope(claims: Claims, distance: Fraction) -> float:
+    return _power_slope(claims, _minus_log(distance)) / float(1 - distance)
+
+
+def _minus_log(distance: Fraction) -> Fraction:
+    return Fraction(-math.log1p(-float(distance)))
+
+
 # What a family makes of 1 − score, and the derivative.
-_OUTER: dict[str, Callable[[Claims, Fraction], float]] = {"focal_tversky": _power, "log_cosh_dice": _log_cosh}
-_OUTER_SLOPE: dict[str, Callable[[Claims, Fraction], float]] = {
+_OUTER: dict[str, Outer] = {
+    "focal_tversky": _power,
+    "log_cosh_dice": _log_cosh,
+    "logarithmic_dice": _log_power,
+}
+_OUTER_SLOPE: dict[str, Outer] = {
     "focal_tversky": _power_slope,
     "log_cosh_dice": _log_cosh_slope,
+    "logarithmic_dice": _log_power_slope,
 }
 
 
@@ -346,12 +414,11 @@ def _row_tolerance(claims: Claims, row: Sequence[Sums], tolerance: float) -> flo
     """How far the losses of a row may be off if scores may be, or the sums that a formula of its own is given."""
     if claims.formula is None:
         return max((_term_tolerance(claims, s, tolerance) for s in row), default=0.0)
-    triples, weights = _triples(claims, row), [1.0] * len(row)
-    here, _ = claims.formula(triples, weights)
+    given, weights = _arguments(claims, row), [1.0] * len(row)
+    here, _ = claims.formula(given, weights)
     found = [tolerance]
-    for at, sign in product(range(3), (1, -1)):
-        by = [1 + sign * tolerance * (k == at) for k in range(3)]
-        moved = [(i * by[0], p * by[1], t * by[2]) for i, p, t in triples]
+    for at, sign in product(range(len(given[0])), (1, -1)):
+        moved = [[x * (1 + sign * tolerance * (k == at)) for k, x in enumerate(sums)] for sums in given]
         there, _ = claims.formula(moved, weights)
         # Off its domain a formula may be no number.
         found += [abs(a - b) for a, b in zip(there, here, strict=True) if math.isfinite(a - b)]
@@ -360,11 +427,14 @@ def _row_tolerance(claims: Claims, row: Sequence[Sums], tolerance: float) -> flo
 
 def _term_tolerance(claims: Claims, s: Sums, tolerance: float) -> float:
     """How far the loss of one class may be off if its score may be off by `tolerance`."""
-    if claims.family != "focal_tversky":
-        return tolerance
+    if claims.family in confusion.FAMILIES:
+        return confusion.tolerance(claims, _all(s), tolerance)
+    outer = _OUTER.get(claims.family)
+    if outer is None:
+        return tolerance * (1 + claims.penalty)
     distance = 1 - score(claims, s)
-    here = _power(claims, distance)
-    return max(tolerance, *(abs(_power(claims, distance + Fraction(t)) - here) for t in (tolerance, -tolerance)))
+    here, near = outer(claims, distance), (distance + Fraction(t) for t in (tolerance, -tolerance))
+    return max(tolerance, *(abs(outer(claims, other) - here) for other in near if other < 1))
 
 
 def _reduction_weights(claims: Claims, rows: Rows, channels: int) -> list[list[Fraction]]:
@@ -394,18 +464,23 @@ def _row_slopes(claims: Claims, row: Sequence[Sums], channels: int) -> list[Slop
         numerator, denominator, weights = _generalized(claims, row, channels)
         if not denominator:
             return [Slopes(0.0, 0.0)] * len(row)
-        ratio = numerator / denominator
-        return [Slopes(float(-2 * w / denominator), float(w * ratio / denominator)) for w in weights]
+        ratio, k = numerator / denominator, Fraction(claims.penalty)
+        outer = (1 + k) / (1 + k * ratio) ** 2
+        return [
+            Slopes(float(-2 * w * outer / denominator), float(w * outer * ratio / denominator)) for w in weights
+        ]
+    if claims.family in confusion.FAMILIES:
+        return [confusion.slopes(claims, _all(s)) for s in row]
     found = []
     by_i, a, b, _ = _coefficients(claims)
-    for s in row:
+    for s, slope in zip(row, _outers(claims, _OUTER_SLOPE, channels, len(row)), strict=True):
         denominator = _denominator(claims, s)
         if not denominator:
             found.append(Slopes(0.0, 0.0))
             continue
         value = score(claims, s)
-        outer = _OUTER_SLOPE[claims.family](claims, 1 - value) if claims.family in _OUTER_SLOPE else 1.0
+        factor = slope(claims, 1 - value) if slope is not None else 1.0
         found.append(
-            Slopes(-outer * float((by_i - value * a) / denominator), outer * float(value * b / denominator))
+            Slopes(-factor * float((by_i - value * a) / denominator), factor * float(value * b / denominator))
         )
     return found

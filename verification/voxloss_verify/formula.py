@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 
 from voxloss import RegionLoss, RegionStatistics
-from voxloss_verify.claims import Triple
 
 
 class OwnFormula:
@@ -15,17 +14,20 @@ class OwnFormula:
 
     def __init__(self, loss: RegionLoss) -> None:
         self.loss = loss
+        self.further = loss.further
 
     def __repr__(self) -> str:
         return f"{type(self.loss).__name__}.per_class"
 
-    def __call__(self, sums: Sequence[Triple], weights: Sequence[float]) -> tuple[list[float], list[Triple]]:
+    def __call__(
+        self, sums: Sequence[Sequence[float]], weights: Sequence[float]
+    ) -> tuple[list[float], list[list[float]]]:
         """The loss of each class, and the derivatives of Σ weight·loss."""
         fields = torch.tensor(sums, dtype=torch.float64).T.unsqueeze(1).unbind()
         with torch.enable_grad():
-            statistics = RegionStatistics(*(field.clone().requires_grad_() for field in fields))
-            losses = self.loss.per_class(statistics)
+            leaves = [field.clone().requires_grad_() for field in fields]
+            further = dict(zip(self.further, leaves[3:], strict=True))
+            losses = self.loss.per_class(RegionStatistics(*leaves[:3]), **further)
             total = (losses * losses.new_tensor(weights)).sum()
-            slopes = torch.autograd.grad(total, statistics, allow_unused=True, materialize_grads=True)
-        by_class = torch.cat(slopes).T.tolist()
-        return losses[0].tolist(), [(i, p, t) for i, p, t in by_class]
+            slopes = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+        return losses[0].tolist(), torch.cat(slopes).T.tolist()

@@ -578,6 +578,33 @@ class WrongFake(Textbook):
         return _overlap_wrong(p, g), *super().sums(p, g)[1:]
 
 
+class Masked(Textbook):
+    """A third argument says how much each voxel counts."""
+
+    weights: Tensor | None = None
+
+    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        self.weights = None if mask is None else mask.double()
+        return super().forward(input, target)
+
+    def kept(self, target: Tensor) -> Tensor | None:
+        kept = super().kept(target)
+        if self.weights is None:
+            return kept
+        return self.weights > 0 if kept is None else kept & (self.weights > 0)
+
+    def total(self, x: Tensor) -> Tensor:
+        return super().total(x if self.weights is None else x * self.weights)
+
+
+@caught_by("19d", **SOFTMAX)
+class MaskedBeforeTheSoftmax(Masked):
+    """The mask multiplies the logits, so that a masked voxel is one of equal probabilities, or of NaN."""
+
+    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(input if mask is None else input * mask, target)
+
+
 # Compounds.
 
 
@@ -701,7 +728,7 @@ def _right(loss: type[Textbook]) -> type[Textbook]:
 def _controls() -> list[Specimen]:
     """The textbook with the arguments of each wrong loss, and the correct ones that some are made of."""
     each = [Specimen(_right(mutant.loss), mutant.kwargs) for mutant in MUTANTS]
-    each += [Specimen(AcrossProcesses, BATCH), Specimen(OwnOperator, SOFTMAX)]
+    each += [Specimen(AcrossProcesses, BATCH), Specimen(OwnOperator, SOFTMAX), Specimen(Masked, SOFTMAX)]
     return [control for k, control in enumerate(each) if control not in each[:k]]
 
 

@@ -38,6 +38,26 @@ class Sums:
     target_squared: Fraction  # Σ g²
 
 
+@dataclass(frozen=True)
+class AllSums(Sums):
+    """And those for losses that look at all voxels."""
+
+    voxels: Fraction
+    inside: Fraction  # Σ g·(g − p)²
+    outside: Fraction  # Σ (1 − g)·(g − p)²
+
+
+def all_sums(prediction: Image, target: Image) -> AllSums:
+    """As `sums`."""
+    base, voxels = sums(prediction, target), Fraction(prediction.size)
+    if prediction.dtype.kind in "biu" and target.dtype.kind in "biu":
+        wrong = (base.target - base.intersection, base.prediction - base.intersection)
+    else:
+        p, g = _rationals(prediction), _rationals(target)
+        wrong = (_sum(g * (g - p) ** 2), _sum((1 - g) * (g - p) ** 2))
+    return AllSums(**vars(base), voxels=voxels, inside=wrong[0], outside=wrong[1])
+
+
 def sums(prediction: Image, target: Image) -> Sums:
     """Sum over two images of one shape with values in [0, 1]; of bool or integers, by counting.
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from voxloss_verify.claims import Claims, Family
+from voxloss_verify.exact import FURTHER
 
 
 def claims_of(loss: object, given: Mapping[str, Any] | None = None) -> Claims | None:
@@ -24,6 +25,10 @@ def claims_of(loss: object, given: Mapping[str, Any] | None = None) -> Claims | 
         if read is not None:
             return read(loss)
     return None
+
+
+# Below this, a power of voxloss's is a chord.
+_CHORD = 2.0**-23
 
 
 def _is_ours(loss: Any) -> bool:
@@ -63,7 +68,8 @@ def _monai_like(loss: Any, family: Family, **own: Any) -> Claims:
     soft = bool(getattr(loss, "soft_label", False))
     squared = bool(getattr(loss, "squared_pred", False))
     smooth_nr, smooth_dr = (float(getattr(loss, name, 0)) for name in ("smooth_nr", "smooth_dr"))
-    shape = "B C" if family in ("tversky", "focal_tversky") else "B C" + " 1" * 3
+    flat = family in ("tversky", "focal_tversky", "mcc") or not getattr(loss, "keeps_spatial_axes", True)
+    shape = "B C" if flat else "B C" + " 1" * 3
     if family == "generalized_dice":
         shape = "B 1" + " 1" * 3
     if loss.batch:
@@ -199,7 +205,7 @@ def _focal_tversky(loss: Any) -> Claims:
         alpha=float(loss.alpha),
         beta=float(loss.beta),
         gamma=float(loss.gamma),
-        linear_below=2.0**-23,
+        linear_below=_CHORD,
     )
 
 
@@ -264,6 +270,60 @@ def _nnunet_with_cross_entropy(loss: Any) -> Claims:
     )
 
 
+def _penalty(loss: Any) -> Claims:
+    return replace(_generalized_dice(loss), penalty=float(loss.k))
+
+
+def _sensitivity_specificity(loss: Any) -> Claims:
+    return _monai_like(loss, "sensitivity_specificity", inside=float(loss.r))
+
+
+def _logarithmic_dice(loss: Any) -> Claims:
+    power = {"gamma": float(loss.gamma), "gamma_as": "gamma", "linear_below": _CHORD}
+    return _monai_like(loss, "logarithmic_dice", **power)
+
+
+def _logarithmic_cross_entropy(loss: Any) -> Claims:
+    return Claims(
+        family="logarithmic_cross_entropy",
+        gamma=float(loss.gamma),
+        linear_below=_CHORD,
+        frequencies=None if loss.frequencies is None else tuple(loss.frequencies.tolist()),
+        class_weight=_numbers(loss.class_weight),
+        include_background=loss.include_background,
+        classes=_classes(loss),
+    )
+
+
+def _modified_focal(loss: Any) -> Claims:
+    return Claims(
+        family="focal",
+        gamma=float(loss.gamma),
+        balance=float(loss.delta),
+        focused="background" if loss.asymmetric else "all",
+        class_weight=_numbers(loss.class_weight),
+        include_background=loss.include_background,
+        classes=_classes(loss),
+    )
+
+
+def _enhanced_tversky(loss: Any) -> Claims:
+    claims = replace(_focal_tversky(loss), gamma_as="1-gamma")
+    return replace(claims, focused="foreground") if loss.asymmetric else claims
+
+
+def _unified_focal(loss: Any) -> Claims:
+    share = float(loss.lambda_focal)
+    parts = (share, _modified_focal(loss.focal)), (1 - share, _enhanced_tversky(loss.focal_tversky))
+    return Claims(family="compound", parts=parts, **_call(loss))
+
+
+def _combo(loss: Any) -> Claims:
+    share = float(loss.alpha)
+    parts = (share, _focal_part(loss.cross_entropy)), (1 - share, _dice(loss.dice))
+    return Claims(family="compound", parts=parts, **_call(loss))
+
+
 def _formula(loss: Any) -> Claims | None:
     """Of a loss that is a `per_class` and nothing else: all that is said of it but the formula."""
     from voxloss_verify.formula import OwnFormula
@@ -271,6 +331,8 @@ def _formula(loss: Any) -> Claims | None:
     base = next(kind for kind in type(loss).__mro__ if kind.__name__ == "RegionLoss")
     if any(getattr(type(loss), name) is not getattr(base, name) for name in ("needs", "of", "terms")):
         return None
+    if not set(loss.further) <= set(FURTHER):
+        raise ValueError(f"claims cannot be read off a formula of {sorted(set(loss.further) - set(FURTHER))}.")
     shape = ("C" if loss.batch else "B C") + " 1" * 3 * loss.keeps_spatial_axes
     return _monai_like(loss, "formula", formula=OwnFormula(loss), unreduced=shape)
 
@@ -330,6 +392,15 @@ _READERS: dict[tuple[str, str], Callable[[Any], Claims | None]] = {
     ("voxloss", "FocalTverskyCELoss"): _compound(
         lambda_tversky=("focal_tversky", _focal_tversky), lambda_ce=("cross_entropy", _cross_entropy_part)
     ),
+    ("voxloss", "PenaltyGeneralizedDiceLoss"): _penalty,
+    **{(library, "MCCLoss"): lambda loss: _monai_like(loss, "mcc") for library in ("voxloss", "monai")},
+    ("voxloss", "SensitivitySpecificityLoss"): _sensitivity_specificity,
+    ("voxloss", "LogarithmicDiceLoss"): _logarithmic_dice,
+    ("voxloss", "ExponentialLogarithmicLoss"): _compound(
+        lambda_dice=("dice", _logarithmic_dice), lambda_ce=("cross_entropy", _logarithmic_cross_entropy)
+    ),
+    ("voxloss", "ComboLoss"): _combo,
+    ("voxloss", "UnifiedFocalLoss"): _unified_focal,
     ("voxloss", "RegionLoss"): _formula,
     ("nnunetv2", "SoftDiceLoss"): _nnunet,
     ("nnunetv2", "MemoryEfficientSoftDiceLoss"): _nnunet,

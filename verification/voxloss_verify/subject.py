@@ -51,7 +51,7 @@ class Subject:
     """
 
     name: str
-    loss: Callable[[Tensor, Tensor], Tensor]
+    loss: Callable[..., Tensor]
     claims: Claims
     source: str
     device: torch.device
@@ -61,6 +61,15 @@ class Subject:
     def takes(self, argument: str) -> bool:
         """Whether the loss can be made again with an argument of this name."""
         return self.make is not None and argument in _parameters(self.make)
+
+    @property
+    def takes_mask(self) -> bool:
+        """Whether the loss is called with (input, target, mask)."""
+        call = self.loss.forward if isinstance(self.loss, nn.Module) else self.loss
+        try:
+            return list(inspect.signature(call).parameters)[2:3] == ["mask"]
+        except (TypeError, ValueError):  # builtins have no signature
+            return False
 
     def with_arguments(self, claims: Claims, **arguments: Any) -> Subject | None:
         """The same loss made with some arguments changed, None if it does not know them by name."""
@@ -85,12 +94,12 @@ class Subject:
         input = torch.from_numpy(np.array(volume.input, order="C")).to(dtype)
         return input.to(self.device), target.to(self.device)
 
-    def call(self, input: Tensor, target: Tensor) -> Tensor:
+    def call(self, input: Tensor, target: Tensor, *others: Tensor) -> Tensor:
         """Call the loss, quietly; what it raises comes as `Raised`."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                value = self.loss(input, target)
+                value = self.loss(input, target, *others)
         except (Exception, SystemExit) as error:
             raise Raised from error
         if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -109,9 +118,9 @@ class Subject:
         input.requires_grad_()
         return self.differentiate(input, target)
 
-    def differentiate(self, input: Tensor, target: Tensor) -> Outcome:
+    def differentiate(self, input: Tensor, target: Tensor, *others: Tensor) -> Outcome:
         """The same for tensors; `input` requires a gradient."""
-        value = self.call(input, target)
+        value = self.call(input, target, *others)
         try:
             (slope,) = torch.autograd.grad(value.sum(), input)
         except Exception as error:

@@ -97,6 +97,12 @@ OPTIONS: dict[str, Sequence[Mapping[str, Any]]] = {
     "GeneralizedDiceFocalLoss": [{}, {"w_type": "simple", "lambda_gdl": 2.0}],
     "TverskyCELoss": [{}, {"alpha": 0.3, "beta": 0.7, "lambda_tversky": 2.0}],
     "FocalTverskyCELoss": [{}, {"gamma": 2.0, "label_smoothing": 0.1}],
+    "PenaltyGeneralizedDiceLoss": [{}, {"k": 0.0, "w_type": "simple"}],
+    "MCCLoss": [{}, {"smooth_nr": 1.0, "smooth_dr": 2.0}],
+    "SensitivitySpecificityLoss": [{}, {"r": 0.5}],
+    "ComboLoss": [{}, {"alpha": 0.2, "beta": 0.7}],
+    "ExponentialLogarithmicLoss": [{}, {"gamma_dice": 1.0, "gamma_ce": 0.5}],
+    "UnifiedFocalLoss": [{}, {"delta": 0.7, "gamma": 0.25, "asymmetric": False}],
 }
 
 

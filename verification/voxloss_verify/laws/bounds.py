@@ -43,14 +43,14 @@ def _bounded(subject: Subject, setting: Setting) -> str | None:
 def bounds(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
     """0 ≤ L ≤ 1 for s_n = s_d (−1 ≤ L ≤ 0 if L = −score); for masks L is at its least iff p = g.
 
-    Logarithms, and so compounds, have no upper bound.
+    Logarithms, and so compounds, have no upper bound; that of Matthews' correlation is 2.
     """
     claims = subject.claims
     found = subject.value(volume)
     wanted = exact.expected(claims, volume)
     loss = found.value - claims.perfect
     bounds = [("L ≥ 0", float(-loss.min()))]
-    if not claims.parts and not claims.by_voxel:
+    if not (claims.parts or claims.by_voxel or claims.family in ("mcc", "logarithmic_dice")):
         bounds += [("L ≤ 1", float(loss.max() - 1))]
     for what, excess in bounds:
         # NaN is no bound.
@@ -131,6 +131,8 @@ def _signed(subject: Subject, setting: Setting) -> str | None:
         return "a law of linear forms, not of squared denominators"
     if claims.activation == "softmax":
         return "softmax mixes the classes of a voxel: ∂L/∂logit has no sign of its own"
+    if any(each.family == "mcc" for each in claims.formulas):
+        return "a correlation below 0 may grow with an error"
     if any(each.overlap != "product" for each in claims.formulas):
         return "a law of Σ p·g, not of Σ min(p, g)"
     return _monotone(subject, setting)

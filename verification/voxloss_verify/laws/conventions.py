@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from voxloss_verify import exact
+from voxloss_verify.claims import FOCAL
 from voxloss_verify.generated import volumes
 from voxloss_verify.laws.edges import edges
 from voxloss_verify.laws.law import close, close_value, each_finite, is_true, law
@@ -257,6 +258,12 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "lambda_tversky": (-1.0,),
     "lambda_ce": (-1.0,),
     "lambda_focal": (-1.0,),
+    "r": (-0.5, 1.5),
+    "k": (-1.0,),
+    "delta": (-0.5, 1.5),
+    "gamma_dice": (0.0,),
+    "gamma_ce": (0.0,),
+    "frequencies": ([0.0, 1.0],),
 }
 
 
@@ -281,7 +288,7 @@ def bad_arguments(subject: Subject, volume: Volume, setting: Setting) -> Iterato
     The focal loss with γ = 0 is cross entropy. Label smoothing is in [0, 1].
     """
     accepted, code = [], ""
-    focal = any(each.family == "focal" for each in subject.claims.formulas)
+    focal = any(each.family in FOCAL for each in subject.claims.formulas)
     for name, values in ARGUMENTS.items():
         for value in values:
             if focal and name == "gamma" and value == 0:

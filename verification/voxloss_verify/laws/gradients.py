@@ -16,6 +16,7 @@ from voxloss_verify.entropy import SMALLEST
 from voxloss_verify.generated import volumes
 from voxloss_verify.laws.edges import edges
 from voxloss_verify.laws.law import close, each_finite, is_true, law, of_scores
+from voxloss_verify.oracle import AllSums
 from voxloss_verify.record import Finding
 from voxloss_verify.setting import Setting
 from voxloss_verify.subject import Raised, Subject
@@ -35,7 +36,13 @@ def smooth(claims: Claims, volume: Volume) -> bool:
         return False
     if claims.by_voxel and claims.activation == "none":
         return bool(((p > SMALLEST) & (1 - p > SMALLEST)).all())
-    if claims.family == "focal_tversky":
+    if claims.family == "mcc":
+        # Nor a root of 0, nor where the loss jumps to 0, as nothing is wrong.
+        rows = exact.region_sums(claims, volume)
+        sums = [s for row in rows for c in claims.counting(volume.channels) if isinstance(s := row[c], AllSums)]
+        edges = ((s.prediction, s.target, s.voxels - s.prediction, s.voxels - s.target) for s in sums)
+        return all(min(sides) > s.voxels * 2.0**-10 for s, sides in zip(sums, edges, strict=True))
+    if claims.family in ("focal_tversky", "logarithmic_dice"):
         rows = exact.region_sums(claims, volume)
         distances = [1 - float(exact.score(claims, s)) for row in rows for s in row]
         return all(distance > 2.0**-10 for distance in distances)

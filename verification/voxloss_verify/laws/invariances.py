@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from voxloss_verify import exact
-from voxloss_verify.claims import Claims
+from voxloss_verify.claims import FOCAL, Claims
+from voxloss_verify.confusion import FAMILIES as ALL_VOXELS
 from voxloss_verify.generated import volumes
 from voxloss_verify.laws.law import close, close_value, is_true, law
 from voxloss_verify.oracle import Image
@@ -119,12 +120,14 @@ def class_order(subject: Subject, volume: Volume, setting: Setting) -> Iterator[
     yield from _same(subject, "with two classes swapped", volume, there, other.gradient(permuted), permuted)
 
 
-def _treatment(claims: Claims, channels: int) -> list[list[tuple[float, tuple[float, float]] | None]]:
+def _treatment(claims: Claims, channels: int) -> list[list[tuple[object, ...] | None]]:
     """For each channel what each formula multiplies it with, None where it does not count."""
     factors = []
     for each in claims.formulas:
-        pairs = zip(each.weights(channels), each.balances(channels), strict=True)
-        factors.append(dict(zip(each.counting(channels), pairs, strict=True)))
+        counting = each.counting(channels)
+        powers = [(each.has_power(c, channels), each.frequencies and each.frequencies[c]) for c in counting]
+        alike = zip(each.weights(channels), each.balances(channels), powers, strict=True)
+        factors.append(dict(zip(counting, alike, strict=True)))
     return [[each.get(c) for each in factors] for c in range(channels)]
 
 
@@ -167,7 +170,7 @@ def _without_background(subject: Subject) -> str | None:
     formulas = subject.claims.formulas
     if any(each.every_class for each in formulas):
         return "the background counts"
-    if any(each.by_voxel for each in formulas):
+    if any(each.by_voxel or each.family in ALL_VOXELS for each in formulas):
         return "a mean over voxels is claimed, which falls with every voxel that is right"
     return None
 
@@ -204,7 +207,7 @@ def _of_the_batch(subject: Subject) -> str | None:
     for claims in subject.claims.formulas:
         if not claims.by_voxel and not claims.batch:
             return "batch-level sums are not claimed"
-        if claims.family == "focal" and claims.reduction == "sum":
+        if claims.family in FOCAL and claims.reduction == "sum":
             return "a sum over items of means over their voxels is claimed"
     return None
 
@@ -422,3 +425,46 @@ def forms(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
     code = ("print(loss(input, target).tolist())", *other.source.splitlines(), "target = other_target")
     what = "with the other form of labels"
     yield from _same(subject, what, volume, subject.gradient(volume), found, changed, code)
+
+
+@law(
+    "19d",
+    "a mask leaves voxels out, or weighs them",
+    oracle="the loss and the gradient without those voxels, and with a voxel of weight k in it k times",
+    domain=lambda subject, setting: None if subject.takes_mask else "it takes no mask",
+    code=(
+        "times = torch.arange(input[0, 0].numel()) % 3",
+        "print(loss(input, target, times.reshape(1, 1, *input.shape[2:]).double()).tolist())",
+        "input, target = (t.flatten(2).repeat_interleave(times, 2) for t in (input, target))",
+        "input, target = (t.reshape(*t.shape[:2], 1, 1, -1) for t in (input, target))",
+    ),
+    strategy=lambda claims: volumes(claims).filter(lambda volume: volume.input[0, 0].size > 1),
+)
+def mask(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
+    """A voxel of weight 0 ≡ deleted voxel, whatever stands in its input; one of weight k ≡ k such voxels."""
+    sides = volume.input.shape[2:]
+    weights = (np.arange(volume.input[0, 0].size) % 3).reshape(sides)
+    for what, times in (("weights", weights), ("booleans", np.minimum(weights, 1))):
+
+        def several(image: Image, times: Image = times) -> Image:
+            flat = image.reshape(*image.shape[:2], -1).repeat(times.ravel(), 2)
+            return flat.reshape(*flat.shape[:2], *[1] * (len(sides) - 1), -1)
+
+        wanted = subject.gradient(_moved(volume, several))
+        assert wanted.gradient is not None
+        hidden = volume.changed(input=np.where(times > 0, volume.input, np.nan).astype(volume.input.dtype))
+        input, target = subject.tensors(hidden)
+        given = torch.from_numpy(times).to(input.device).expand(len(input), 1, *sides)
+        given = given > 0 if what == "booleans" else given.to(input.dtype)
+        found = subject.differentiate(input.requires_grad_(), target, given)
+        assert found.gradient is not None
+        tolerance = 2 * exact.expected(subject.claims, _moved(volume, several)).tolerance
+        yield close(f"loss with a mask of {what}", found.value, wanted.value, tolerance, wanted.dtype)
+        # The copies of a voxel have its gradient together.
+        slack = 4 * exact.gradient_tolerance(subject.claims, _moved(volume, several), volume.dtype)
+        copies = several(found.gradient / np.maximum(times, 1))
+        yield close(f"∂L/∂input with a mask of {what}", copies, wanted.gradient, slack, volume.dtype)
+        worst = found.gradient[np.broadcast_to(times == 0, found.gradient.shape)]
+        yield is_true(
+            "no gradient where the mask is 0", not worst.any(), float(np.nan_to_num(worst, nan=1).max())
+        )

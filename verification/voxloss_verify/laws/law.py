@@ -121,7 +121,7 @@ def unlabelled(subject: Subject) -> str | None:
 def of_scores(subject: Subject) -> str | None:
     """Why a law of scores is not asked; None if the loss is one of a known score."""
     family = subject.claims.family
-    known = family not in ("cross_entropy", "focal", "compound", "formula")
+    known = not subject.claims.by_voxel and family not in ("sensitivity_specificity", "compound", "formula")
     return None if known else f"a law of scores of sums over voxels, not of {family}"
 
 
