@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import voxloss
+from every_loss import LOSSES, make
 from voxloss_verify.claims import Claims, parse_claims
 from voxloss_verify.readers import claims_of
 
@@ -116,8 +117,8 @@ def test_of_compounds(name: str, families: tuple[str, str], factors: dict[str, f
     forms: tuple[dict[str, Any], ...] = ({"softmax": True, "to_onehot_y": True}, {"sigmoid": True})
     # MONAI has none of Tversky.
     makers = [getattr(library, name) for library in (voxloss, monai.losses) if hasattr(library, name)]
-    for make, form in product(makers, forms):
-        claims = read(make(**form, **factors, include_background=False, batch=True))
+    for maker, form in product(makers, forms):
+        claims = read(maker(**form, **factors, include_background=False, batch=True))
         assert [factor for factor, _ in claims.parts] == [0.5, 2.0]
         assert tuple(part.family for _, part in claims.parts) == families
         activation, labels = ("softmax", "map") if "softmax" in form else ("sigmoid", "one-hot")
@@ -161,9 +162,9 @@ def test_a_weight_of_the_class_that_is_ignored() -> None:
 
 
 def test_processes_that_share_are_claimed() -> None:
-    for make in (voxloss.DiceLoss, voxloss.DiceCELoss, voxloss.CrossEntropyLoss, voxloss.FocalLoss):
-        assert read(make(group="world")).shard_kinds == ("equal batch", "unequal batch")
-        assert read(make(group="world", shard="volume")).shard_kinds == ("volume",)
+    for maker in (voxloss.DiceLoss, voxloss.DiceCELoss, voxloss.CrossEntropyLoss, voxloss.FocalLoss):
+        assert read(maker(group="world")).shard_kinds == ("equal batch", "unequal batch")
+        assert read(maker(group="world", shard="volume")).shard_kinds == ("volume",)
 
 
 def test_a_mean_over_voxels_may_be_split_where_every_item_has_as_many() -> None:
@@ -302,3 +303,32 @@ def test_what_cannot_be_claimed(pairs: list[str], message: str) -> None:
 def test_a_loss_without_a_family() -> None:
     with pytest.raises(ValueError, match="say --as with one of dice"):
         parse_claims(["alpha=1"])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_shipped_loss_is_read(name: str) -> None:
+    """A loss that nobody reads would be asked no law."""
+    claims = read(make(name, "softmax", to_onehot_y=True, group="world"))
+    assert all(each.family != "formula" for each in claims.formulas)
+    assert (claims.activation, claims.labels) == ("softmax", "map")
+    assert claims.shard_kinds == ("equal batch", "unequal batch")
+
+
+def test_a_formula_of_further_sums() -> None:
+    class Rate(voxloss.RegionLoss):
+        further = ("voxels", "sensitivity_error")
+
+        def per_class(self, statistics: Any, voxels: Any, sensitivity_error: Any) -> Any:
+            return (statistics.prediction + sensitivity_error) / voxels
+
+    claims = read(Rate(softmax=True))
+    assert claims.formula is not None
+    losses, slopes = claims.formula([[1.0, 2.0, 3.0, 10.0, 0.5]], [1.0])
+    assert losses == [0.25]
+    assert slopes == [[0, 0.1, 0, pytest.approx(-0.025), 0.1]]
+
+    class Logarithmic(Rate):
+        further = ("voxels", "log_loss")
+
+    with pytest.raises(ValueError, match="claims cannot be read off a formula of"):
+        claims_of(Logarithmic())

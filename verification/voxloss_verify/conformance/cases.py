@@ -95,6 +95,7 @@ _FEWER = ("softmax", "sigmoid", "softmax, s = 0", "batch", "soft labels", "ignor
 
 
 # Of means over voxels and of compounds, those that touch more than the region loss.
+_OF_ALL_VOXELS = ("softmax", "sigmoid", "batch", "ignore 255")
 _COMPOUND = ("softmax", "sigmoid", "batch", "ignore 255", "no background", "class weights")
 
 
@@ -141,6 +142,11 @@ def _voxloss() -> list[Case]:
         *_configured("voxloss", "voxloss:TverskyLoss", *_FEWER, alpha=0.3, beta=0.7),
         *_configured("voxloss", "voxloss:FocalTverskyLoss", "softmax", "sigmoid", "soft labels", "ignore 255"),
         *_configured("voxloss", "voxloss:GeneralizedDiceLoss", *_FEWER),
+        *_configured("voxloss", "voxloss:LogCoshDiceLoss", "softmax"),
+        *_configured("voxloss", "voxloss:AsymmetricSimilarityLoss", "softmax"),
+        *_configured("voxloss", "voxloss:PenaltyGeneralizedDiceLoss", "softmax", "sigmoid"),
+        *_configured("voxloss", "voxloss:MCCLoss", *_OF_ALL_VOXELS),
+        *_configured("voxloss", "voxloss:SensitivitySpecificityLoss", *_OF_ALL_VOXELS),
         *_configured("voxloss", "voxloss:CrossEntropyLoss", *_COMPOUND),
         *_focal("voxloss", "voxloss:FocalLoss"),
         *_configured("voxloss", "voxloss:DiceCELoss", *_COMPOUND),
@@ -148,6 +154,9 @@ def _voxloss() -> list[Case]:
         *_configured("voxloss", "voxloss:GeneralizedDiceFocalLoss", *_COMPOUND),
         *_configured("voxloss", "voxloss:TverskyCELoss", *_COMPOUND, alpha=0.3, beta=0.7),
         *_configured("voxloss", "voxloss:FocalTverskyCELoss", *_COMPOUND),
+        *_configured("voxloss", "voxloss:ComboLoss", "softmax", "sigmoid", "ignore 255"),
+        *_configured("voxloss", "voxloss:ExponentialLogarithmicLoss", "softmax", "sigmoid", "ignore 255"),
+        *_configured("voxloss", "voxloss:UnifiedFocalLoss", "softmax", "sigmoid", "ignore 255"),
     ]
 
 
@@ -156,6 +165,7 @@ def _monai() -> list[Case]:
         *_configured("MONAI", "monai.losses:DiceLoss"),
         *_configured("MONAI", "monai.losses:TverskyLoss", *_FEWER, alpha=0.3, beta=0.7),
         *_configured("MONAI", "monai.losses:GeneralizedDiceLoss", *_FEWER),
+        *_configured("MONAI", "monai.losses:MCCLoss", *_OF_ALL_VOXELS),
         *_focal("MONAI", "monai.losses:FocalLoss"),
         *_configured("MONAI", "monai.losses:DiceCELoss", *_COMPOUND),
         *_configured("MONAI", "monai.losses:DiceFocalLoss", *_COMPOUND),
