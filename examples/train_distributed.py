@@ -35,18 +35,12 @@ def items() -> tuple[Tensor, Tensor]:
     return labels + 0.3 * torch.randn(labels.shape, generator=generator), labels
 
 
-def main() -> None:
+def train(device: torch.device, fsdp: bool) -> None:
     """One process's part."""
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--fsdp", action="store_true", help="FSDP in the place of DDP")
-    options = arguments.parse_args()
-    local, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    device = torch.device("cuda", local) if torch.cuda.device_count() >= here else torch.device("cpu")
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     torch.manual_seed(0)
     network: nn.Module = nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv3d(8, 3, 3, padding=1))
     network.to(device)
-    if options.fsdp:
+    if fsdp:
         fully_shard(network, mesh=init_device_mesh(device.type, (dist.get_world_size(),)))
     else:
         network = DistributedDataParallel(network)
@@ -61,7 +55,18 @@ def main() -> None:
         optimizer.step()
         if dist.get_rank() == 0:
             print(f"step {step}: {value.item():.6f}")
-    dist.barrier()  # no rank leaves while another is still at work
+
+
+def main() -> None:
+    """Join the other processes, train, and leave together."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--fsdp", action="store_true", help="FSDP in the place of DDP")
+    options = arguments.parse_args()
+    local, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    device = torch.device("cuda", local) if torch.cuda.device_count() >= here else torch.device("cpu")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    train(device, options.fsdp)  # a function of its own: DDP must not outlive the process group, or it may hang
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -289,7 +289,7 @@ def test_parsing() -> None:
         (["label_smoothing=2"], "claim label_smoothing: expected a number in [0, 1], got 2"),
         (["family=focal", "gamma=-1"], "claim gamma: expected a number ≥ 0, got -1"),
         (["family=focal", "reduction=none"], 'claim reduction: expected "mean" or "sum" of focal, got "none"'),
-        (["family=compound"], "claim parts: expected some of a compound, none of others, got compound"),
+        (["family=compound"], "claim parts: a compound has some, no other family has"),
         (["family=formula"], "claim formula: expected one of the family of that name only, got formula"),
         (["parts=[]"], "claim 'parts': expected one of family, smooth_nr"),
     ],
@@ -312,6 +312,20 @@ def test_every_shipped_loss_is_read(name: str) -> None:
     assert all(each.family != "formula" for each in claims.formulas)
     assert (claims.activation, claims.labels) == ("softmax", "map")
     assert claims.shard_kinds == ("equal batch", "unequal batch")
+
+
+def test_a_compound_of_ones_own() -> None:
+    class Two(voxloss.CompoundLoss):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.first, self.second = SquareRootDice(**options), voxloss.CrossEntropyLoss(**options)
+
+        def parts(self) -> Any:
+            return [(0.5, self.first), (2.0, self.second)]
+
+    claims = read(Two(softmax=True, to_onehot_y=True, ignore_index=255))
+    assert [(factor, part.family) for factor, part in claims.parts] == [(0.5, "formula"), (2.0, "cross_entropy")]
+    assert all(each.ignore_index == 255 and each.labels == "map" for each in claims.formulas)
 
 
 def test_a_formula_of_further_sums() -> None:

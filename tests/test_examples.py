@@ -17,7 +17,7 @@ def losses(processes: int, *options: str) -> list[str]:
         [*command, str(EXAMPLES / "train_distributed.py"), *options],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=120,
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )

@@ -328,15 +328,28 @@ def test_compiles_copies_and_goes_into_deep_supervision(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOSSES)
+def test_goes_into_nnunets_deep_supervision(name: str) -> None:
+    nnunet = pytest.importorskip("nnunetv2.training.loss.deep_supervision")
+    x, labels = logits(dtype=torch.float32, spatial=(8, 8, 8)), label_map(spatial=(8, 8, 8))
+    small, low = x[..., ::2, ::2, ::2], labels[..., ::2, ::2, ::2]
+    loss = make(name, "softmax", to_onehot_y=True)
+    wrapped = nnunet.DeepSupervisionWrapper(loss, [1.0, 0.5])
+    torch.testing.assert_close(wrapped([x, small], [labels, low]), loss(x, labels) + 0.5 * loss(small, low))
+
+
+@pytest.mark.filterwarnings("ignore:single channel prediction")
+@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
 def test_finite_at_every_edge(name: str, dtype: str) -> None:
     """Certain, wrong and infinite logits, one voxel, 200 classes, all of one class."""
     kind = getattr(torch, dtype)
     for activation in ("softmax", "sigmoid"):
         loss = make(name, activation, to_onehot_y=True)
-        for channels, spatial in ((2, (1, 1, 1)), (3, (2, 3, 4)), (200, (2, 3, 4))):
-            labels = label_map(2, channels, spatial)
-            right = one_hot(labels, channels, kind)
+        for channels, spatial in ((1, (2, 3, 4)), (2, (1, 1, 1)), (3, (2, 3, 4)), (200, (2, 3, 4))):
+            if channels == 1 and activation == "softmax":
+                continue
+            labels = label_map(2, max(2, channels), spatial)
+            right = one_hot(labels, channels, kind) if channels > 1 else labels.to(kind)
             for size in (1e4, torch.inf):
                 for x in (
                     torch.where(right > 0, size, -size),
@@ -399,6 +412,14 @@ def test_half_precision_logits_are_those_numbers(name: str) -> None:
 def test_errors(make_it: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         make_it()
+
+
+@pytest.mark.parametrize("name", ["MCCLoss", "SensitivitySpecificityLoss", "UnifiedFocalLoss", "DiceCELoss"])
+def test_an_option_that_means_nothing_is_refused(name: str) -> None:
+    option = "squared" if name == "DiceCELoss" else "squared_pred"
+    loss: Any = LOSSES[name]
+    with pytest.raises(TypeError, match=f"got an unexpected keyword argument '{option}'; besides"):
+        loss(**{option: True})
 
 
 # Soft labels.

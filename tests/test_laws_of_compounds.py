@@ -66,10 +66,10 @@ CASES: list[tuple[type[voxloss.StatisticsLoss], dict[str, Any]]] = [
     (voxloss.SensitivitySpecificityLoss, {"r": 0.5, "batch": True}),
     *((voxloss.PenaltyGeneralizedDiceLoss, options) for options in OF_ALL),
     *((voxloss.ComboLoss, options) for options in OF_ALL),
-    *((voxloss.ExponentialLogarithmicLoss, options) for options in (*OF_ALL[:2], *OF_ALL[3:])),
+    *((voxloss.ExponentialLogarithmicLoss, options) for options in OF_ALL),
     (voxloss.ExponentialLogarithmicLoss, {**LABELS, "frequencies": WEIGHT, "gamma_ce": 1.0}),
     (voxloss.ExponentialLogarithmicLoss, {"gamma_ce": 0.5, "to_onehot_y": True, "gamma_dice": 2.0}),
-    *((voxloss.UnifiedFocalLoss, options) for options in (*OF_ALL[:2], *OF_ALL[3:])),
+    *((voxloss.UnifiedFocalLoss, options) for options in OF_ALL),
     (voxloss.UnifiedFocalLoss, {**LABELS, "gamma": 0.25, "delta": 0.3, "asymmetric": False, "classes": [2, 0]}),
     (voxloss.UnifiedFocalLoss, {"to_onehot_y": True, "gamma": 0.75, "lambda_focal": 0.1}),
 ]

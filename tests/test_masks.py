@@ -125,6 +125,7 @@ def test_a_volume_that_is_masked_whole_costs_nothing() -> None:
         (torch.ones(2, 1, 5, 6, 7, requires_grad=True), "mask: expected weights that need no gradient"),
         (torch.ones(2, 1, 5, 6, 7, dtype=torch.complex64), "mask: expected booleans or weights"),
         ([1, 0], "mask: expected a torch.Tensor or None, got list"),
+        (torch.ones(2, 5, 6, 7), "add one with mask.unsqueeze(1)"),
     ],
 )
 def test_what_is_no_mask_is_refused(mask: Any, message: str) -> None:
@@ -208,7 +209,8 @@ def test_a_mean_is_over_voxels_of_classes_that_were_annotated(name: str, activat
     ("annotated", "message"),
     [
         ([[0, 1]], "annotated: expected a list of channels for each of 2 items"),
-        ([[0, 1], [4]], "annotated: expected channel numbers 0…3, got [4]"),
+        ([[0, 1], [4]], "expected channel numbers 0…3, as input has 4 channels, got [4] for item 1"),
+        ([1, 3], "annotated: expected a list of channels for each of 2 items, like [[0, 1], [0, 1]], got [1, 3]"),
         (torch.ones(2, 3, dtype=torch.bool), "annotated: expected a bool tensor [2, 4]"),
         (torch.ones(2, 4), "annotated: expected a bool tensor [2, 4]"),
     ],

@@ -53,8 +53,9 @@ def test_bfloat16_training_follows_float32(make: Any, one_thread: None) -> None:
     full, half = (train(make(softmax=True, to_onehot_y=True), half) for half in (False, True))
     assert full[-1] < 0.3 * full[0]
     assert half.isfinite().all()
-    assert (half - full).abs().max() < 0.05 * full[0]
-    assert (half - full)[-20:].abs().mean() < 0.02 * full[0]
+    # Where a loss falls steeply, a step sooner or later is a large difference for a moment.
+    assert (half - full).abs().mean() < 0.02 * full[0]
+    assert (half - full)[-20:].abs().max() < 0.02 * full[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

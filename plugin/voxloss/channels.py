@@ -27,13 +27,19 @@ def annotated_channels(
         if annotated.dtype != torch.bool or annotated.shape != (items, channels):
             raise ValueError(
                 f"annotated: expected a bool tensor {[items, channels]}, or a list of channels for each item, "
-                f"got {annotated.dtype} {list(annotated.shape)}."
+                f"got {annotated.dtype} {list(annotated.shape)}. Zeros and ones become one with annotated.bool()."
             )
         return annotated.to(device)
-    if len(annotated) != items:
-        raise ValueError(f"annotated: expected a list of channels for each of {items} items, got {annotated!r}.")
+    if len(annotated) != items or not all(isinstance(chosen, Sequence) for chosen in annotated):
+        raise ValueError(
+            f"annotated: expected a list of channels for each of {items} items, like {[[0, 1]] * items}, "
+            f"got {annotated!r}."
+        )
     found = [[c in chosen for c in range(channels)] for chosen in annotated]
-    for chosen, marks in zip(annotated, found, strict=True):
+    for item, (chosen, marks) in enumerate(zip(annotated, found, strict=True)):
         if len(set(chosen)) != sum(marks):
-            raise ValueError(f"annotated: expected channel numbers 0…{channels - 1}, got {list(chosen)}.")
+            raise ValueError(
+                f"annotated: expected channel numbers 0…{channels - 1}, as input has {channels} channels, "
+                f"got {list(chosen)} for item {item}."
+            )
     return torch.tensor(found, device=device)

@@ -14,7 +14,7 @@ from torch import Tensor
 from voxloss import inputs
 from voxloss.backends.voxels import TERMS
 from voxloss.losses import DiceLoss, FocalTverskyLoss, GeneralizedDiceLoss, TverskyLoss
-from voxloss.region_loss import RegionOptions
+from voxloss.region_loss import RegionOptions, require_known
 from voxloss.statistics_loss import Measured, PassOptions, StatisticsLoss, Weight
 from voxloss.voxel_losses import CrossEntropyLoss, FocalLoss
 
@@ -65,6 +65,7 @@ class CompoundLoss(StatisticsLoss):
 
 def of_the_pass(options: RegionOptions) -> PassOptions:
     """Those of the options that are about the pass, and not about a part."""
+    require_known(options)
     return cast(
         PassOptions, {name: value for name, value in options.items() if name in PassOptions.__annotations__}
     )

@@ -12,7 +12,7 @@ from monai.utils.enums import LossReduction
 from torch import Tensor
 
 from voxloss import formulas, inputs
-from voxloss.region_loss import RegionLoss, RegionOptions
+from voxloss.region_loss import RegionLoss, RegionOptions, require_known
 from voxloss.statistics import RegionStatistics
 from voxloss.statistics_loss import Weight
 
@@ -58,6 +58,7 @@ class MCCLoss(RegionLoss):
         ignore_index: int | None = None,
         **options: Unpack[RegionOptions],
     ) -> None:
+        require_known(options)
         super().__init__(
             include_background=include_background,
             to_onehot_y=to_onehot_y,
@@ -118,6 +119,7 @@ class SensitivitySpecificityLoss(RegionLoss):
         ignore_index: int | None = None,
         **options: Unpack[RegionOptions],
     ) -> None:
+        require_known(options)
         super().__init__(
             include_background=include_background,
             to_onehot_y=to_onehot_y,

@@ -16,7 +16,7 @@ from voxloss.losses import DiceLoss
 from voxloss.reduction import class_weights, select_classes
 from voxloss.region_loss import RegionOptions
 from voxloss.statistics import RegionStatistics
-from voxloss.statistics_loss import Measured, StatisticsLoss
+from voxloss.statistics_loss import Measured, StatisticsLoss, Weight
 from voxloss.voxel_losses import VoxelMean
 
 if TYPE_CHECKING:
@@ -98,8 +98,10 @@ class ExponentialLogarithmicLoss(CompoundLoss):
     """L = λ_dice · mean_c (−log Dice_c)^γ_dice + λ_ce · mean_x w_y (−log p_y)^γ_ce, in one pass.
 
     Wong et al. 2018, "3D Segmentation with Exponential Logarithmic Loss for Highly Unbalanced Object Sizes", with
-    y the right class of a voxel and w_c = √(Σ_k f_k / f_c): small classes, and what is nearly right already, keep
-    a slope. Below 2⁻²³ a power gives way to its chord, so that a perfect prediction has a finite slope.
+    y the right class of a voxel, f_c how many voxels of class c there are and w_c = √(Σ_k f_k / f_c): small
+    classes, and what is nearly right already, keep a slope. With a sigmoid the second term is the mean over voxels
+    and classes of √(1/f_c) g (−log p)^γ + √(1/(1 − f_c)) (1 − g)(−log(1 − p))^γ, f_c a share of the voxels. Below
+    2⁻²³ a power gives way to its chord, so that a perfect prediction has a finite slope.
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
     `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,
@@ -112,6 +114,7 @@ class ExponentialLogarithmicLoss(CompoundLoss):
         gamma_dice, gamma_ce: γ > 0.
         frequencies: f_c > 0 of the training set, one per channel: how many voxels of a class there are, or for a
             sigmoid their share of the voxels. None: as many as in the batch.
+        weight: a further factor ≥ 0 per channel.
     """
 
     def __init__(
@@ -131,6 +134,7 @@ class ExponentialLogarithmicLoss(CompoundLoss):
         gamma_ce: float = 0.3,
         frequencies: Sequence[float] | Tensor | None = None,
         *,
+        weight: Weight = None,
         soft_label: bool = False,
         ignore_index: int | None = None,
         **options: Unpack[RegionOptions],
@@ -152,11 +156,12 @@ class ExponentialLogarithmicLoss(CompoundLoss):
             smooth_nr=smooth_nr,
             smooth_dr=smooth_dr,
             batch=batch,
+            weight=weight,
             soft_label=soft_label,
             **told,
             **options,
         )
-        self.cross_entropy = LogarithmicCrossEntropyLoss(gamma_ce, frequencies, **told)
+        self.cross_entropy = LogarithmicCrossEntropyLoss(gamma_ce, frequencies, weight=weight, **told)
         self.lambda_dice = lambda_dice
         self.lambda_ce = lambda_ce
 

@@ -96,10 +96,16 @@ def require_pair(input: Tensor, target: Tensor, label_map: bool | None, softmax:
 def require_mask(mask: Tensor, input: Tensor) -> None:
     """Check a mask's type, shape and device; nothing here looks at a voxel."""
     if not isinstance(mask, Tensor):
-        raise TypeError(f"mask: expected a torch.Tensor or None, got {type(mask).__name__}.")
+        raise TypeError(
+            f"mask: expected a torch.Tensor or None, got {type(mask).__name__}. Convert an array with "
+            "torch.as_tensor; classes that were annotated are a fourth argument, annotated=."
+        )
     wanted = [input.shape[0], 1, *input.shape[2:]]
     if mask.ndim != input.ndim or mask.shape[1] != 1 or mask.shape[2:] != input.shape[2:]:
-        raise ShapeError(f"mask: expected {wanted}, as input is {_shape(input)}, got {_shape(mask)}.")
+        raise ShapeError(
+            f"mask: expected {wanted}, as input is {_shape(input)}, got {_shape(mask)}. "
+            "One mask is for all channels; if it has no channel axis, add one with mask.unsqueeze(1)."
+        )
     if mask.shape[0] not in (1, input.shape[0]):
         raise ShapeError(f"mask: expected {wanted}, or one item for all, got {_shape(mask)}.")
     if mask.is_complex():

@@ -40,6 +40,14 @@ class RegionOptions(PassOptions, total=False):
     absent: Absent
 
 
+def require_known(options: Mapping[str, Any]) -> None:
+    """Check that further keyword arguments are `RegionOptions`, as a signature would."""
+    known = [*RegionOptions.__annotations__, *PassOptions.__annotations__]
+    for name in options:
+        if name not in known:
+            raise TypeError(f"got an unexpected keyword argument {name!r}; besides those of the class: {known}.")
+
+
 class RegionLoss(StatisticsLoss):
     """A formula of `RegionStatistics` as a loss: a subclass says what a class costs in `per_class`.
 

@@ -199,8 +199,9 @@ class StatisticsLoss(_Loss, ABC):
             mask: which voxels count, `[B, 1, spatial...]` or `[1, 1, spatial...]`: booleans, or weights ≥ 0 by
                 which what a voxel adds is multiplied. A voxel of weight 0 is as if it were not there.
             annotated: for partially labelled data, a list of the channels that were annotated for each item, or a
-                bool tensor `[B, C]`. The others have no part in the loss of that item. Name the background only
-                where it is background for certain, and not what nobody annotated.
+                bool tensor `[B, C]`. The others have no part in the loss of that item: no score, and in a mean
+                over voxels neither do the voxels that have their label. Name the background only where it is
+                background for certain, and not what nobody annotated.
         """
         binary = self.sigmoid or (isinstance(input, Tensor) and input.ndim > 1 and input.shape[1] == 1)
         names = self.needs(binary)

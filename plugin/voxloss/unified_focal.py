@@ -14,7 +14,7 @@ from voxloss.compound import CompoundLoss, Told, of_the_pass
 from voxloss.losses import TverskyLoss
 from voxloss.region_loss import RegionOptions
 from voxloss.statistics import RegionStatistics
-from voxloss.statistics_loss import Measured, StatisticsLoss
+from voxloss.statistics_loss import Measured, StatisticsLoss, Weight
 from voxloss.voxel_losses import VoxelMean
 
 if TYPE_CHECKING:
@@ -92,8 +92,8 @@ class UnifiedFocalLoss(CompoundLoss):
     imbalanced medical image segmentation". With r the foreground and b the background:
 
     * focal, the mean over voxels: −δ log p where a voxel is r, −(1 − δ)(1 − p)^γ log p where it is b;
-    * Tversky, the mean over classes: (1 − TI)^(1−γ) of r, 1 − TI of b, with weights δ of false negatives and
-      1 − δ of false positives.
+    * Tversky, the mean over classes: (1 − TI)^(1−γ) of r, 1 − TI of b, with
+      TI = (TP + s_n) / (TP + δ FN + (1 − δ) FP + s_d).
 
     The exponents are those of the authors' code, γ for the focal and 1 − γ for the Tversky part (the paper has
     them the other way round; at γ = ½ it is the same). `asymmetric=False` treats r and b alike, but for δ. The
@@ -112,6 +112,7 @@ class UnifiedFocalLoss(CompoundLoss):
         asymmetric: whether the powers are of the background (focal) and of the foreground (Tversky) only.
         reduction: "mean" or "sum".
         smooth_nr, smooth_dr: s_n and s_d ≥ 0, in voxels.
+        weight: a factor ≥ 0 per channel.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class UnifiedFocalLoss(CompoundLoss):
         smooth_dr: float = 1e-5,
         batch: bool = False,
         *,
+        weight: Weight = None,
         soft_label: bool = False,
         ignore_index: int | None = None,
         **options: Unpack[RegionOptions],
@@ -144,7 +146,9 @@ class UnifiedFocalLoss(CompoundLoss):
             "ignore_index": ignore_index,
         }
         super().__init__(include_background=include_background, **of_the_pass(options), **told)
-        self.focal = ModifiedFocalLoss(delta, gamma, asymmetric, include_background=include_background, **told)
+        self.focal = ModifiedFocalLoss(
+            delta, gamma, asymmetric, include_background=include_background, weight=weight, **told
+        )
         self.focal_tversky = EnhancedTverskyLoss(
             gamma,
             asymmetric,
@@ -154,6 +158,7 @@ class UnifiedFocalLoss(CompoundLoss):
             smooth_nr=smooth_nr,
             smooth_dr=smooth_dr,
             batch=batch,
+            weight=weight,
             soft_label=soft_label,
             **told,
             **options,

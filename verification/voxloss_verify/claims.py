@@ -201,7 +201,10 @@ class Claims:
         if not math.isfinite(self.gamma) or (inverted and not self.gamma):
             raise ValueError(f"claim gamma: expected a number other than 0, got {self.gamma!r}.")
         if (self.family == "compound") != bool(self.parts):
-            raise ValueError(f"claim parts: expected some of a compound, none of others, got {self.family}.")
+            raise ValueError(
+                "claim parts: a compound has some, no other family has. They are given in Python, as "
+                "Claims(family='compound', parts=((factor, Claims(...)), ...))."
+            )
         if (self.family == "formula") != (self.formula is not None):
             raise ValueError(f"claim formula: expected one of the family of that name only, got {self.family}.")
         if not self.dtypes or not set(self.dtypes) <= set(DTYPES):

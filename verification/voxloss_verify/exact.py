@@ -434,7 +434,7 @@ def _term_tolerance(claims: Claims, s: Sums, tolerance: float) -> float:
         return tolerance * (1 + claims.penalty)
     distance = 1 - score(claims, s)
     here, near = outer(claims, distance), (distance + Fraction(t) for t in (tolerance, -tolerance))
-    return max(tolerance, *(abs(outer(claims, other) - here) for other in near if other < 1))
+    return max([tolerance, *(abs(outer(claims, other) - here) for other in near if other < 1)])
 
 
 def _reduction_weights(claims: Claims, rows: Rows, channels: int) -> list[list[Fraction]]:

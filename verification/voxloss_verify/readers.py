@@ -332,9 +332,22 @@ def _formula(loss: Any) -> Claims | None:
     if any(getattr(type(loss), name) is not getattr(base, name) for name in ("needs", "of", "terms")):
         return None
     if not set(loss.further) <= set(FURTHER):
-        raise ValueError(f"claims cannot be read off a formula of {sorted(set(loss.further) - set(FURTHER))}.")
+        others = sorted(set(loss.further) - set(FURTHER))
+        raise ValueError(
+            f"claims cannot be read off a formula of {others}: expected in `further` some of {', '.join(FURTHER)}, "
+            "whose exact sums are known here."
+        )
     shape = ("C" if loss.batch else "B C") + " 1" * 3 * loss.keeps_spatial_axes
     return _monai_like(loss, "formula", formula=OwnFormula(loss), unreduced=shape)
+
+
+def _own_compound(loss: Any) -> Claims | None:
+    """Of a compound of one's own: λ and parts are those that it says, and the sum is what is verified."""
+    parts = [(float(factor), claims_of(part)) for factor, part in loss.parts()]
+    known = tuple((factor, claims) for factor, claims in parts if claims is not None)
+    if len(known) < len(parts):
+        return None
+    return Claims(family="compound", parts=known, **_call(loss))
 
 
 def _kornia(loss: Any, family: Family, **own: Any) -> Claims:
@@ -402,6 +415,7 @@ _READERS: dict[tuple[str, str], Callable[[Any], Claims | None]] = {
     ("voxloss", "ComboLoss"): _combo,
     ("voxloss", "UnifiedFocalLoss"): _unified_focal,
     ("voxloss", "RegionLoss"): _formula,
+    ("voxloss", "CompoundLoss"): _own_compound,
     ("nnunetv2", "SoftDiceLoss"): _nnunet,
     ("nnunetv2", "MemoryEfficientSoftDiceLoss"): _nnunet,
     ("nnunetv2", "DC_and_CE_loss"): _nnunet_with_cross_entropy,
