@@ -334,8 +334,8 @@ def _formula(loss: Any) -> Claims | None:
     if not set(loss.further) <= set(FURTHER):
         others = sorted(set(loss.further) - set(FURTHER))
         raise ValueError(
-            f"claims cannot be read off a formula of {others}: expected in `further` some of {', '.join(FURTHER)}, "
-            "whose exact sums are known here."
+            f"claims cannot be read off a formula of {others}: expected some of {', '.join(FURTHER)} in "
+            "`further`, whose exact sums are known here."
         )
     shape = ("C" if loss.batch else "B C") + " 1" * 3 * loss.keeps_spatial_axes
     return _monai_like(loss, "formula", formula=OwnFormula(loss), unreduced=shape)
