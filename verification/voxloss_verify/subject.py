@@ -78,9 +78,15 @@ class Subject:
         kwargs = {**(self.kwargs or {}), **arguments}
         imports, _, expression = self.source.rpartition("\nloss = ")
         source = f"{imports}\nloss = {expression.partition('(')[0]}({_spelled(kwargs)})"
-        return replace(
-            self, loss=_made(self.make, kwargs, self.name), claims=claims, kwargs=kwargs, source=source
-        )
+        try:
+            loss = _made(self.make, kwargs, self.name)
+        except TargetError as error:
+            if isinstance(
+                error.__cause__, TypeError
+            ):  # an argument of a base class, which this one does not pass on
+                return None
+            raise
+        return replace(self, loss=loss, claims=claims, kwargs=kwargs, source=source)
 
     def tensors(self, volume: Volume) -> tuple[Tensor, Tensor]:
         """Input and target as the loss takes them, on the device."""
