@@ -28,7 +28,7 @@ Family = Literal[
 ]
 # What a mean over voxels is of; all other formulas are of sums over voxels.
 BY_VOXEL: tuple[Family, ...] = ("cross_entropy", "focal", "logarithmic_cross_entropy")
-# Whose γ may be 0.
+# Of these, the means that are divided by voxels and not by their labels' weights; their γ may be 0.
 FOCAL: tuple[Family, ...] = ("focal", "logarithmic_cross_entropy")
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 Shards = Literal["equal batch", "unequal batch", "volume"]

@@ -7,21 +7,11 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import NamedTuple
 
 from voxloss_verify.claims import Claims
-from voxloss_verify.oracle import AllSums
+from voxloss_verify.oracle import AllSums, Slopes
 
 FAMILIES = ("mcc", "sensitivity_specificity")
-
-
-class Slopes(NamedTuple):
-    """Derivatives of the reduced loss by the sums of one class."""
-
-    intersection: float
-    prediction: float
-    inside: float = 0.0
-    outside: float = 0.0
 
 
 def value(claims: Claims, s: AllSums) -> float:

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from voxloss_verify import confusion, entropy, oracle
 from voxloss_verify.claims import Claims
-from voxloss_verify.confusion import Slopes
-from voxloss_verify.oracle import AllSums, Image, Number, Sums
+from voxloss_verify.oracle import AllSums, Image, Number, Slopes, Sums
 from voxloss_verify.tolerances import GRADIENT, LOSS
 from voxloss_verify.volumes import Volume, one_hot
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,15 @@ class AllSums(Sums):
     voxels: Fraction
     inside: Fraction  # Σ g·(g − p)²
     outside: Fraction  # Σ (1 − g)·(g − p)²
+
+
+class Slopes(NamedTuple):
+    """Derivatives of the reduced loss by the sums of one class."""
+
+    intersection: float
+    prediction: float
+    inside: float = 0.0
+    outside: float = 0.0
 
 
 def all_sums(prediction: Image, target: Image) -> AllSums:

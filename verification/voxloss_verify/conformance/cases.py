@@ -94,8 +94,8 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 _FEWER = ("softmax", "sigmoid", "softmax, s = 0", "batch", "soft labels", "ignore 255", "no background")
 
 
-# Of means over voxels and of compounds, those that touch more than the region loss.
 _OF_ALL_VOXELS = ("softmax", "sigmoid", "batch", "ignore 255")
+# Of means over voxels and of compounds, those that touch more than the region loss.
 _COMPOUND = ("softmax", "sigmoid", "batch", "ignore 255", "no background", "class weights")
 
 
