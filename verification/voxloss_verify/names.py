@@ -8,4 +8,31 @@ LOSSES = {
     "tversky": "TverskyLoss",
     "focal-tversky": "FocalTverskyLoss",
     "generalized-dice": "GeneralizedDiceLoss",
+    "penalty-generalized-dice": "PenaltyGeneralizedDiceLoss",
+    "asymmetric-similarity": "AsymmetricSimilarityLoss",
+    "log-cosh-dice": "LogCoshDiceLoss",
+    "mcc": "MCCLoss",
+    "sensitivity-specificity": "SensitivitySpecificityLoss",
+    "cross-entropy": "CrossEntropyLoss",
+    "focal": "FocalLoss",
+    "dice-ce": "DiceCELoss",
+    "dice-focal": "DiceFocalLoss",
+    "generalized-dice-focal": "GeneralizedDiceFocalLoss",
+    "tversky-ce": "TverskyCELoss",
+    "focal-tversky-ce": "FocalTverskyCELoss",
+    "combo": "ComboLoss",
+    "exponential-logarithmic": "ExponentialLogarithmicLoss",
+    "unified-focal": "UnifiedFocalLoss",
 }
+
+
+def loss_name(text: str) -> str:
+    """The name in `LOSSES` that is meant: dice-ce, dicece, DiceCE and DiceCELoss are one.
+
+    Raises ValueError if there is none.
+    """
+    squeezed = text.lower().replace("-", "").replace("_", "").removesuffix("loss")
+    for name in LOSSES:
+        if name.replace("-", "") == squeezed or (name, squeezed) == ("jaccard", "iou"):
+            return name
+    raise ValueError(f"expected one of {', '.join(LOSSES)}, got {text!r}")

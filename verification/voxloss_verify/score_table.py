@@ -50,8 +50,14 @@ def score_and_show(
         results = score_cases(cases, labels, ignore, jobs, lambda: progress.advance(task))
     scored = [result for result in results if result.error is None]
     failed = [result for result in results if result.error is not None]
-    if scored:
-        _write(scored, failed, folders, format, out)
+    if scored and format == "table" and out is None and sys.stdout.isatty():
+        show_scores(scored, folders, Console(**PLAIN))
+    elif scored:
+        text = _text(scored, failed, folders, format)
+        if out is None:
+            sys.stdout.write(text)
+        else:
+            save_bytes(out, text.encode())
     for result in failed:
         print(f"voxloss: {result.error}", file=sys.stderr)
     if failed and folders:
@@ -59,26 +65,30 @@ def score_and_show(
     return 2 if failed else 0
 
 
-def _write(scored: list[Result], failed: list[Result], folders: bool, format: str, out: Path | None) -> None:
-    if format == "table":
-        parts: list[Table | str] = [_table(scored)]
-        if folders:
-            title = "\nmean over the cases in whose prediction or reference the label is present"
-            parts += [title, _means(scored)]
-        if out is None and sys.stdout.isatty():
-            Console(**PLAIN).print(*parts, sep="\n")
-            return
-        # A file has no columns to fit into, and no colours.
-        console = Console(file=io.StringIO(), width=10_000, color_system=None, **PLAIN)
-        with console.capture() as captured:
-            console.print(*parts, sep="\n")
-        text = captured.get()
-    else:
-        text = _csv(scored) if format == "csv" else _json(scored, failed)
-    if out is None:
-        sys.stdout.write(text)
-    else:
-        save_bytes(out, text.encode())
+def show_scores(scored: list[Result], means: bool, console: Console) -> None:
+    """Print a table of all labels, and one of their `means` over the cases."""
+    parts: list[Table | str] = [_table(scored)]
+    if means:
+        title = "\nmean over the cases in whose prediction or reference the label is present"
+        parts += [title, _means(scored)]
+    console.print(*parts, sep="\n")
+
+
+def save_csv(scored: list[Result], path: Path) -> None:
+    """Write a row for each case and label."""
+    save_bytes(path, _csv(scored).encode())
+
+
+def _text(scored: list[Result], failed: list[Result], means: bool, format: str) -> str:
+    if format == "csv":
+        return _csv(scored)
+    if format == "json":
+        return _json(scored, failed)
+    # A file has no columns to fit into, and no colours.
+    console = Console(file=io.StringIO(), width=10_000, color_system=None, **PLAIN)
+    with console.capture() as captured:
+        show_scores(scored, means, console)
+    return captured.get()
 
 
 def _table(scored: list[Result]) -> Table:
