@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,14 @@ class Training:
             for number, batch in enumerate(batches(patches, self.plan)):
                 image, label = batch["image"].to(self.device), batch["label"].to(self.device)
                 step = epoch * self.per_epoch + number
-                total += float(self.steps.take(image, label, step))
+                loss = float(self.steps.take(image, label, step))
+                if not math.isfinite(loss):
+                    raise ValueError(
+                        f"step {step + 1}: expected a finite loss, got {loss}. Try a lower --learning-rate"
+                        + ("" if self.steps.dtype is None else ", or --precision float32")
+                        + ", in another --out or with --fresh"
+                    )
+                total += loss
                 after_step(step + 1, total / (number + 1))
             finished = Epoch(total / self.per_epoch, self.steps.rate(step))
             if volumes and ((epoch + 1) % self.plan.validate_every == 0 or epoch + 1 == self.plan.epochs):

@@ -1,0 +1,331 @@
+"""Training from a folder of scans: what is decided, what comes out, and that a killed run loses nothing."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import binary_dilation, binary_erosion
+
+from voxloss_data.ct import write_ct_set
+from voxloss_data.files import save_nifti
+from voxloss_data.training_sets import training_set
+from voxloss_verify.train import Plan, Request, make_plan, predict_and_write, train_and_score
+from voxloss_verify.train.checkpoint import Checkpoint
+from voxloss_verify.train.network import loss_of
+from voxloss_verify.train.prediction import predicted_classes, write_prediction
+from voxloss_verify.train.volumes import IGNORED, batches, training_patches
+
+CPU = torch.device("cpu")
+EPOCHS = 4
+
+
+@pytest.fixture(scope="module")
+def ct(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_ct_set(
+        tmp_path_factory.mktemp("ct"), cases=5, test_cases=1, shape=(40, 36, 24), spacing=(2, 2, 3)
+    )
+
+
+def request_of(ct: Path, out: Path, **changes: Any) -> Request:
+    small = Request(
+        data=ct, out=out, width=4, patch=(16, 16, 24), epochs=EPOCHS, patches=2, validate_every=2, device="cpu"
+    )
+    return replace(small, **changes)
+
+
+@pytest.fixture(scope="module")
+def unbroken(ct: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "unbroken"
+    assert train_and_score(request_of(ct, out, learning_rate=1e-2)) == 0
+    return out
+
+
+def curves(run: Path) -> list[dict[str, str]]:
+    return [*csv.DictReader((run / "curves.csv").read_text().splitlines())]
+
+
+def array(path: Path) -> Any:
+    image: Any = nib.load(path)
+    return np.asanyarray(image.dataobj)
+
+
+def test_it_learns(unbroken: Path) -> None:
+    losses = [float(row["loss"]) for row in curves(unbroken)]
+    assert len(losses) == EPOCHS
+    assert losses[-1] < losses[0] - 0.2
+    dice = [row["dice organ"] for row in curves(unbroken)]
+    assert [bool(text) for text in dice] == [False, True, False, True]
+    assert float(dice[-1]) > 0.1
+
+
+def test_predictions_lie_on_the_images_grid_and_are_scored(ct: Path, unbroken: Path) -> None:
+    plan = Plan.load(unbroken)
+    (name,) = plan.validation
+    predicted: Any = nib.load(unbroken / "predictions" / f"{name}.nii.gz")
+    image: Any = nib.load(ct / "imagesTr" / f"{name}.nii.gz")
+    assert predicted.shape == image.shape
+    assert np.array_equal(predicted.affine, image.affine)
+    labels = array(unbroken / "predictions" / f"{name}.nii.gz")
+    assert labels.dtype == np.uint8
+    wanted = array(ct / "labelsTr" / f"{name}.nii.gz")
+    rows = [*csv.DictReader((unbroken / "scores.csv").read_text().splitlines())]
+    assert [(row["case"], row["label"]) for row in rows] == [(name, "1"), (name, "2")]
+    assert int(rows[0]["tp"]) == int(((labels == 1) & (wanted == 1)).sum())
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(ct: Path, unbroken: Path, tmp_path: Path) -> None:
+    """Killed as the operating system kills: nothing can be tidied up."""
+    out = tmp_path / "killed"
+    code = (
+        "import sys; from test_train import request_of, train_and_score; from pathlib import Path\n"
+        "train_and_score(request_of(Path(sys.argv[1]), Path(sys.argv[2]), learning_rate=1e-2))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    process = subprocess.Popen([sys.executable, "-c", code, str(ct), str(out)], env=environment)
+    try:
+        deadline = time.monotonic() + 240
+        while not (out / "curves.csv").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    state = Checkpoint.load(out, CPU)
+    assert state is not None
+    assert len(state.epochs) >= 1
+    assert train_and_score(request_of(ct, out, learning_rate=1e-2)) == 0
+    assert curves(out) == curves(unbroken)
+    ended, expected = Checkpoint.load(out, CPU), Checkpoint.load(unbroken, CPU)
+    assert ended is not None
+    assert expected is not None
+    for name, tensor in expected.network.items():
+        assert torch.equal(ended.network[name], tensor), name
+    (name,) = Plan.load(out).validation
+    files = [run / "predictions" / f"{name}.nii.gz" for run in (out, unbroken)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_other_settings_do_not_go_on_with_a_run(ct: Path, unbroken: Path) -> None:
+    with pytest.raises(ValueError, match=r"learning_rate was 0.01, is 0.001\).*--fresh"):
+        train_and_score(request_of(ct, unbroken))
+
+
+def test_fresh_starts_over_and_touches_no_folder_that_is_not_a_run(ct: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "predictions" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("kept")
+    request = request_of(ct, tmp_path, epochs=1, patches=1, validation=0, fresh=True)
+    assert train_and_score(request) == 0
+    assert mine.exists()
+    first = Checkpoint.load(tmp_path, CPU)
+    assert train_and_score(replace(request, seed=1)) == 0
+    second = Checkpoint.load(tmp_path, CPU)
+    assert first is not None
+    assert second is not None
+    assert [e.loss for e in first.epochs] != [e.loss for e in second.epochs]
+
+
+def test_ctrl_c_says_where_to_go_on(
+    ct: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = Checkpoint.save
+
+    def interrupted(self: Checkpoint, folder: Path) -> None:
+        saved(self, folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoint, "save", interrupted)
+    assert train_and_score(request_of(ct, tmp_path, patches=1)) == 130
+    assert "the last whole epoch is kept" in capsys.readouterr().out
+    state = Checkpoint.load(tmp_path, CPU)
+    assert state is not None
+    assert len(state.epochs) == 1
+
+
+def test_a_damaged_checkpoint_is_named(ct: Path, tmp_path: Path) -> None:
+    request = request_of(ct, tmp_path, validation=0)
+    make_plan(request).save(tmp_path)
+    (tmp_path / "checkpoint.pt").write_bytes(b"half a file")
+    with pytest.raises(ValueError, match=r"checkpoint\.pt: expected a checkpoint.*--fresh"):
+        train_and_score(request)
+
+
+def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"network": Evil()}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="expected a checkpoint"):
+        Checkpoint.load(tmp_path, CPU)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_predicting_further_images(ct: Path, unbroken: Path, tmp_path: Path) -> None:
+    (name,) = Plan.load(unbroken).validation
+    image = ct / "imagesTr" / f"{name}.nii.gz"
+    assert predict_and_write(unbroken, [image, ct / "imagesTs"], tmp_path, "cpu", False) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.nii.gz", "ct_005.nii.gz"}
+    again = tmp_path / f"{name}.nii.gz"
+    assert again.read_bytes() == (unbroken / "predictions" / f"{name}.nii.gz").read_bytes()
+    again.write_bytes(b"kept")
+    assert predict_and_write(unbroken, [image], tmp_path, "cpu", False) == 0
+    assert again.read_bytes() == b"kept"
+    assert predict_and_write(unbroken, [image], tmp_path, "cpu", True) == 0
+    assert again.read_bytes() != b"kept"
+    with pytest.raises(ValueError, match="expected a folder that `voxloss train` has written"):
+        predict_and_write(tmp_path, [image], tmp_path / "out", "cpu", False)
+
+
+class LargestInput(torch.nn.Module):
+    """Its likeliest class is 1 where the image is bright."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.cat([0.5 - image, image - 0.5], 1)
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "SAL", "PIR"])
+def test_whatever_the_orientation_and_spacing_a_voxel_is_predicted_where_it_is(axes: str, tmp_path: Path) -> None:
+    """Resampled and brought back, a threshold is what it is on the file's own grid, but for borders."""
+    image = np.full((24, 20, 16), -1000, np.int16)
+    image[4:12, 10:18, 2:8] = 100
+    orientation: Any = nib.orientations.axcodes2ornt(tuple(axes))  # type: ignore[no-untyped-call]
+    affine = np.zeros((4, 4))
+    for axis, (world, flip) in enumerate(orientation):
+        affine[int(world), axis] = flip * (1.5, 2.0, 3.0)[axis]
+    affine[:, 3] = (10, -20, 30, 1)
+    save_nifti(tmp_path / "image.nii.gz", image, affine)
+    save_nifti(tmp_path / "image_label.nii.gz", (image > 0).astype(np.uint8), affine)
+    request = Request(tmp_path, tmp_path / "out", spacing=(1.0, 1.0, 1.0), patch=(32, 32, 32), validation=0)
+    plan = make_plan(request)
+    predicted = predicted_classes(LargestInput(), [tmp_path / "image.nii.gz"], plan, CPU)
+    assert predicted.shape == image.shape
+    box = image > 0
+    assert (predicted[binary_erosion(box)] == 1).all()
+    assert (predicted[~binary_dilation(box)] == 0).all()
+
+
+def two_scans(folder: Path, labels: list[int], image: Any = None) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name in "ab":
+        values = np.zeros((16, 16, 16), np.int16)
+        values[2:14:2] = np.resize(labels, (6, 16, 16))
+        save_nifti(folder / f"{name}_label.nii.gz", values, np.eye(4))
+        save_nifti(folder / f"{name}.nii.gz", values * 10 if image is None else image, np.eye(4))
+    return folder
+
+
+def test_labels_with_gaps_are_classes_and_come_back_as_labels(tmp_path: Path) -> None:
+    data = two_scans(tmp_path / "data", [3, 117, 300])
+    request = Request(data, tmp_path / "out", patch=(16, 16, 16), width=2, epochs=1, patches=1, validation=0.5)
+    plan = make_plan(replace(request, spacing=(1.0, 1.0, 1.0)))
+    assert plan.labels == [0, 3, 117, 300]
+
+    class Answer(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return torch.cat([torch.zeros_like(image)] * 3 + [torch.ones_like(image)], 1)
+
+    write_prediction(Answer(), [data / "a.nii.gz"], tmp_path / "p.nii.gz", plan, CPU)
+    found = array(tmp_path / "p.nii.gz")
+    assert found.dtype == np.uint16
+    assert (found == 300).all()
+
+
+def test_ignored_voxels_are_no_class_and_teach_nothing(tmp_path: Path) -> None:
+    data = two_scans(tmp_path / "data", [1, 1, 9])
+    plan = make_plan(Request(data, tmp_path, ignore=9, patch=(32, 16, 16)))
+    assert (plan.labels, plan.ignored) == ([0, 1], 9)
+    patches = training_patches(plan.scans(training_set(data))[0], plan, 1.0)
+    (batch,) = batches(patches, replace(plan, batch=len(patches)))
+    label = batch["label"]
+    assert set(label.unique().tolist()) == {IGNORED, 0.0, 1.0}
+    logits = torch.zeros(len(label), 2, *label.shape[2:], requires_grad=True)
+    loss_of(plan)(logits, label).backward()
+    assert logits.grad is not None
+    outside = (label == IGNORED).expand_as(logits)
+    assert not logits.grad[outside].any()
+    assert logits.grad[~outside].any()
+
+
+@pytest.mark.parametrize(("darkest", "modality", "window"), [(-1000, "ct", [-175.0, 250.0]), (0, "mr", None)])
+def test_the_modality_follows_from_the_darkest_voxel(
+    tmp_path: Path, darkest: int, modality: str, window: list[float] | None
+) -> None:
+    image = np.linspace(darkest, 1000, 16**3).reshape(16, 16, 16).astype(np.float32)
+    plan = make_plan(Request(two_scans(tmp_path / "data", [1], image), tmp_path, patch=(16, 16, 32)))
+    assert (plan.modality, plan.window) == (modality, window)
+
+
+def test_the_grid_follows_from_the_scans(ct: Path, tmp_path: Path) -> None:
+    plan = make_plan(Request(ct, tmp_path))
+    assert plan.spacing == pytest.approx([2, 2, 3])
+    assert plan.patch == [32, 32, 16]
+    assert plan.class_names == ["background", "organ", "lesion"]
+    assert len(plan.training) == 4
+    assert len(plan.validation) == 1
+    assert not {*plan.training} & {*plan.validation}
+    assert make_plan(Request(ct, tmp_path)) == plan
+    assert make_plan(Request(ct, tmp_path, seed=3)).validation != plan.validation
+
+
+def test_an_image_on_another_grid_than_its_labels_is_named(ct: Path, tmp_path: Path) -> None:
+    data = two_scans(tmp_path / "data", [1])
+    save_nifti(data / "b.nii.gz", np.zeros((16, 16, 16), np.int16), np.diag([2, 1, 1, 1.0]))
+    with pytest.raises(ValueError, match=r"b\.nii\.gz: expected the grid of its label map"):
+        make_plan(Request(data, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"patch": (20, 16, 16)}, r"--patch: expected multiples of 8, and one above it, got \(20, 16, 16\)"),
+        ({"patch": (8, 8, 8)}, "one above it"),
+        ({"validation": 0.9}, "--validation: expected scans to be left to train on, got 2 of 2"),
+        ({"loss_kwargs": {"gama": 2}, "patch": (16, 16, 16)}, "--loss-kwargs: .*gama"),
+        ({"loss_kwargs": {"weight": [1, 2, 3]}, "patch": (16, 16, 16)}, "--loss-kwargs: .*weight"),
+    ],
+)
+def test_what_cannot_be_says_which_option(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    data = two_scans(tmp_path / "data", [1])
+    with pytest.raises(ValueError, match=said):
+        train_and_score(Request(data, tmp_path / "out", **{"validation": 0.5, "device": "cpu", **changes}))
+
+
+def test_negative_labels_are_asked_about(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--ignore -1"):
+        make_plan(Request(two_scans(tmp_path / "data", [-1, 1]), tmp_path))
+
+
+def test_mixed_precision_trains(ct: Path, tmp_path: Path) -> None:
+    assert train_and_score(request_of(ct, tmp_path, precision="bfloat16", epochs=2, validation=0)) == 0
+    losses = [float(row["loss"]) for row in curves(tmp_path)]
+    assert losses[-1] < losses[0]
+
+
+def test_tensorboard_has_the_numbers_of_the_curves(unbroken: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(unbroken / "tensorboard"))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("loss")]
+    rows = curves(unbroken)
+    assert [step for step, _ in found] == [*range(1, EPOCHS + 1)]
+    assert [value for _, value in found] == pytest.approx([float(row["loss"]) for row in rows])
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_not_the_checkpoint(ct: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected a finite loss, got nan. Try a lower --learning-rate"):
+        train_and_score(request_of(ct, tmp_path, learning_rate=1e30, validation=0))
+    state = Checkpoint.load(tmp_path, CPU)
+    assert state is None or all(math.isfinite(epoch.loss) for epoch in state.epochs)
