@@ -5,24 +5,24 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from voxloss_data.files import save_bytes
+from voxloss_verify.exits import ExitCode, Refused
 from voxloss_verify.label_files import find_cases
 from voxloss_verify.score import ClassScore, Result, score_cases
+from voxloss_verify.terminal import as_text, progress_bar, results_console
 
 COLUMNS = ("case", "label", "dice", "iou", "tp", "fp", "fn", "prediction_ml", "reference_ml")
-# File names are not markup.
-PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "emoji": False}
+
+_LOG = logging.getLogger(__name__)
 
 
 def score_and_show(
@@ -36,17 +36,17 @@ def score_and_show(
 ) -> int:
     """Score two files or two folders and write to `out` or stdout; what could not be scored goes to stderr.
 
-    Returns the exit code: 0 if all could be scored, else 2.
+    Returns the exit code: that of a refusal, if anything could not be scored. Raises Refused if there is nothing
+    to score.
     """
     try:
         cases = find_cases(prediction, reference)
     except ValueError as error:
-        print(f"voxloss: {error}", file=sys.stderr)
-        return 2
+        raise Refused(str(error)) from error
     folders = prediction.is_dir()
-    silent = not (folders and sys.stderr.isatty())
-    with Progress(console=Console(stderr=True), transient=True, disable=silent) as progress:
-        task = progress.add_task("Scoring", total=len(cases))
+    _LOG.info("scoring %d cases in %d processes", len(cases), min(jobs, len(cases)))
+    with progress_bar(results_console()) as progress:
+        task = progress.add_task("", total=len(cases), visible=folders)
         results = score_cases(cases, labels, ignore, jobs, lambda: progress.advance(task))
     scored = [result for result in results if result.error is None]
     failed = [result for result in results if result.error is not None]
@@ -56,7 +56,7 @@ def score_and_show(
         print(f"voxloss: {result.error}", file=sys.stderr)
     if failed and folders:
         print(f"voxloss: {len(failed)} of {len(results)} cases could not be scored", file=sys.stderr)
-    return 2 if failed else 0
+    return ExitCode.REFUSED if failed else ExitCode.DONE
 
 
 def _write(scored: list[Result], failed: list[Result], folders: bool, format: str, out: Path | None) -> None:
@@ -65,14 +65,10 @@ def _write(scored: list[Result], failed: list[Result], folders: bool, format: st
         if folders:
             title = "\nmean over the cases in whose prediction or reference the label is present"
             parts += [title, _means(scored)]
-        if out is None and sys.stdout.isatty():
-            Console(**PLAIN).print(*parts, sep="\n")
+        if out is None:
+            results_console().print(*parts, sep="\n")
             return
-        # A file has no columns to fit into, and no colours.
-        console = Console(file=io.StringIO(), width=10_000, color_system=None, **PLAIN)
-        with console.capture() as captured:
-            console.print(*parts, sep="\n")
-        text = captured.get()
+        text = as_text(*parts)
     else:
         text = _csv(scored) if format == "csv" else _json(scored, failed)
     if out is None:
