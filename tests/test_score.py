@@ -137,9 +137,13 @@ def test_pairs_are_counted_in_blocks(layout: Any, block: int, monkeypatch: pytes
 def test_phantoms_through_files(tmp_path: Path) -> None:
     phantoms = [p for p in all_phantoms() if isinstance(p, Phantom) and np.isin(p.prediction, (0, 1)).all()]
     assert len(phantoms) > 8
-    write_phantoms(tmp_path, phantoms)
+    write_phantoms(tmp_path)
+    folders = tmp_path / "predictions", tmp_path / "references"
+    results = score_cases(find_cases(*folders))
+    assert len(results) == len(phantoms) + 2, "and two pairs of spheres"
+    assert [result.error for result in results] == [None] * len(results)
     for phantom in phantoms:
-        p, g = (tmp_path / f"{phantom.name}_{role}.nii.gz" for role in ("prediction", "reference"))
+        p, g = (folder / f"{phantom.name}.nii.gz" for folder in folders)
         (s,) = score_pair(p, g)
         assert (s.label, s.dice, s.iou) == (1, phantom.dice, phantom.jaccard)
         assert s.tp == phantom.intersection

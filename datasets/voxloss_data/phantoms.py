@@ -331,13 +331,14 @@ def all_phantoms() -> list[Phantom | SpherePhantom]:
 def write_phantoms(
     folder: str | PathLike[str], phantoms: Iterable[Phantom | SpherePhantom] | None = None
 ) -> list[Path]:
-    """Write NAME_prediction.nii.gz and NAME_reference.nii.gz for each phantom, then phantoms.json.
+    """Write predictions/NAME.nii.gz and references/NAME.nii.gz for each phantom, then phantoms.json.
 
-    The reference is uint8, and so is a prediction of zeros and ones; any other is float32. phantoms.json lists
-    the files, the spacing in mm and the closed forms: exact as "3/4" and as a float, or as bounds for spheres.
-    Files are written atomically and the same phantoms give the same bytes. Returns the paths, phantoms.json
-    last; `phantoms=None` means `all_phantoms()`. Raises NotADirectoryError if `folder` is a file, and ValueError
-    if two phantoms share a name.
+    Label maps are uint8. A prediction of other values than zeros and ones is float32, and lies with its reference
+    in folders of the same names below soft: so all files of two folders can be compared as label maps.
+    phantoms.json lists the files, the spacing in mm and the closed forms: exact as "3/4" and as a float, or as
+    bounds for spheres. Files are written atomically and the same phantoms give the same bytes. Returns the paths,
+    phantoms.json last; `phantoms=None` means `all_phantoms()`. Raises NotADirectoryError if `folder` is a file,
+    and ValueError if two phantoms share a name.
     """
     folder = Path(folder)
     phantoms = all_phantoms() if phantoms is None else list(phantoms)
@@ -351,18 +352,22 @@ def write_phantoms(
     paths: list[Path] = []
     entries: list[dict[str, Any]] = []
     for phantom in phantoms:
-        prediction = folder / f"{phantom.name}_prediction.nii.gz"
-        reference = folder / f"{phantom.name}_reference.nii.gz"
         hard = bool(np.isin(phantom.prediction, (0, 1)).all())
-        dtype = np.uint8 if hard else np.float32
-        save_nifti(prediction, phantom.prediction.astype(dtype), phantom.affine)
-        save_nifti(reference, phantom.reference, phantom.affine)
-        paths += [prediction, reference]
+        images = {
+            "prediction": phantom.prediction.astype(np.uint8 if hard else np.float32),
+            "reference": phantom.reference,
+        }
+        files = {
+            role: folder / ("" if hard else "soft") / f"{role}s" / f"{phantom.name}.nii.gz" for role in images
+        }
+        for role, path in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_nifti(path, images[role], phantom.affine)
+        paths += files.values()
         entries.append(
             {
                 "name": phantom.name,
-                "prediction": prediction.name,
-                "reference": reference.name,
+                **{role: path.relative_to(folder).as_posix() for role, path in files.items()},
                 "spacing_mm": phantom.spacing,
                 **_closed_forms(phantom),
             }

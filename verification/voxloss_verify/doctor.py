@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
 import torch
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from voxloss.backends import BACKENDS, ENVIRONMENT_VARIABLE, list_backends, select
 from voxloss.backends.voxels import Pass
+from voxloss_verify.exits import ExitCode, Refused
+from voxloss_verify.installed import named
+from voxloss_verify.terminal import results_console
 from voxloss_verify.tolerances import GRADIENT, LOSS
+
+_LOG = logging.getLogger(__name__)
 
 PACKAGES = ("voxloss", "torch", "monai", "numba", "triton", "nibabel")
 DTYPES = {
@@ -60,6 +64,7 @@ def _tried(name: str) -> tuple[bool, str]:
     job = Pass("softmax", ["intersection", "prediction", "target"], None)
     exact = BACKENDS["reference"].region_sums(x, labels, job)[0]
     slope = BACKENDS["reference"].region_sums_backward(grad, x, labels, job, "input")
+    _LOG.info("trying %s on %s", name, device)
     try:
         x, labels, grad = x.to(device), labels.to(device), grad.to(device)
         sums = BACKENDS[name].region_sums(x, labels, job)[0].cpu()
@@ -81,21 +86,25 @@ def choice(device: str, dtype: str) -> Choice:
 
 
 def show_doctor(device: str | None, dtype: str | None) -> int:
-    """Print what was found; return 1 if a backend is wrong or an input would be refused."""
-    console = Console(highlight=False)
+    """Print what was found; return the exit code, that of a failure if a backend is wrong or an input refused.
+
+    Raises Refused for a device that torch does not know.
+    """
+    devices = _devices(device)
+    console = results_console()
     console.print(_versions())
     found = findings()
     table = Table("backend", "runs", "", box=None, pad_edge=False)
     for finding in found:
-        words = {True: "[green]yes[/]", False: "[bold red]no[/]", None: "[dim]no[/]"}
-        table.add_row(finding.backend, words[finding.works], escape(finding.told))
+        words = {True: Text("yes", "green"), False: Text("no", "bold red"), None: Text("no", "dim")}
+        table.add_row(finding.backend, words[finding.works], finding.told)
     console.print()
     console.print(table)
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else []), *(["mps"] if _has_mps() else [])]
-    made = [choice(on, of) for on in ([device] if device else devices) for of in ([dtype] if dtype else DTYPES)]
+    made = [choice(on, of) for on in devices for of in ([dtype] if dtype else DTYPES)]
     table = Table("device", "input", "backend", "because", box=None, pad_edge=False)
     for given in made:
-        table.add_row(given.device, given.dtype, given.backend or "[bold red]refused[/]", escape(given.reason))
+        backend = Text("refused", "bold red") if given.backend is None else given.backend
+        table.add_row(given.device, given.dtype, backend, given.reason)
     console.print()
     console.print(table)
     named = os.environ.get(ENVIRONMENT_VARIABLE)
@@ -105,21 +114,25 @@ def show_doctor(device: str | None, dtype: str | None) -> int:
         else f"\n{ENVIRONMENT_VARIABLE} is not set; it or backend= names one."
     )
     failed = any(finding.works is False for finding in found) or any(given.backend is None for given in made)
-    return int(failed)
+    return ExitCode.FAILED if failed else ExitCode.DONE
 
 
-def _has_mps() -> bool:
-    return torch.backends.mps.is_available()
+def _devices(name: str | None) -> list[str]:
+    """The types of device whose inputs are shown: those of this machine, or that of a name."""
+    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name is None:
+        return [device for device, here in has.items() if here]
+    if name == "auto":
+        return ["cuda" if has["cuda"] else "cpu"]
+    try:
+        return [torch.device(name).type]
+    except RuntimeError as error:
+        raise Refused(
+            f"--device: expected auto or a device like cpu, cuda, cuda:1 or mps, got {name!r}"
+        ) from error
 
 
 def _versions() -> str:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
     python = f"Python {sys.version.split()[0]} on {platform.system()} {platform.machine()}"
-    return f"{', '.join(map(_installed, PACKAGES))}\n{python}, {torch.get_num_threads()} threads, {gpu}"
-
-
-def _installed(package: str) -> str:
-    try:
-        return f"{package} {version(package)}"
-    except PackageNotFoundError:
-        return f"no {package}"
+    return f"{', '.join(map(named, PACKAGES))}\n{python}, {torch.get_num_threads()} threads, {gpu}"

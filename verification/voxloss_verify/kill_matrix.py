@@ -17,11 +17,12 @@ from rich.console import Console
 from rich.text import Text
 
 from voxloss_verify.check import ask_law, chosen_laws
+from voxloss_verify.exits import ExitCode
 from voxloss_verify.laws.law import Law
 from voxloss_verify.mutants import CANNOT, CONTROLS, MUTANTS, Specimen
 from voxloss_verify.record import Record, Status
 from voxloss_verify.setting import PROFILES, Profile, Setting
-from voxloss_verify.terminal import INTERRUPTED, progress_bar, results_console
+from voxloss_verify.terminal import progress_bar, results_console
 
 # What is enough for the mistakes at hand; in cubes of these sizes, that of rounding shows as well.
 PROFILE = replace(PROFILES["quick"], examples=20, sizes=(32, 48))
@@ -110,9 +111,9 @@ def run_mutants(
         matrix = kill_matrix(PROFILE if profile == "quick" else PROFILES[profile], seed, chosen, jobs, console)
     except KeyboardInterrupt:
         print("interrupted: nothing is proved", file=sys.stderr)
-        return INTERRUPTED
+        return ExitCode.INTERRUPTED
     show(matrix, console)
-    return 1 if matrix.faults else 0
+    return ExitCode.FAILED if matrix.faults else ExitCode.DONE
 
 
 def kill_matrix(profile: Profile, seed: int, laws: Sequence[Law], jobs: int, console: Console) -> KillMatrix:

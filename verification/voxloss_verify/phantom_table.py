@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from voxloss_data import Phantom, all_phantoms, write_phantoms
+from voxloss_verify.terminal import is_quiet, results_console
 
 
 def write_and_show(folder: Path) -> None:
@@ -27,8 +27,8 @@ def write_and_show(folder: Path) -> None:
             )
         voxels = "×".join(map(str, phantom.reference.shape))
         table.add_row(phantom.name, voxels, "×".join(f"{s:g}" for s in phantom.spacing), dice, jaccard)
-    console = Console()
-    if not console.is_terminal:
-        console.width = 200  # a file has no columns to fit into
+    console = results_console()
     console.print(table)
-    console.print(f"{len(paths) - 1} images and {paths[-1].name} in {folder}", soft_wrap=True)
+    console.print(f"{len(paths) - 1} images and {paths[-1].name} in {folder}")
+    if not is_quiet():
+        console.print(f"voxloss score {folder / 'predictions'} {folder / 'references'} counts the label maps")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ class Request:
         data: two NIfTI label maps, or two folders of them.
         laws: the ids of the laws to ask, None for all.
         xfails: a file of expected failures.
-        counterexamples: the folder for those of broken laws, made if need be.
+        counterexamples: the folder for those of broken laws, with a folder in it per target, made if need be.
     """
 
     target: str
@@ -39,6 +40,11 @@ class Request:
     laws: Sequence[str] | None = None
     xfails: Path | None = None
     counterexamples: Path = COUNTEREXAMPLES
+
+    @property
+    def folder(self) -> Path:
+        """Where counter-examples of this target go: those of another must not take their place."""
+        return self.counterexamples / re.sub(r"[^\w.]+", "-", self.target).strip("-.")
 
 
 def parse_kwargs(text: str | None) -> dict[str, Any]:

@@ -5,24 +5,25 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress
+from rich.console import RenderableType
 from rich.table import Table
 
 from voxloss_data.files import save_bytes
+from voxloss_verify.exits import ExitCode, Refused
 from voxloss_verify.label_files import find_cases
 from voxloss_verify.score import ClassScore, Result, score_cases
+from voxloss_verify.terminal import as_text, progress_bar, results_console
 
 COLUMNS = ("case", "label", "dice", "iou", "tp", "fp", "fn", "prediction_ml", "reference_ml")
-# File names are not markup.
-PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "emoji": False}
+
+_LOG = logging.getLogger(__name__)
 
 
 def score_and_show(
@@ -36,42 +37,36 @@ def score_and_show(
 ) -> int:
     """Score two files or two folders and write to `out` or stdout; what could not be scored goes to stderr.
 
-    Returns the exit code: 0 if all could be scored, else 2.
+    Returns the exit code: that of a refusal, if anything could not be scored. Raises Refused if there is nothing
+    to score.
     """
     try:
         cases = find_cases(prediction, reference)
     except ValueError as error:
-        print(f"voxloss: {error}", file=sys.stderr)
-        return 2
+        raise Refused(str(error)) from error
     folders = prediction.is_dir()
-    silent = not (folders and sys.stderr.isatty())
-    with Progress(console=Console(stderr=True), transient=True, disable=silent) as progress:
-        task = progress.add_task("Scoring", total=len(cases))
+    _LOG.info("scoring %d cases in %d processes", len(cases), min(jobs, len(cases)))
+    with progress_bar(results_console()) as progress:
+        task = progress.add_task("", total=len(cases), visible=folders)
         results = score_cases(cases, labels, ignore, jobs, lambda: progress.advance(task))
     scored = [result for result in results if result.error is None]
     failed = [result for result in results if result.error is not None]
-    if scored and format == "table" and out is None and sys.stdout.isatty():
-        show_scores(scored, folders, Console(**PLAIN))
-    elif scored:
-        text = _text(scored, failed, folders, format)
-        if out is None:
-            sys.stdout.write(text)
-        else:
-            save_bytes(out, text.encode())
+    if scored:
+        _write(scored, failed, folders, format, out)
     for result in failed:
         print(f"voxloss: {result.error}", file=sys.stderr)
     if failed and folders:
         print(f"voxloss: {len(failed)} of {len(results)} cases could not be scored", file=sys.stderr)
-    return 2 if failed else 0
+    return ExitCode.REFUSED if failed else ExitCode.DONE
 
 
-def show_scores(scored: list[Result], means: bool, console: Console) -> None:
-    """Print a table of all labels, and one of their `means` over the cases."""
-    parts: list[Table | str] = [_table(scored)]
+def tables(scored: list[Result], means: bool) -> list[RenderableType]:
+    """All scores, and their `means` over the cases if they are wanted."""
+    parts: list[RenderableType] = [_table(scored)]
     if means:
         title = "\nmean over the cases in whose prediction or reference the label is present"
         parts += [title, _means(scored)]
-    console.print(*parts, sep="\n")
+    return parts
 
 
 def save_csv(scored: list[Result], path: Path) -> None:
@@ -79,16 +74,18 @@ def save_csv(scored: list[Result], path: Path) -> None:
     save_bytes(path, _csv(scored).encode())
 
 
-def _text(scored: list[Result], failed: list[Result], means: bool, format: str) -> str:
-    if format == "csv":
-        return _csv(scored)
-    if format == "json":
-        return _json(scored, failed)
-    # A file has no columns to fit into, and no colours.
-    console = Console(file=io.StringIO(), width=10_000, color_system=None, **PLAIN)
-    with console.capture() as captured:
-        show_scores(scored, means, console)
-    return captured.get()
+def _write(scored: list[Result], failed: list[Result], folders: bool, format: str, out: Path | None) -> None:
+    if format == "table":
+        if out is None:
+            results_console().print(*tables(scored, folders), sep="\n")
+            return
+        text = as_text(*tables(scored, folders))
+    else:
+        text = _csv(scored) if format == "csv" else _json(scored, failed)
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        save_bytes(out, text.encode())
 
 
 def _table(scored: list[Result]) -> Table:

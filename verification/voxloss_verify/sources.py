@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -105,21 +105,21 @@ def rounded(values: Image, dtype: str) -> Image:
 def phantom_volumes(claims: Claims, phantoms: Sequence[Phantom | SpherePhantom], dtype: str) -> Iterator[Volume]:
     """Phantoms as their NIfTI files hold them, with the sums of their closed forms; spheres are counted."""
     with tempfile.TemporaryDirectory() as folder:
-        write_phantoms(folder, phantoms)
-        for phantom in phantoms:
-            yield phantom_volume(claims, phantom, dtype, lambda path: nib.load(Path(folder) / path))
+        *paths, _ = write_phantoms(folder, phantoms)
+        for phantom, *files in zip(phantoms, paths[::2], paths[1::2], strict=True):
+            yield phantom_volume(claims, phantom, dtype, files)
 
 
 def phantom_volume(
     claims: Claims,
     phantom: Phantom | SpherePhantom,
     dtype: str,
-    load: Callable[[str], Any] | None = None,
+    files: Sequence[Path] = (),
 ) -> Volume:
-    """A phantom as class 1, all else as class 0; further channels that a loss needs are empty."""
+    """A phantom as class 1, all else as class 0, from its `files` if there are any; the others empty."""
     p, g, affine = phantom.prediction, phantom.reference, phantom.affine
-    if load is not None:
-        images = [load(f"{phantom.name}_{part}.nii.gz") for part in ("prediction", "reference")]
+    if files:
+        images: list[Any] = [nib.load(path) for path in files]
         p, g = (np.asarray(image.dataobj) for image in images)
         affine = images[0].affine
     channels = claims.fixed_channels or max(2, claims.named_channels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from voxloss_verify.request import Request
 from voxloss_verify.setting import PROFILES, Setting
 from voxloss_verify.sources import read_pairs
 from voxloss_verify.subject import Subject, said, subject_of
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -88,6 +91,7 @@ class Verification:
     def ask(self, law: Law) -> Record:
         """Ask a law, keep its record, and write the counter-example if it is broken."""
         start = perf_counter()
+        _LOG.info("asking law %s, %s", law.id, law.name)
         try:
             record = ask_law(self.subject, self.setting, law)
         except Exception as error:  # what a loss returns may be so odd that a law stumbles: the others are asked
@@ -96,10 +100,10 @@ class Verification:
             self.seconds += perf_counter() - start
         record = xfails.apply(record, self.xfails)
         self.records.append(record)
-        forget(self.request.counterexamples, law.id)
+        forget(self.request.folder, law.id)
         if record.status is Status.broken and record.counterexample is not None:
             try:
-                self.files[law.id] = record.counterexample.save(self.request.counterexamples)
+                self.files[law.id] = record.counterexample.save(self.request.folder)
             except OSError as error:  # the law is broken all the same
                 self.unwritten[law.id] = str(error)
         return record
@@ -108,7 +112,7 @@ class Verification:
         """Python that shows the broken law of a record; empty if it has no counter-example."""
         if record.counterexample is None:
             return ""
-        return record.counterexample.snippet(self.request.counterexamples if record.law in self.files else None)
+        return record.counterexample.snippet(self.request.folder if record.law in self.files else None)
 
     def explanation(self, record: Record) -> str:
         """Of a broken law what it showed, Python that shows it again, and the files."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import platform
 import sys
@@ -21,6 +20,7 @@ from voxloss_data.files import save_bytes, save_json
 from voxloss_verify import xfails
 from voxloss_verify.cells import Picture, pictures
 from voxloss_verify.devices import device_name
+from voxloss_verify.installed import version_of
 from voxloss_verify.laws.law import Law
 from voxloss_verify.record import LITERAL, CounterExample, Record, Status
 from voxloss_verify.templates import environment
@@ -162,17 +162,10 @@ def _versions(target: str) -> dict[str, str]:
     where = target.rpartition(":")[0]
     package = where.partition(".")[0]
     if not where.endswith(".py") and package not in versions:
-        version = getattr(sys.modules.get(package), "__version__", None) or _distribution_version(package)
+        version = getattr(sys.modules.get(package), "__version__", None) or version_of(package)
         if version is not None:
             versions[package] = str(version)
     return versions
-
-
-def _distribution_version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _plain(value: Any) -> Any:

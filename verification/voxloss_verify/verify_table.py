@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,9 +10,10 @@ from rich.console import Console
 from rich.text import Text
 
 from voxloss_verify.devices import device_name
+from voxloss_verify.exits import ExitCode, Refused
 from voxloss_verify.record import Record, Status
 from voxloss_verify.request import Request
-from voxloss_verify.terminal import INTERRUPTED, progress_bar, results_console
+from voxloss_verify.terminal import is_quiet, progress_bar, results_console
 from voxloss_verify.verification import Verification
 from voxloss_verify.verify_report import write_html, write_json
 
@@ -29,18 +29,17 @@ STYLES = {
 def verify_and_show(request: Request, html: Path | None, json: Path | None) -> int:
     """Verify a loss, print the records, and write the reports that are asked for, even if interrupted.
 
-    Returns the exit code: 0 if all holds that should, 1 if not, 2 if the loss could not be loaded or called, 130
-    after Ctrl-C.
+    Returns the exit code. Raises Refused if the loss could not be loaded or called.
     """
     try:
         verification = Verification.of(request)
     except ValueError as error:
-        print(f"voxloss: {error}", file=sys.stderr)
-        return 2
+        raise Refused(str(error)) from error
     console = results_console()
     interrupted = False
     try:
-        _show_header(console, verification)
+        if not is_quiet():
+            _show_header(console, verification)
         _ask_all(console, verification)
     except KeyboardInterrupt:
         interrupted = True
@@ -55,8 +54,8 @@ def verify_and_show(request: Request, html: Path | None, json: Path | None) -> i
         if path is not None:
             console.print(f"report: {path}")
     if interrupted:
-        return INTERRUPTED
-    return 1 if verification.failed else 0
+        return ExitCode.INTERRUPTED
+    return ExitCode.FAILED if verification.failed else ExitCode.DONE
 
 
 def _ask_all(console: Console, verification: Verification) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -26,12 +28,13 @@ from voxloss_verify.bench.measure import Options, failed, needed_beside, skipped
 from voxloss_verify.bench.results import Result, Run, State, from_json, load_runs, save_runs
 from voxloss_verify.bench.timing import short
 from voxloss_verify.devices import chosen_device
+from voxloss_verify.exits import ExitCode
 from voxloss_verify.finished import Finished, digest, interrupted
-from voxloss_verify.terminal import INTERRUPTED, progress_bar, results_console
+from voxloss_verify.terminal import is_quiet, progress_bar, results_console
 
-MISSED = 1
 CASES = {"quick": quick_cases, "default": default_cases, "full": full_cases}
 ROUNDS = {"quick": 5, "default": 9, "full": 9}
+_LOG = logging.getLogger(__name__)
 # Rooms of this package that no figure depends on.
 _SHOW = ("goals.py", "gpu_resources.py", "page.py", "plot.py", "run.py")
 
@@ -111,16 +114,18 @@ def bench(request: Request) -> int:
     try:
         for result, is_new in _results(cases, options, kept, key, request.fresh, device, console):
             results.append(result)
-            console.print(f"{result.case.id}{'' if is_new else ' (kept)'}: {summary(result)}")
+            if not is_quiet():
+                console.print(f"{result.case.id}{'' if is_new else ' (kept)'}: {summary(result)}")
     except KeyboardInterrupt:
         console.print(interrupted(len(results), len(cases), "cases", kept))
-        return INTERRUPTED
+        return ExitCode.INTERRUPTED
     settings = {name: value for name, value in asdict(options).items() if name != "available"}
     settings["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "unset")
     today = datetime.now(timezone.utc).date().isoformat()
     run = Run(device, today, request.command, where, found, revision, settings, results)
     missed = _write(request.out, run, console)
-    return MISSED if (request.check and missed) or any(_broken(result) for result in results) else 0
+    failed = (request.check and missed) or any(_broken(result) for result in results)
+    return ExitCode.FAILED if failed else ExitCode.DONE
 
 
 def _write(out: Path, run: Run, console: Console) -> bool:
@@ -232,6 +237,7 @@ def _measured_apart(
         "NUMBA_NUM_THREADS": threads,
     }
     command = [sys.executable, "-m", "voxloss_verify.bench.job"]
+    _LOG.info("%s: %s with %s threads, result in %s", case.id, " ".join(command), threads, path)
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(
@@ -241,8 +247,9 @@ def _measured_apart(
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            process.stdin.write(json.dumps(job))
-            process.stdin.close()
+            with suppress(BrokenPipeError):  # it has ended already: its exit code says more
+                process.stdin.write(json.dumps(job))
+                process.stdin.close()
             for line in process.stdout:
                 _hear(line, show)
         except BaseException:

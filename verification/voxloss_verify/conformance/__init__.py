@@ -6,6 +6,7 @@ picture.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,15 +17,18 @@ from rich.progress import Progress, TaskID
 from voxloss_verify.conformance.cases import LIBRARIES, Case, all_cases
 from voxloss_verify.conformance.pages import Conformance, versions, write
 from voxloss_verify.conformance.results import Row, depends_on, examine, from_json, name_of, to_json
+from voxloss_verify.exits import ExitCode
 from voxloss_verify.finished import Finished, interrupted
 from voxloss_verify.laws import LAWS
 from voxloss_verify.laws.law import Law
 from voxloss_verify.record import Status
 from voxloss_verify.request import ProfileName
 from voxloss_verify.setting import PROFILES, Setting
-from voxloss_verify.terminal import INTERRUPTED, progress_bar, results_console
+from voxloss_verify.terminal import is_quiet, progress_bar, results_console
 
 __all__ = ["build"]
+
+_LOG = logging.getLogger(__name__)
 
 
 def build(out: Path, profile: ProfileName = "quick", seed: int = 0) -> int:
@@ -44,15 +48,17 @@ def build(out: Path, profile: ProfileName = "quick", seed: int = 0) -> int:
     try:
         for row in _examine_all(cases, names, kept, profile, seed, console):
             rows.append(row)
-            console.print(f"{_title(row.case)}: {_summary(row)}")
+            if not is_quiet():
+                console.print(f"{_title(row.case)}: {_summary(row)}")
     except KeyboardInterrupt:
         console.print(interrupted(len(rows), len(cases), "losses", kept))
-        return INTERRUPTED
+        return ExitCode.INTERRUPTED
     kept.keep_only(names)  # not those of other versions, profiles and seeds
     for path in write(out, Conformance(rows, LAWS, found, profile, seed)):
         console.print(f"written: {path}")
     ours = [row for row in rows if row.case.library == LIBRARIES[0].name]
-    return int(any(row.error or row.count(Status.broken) for row in ours))
+    failed = any(row.error or row.count(Status.broken) for row in ours)
+    return ExitCode.FAILED if failed else ExitCode.DONE
 
 
 def _examine_all(
@@ -65,6 +71,7 @@ def _examine_all(
             task = progress.add_task("", total=len(cases) * len(LAWS))
             for number, (case, name) in enumerate(zip(cases, names, strict=True)):
                 row = kept.read(name, partial(from_json, case))
+                _LOG.info("%s is %s", _title(case), f"kept in {kept.path(name)}" if row else "asked every law")
                 if row is None:
                     row = examine(case, LAWS, setting, profile, partial(_show, progress, task, case))
                     kept.write(name, to_json(row))

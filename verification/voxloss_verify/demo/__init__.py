@@ -6,7 +6,9 @@ pictures, `report` the files.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
 from time import perf_counter
@@ -29,9 +31,12 @@ from voxloss_verify.demo.data import held_out_volume
 from voxloss_verify.demo.report import Results, metrics, write_report
 from voxloss_verify.demo.settings import Settings
 from voxloss_verify.demo.training import Training, train
-from voxloss_verify.terminal import INTERRUPTED
+from voxloss_verify.exits import ExitCode
+from voxloss_verify.terminal import progress_bar, progress_console, results_console, shows_progress
 
 __all__ = ["Settings", "run_demo"]
+
+_LOG = logging.getLogger(__name__)
 
 
 def run_demo(settings: Settings) -> int:
@@ -40,8 +45,9 @@ def run_demo(settings: Settings) -> int:
     0 if every check holds, 1 if one does not, 130 if the training was interrupted. Raises ImportError without
     the extra: pip install 'voxloss[demo]'.
     """
-    console = Console()
+    console = results_console()
     brain = brain_mri()
+    _LOG.info("training on %s, of the files in %s", settings.device, brain.image.parent)
     held_out = held_out_volume(brain)
     start = perf_counter()
     with _progress(console) as progress:
@@ -58,7 +64,8 @@ def run_demo(settings: Settings) -> int:
         console.print(f"Interrupted at step {done} of {settings.steps}; reporting what there is.")
     records: list[Record] = []
     checked = False
-    with console.status("checking every loss"):
+    _LOG.info("trained, checking every loss")
+    with progress_console(console).status("checking every loss") if shows_progress() else nullcontext():
         try:
             records.extend(_check(training, held_out, settings))
             checked = True
@@ -70,8 +77,8 @@ def run_demo(settings: Settings) -> int:
         path = write_report(results)
     _show(console, metrics(results), path)
     if training.interrupted or not checked:
-        return INTERRUPTED
-    return 0 if all(record.holds for record in records) else 1
+        return ExitCode.INTERRUPTED
+    return ExitCode.DONE if all(record.holds for record in records) else ExitCode.FAILED
 
 
 def _check(training: Training, held_out: dict[str, Any], settings: Settings) -> Iterator[Record]:
@@ -81,7 +88,8 @@ def _check(training: Training, held_out: dict[str, Any], settings: Settings) -> 
 
 
 def _progress(console: Console) -> Progress:
-    return Progress(
+    return progress_bar(
+        console,
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -90,7 +98,6 @@ def _progress(console: Console) -> Progress:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=console,
     )
 
 
@@ -116,4 +123,4 @@ def _show(console: Console, numbers: dict[str, Any], path: Path) -> None:
     for table in (scores, checks):
         console.print()
         console.print(table)
-    console.print(f"\nreport: {path}", soft_wrap=True)
+    console.print(f"\nreport: {path}")

@@ -125,11 +125,9 @@ def phantom_cases() -> list[Case]:
     phantoms = all_phantoms()
     cases = []
     with tempfile.TemporaryDirectory() as folder:
-        write_phantoms(folder, phantoms)
-        for phantom in phantoms:
-            prediction, reference = (
-                _read(Path(folder) / f"{phantom.name}_{part}.nii.gz") for part in ("prediction", "reference")
-            )
+        *paths, _ = write_phantoms(folder, phantoms)
+        for phantom, *files in zip(phantoms, paths[::2], paths[1::2], strict=True):
+            prediction, reference = map(_read, files)
             if isinstance(phantom, Phantom):
                 sums = closed_form_sums(phantom)
             else:

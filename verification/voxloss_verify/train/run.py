@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import shutil
 import sys
 from collections.abc import Sequence
@@ -17,10 +18,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from voxloss_data.files import save_bytes
 from voxloss_data.training_sets import Scan, training_set, unlabelled
 from voxloss_verify.devices import chosen_device
+from voxloss_verify.exits import ExitCode
 from voxloss_verify.label_files import Case
 from voxloss_verify.score import score_cases
-from voxloss_verify.score_table import save_csv, show_scores
-from voxloss_verify.terminal import INTERRUPTED, progress_bar, results_console
+from voxloss_verify.score_table import save_csv, tables
+from voxloss_verify.terminal import is_quiet, progress_bar, results_console
 from voxloss_verify.train import checkpoint
 from voxloss_verify.train import plan as plans
 from voxloss_verify.train.checkpoint import Checkpoint, Epoch
@@ -31,6 +33,7 @@ from voxloss_verify.train.prediction import write_prediction
 
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
 TIMES = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+_LOG = logging.getLogger(__name__)
 PREDICTIONS, SCORES, CURVES, EVENTS = "predictions", "scores.csv", "curves.csv", "tensorboard"
 
 
@@ -47,10 +50,11 @@ def train_and_score(request: Request) -> int:
     try:
         plan = _plan(request, console)
         training, validation = plan.scans(training_set(request.data))
-        _say(plan, console)
+        if not is_quiet():
+            _say(plan, console)
         _train(request, plan, training, validation, device, console)
         if not validation:
-            return 0
+            return ExitCode.DONE
         folder = request.out / PREDICTIONS
         run = _predict(
             request.out, plan, [(scan.name, scan.image) for scan in validation], folder, device, console
@@ -60,7 +64,7 @@ def train_and_score(request: Request) -> int:
         kept = (request.out / checkpoint.FILE).exists()
         what = "the last whole epoch is kept" if kept else "no epoch was finished"
         console.print(f"interrupted: {what} in {request.out}; the same command goes on from there")
-        return INTERRUPTED
+        return ExitCode.INTERRUPTED
 
 
 def predict_and_write(run: Path, images: Sequence[Path], out: Path, device_name: str, fresh: bool) -> int:
@@ -80,9 +84,9 @@ def predict_and_write(run: Path, images: Sequence[Path], out: Path, device_name:
         _predict(run, plan, named, out, device, console)
     except KeyboardInterrupt:
         console.print(f"interrupted: what is predicted is kept in {out}; the same command goes on from there")
-        return INTERRUPTED
+        return ExitCode.INTERRUPTED
     console.print(f"predictions: {out}")
-    return 0
+    return ExitCode.DONE
 
 
 def _plan(request: Request, console: Console) -> Plan:
@@ -130,7 +134,7 @@ def _train(
 ) -> None:
     state = Training(plan, request.out, device)
     begun = len(state.epochs)
-    if begun:
+    if begun and not is_quiet():
         console.print(f"going on after epoch {begun} of {plan.epochs}")
     board = _board(request.out / EVENTS, begun, console)
     with progress_bar(console, *COLUMNS, *TIMES) as progress:
@@ -149,7 +153,9 @@ def _train(
                 facts |= {f"Dice/{name}": dice for name, dice in named.items() if dice is not None}
                 scores = (f"{name} {dice:.3f}" for name, dice in [*named.items()][1:] if dice is not None)
                 text += f"  validation Dice: {', '.join(scores)}"
-                console.print(text)
+                if not is_quiet():
+                    console.print(text)
+            _LOG.info("epoch %d of %d, loss %.4f", number, plan.epochs, last.loss)
             if board is not None:
                 for name, value in facts.items():
                     board.add_scalar(name, value, number)
@@ -211,9 +217,9 @@ def _score(plan: Plan, scans: Sequence[Scan], predictions: Sequence[Path], out: 
     results = score_cases(cases, plan.labels[1:], plan.ignored)
     scored = [result for result in results if result.error is None]
     save_csv(scored, out)
-    show_scores(scored, True, console)
+    console.print(*tables(scored, means=True), sep="\n")
     for result in results:
         if result.error is not None:
             print(f"voxloss: {result.error}", file=sys.stderr)
     console.print(f"predictions: {predictions[0].parent}, scores: {out}")
-    return 2 if any(result.error is not None for result in results) else 0
+    return ExitCode.REFUSED if len(scored) < len(results) else ExitCode.DONE

@@ -1,0 +1,28 @@
+"""How a command ends: the exit codes, and the error that is the user's to mend."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What `voxloss` tells the shell, the same for every command."""
+
+    meaning: str
+
+    def __new__(cls, code: int, meaning: str) -> ExitCode:  # noqa: D102
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.meaning = meaning
+        return member
+
+    DONE = 0, "done"
+    FAILED = 1, "a check failed"
+    REFUSED = 2, "wrong usage, an unusable file or target, or a missing extra"
+    FAULT = 70, "an error that voxloss did not expect (--debug shows where)"
+    INTERRUPTED = 130, "interrupted by Ctrl-C"
+    CLOSED_PIPE = 141, "whoever read the output stopped reading"
+
+
+class Refused(Exception):
+    """What is asked for cannot be done; the message says in a line what was expected, what came and where."""
