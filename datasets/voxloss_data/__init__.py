@@ -1,10 +1,12 @@
-"""Phantoms whose Dice and IoU are known exactly, and a real brain MRI; all as NIfTI with a true geometry.
+"""Phantoms whose Dice and IoU are known exactly, CT to train on, a real brain MRI; as NIfTI with true geometry.
 
 A phantom's scores follow from its geometry, in `fractions.Fraction`; nothing is counted or rounded.
-Start with `all_phantoms()` in memory, `write_phantoms(folder)` on disk, `brain_mri()` for the MNI152 brain.
+Start with `all_phantoms()` in memory, `write_phantoms(folder)` on disk, `write_ct_set(folder)` for a
+set of labelled CT volumes to train on, `brain_mri()` for the MNI152 brain.
 Nothing here imports torch or voxloss: these are the scales that a loss is put on.
 """
 
+from voxloss_data.ct import write_ct_set
 from voxloss_data.mni import BrainMRI, brain_mri
 from voxloss_data.phantoms import (
     ImagePair,
@@ -37,5 +39,6 @@ __all__ = [
     "ramp",
     "shifted_boxes",
     "spheres",
+    "write_ct_set",
     "write_phantoms",
 ]

@@ -22,9 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxloss_data.files import save_json, save_nifti
+from voxloss_data.geometry import Spacing, Triple, flipped_affine, require_integers
 
-Triple = tuple[int, int, int]
-Spacing = tuple[float, float, float]
 Rational = float | Fraction
 
 # Anisotropic, as clinical volumes are, and exact in the float32 that NIfTI stores.
@@ -131,8 +130,8 @@ def shifted_boxes(
 
     `size` L and `shift` t are in voxels, `spacing` in mm. Raises ValueError unless L_k ≥ 1 and t_k are integers.
     """
-    _require_integers("size", size, at_least=1)
-    _require_integers("shift", shift)
+    require_integers("size", size, at_least=1)
+    require_integers("shift", shift)
     shape = [length + abs(t) + 2 for length, t in zip(size, shift, strict=True)]
     # One voxel of background all around; a negative shift moves the reference to the left of the prediction.
     here = [1 + max(0, -t) for t in shift]
@@ -154,7 +153,7 @@ def nested_cubes(*, inner: int = 8, outer: int = 16, spacing: Spacing = SPACING)
 
     `inner` a and `outer` b are the edges in voxels, `spacing` is in mm. Raises ValueError unless 1 ≤ a ≤ b.
     """
-    _require_integers("inner, outer", (inner, outer), 2, at_least=1)
+    require_integers("inner, outer", (inner, outer), 2, at_least=1)
     if inner > outer:
         raise ValueError(f"expected inner ≤ outer, got inner={inner}, outer={outer}")
     shape = [outer + 2] * 3
@@ -208,7 +207,7 @@ def half_volumes(*, shape: Triple = (8, 6, 5), spacing: Spacing = SPACING) -> Ph
 
     `shape` is in voxels, `spacing` in mm. Raises ValueError unless X and Y are even.
     """
-    _require_integers("shape", shape, at_least=1)
+    require_integers("shape", shape, at_least=1)
     x, y, z = shape
     if x % 2 or y % 2:
         raise ValueError(f"expected an even number of voxels along x and y, got shape={shape}")
@@ -236,7 +235,7 @@ def constant(
     in mm. Raises ValueError unless `probability` is in [0, 1] and exact in float32 (as 1/4 is and 1/10 is not),
     and `fraction` is in (0, 1] and fills a whole number of the X slices.
     """
-    _require_integers("shape", shape, at_least=1)
+    require_integers("shape", shape, at_least=1)
     x, y, z = shape
     if not 0 <= probability <= 1 or Fraction(float(np.float32(float(probability)))) != probability:
         raise ValueError(f"expected a probability in [0, 1] that float32 holds exactly, got {probability}")
@@ -247,7 +246,7 @@ def constant(
         name=f"constant_p{_dashed(p)}_q{_dashed(q)}_{_join(shape)}",
         prediction=np.full(shape, float(p), np.float32),
         reference=_box(shape, (0, 0, 0), (int(q * x), y, z)),
-        affine=_affine(spacing),
+        affine=flipped_affine(spacing),
         intersection=p * q * voxels,
         prediction_sum=p * voxels,
         prediction_squared_sum=p * p * voxels,
@@ -261,7 +260,7 @@ def ramp(*, n: int = 16, cross_section: tuple[int, int] = (4, 3), spacing: Spaci
     `n` and `cross_section` [Y, Z] are in voxels, `spacing` in mm. Raises ValueError unless n is a power of two
     from 2 to 2²³, which keeps every probability exact in float32.
     """
-    _require_integers("n, cross_section", (n, *cross_section), at_least=1)
+    require_integers("n, cross_section", (n, *cross_section), at_least=1)
     if not 2 <= n <= 2**23 or n & (n - 1):
         raise ValueError(f"expected n to be a power of two from 2 to 2**23, got {n}")
     shape = (n, *cross_section)
@@ -271,7 +270,7 @@ def ramp(*, n: int = 16, cross_section: tuple[int, int] = (4, 3), spacing: Spaci
         name=f"ramp_{_join(shape)}",
         prediction=np.broadcast_to(probabilities[:, None, None], shape).copy(),
         reference=_box(shape, (n // 2, 0, 0), (n // 2, *cross_section)),
-        affine=_affine(spacing),
+        affine=flipped_affine(spacing),
         intersection=rows * Fraction(3 * n, 8),
         prediction_sum=rows * Fraction(n, 2),
         prediction_squared_sum=rows * (Fraction(n, 3) - Fraction(1, 12 * n)),
@@ -287,7 +286,7 @@ def spheres(
     They lie apart along (1, 2, 2)/3, so that every axis and its spacing (mm) counts. Raises ValueError unless
     d ≥ 0 and R exceeds half a voxel's diagonal, below which the enclosure says nothing.
     """
-    affine = _affine(spacing)
+    affine = flipped_affine(spacing)
     if not math.hypot(*spacing) / 2 < radius_mm < math.inf:
         raise ValueError(f"expected a radius above half of the voxel diagonal {spacing} mm, got {radius_mm} mm")
     if not 0 <= distance_mm < math.inf:
@@ -398,22 +397,12 @@ def _hard(
         name=name,
         prediction=prediction.astype(np.float32),
         reference=reference,
-        affine=_affine(spacing),
+        affine=flipped_affine(spacing),
         intersection=Fraction(intersection),
         prediction_sum=Fraction(prediction_sum),
         prediction_squared_sum=Fraction(prediction_sum),
         target_sum=Fraction(target_sum),
     )
-
-
-def _affine(spacing: Spacing) -> NDArray[np.float64]:
-    """Voxel indices to mm: x flipped and the origin elsewhere, since an identity would hide every mistake."""
-    if len(spacing) != 3 or not all(0 < s < math.inf for s in spacing):
-        raise ValueError(f"expected a spacing of three positive numbers in mm, got {spacing}")
-    x, y, z = spacing
-    affine = np.diag([-x, y, z, 1.0])
-    affine[:3, 3] = 40.0, -25.5, 12.25
-    return affine
 
 
 def _box(shape: Iterable[int], start: Iterable[int], size: Iterable[int]) -> NDArray[np.uint8]:
@@ -424,7 +413,7 @@ def _box(shape: Iterable[int], start: Iterable[int], size: Iterable[int]) -> NDA
 
 def _board(shape: Triple) -> tuple[NDArray[np.uint8], int]:
     """Ones where i + j + k is even, and half the number of voxels."""
-    _require_integers("shape", shape, at_least=1)
+    require_integers("shape", shape, at_least=1)
     voxels = math.prod(shape)
     if voxels % 2:
         raise ValueError(f"expected an even number of voxels along at least one axis, got shape={shape}")
@@ -436,12 +425,6 @@ def _lens(radius: float, distance: float) -> float:
     if distance >= 2 * radius:
         return 0.0
     return radius**3 - 3 * distance * radius**2 / 4 + distance**3 / 16
-
-
-def _require_integers(name: str, values: tuple[int, ...], count: int = 3, at_least: float = -math.inf) -> None:
-    if len(values) != count or not all(isinstance(value, int) and value >= at_least for value in values):
-        bound = f" ≥ {at_least}" if at_least > -math.inf else ""
-        raise ValueError(f"{name}: expected {count} integers{bound}, got {values}")
 
 
 def _join(values: Iterable[int]) -> str:
