@@ -89,7 +89,7 @@ def _case(
     centre = generator.uniform(-0.05, 0.05, 3) * extent
     radius = generator.uniform(0.10, 0.12) * extent.min()
     direction = generator.standard_normal(3)
-    # In units of its semi-axes the organ is a ball of radius 1, the lesion within one of radius / (least semi-axis).
+    # With its semi-axes as units the organ is a ball of radius 1, the lesion within one of radius / shortest.
     reach = generator.uniform(0.2, 0.8) * (1 - radius / semi_axes.min())
     offset = reach * semi_axes * direction / np.linalg.norm(direction)
     voxel = np.argmin(np.square(position - (centre + offset)).sum(-1))
