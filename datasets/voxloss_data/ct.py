@@ -99,6 +99,8 @@ def _case(
     organ = np.square((position - centre) / semi_axes).sum(-1) <= 1
     lesion = np.square(position - lesion_centre).sum(-1) <= radius**2
     labels = np.where(lesion, 2, organ).astype(np.uint8)
-    tissue = np.where(body, SOFT_TISSUE, AIR)
-    image = np.choose(labels, (tissue, ORGAN, LESION)) + NOISE * generator.standard_normal(shape)
+    image = np.where(body, float(SOFT_TISSUE), float(AIR))
+    image[organ] = ORGAN
+    image[lesion] = LESION
+    image += NOISE * generator.standard_normal(shape)
     return np.maximum(np.rint(image), LOWEST).astype(np.int16), labels
