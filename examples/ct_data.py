@@ -37,7 +37,7 @@ def options(description: str | None) -> argparse.Namespace:
         metavar="FOLDER",
         help="imagesTr, labelsTr and dataset.json, as in the Decathlon; else synthetic",
     )
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--patch", type=int, default=32, help="edge of the training patches, in voxels")
     parser.add_argument("--spacing", type=float, nargs=3, default=(1.5, 1.5, 3.0), help="resample to, in mm")
     parser.add_argument("--seed", type=int, default=0)
