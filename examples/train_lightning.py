@@ -24,7 +24,7 @@ class Segmentation(lightning.LightningModule):
 
     def __init__(self, classes: int, patch: int) -> None:
         super().__init__()
-        self.network = UNet(3, 1, classes, channels=(8, 16, 32), strides=(2, 2), num_res_units=1)
+        self.network = UNet(3, 1, classes, channels=(8, 16, 32), strides=(2, 2), num_res_units=2)
         # The one line that changes; before, after `from monai.losses import DiceCELoss`, it was the same.
         self.loss = DiceCELoss(softmax=True, to_onehot_y=True)
         self.dice: Any = DiceMetric(include_background=False, num_classes=classes)  # of label maps

@@ -26,7 +26,7 @@ def main() -> None:
     train, validate, classes = ct_data.loaders(given)
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = UNet(3, 1, classes, channels=(8, 16, 32), strides=(2, 2), num_res_units=1).to(device)
+    network = UNet(3, 1, classes, channels=(8, 16, 32), strides=(2, 2), num_res_units=2).to(device)
     evaluator = SupervisedEvaluator(
         device=device,
         val_data_loader=validate,

@@ -22,7 +22,7 @@ def main() -> None:
     given = ct_data.options(__doc__)
     train, validate, classes = ct_data.loaders(given)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = UNet(3, 1, classes, channels=(8, 16, 32), strides=(2, 2), num_res_units=1).to(device)
+    network = UNet(3, 1, classes, channels=(8, 16, 32), strides=(2, 2), num_res_units=2).to(device)
     # The one line that changes; before, after `from monai.losses import DiceCELoss`, it was the same.
     loss = DiceCELoss(softmax=True, to_onehot_y=True)
     optimizer = torch.optim.AdamW(network.parameters(), 0.01)
