@@ -1,6 +1,6 @@
-"""Train on CT with label maps with PyTorch Lightning (pip install 'voxloss[examples]').
+"""Train on CT with label maps with PyTorch Lightning (pip install '.[examples]').
 
-python examples/train_lightning.py                    # a synthetic set, a minute on a CPU
+python examples/train_lightning.py                    # a synthetic set, on a CPU too
 python examples/train_lightning.py --data FOLDER --epochs 300 --patch 96
 """
 

@@ -1,6 +1,6 @@
-"""Train on CT with label maps with MONAI's engines (pip install 'voxloss[examples]').
+"""Train on CT with label maps with MONAI's engines (pip install '.[examples]').
 
-python examples/train_monai_engine.py                    # a synthetic set, a minute on a CPU
+python examples/train_monai_engine.py                    # a synthetic set, on a CPU too
 python examples/train_monai_engine.py --data FOLDER --epochs 300 --patch 96
 """
 

@@ -1,6 +1,6 @@
 """Train on CT with label maps in a loop of plain PyTorch.
 
-python examples/train_pytorch.py                    # a synthetic set, a minute on a CPU
+python examples/train_pytorch.py                    # a synthetic set, on a CPU too
 python examples/train_pytorch.py --data FOLDER --epochs 300 --patch 96
 """
 
