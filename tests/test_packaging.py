@@ -115,6 +115,10 @@ def test_sdist_can_be_tested(distributions: dict[str, set[str]]) -> None:
     assert {"README.md", "LICENSE", "CHANGELOG.md", "Makefile", "constraints.txt", "pyproject.toml"} <= files
     for path in (ROOT / "tests").glob("*.py"):
         assert f"tests/{path.name}" in files
+    made = {"__pycache__", "models", "eval"}  # by running the examples
+    for path in (ROOT / "examples").rglob("*"):
+        if path.is_file() and not made & set(path.parts):
+            assert str(path.relative_to(ROOT)) in files
     assert not [name for name in files if "__pycache__" in name or name.endswith(".nii.gz")]
 
 

@@ -71,7 +71,7 @@ def test_the_table_of_differences_and_the_tests_are_the_same_list() -> None:
 
 
 def test_local_links_lead_somewhere() -> None:
-    for page in ("README.md", ".github/CONTRIBUTING.md"):
+    for page in ("README.md", ".github/CONTRIBUTING.md", "docs/monai.md"):
         text = (ROOT / page).read_text(encoding="utf-8")
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
             assert (ROOT / page).parent.joinpath(target).exists(), f"{page}: {target}"

@@ -26,7 +26,7 @@ from voxloss_verify.train import Plan, Request, make_plan, predict_and_write, tr
 from voxloss_verify.train.checkpoint import Checkpoint
 from voxloss_verify.train.network import loss_of
 from voxloss_verify.train.prediction import predicted_classes, write_prediction
-from voxloss_verify.train.volumes import IGNORED, batches, training_patches
+from voxloss_verify.train.volumes import IGNORED, batches, image_transforms, training_patches
 
 CPU = torch.device("cpu")
 EPOCHS = 4
@@ -210,6 +210,8 @@ def test_whatever_the_orientation_and_spacing_a_voxel_is_predicted_where_it_is(a
     save_nifti(tmp_path / "image_label.nii.gz", (image > 0).astype(np.uint8), affine)
     request = Request(tmp_path, tmp_path / "out", spacing=(1.0, 1.0, 1.0), patch=(32, 32, 32), validation=0)
     plan = make_plan(request)
+    seen: Any = image_transforms(plan)({"image": str(tmp_path / "image.nii.gz")})["image"]
+    assert seen.affine[:3, :3].numpy() == pytest.approx(np.eye(3))
     predicted = predicted_classes(LargestInput(), [tmp_path / "image.nii.gz"], plan, CPU)
     assert predicted.shape == image.shape
     box = image > 0

@@ -89,7 +89,7 @@ def _case(
     centre = generator.uniform(-0.05, 0.05, 3) * extent
     radius = generator.uniform(0.10, 0.12) * extent.min()
     direction = generator.standard_normal(3)
-    # In units of its semi-axes the organ is a ball of radius 1, the lesion within one of radius / (least semi-axis).
+    # With its semi-axes as units the organ is a ball of radius 1, the lesion within one of radius / shortest.
     reach = generator.uniform(0.2, 0.8) * (1 - radius / semi_axes.min())
     offset = reach * semi_axes * direction / np.linalg.norm(direction)
     voxel = np.argmin(np.square(position - (centre + offset)).sum(-1))
@@ -99,6 +99,8 @@ def _case(
     organ = np.square((position - centre) / semi_axes).sum(-1) <= 1
     lesion = np.square(position - lesion_centre).sum(-1) <= radius**2
     labels = np.where(lesion, 2, organ).astype(np.uint8)
-    tissue = np.where(body, SOFT_TISSUE, AIR)
-    image = np.choose(labels, (tissue, ORGAN, LESION)) + NOISE * generator.standard_normal(shape)
+    image = np.where(body, float(SOFT_TISSUE), float(AIR))
+    image[organ] = ORGAN
+    image[lesion] = LESION
+    image += NOISE * generator.standard_normal(shape)
     return np.maximum(np.rint(image), LOWEST).astype(np.int16), labels

@@ -104,9 +104,7 @@ def demo(
 def train(
     data: Annotated[
         Path,
-        typer.Option(
-            metavar="FOLDER", help="Images and label maps, as NIfTI.", show_default=False
-        ),
+        typer.Option(metavar="FOLDER", help="Images and label maps, as NIfTI.", show_default=False),
     ],
     loss: LossOption = "dice-ce",
     loss_kwargs: Annotated[
