@@ -22,6 +22,7 @@ from scipy.ndimage import binary_dilation, binary_erosion
 from voxloss_data.ct import write_ct_set
 from voxloss_data.files import save_nifti
 from voxloss_data.training_sets import training_set
+from voxloss_verify.__main__ import main
 from voxloss_verify.train import Plan, Request, make_plan, predict_and_write, train_and_score
 from voxloss_verify.train.checkpoint import Checkpoint
 from voxloss_verify.train.network import loss_of
@@ -331,3 +332,45 @@ def test_a_loss_that_is_no_number_ends_the_run_and_not_the_checkpoint(ct: Path, 
         train_and_score(request_of(ct, tmp_path, learning_rate=1e30, validation=0))
     state = Checkpoint.load(tmp_path, CPU)
     assert state is None or all(math.isfinite(epoch.loss) for epoch in state.epochs)
+
+
+def command(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as left:
+        main([*map(str, arguments)])
+    code = left.value.code
+    assert isinstance(code, int)
+    return code
+
+
+def test_the_commands_train_and_predict(
+    ct: Path, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the options of `request_of`, the command line makes the plan that Python makes."""
+    options = ["--width", 4, "--patch", 16, 16, 24, "--epochs", EPOCHS, "--patches", 2, "--validate-every", 2]
+    given = [*options, "--learning-rate", 0.01, "--device", "cpu"]
+    assert command("train", "--data", ct, "--loss", "DiceCE", "--out", unbroken, *given) == 0
+    shown = capsys.readouterr().out
+    assert f"going on after epoch {EPOCHS} of {EPOCHS}" in shown
+    assert "DiceCELoss" in shown
+    assert command("predict", unbroken, ct / "imagesTs", "--out", tmp_path / "found", "--quiet") == 0
+    assert (tmp_path / "found" / "ct_005.nii.gz").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train"], "--data"),
+        (["train", "--data", "nowhere"], "expected a folder of images and label maps, got nothing at nowhere"),
+        (["train", "--data", "nowhere", "--loss", "dise"], "got 'dise'"),
+        (["train", "--data", "nowhere", "--loss-kwargs", "{"], "--loss-kwargs"),
+        (["train", "--data", "nowhere", "--precision", "int8"], "int8"),
+        (["predict", "nowhere", "image.nii.gz"], "expected a folder that `voxloss train` has written"),
+    ],
+)
+def test_wrong_command_lines_end_with_2_and_one_line(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(*arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
