@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from monai.utils import set_determinism
@@ -33,6 +34,7 @@ from voxloss_verify.train.prediction import write_prediction
 
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
 TIMES = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+NAMED = 6  # classes whose scores a line has room for
 _LOG = logging.getLogger(__name__)
 PREDICTIONS, SCORES, CURVES, EVENTS = "predictions", "scores.csv", "curves.csv", "tensorboard"
 
@@ -107,13 +109,15 @@ def _plan(request: Request, console: Console) -> Plan:
 
 
 def _say(plan: Plan, console: Console) -> None:
+    named = zip(map(str, plan.labels), plan.class_names, strict=True)
+    classes = ", ".join(label if name == label else f"{label} {name}" for label, name in named)
+    ignored = "" if plan.ignored is None else f"; {plan.ignored} does not count"
+    window = f", window {plan.window[0]:g} to {plan.window[1]:g} HU" if plan.window else ""
     shown = {
-        "loss": plan.loss + (f" {plan.loss_kwargs}" if plan.loss_kwargs else ""),
-        "classes": ", ".join(f"{label} {name}" for label, name in zip(plan.labels, plan.class_names, strict=True))
-        + (f"; {plan.ignored} does not count" if plan.ignored is not None else ""),
+        "loss": f"{plan.loss} {plan.loss_kwargs or ''}",
+        "classes": f"{len(plan.labels)}: {classes}{ignored}",
         "scans": f"{len(plan.training)} train, {len(plan.validation)} validate",
-        "images": f"{plan.modality}, {plan.channels} channel{'s' * (plan.channels > 1)}"
-        + (f", window {plan.window[0]:g} to {plan.window[1]:g} HU" if plan.window else ""),
+        "images": f"{plan.modality}, {plan.channels} channel{'s' * (plan.channels > 1)}{window}",
         "grid": f"spacing {_by(plan.spacing)} mm, patches {_by(plan.patch)} voxels",
     }
     for name, value in shown.items():
@@ -151,8 +155,11 @@ def _train(
             if last.dice is not None:
                 named = dict(zip(plan.class_names, last.dice, strict=True))
                 facts |= {f"Dice/{name}": dice for name, dice in named.items() if dice is not None}
-                scores = (f"{name} {dice:.3f}" for name, dice in [*named.items()][1:] if dice is not None)
-                text += f"  validation Dice: {', '.join(scores)}"
+                found = {name: dice for name, dice in [*named.items()][1:] if dice is not None}
+                if found:
+                    text += f"  validation Dice {fmean(found.values()):.3f}"
+                if 1 < len(found) <= NAMED:
+                    text += f" ({', '.join(f'{name} {dice:.3f}' for name, dice in found.items())})"
                 if not is_quiet():
                     console.print(text)
             _LOG.info("epoch %d of %d, loss %.4f", number, plan.epochs, last.loss)
