@@ -257,6 +257,35 @@ def test_a_loss_of_ones_own_gets_every_option() -> None:
     torch.testing.assert_close(HalfDice(**options)(x, labels), dice(x, labels) / 2)
 
 
+class Unnamed(RegionLoss):
+    """A mistake: `further` does not name the sum."""
+
+    def per_class(self, statistics: RegionStatistics, voxels: Tensor) -> Tensor:
+        return statistics.target / voxels
+
+
+class Untaken(HalfDice):
+    """A mistake: the formula does not take the sum."""
+
+    further = ("voxels",)
+
+
+def test_a_formula_takes_the_sums_that_its_class_names() -> None:
+    message = r"Unnamed.per_class: expected .*\['statistics'\].*, got .*Say further = \('voxels',\) in the class"
+    with pytest.raises(TypeError, match=message):
+        Unnamed(**MAP)
+    message = r"per_class: expected .*\['statistics', 'voxels'\].*, got .*Add voxels to its arguments"
+    with pytest.raises(TypeError, match=message):
+        Untaken(**MAP)
+
+
+def test_a_weight_too_few_says_that_the_background_has_one() -> None:
+    options: dict[str, Any] = {**MAP, "include_background": False, "weight": [1.0, 2.0, 3.0]}
+    DiceLoss(**options)(logits(), label_map())
+    with pytest.raises(ValueError, match=r"4 \(one per channel\), got 3\. The background has a weight here, too"):
+        voxloss.DiceCELoss(**options)(logits(), label_map())
+
+
 class MeanDice(RegionLoss):
     """A mistake: the mean belongs to the reduction."""
 

@@ -147,6 +147,26 @@ def test_a_snippet_shows_the_broken_value_in_a_fresh_python(verify: Verify) -> N
     assert len(shown) == 2
 
 
+def test_a_snippet_shows_the_gradient_that_differs(verify: Verify) -> None:
+    """Of the moved volume, beside the one that it must be."""
+    claims = ("--as", "dice", "--claim", "activation=softmax", "--claim", "labels=map")
+    loss = ("voxloss_verify.mutants:LastVoxelsCountMore", "--kwargs", LOGITS, *claims)
+    code, out, _ = verify(*loss, "--law", "13a")
+    assert code == 1
+    (snippet,) = snippets(out)
+    run = subprocess.run([sys.executable, "-"], input=snippet, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("tensor(") == 3, "both gradients and their distance"
+    assert float(re.findall(r"tensor\(([\d.e-]+)", run.stdout)[-1]) > 0
+
+
+def test_of_several_broken_laws_the_first_to_look_at_is_named(verify: Verify) -> None:
+    _, out, _ = verify(*flawed("Off", "1", "24", "25"))
+    assert "\n\nlook at law 24 first: " in out
+    _, out, _ = verify(*flawed("Off", "25"))
+    assert "look at law" not in out
+
+
 def test_what_is_not_claimed_is_not_asked(verify: Verify) -> None:
     code, out, _ = verify(*flawed("Imprecise", "25"), "--claim", 'dtypes=["float32", "float64"]')
     assert code == 0

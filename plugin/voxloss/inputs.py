@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable, Sequence
+from inspect import Parameter, signature
 from numbers import Integral, Real
 from typing import NoReturn, cast
 
@@ -190,6 +192,25 @@ def require_ignore_index(ignore_index: int | None) -> None:
     """Check that the label to ignore is a whole number."""
     if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, Integral)):
         raise TypeError(f"ignore_index: expected an int or None, got {ignore_index!r}.")
+
+
+def require_arguments(per_class: Callable[..., Tensor], further: Sequence[str]) -> None:
+    """Check that a formula takes the sums that its class names, and no others."""
+    first, *arguments = signature(per_class).parameters.values()
+    by_name = [a for a in arguments if a.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)]
+    unnamed = [a.name for a in by_name if a.name not in further and a.default is Parameter.empty]
+    takes_any = any(a.kind is Parameter.VAR_KEYWORD for a in arguments)
+    untaken = [] if takes_any else [name for name in further if name not in {a.name for a in by_name}]
+    if not unnamed and not untaken:
+        return
+    expected = f"the arguments {[first.name, *further]}, as further = {tuple(further)!r} names them"
+    remedy = (
+        f"Say further = {(*further, *unnamed)!r} in the class"
+        if unnamed
+        else f"Add {', '.join(untaken)} to its arguments"
+    )
+    got = [first.name, *(argument.name for argument in arguments)]
+    raise TypeError(f"{per_class.__qualname__}: expected {expected}, got {got}. {remedy}.")
 
 
 def require_per_class(loss: Tensor, shape: torch.Size) -> None:

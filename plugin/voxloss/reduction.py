@@ -82,7 +82,13 @@ def class_weights(
     expected = f"{channels} (one per channel)"
     if len(chosen) != channels:
         expected += f" or {len(chosen)} (one per class that counts)"
-    raise ValueError(f"{name}: expected a single value or {expected}, got {len(weight)}.")
+    background = ""
+    if len(weight) == channels - 1 and len(chosen) == channels:
+        background = (
+            " The background has a weight here, too: in a compound, include_background is of the region loss, "
+            "and cross entropy has all channels."
+        )
+    raise ValueError(f"{name}: expected a single value or {expected}, got {len(weight)}.{background}")
 
 
 def reduce(

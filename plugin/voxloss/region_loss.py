@@ -116,6 +116,7 @@ class RegionLoss(StatisticsLoss):
             group=group,
             shard=shard,
         )
+        inputs.require_arguments(self.per_class, self.further)
         class_weight = None if weight is None else torch.as_tensor(weight)
         require_weight(class_weight)
         require_classes(classes, include_background)

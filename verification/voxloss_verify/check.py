@@ -143,6 +143,7 @@ def ask_law(subject: Subject, setting: Setting, law: Law) -> Record:
             broken.finding.code or law.code,
             broken.finding.other,
             subject.claims.labels == "indices",
+            broken.finding.other_gradient,
         )
         record = replace(
             record,

@@ -47,6 +47,7 @@ class Finding:
     volume: Volume | None = None  # what showed it, if it is not the volume that was examined
     other: Volume | None = None  # what that volume is compared with
     code: tuple[str, ...] = ()  # what is done with `loss`, `input` and `target` before the loss is called
+    other_gradient: str = ""  # Python of what the gradient of `other` must be, if it is `input.grad`, moved
 
     @property
     def holds(self) -> bool:
@@ -68,7 +69,8 @@ class CounterExample:
     """The smallest volume that was found to break a law, and what it showed.
 
     `setup` is Python that makes `loss`; `code`, what is done with it and with `input` and `target` before it is
-    called; `other`, what the volume is compared with. `indices`: the target goes in without its channel axis.
+    called; `other`, what the volume is compared with, and `other_gradient` Python of what its gradient must be.
+    `indices`: the target goes in without its channel axis.
     """
 
     law: str
@@ -78,6 +80,7 @@ class CounterExample:
     code: tuple[str, ...] = ()
     other: Volume | None = None
     indices: bool = False
+    other_gradient: str = ""
 
     @property
     def stem(self) -> str:
@@ -92,7 +95,10 @@ class CounterExample:
         lines += [*self.code, "input.requires_grad_()", "value = loss(input, target)", "value.sum().backward()"]
         lines += [f"print(value.tolist())  # {self.message}", "print(input.grad)"]
         if self.other is not None:
-            lines += ["print(loss(other_input, other_target).tolist())"]
+            lines += ["other_input.requires_grad_()", "other_value = loss(other_input, other_target)"]
+            lines += ["other_value.sum().backward()", "print(other_value.tolist())", "print(other_input.grad)"]
+        if self.other_gradient:
+            lines += [f"print((other_input.grad - {self.other_gradient}).abs().max())  # must be about 0"]
         return "\n".join(lines)
 
     def save(self, folder: str | Path) -> list[Path]:

@@ -21,6 +21,9 @@ from voxloss_verify.subject import Subject, said, subject_of
 
 _LOG = logging.getLogger(__name__)
 
+# Shape, value and gradient: a loss that breaks one of these laws breaks others, too.
+ELEMENTARY = ("30", "24", "20")
+
 
 @dataclass
 class Verification:
@@ -87,6 +90,14 @@ class Verification:
     def failed(self) -> bool:
         """Whether a law is broken, or an expected failure is out of date."""
         return any(xfails.fails(record, self.xfails) for record in self.records)
+
+    @property
+    def look_first(self) -> str | None:
+        """Of several broken laws the one whose reason the others may share."""
+        broken = [record.law for record in self.records if record.status is Status.broken]
+        if len(broken) < 2:
+            return None
+        return next((law for law in ELEMENTARY if law in broken), broken[0])
 
     def ask(self, law: Law) -> Record:
         """Ask a law, keep its record, and write the counter-example if it is broken."""

@@ -125,6 +125,8 @@ def _show_summary(console: Console, verification: Verification) -> None:
             title = f"{record.law} {record.name}: broken"
             console.print(Text(f"\n{title}", style="bold red"))
             console.print(verification.explanation(record))
+    if verification.look_first is not None:
+        console.print(f"\nlook at law {verification.look_first} first: one mistake may break the others, too")
     console.print(f"\n{summary(verification)}")
 
 

@@ -229,10 +229,29 @@ def shards(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findi
         slopes = torch.cat([step[1] for step in steps], axis) / len(steps)
         tolerance = 2 * exact.expected(claims, volume).tolerance
         slack = 2 * exact.gradient_tolerance(claims, volume, volume.dtype)
-        yield close(f"loss, {kind}", values.mean(0).double().numpy(), first.value, tolerance, first.dtype)
-        yield close(f"∂L/∂input, {kind}", slopes.double().numpy(), by_input.double().numpy(), slack, volume.dtype)
-        for step in steps:
-            yield close(f"∂L/∂parameter, {kind}", step[2].numpy(), by_parameter.numpy(), slack * input.numel())
+        findings = [
+            close(f"loss, {kind}", values.mean(0).double().numpy(), first.value, tolerance, first.dtype),
+            close(f"∂L/∂input, {kind}", slopes.double().numpy(), by_input.double().numpy(), slack, volume.dtype),
+        ]
+        findings += [
+            close(f"∂L/∂parameter, {kind}", step[2].numpy(), by_parameter.numpy(), slack * input.numel())
+            for step in steps
+        ]
+        code = _on_two_processes(where, axis, axis_of_target)
+        yield from (replace(finding, code=code) for finding in findings)
+
+
+def _on_two_processes(where: int, axis: int, axis_of_target: int) -> tuple[str, ...]:
+    """Python that shows what two processes make of `input` and `target`, cut at a place along an axis."""
+    return (
+        "from voxloss_verify.laws.engines import training_step",
+        "from voxloss_verify.ranks import Ranks",
+        f"shares = zip(input.tensor_split([{where}], {axis}), target.tensor_split([{where}], {axis_of_target}))",
+        "with Ranks(2) as ranks:",
+        "    steps = ranks.run(training_step, [(loss, x.contiguous(), y.contiguous()) for x, y in shares])",
+        "print([step[0].item() for step in steps])  # their mean is compared with one process's value",
+        f"print(torch.cat([step[1] for step in steps], {axis}) / 2)  # compared with one process's gradient",
+    )
 
 
 def _backends(subject: Subject, setting: Setting) -> str | None:

@@ -32,10 +32,12 @@ def _same(
     other: Outcome,
     moved: Volume | None = None,
     code: tuple[str, ...] = (),
+    gradient: str = "",
 ) -> Iterator[Finding]:
     """The same value, and the same gradient if both have one in the same place.
 
-    `moved` is the volume of the `other` outcome, or `code` what makes it of the first one's tensors.
+    `moved` is the volume of the `other` outcome, or `code` what makes it of the first one's tensors; `gradient`,
+    Python that moves the first one's gradient there.
     """
     tolerance = 2 * exact.expected(subject.claims, volume).tolerance
     finding = close(f"loss {what}", other.value, one.value, tolerance, one.dtype)
@@ -43,7 +45,7 @@ def _same(
     if one.gradient is not None and other.gradient is not None:
         slack = 2 * exact.gradient_tolerance(subject.claims, volume, volume.dtype)
         finding = close(f"∂L/∂input {what}", other.gradient, one.gradient, slack, volume.dtype)
-        yield replace(finding, other=moved, code=code)
+        yield replace(finding, other=moved, code=code, other_gradient=gradient)
 
 
 Move = Callable[[Image], Image]
@@ -69,17 +71,23 @@ def order(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
     def shuffled(image: Image) -> Image:
         return image.reshape(*image.shape[:2], -1)[:, :, shuffle].reshape(image.shape)
 
-    moves: list[tuple[str, Move]] = [("with its voxels permuted", shuffled)]
-    moves += [("with its items reversed", partial(np.flip, axis=0))]
-    moves += [(f"flipped along axis {axis}", partial(np.flip, axis=axis)) for axis in axes]
-    moves += [(f"turned in axes {a} and {b}", partial(np.rot90, axes=(a, b))) for a, b in combinations(axes, 2)]
-    for what, move in moves:
+    permuted = f"input.grad.flatten(2)[..., {shuffle.tolist()}].reshape_as(input)"
+    moves: list[tuple[str, Move, str]] = [("with its voxels permuted", shuffled, permuted)]
+    moves += [("with its items reversed", partial(np.flip, axis=0), "input.grad.flip(0)")]
+    moves += [
+        (f"flipped along axis {axis}", partial(np.flip, axis=axis), f"input.grad.flip({axis})") for axis in axes
+    ]
+    moves += [
+        (f"turned in axes {a} and {b}", partial(np.rot90, axes=(a, b)), f"input.grad.rot90(1, ({a}, {b}))")
+        for a, b in combinations(axes, 2)
+    ]
+    for what, move, gradient in moves:
         moved = _moved(volume, move)
         found = subject.gradient(moved)
         if what.startswith("with its items") and subject.claims.reduction == "none" and not subject.claims.batch:
             found = replace(found, value=found.value[::-1])
         there = replace(first, gradient=move(first.gradient))
-        yield from _same(subject, what, volume, there, found, moved)
+        yield from _same(subject, what, volume, there, found, moved, gradient=gradient)
 
 
 @law(
