@@ -171,7 +171,20 @@ def test_metadata_describe_the_bundle(ct: Path, tmp_path: Path) -> None:
         )
 
 
-def test_files_of_a_bundle() -> None:
-    for name in ("LICENSE", "docs/README.md", "configs/metadata.json", "configs/logging.conf"):
+def test_the_readme_names_what_there_is() -> None:
+    text = (BUNDLE / "docs" / "README.md").read_text(encoding="utf-8")
+    for name in re.findall(r"configs/\w+\.\w+", text):
         assert (BUNDLE / name).is_file(), name
+    parser = ConfigWorkflow([str(BUNDLE / path) for path in (TRAIN, EVALUATE, INFER)], logging_file=False).parser
+    options = [name for row in re.findall(r"^\| (`.*?) \|", text, re.M) for name in re.findall("`(.+?)`", row)]
+    assert len(options) > 10
+    for name in options:
+        parent, _, key = name.rpartition("#")
+        # What a class takes by default does not stand in the config.
+        assert name in parser or (parent == "train#dataset" and key == "cache_rate"), name
+    for given in re.findall(r"--([\w#]+)", text.split("## Commands")[1]):
+        assert given in (*parser.config, "config_file", "network_def#channels", "network_def#strides", "logdir")
+
+
+def test_the_license_is_ours() -> None:
     assert (BUNDLE / "LICENSE").read_bytes() == (BUNDLE.parent.parent / "LICENSE").read_bytes()
