@@ -53,7 +53,7 @@ def run(config: str, **options: object) -> str:
         check=False,
         cwd=BUNDLE,
         # The eager backend, since the first call of another one may compile for longer than all of this takes.
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "VOXLOSS_BACKEND": "eager"},
+        env={**os.environ, "VOXLOSS_BACKEND": "eager", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout + ran.stderr
@@ -75,7 +75,8 @@ def test_train_evaluate_infer(ct: Path, tmp_path: Path) -> None:
 
     run(f"['{TRAIN}','{EVALUATE}']", **given, output_dir=tmp_path / "scores")
     name, value = (tmp_path / "scores" / "metrics.csv").read_text(encoding="utf-8").split(",")
-    assert (name, float(value)) == ("val_mean_dice", pytest.approx(best, abs=1e-6))
+    assert name == "val_mean_dice"
+    assert float(value) == pytest.approx(best, abs=1e-6)
     with (tmp_path / "scores" / "val_mean_dice_raw.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 1
@@ -98,9 +99,9 @@ def test_train_evaluate_infer(ct: Path, tmp_path: Path) -> None:
             assert 2 * (p & g).sum() / (p.sum() + g.sum()) > least
 
 
-def workflow(configs: str | list[str], kind: str, ct: Path, root: Path, **options: object) -> Any:
+def workflow(configs: str | list[str], kind: str, ct: Path, root: Path) -> Any:
     files = [str(BUNDLE / config) for config in ([configs] if isinstance(configs, str) else configs)]
-    given = {**SMALL, "dataset_dir": str(ct), "bundle_root": str(root), "device": torch.device("cpu"), **options}
+    given = {**SMALL, "dataset_dir": str(ct), "bundle_root": str(root), "device": torch.device("cpu")}
     made: Any = ConfigWorkflow(files, workflow_type=kind, logging_file=False, **given)
     made.initialize()
     return made
@@ -126,12 +127,13 @@ def test_inference_sees_what_training_saw(ct: Path, tmp_path: Path) -> None:
     image = inference.preprocessing({"image": case["image"]})["image"]
     assert image.shape == (1, 32, 32, 20)
     assert torch.equal(image, seen["image"])
-    as_written = [ConfigWorkflow(BUNDLE / path, logging_file=False).parser for path in (TRAIN, INFER)]
+    as_written = [ConfigWorkflow(str(BUNDLE / path), logging_file=False).parser for path in (TRAIN, INFER)]
     for name in ("num_classes", "spacing", "window", "patch_size", "network_def", "device", "amp"):
         assert as_written[0][name] == as_written[1][name], name
 
 
-def test_what_is_trained_survives_an_interrupt(ct: Path, tmp_path: Path) -> None:
+def test_what_is_trained_survives_an_interrupt(ct: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VOXLOSS_BACKEND", "eager")
     made = workflow(TRAIN, "train", ct, tmp_path)
 
     def interrupt() -> None:
@@ -169,7 +171,20 @@ def test_metadata_describe_the_bundle(ct: Path, tmp_path: Path) -> None:
         )
 
 
-def test_files_of_a_bundle() -> None:
-    for name in ("LICENSE", "docs/README.md", "configs/metadata.json", "configs/logging.conf"):
+def test_the_readme_names_what_there_is() -> None:
+    text = (BUNDLE / "docs" / "README.md").read_text(encoding="utf-8")
+    for name in re.findall(r"configs/\w+\.\w+", text):
         assert (BUNDLE / name).is_file(), name
+    parser = ConfigWorkflow([str(BUNDLE / path) for path in (TRAIN, EVALUATE, INFER)], logging_file=False).parser
+    options = [name for row in re.findall(r"^\| (`.*?) \|", text, re.M) for name in re.findall("`(.+?)`", row)]
+    assert len(options) > 10
+    for name in options:
+        parent, _, key = name.rpartition("#")
+        # What a class takes by default does not stand in the config.
+        assert name in parser or (parent == "train#dataset" and key == "cache_rate"), name
+    for given in re.findall(r"--([\w#]+)", text.split("## Commands")[1]):
+        assert given in (*parser.config, "config_file", "network_def#channels", "network_def#strides", "logdir")
+
+
+def test_the_license_is_ours() -> None:
     assert (BUNDLE / "LICENSE").read_bytes() == (BUNDLE.parent.parent / "LICENSE").read_bytes()
