@@ -10,6 +10,7 @@ import copy
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -235,15 +236,22 @@ def test_what_nnunet_compiles_is_not_kept() -> None:
             assert own.weight_factors == theirs.weight_factors
 
 
-class WithFocal(trainers.nnUNetTrainerVoxloss):
-    def region_loss(self, **configured: Any) -> voxloss.StatisticsLoss:
-        return voxloss.DiceFocalLoss(gamma=1.5, **configured)
+PAGE = (Path(__file__).parent.parent / "docs" / "nnunet.md").read_text(encoding="utf-8")
+
+
+def test_the_page_names_every_trainer() -> None:
+    assert set(re.findall(r"^\| `(nnUNetTrainer\w+)`", PAGE, flags=re.M)) == set(trainers.__all__)
+    assert set(re.findall(r"-tr (\w+)", PAGE)) <= set(trainers.__all__)
 
 
 @pytest.mark.parametrize("labels", LABELS)
 def test_a_loss_of_ones_own(labels: str) -> None:
+    """The page's."""
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.S)
+    namespace: dict[str, Any] = {"__name__": "page"}
+    exec(compile(code, "nnunet.md", "exec"), namespace)
     output, target = outputs(labels, deep=False)
-    loss = build(WithFocal, labels, batch_dice=True, deep=False)
+    loss = build(namespace["nnUNetTrainerVoxlossFocal"], labels, batch_dice=True, deep=False)
     regions = "regions" in labels
     own = voxloss.DiceFocalLoss(
         include_background=regions,
@@ -251,7 +259,7 @@ def test_a_loss_of_ones_own(labels: str) -> None:
         sigmoid=regions,
         softmax=not regions,
         batch=True,
-        gamma=1.5,
+        gamma=2.0,
         ignore_index=None if regions else IGNORED,
     )
     mask = ~target[:, -1:] if labels == "regions with ignore" else None

@@ -23,7 +23,6 @@ from typing import Any, TypedDict
 
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch import nn
 
 from voxloss import DiceCELoss, FocalTverskyCELoss, TverskyCELoss
 from voxloss.distributed import Group
@@ -57,7 +56,7 @@ class nnUNetTrainerVoxloss(nnUNetTrainer):  # type: ignore[misc] # nnU-Net is un
         """Return the loss, 0 at a perfect prediction; `configured` are the arguments that nnU-Net decides."""
         return DiceCELoss(**configured)
 
-    def _build_loss(self) -> nn.Module:
+    def _build_loss(self) -> Any:
         labels = self.label_manager
         configured: Configured = {
             "include_background": labels.has_regions,
@@ -75,9 +74,8 @@ class nnUNetTrainerVoxloss(nnUNetTrainer):  # type: ignore[misc] # nnU-Net is un
         built = super()._build_loss()
         if not isinstance(built, DeepSupervisionWrapper):
             return loss
-        built.loss = loss
-        supervised: nn.Module = built  # the weights of the outputs stay nnU-Net's
-        return supervised
+        built.loss = loss  # the weights of the outputs stay nnU-Net's
+        return built
 
 
 class nnUNetTrainerVoxlossTversky(nnUNetTrainerVoxloss):
