@@ -43,6 +43,17 @@ def test_the_library_knows_neither_the_suite_nor_the_data() -> None:
         assert not starts(imported(path), "voxloss_verify", "voxloss_data"), path
 
 
+def test_other_libraries_are_asked_for_in_integrations_alone() -> None:
+    """Which the rest of the library does not import; what is needed to find nnU-Net does not import it."""
+    for path in sources("voxloss"):
+        names = imported(path)
+        if "integrations" not in path.parts:
+            assert not starts(names, "nnunetv2"), path
+            assert not any(name.startswith("voxloss.integrations") for name in names), path
+        elif path.name != "trainers.py":
+            assert not starts(names, "nnunetv2"), path
+
+
 def test_the_data_know_nothing_of_losses() -> None:
     for path in sources("voxloss_data"):
         assert not starts(imported(path), "voxloss", "voxloss_verify", "torch"), path
@@ -75,6 +86,7 @@ def test_the_oracles_are_independent_witnesses(witness: str) -> None:
         ("exponential_logarithmic.py", ["backends", "variants", "confusion", "unified_focal"]),
         ("unified_focal.py", ["backends", "reduction", "variants", "confusion", "exponential_logarithmic"]),
         ("compound.py", ["formulas", "reduction", "variants", "backends.ops", "backends.eager"]),
+        ("nnunet", ["formulas", "reduction", "backends", "statistics.", "region_loss"]),
     ],
 )
 def test_imports_go_downward(lower: str, upper: list[str]) -> None:
@@ -126,7 +138,7 @@ def test_importing_the_library_is_enough_for_the_core_dependencies() -> None:
     """Extras must not creep into `import voxloss` and `import voxloss_data`."""
     code = (
         "import sys\n"
-        "extras = 'typer rich nilearn matplotlib jinja2 platformdirs sklearn numba triton'\n"
+        "extras = 'typer rich nilearn matplotlib jinja2 platformdirs sklearn numba triton nnunetv2'\n"
         "for name in extras.split():\n"
         "    sys.modules[name] = None\n"
         "import voxloss, voxloss_data, torch\n"

@@ -1,0 +1,94 @@
+"""Trainers of nnU-Net v2 whose loss is voxloss's; everything else is nnU-Net's own.
+
+    nnUNetv2_train DATASET 3d_fullres FOLD -tr nnUNetTrainerVoxloss
+
+What `nnUNetTrainer` configures is kept: `batch_dice` of the plans, Dice without background and with 1e-5 of
+smoothing, a softmax for labels and a sigmoid for regions, the weights of deep supervision, and −1 as the loss of
+a perfect prediction. On the same tensors value and gradient of `nnUNetTrainerVoxloss` are those of
+`nnUNetTrainer`, except here:
+
+* A voxel with the ignore label is as if it were not there. nnU-Net multiplies it by 0, and NaN · 0 is NaN.
+* Regions with an ignore label: binary cross entropy is the mean over voxels and regions, as it is without an
+  ignore label. nnU-Net divides the sum over voxels and regions by the number of voxels, so that with R regions it
+  weighs R times as much beside Dice, even if no voxel is ignored.
+* Several processes: the loss is that of one process with the whole batch. nnU-Net's is, for Dice with
+  `batch_dice`; all else it averages over the processes, each with a mean of its own, which differs if they have
+  different numbers of items or of voxels that are not ignored.
+* nnU-Net compiles its Dice on CUDA. Here nothing is compiled: loss and gradient are a pass each.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from voxloss import DiceCELoss, FocalTverskyCELoss, TverskyCELoss
+from voxloss.distributed import Group
+from voxloss.integrations.nnunet.scale import NNUNetScale
+from voxloss.statistics_loss import StatisticsLoss
+
+__all__ = ["nnUNetTrainerVoxloss", "nnUNetTrainerVoxlossFocalTversky", "nnUNetTrainerVoxlossTversky"]
+
+
+class Configured(TypedDict):
+    """What nnU-Net has configured, as arguments of a compound loss."""
+
+    include_background: bool
+    to_onehot_y: bool
+    sigmoid: bool
+    softmax: bool
+    smooth_nr: float
+    smooth_dr: float
+    batch: bool
+    ignore_index: int | None
+    group: Group
+
+
+class nnUNetTrainerVoxloss(nnUNetTrainer):  # type: ignore[misc] # nnU-Net is untyped
+    """Dice + cross entropy, nnU-Net's default loss.
+
+    For another loss override `region_loss`.
+    """
+
+    def region_loss(self, **configured: Any) -> StatisticsLoss:
+        """Return the loss, 0 at a perfect prediction; `configured` are the arguments that nnU-Net decides."""
+        return DiceCELoss(**configured)
+
+    def _build_loss(self) -> Any:
+        labels = self.label_manager
+        configured: Configured = {
+            "include_background": labels.has_regions,
+            "to_onehot_y": not labels.has_regions,
+            "sigmoid": labels.has_regions,
+            "softmax": not labels.has_regions,
+            "smooth_nr": 1e-5,
+            "smooth_dr": 1e-5,
+            "batch": self.configuration_manager.batch_dice,
+            "ignore_index": None if labels.has_regions else labels.ignore_label,
+            "group": "world" if self.is_ddp else None,
+        }
+        ignored_last = labels.has_regions and labels.ignore_label is not None
+        loss = NNUNetScale(self.region_loss(**configured), ignored_last)
+        built = super()._build_loss()
+        if not isinstance(built, DeepSupervisionWrapper):
+            return loss
+        built.loss = loss  # the weights of the outputs stay nnU-Net's
+        return built
+
+
+class nnUNetTrainerVoxlossTversky(nnUNetTrainerVoxloss):
+    """Tversky + cross entropy: what is missed costs more than what is found wrongly (α = 0.3, β = 0.7)."""
+
+    def region_loss(self, **configured: Any) -> StatisticsLoss:
+        """Return the loss, 0 at a perfect prediction."""
+        return TverskyCELoss(alpha=0.3, beta=0.7, **configured)
+
+
+class nnUNetTrainerVoxlossFocalTversky(nnUNetTrainerVoxloss):
+    """Focal Tversky + cross entropy: (1 − TI)^(3/4) stays steep for classes that are already good (γ = 4/3)."""
+
+    def region_loss(self, **configured: Any) -> StatisticsLoss:
+        """Return the loss, 0 at a perfect prediction."""
+        return FocalTverskyCELoss(alpha=0.3, beta=0.7, gamma=4 / 3, **configured)

@@ -1,0 +1,487 @@
+"""voxloss's trainers beside nnU-Net's own: loss, gradients, processes, and trainings by nnU-Net's commands.
+
+The backend is the eager one: what the fused pass does with nnU-Net's dtypes is asked in `test_fused.py`, and here
+it would only be compiled once more.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("nnunetv2", reason="nnU-Net is not installed: pip install 'voxloss[nnunet]'")
+
+import nnunetv2
+from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
+from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+import voxloss
+from voxloss.integrations.nnunet import __main__ as install
+from voxloss.integrations.nnunet import trainers
+from voxloss_verify.ranks import Ranks
+
+pytestmark = pytest.mark.usefixtures("eager")
+
+KINDS = [getattr(trainers, name) for name in trainers.__all__]
+IGNORED = 3
+LABELS: dict[str, dict[str, Any]] = {
+    "labels": {"background": 0, "shell": 1, "core": 2},
+    "labels with ignore": {"background": 0, "shell": 1, "core": 2, "ignore": IGNORED},
+    "regions": {"background": 0, "whole": [1, 2], "core": 2},
+    "regions with ignore": {"background": 0, "whole": [1, 2], "core": 2, "ignore": IGNORED},
+}
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VOXLOSS_BACKEND", "eager")
+
+
+def build(kind: Any, labels: str, *, batch_dice: bool, deep: bool, ddp: bool = False, device: str = "cpu") -> Any:
+    """The loss that a trainer builds, without the dataset that its constructor asks for."""
+    trainer = object.__new__(kind)
+    trainer.configuration_manager = SimpleNamespace(
+        batch_dice=batch_dice, pool_op_kernel_sizes=[[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]
+    )
+    trainer.label_manager = LabelManager(LABELS[labels], [1, 2] if "regions" in labels else None)
+    trainer.enable_deep_supervision, trainer.is_ddp, trainer.device = deep, ddp, torch.device(device)
+    return trainer._build_loss()
+
+
+def batch(labels: str, items: int = 2, spatial: tuple[int, ...] = (8, 6, 4)) -> tuple[Tensor, Tensor]:
+    """Logits, and the target as nnU-Net's loaders give it: int16 labels, or bool regions and what is ignored."""
+    ignore = "ignore" in labels
+    target = torch.randint(4 if ignore else 3, (items, 1, *spatial), dtype=torch.int16)
+    target[0][target[0] == 2] = 1  # absent from an item
+    if "regions" not in labels:
+        return torch.randn(items, 3, *spatial) * 3, target
+    regions: list[Any] = [(1, 2), 2, *([IGNORED] if ignore else [])]
+    to_regions = ConvertSegmentationToRegionsTransform(regions)
+    channels = torch.stack([to_regions._apply_to_segmentation(item) for item in target])
+    assert channels.dtype == torch.bool
+    return torch.randn(items, 2, *spatial) * 3, channels
+
+
+def outputs(labels: str, deep: bool, **of: Any) -> tuple[Any, Any]:
+    """With deep supervision three outputs, each half as large as the one before."""
+    if not deep:
+        return batch(labels, **of)
+    pairs = [batch(labels, spatial=(8 >> i, 8 >> i, 8 >> i), **of) for i in range(3)]
+    return [x for x, _ in pairs], [target for _, target in pairs]
+
+
+def value_and_slopes(loss: nn.Module, output: Any, target: Any) -> tuple[Tensor, list[Tensor]]:
+    leaves = [x.clone().requires_grad_() for x in (output if isinstance(output, list) else [output])]
+    value = loss(leaves if isinstance(output, list) else leaves[0], copy.deepcopy(target))
+    slopes = torch.autograd.grad(value, leaves, materialize_grads=True)
+    return value.detach(), list(slopes)
+
+
+def require_same(got: tuple[Tensor, list[Tensor]], expected: tuple[Tensor, list[Tensor]]) -> None:
+    torch.testing.assert_close(got[0], expected[0], rtol=1e-5, atol=1e-6)
+    for slope, nnunets in zip(got[1], expected[1], strict=True):
+        torch.testing.assert_close(slope, nnunets, rtol=1e-4, atol=1e-6 * max(1e-6, nnunets.abs().max().item()))
+
+
+class ByNNUNetsParts(nn.Module):
+    """Cross entropy + (1 − TI)^power − 1, of nnU-Net's tp, fp and fn and torch's cross entropy."""
+
+    def __init__(self, labels: str, batch_dice: bool, power: float) -> None:
+        super().__init__()
+        self.regions, self.ignore = "regions" in labels, "ignore" in labels
+        self.batch_dice, self.power = batch_dice, power
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        axes = [*([0] if self.batch_dice else []), *range(2, x.ndim)]
+        if self.regions:
+            mask = ~target[:, -1:] if self.ignore else torch.ones_like(target[:, :1])
+            target = target[:, : x.shape[1]]
+            every = nn.functional.binary_cross_entropy_with_logits(x, target.float(), reduction="none")
+            entropy = every[mask.expand_as(every)].mean()
+            found = get_tp_fp_fn_tn(x.sigmoid(), target, axes, mask)[:3]
+        else:
+            mask = target != IGNORED
+            entropy = nn.functional.cross_entropy(x, target[:, 0].long(), ignore_index=IGNORED)
+            found = get_tp_fp_fn_tn(x.softmax(1), torch.where(mask, target, 0), axes, mask)[:3]
+            found = [each[..., 1:] for each in found]
+        tp, fp, fn = found
+        index = (tp + 1e-5) / (tp + 0.3 * fp + 0.7 * fn + 1e-5)
+        lost: Tensor = (1 - index) ** self.power
+        return entropy + lost.mean() - 1
+
+
+POWERS = {"nnUNetTrainerVoxlossTversky": 1.0, "nnUNetTrainerVoxlossFocalTversky": 0.75}
+
+
+def nnunets(kind: Any, labels: str, *, batch_dice: bool, deep: bool, ddp: bool = False) -> Any:
+    """What the loss of a trainer has to be: nnU-Net's, with the one difference that its docstring names."""
+    loss = build(nnUNetTrainer, labels, batch_dice=batch_dice, deep=deep, ddp=ddp)
+    inner = loss.loss if deep else loss
+    if labels == "regions with ignore":
+        inner.weight_ce = 1 / 2  # of two regions nnU-Net takes the sum and not the mean
+    if kind is trainers.nnUNetTrainerVoxloss:
+        return loss
+    parts = ByNNUNetsParts(labels, batch_dice, POWERS[kind.__name__])
+    if not deep:
+        return parts
+    loss.loss = parts
+    return loss
+
+
+@pytest.mark.parametrize("deep", [True, False], ids=["deep", "one output"])
+@pytest.mark.parametrize("batch_dice", [True, False], ids=["batch", "items"])
+@pytest.mark.parametrize("labels", LABELS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_value_and_gradients_are_nnunets(kind: Any, labels: str, batch_dice: bool, deep: bool) -> None:
+    output, target = outputs(labels, deep)
+    expected = value_and_slopes(nnunets(kind, labels, batch_dice=batch_dice, deep=deep), output, target)
+    got = value_and_slopes(build(kind, labels, batch_dice=batch_dice, deep=deep), output, target)
+    require_same(got, expected)
+    assert got[1][0].abs().max() > 0
+    if deep:
+        assert got[1][-1].abs().max() == 0  # nnU-Net's weight of the last output
+
+
+@pytest.mark.parametrize("labels", LABELS)
+def test_two_dimensions(labels: str) -> None:
+    x, target = batch(labels, spatial=(9, 7))
+    kind = trainers.nnUNetTrainerVoxloss
+    expected = value_and_slopes(nnunets(kind, labels, batch_dice=True, deep=False), x, target)
+    require_same(value_and_slopes(build(kind, labels, batch_dice=True, deep=False), x, target), expected)
+
+
+@pytest.mark.parametrize("labels", LABELS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_perfect_prediction_is_at_minus_one(kind: Any, labels: str) -> None:
+    output, target = outputs(labels, deep=True)
+    for x, right in zip(output, target, strict=True):
+        for c in range(x.shape[1]):
+            x[:, c] = torch.where(right[:, c] if "regions" in labels else right[:, 0] == c, 50.0, -50.0)
+    got = build(kind, labels, batch_dice=True, deep=True)(output, target)
+    torch.testing.assert_close(got, torch.tensor(-1.0), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("labels", ["labels with ignore", "regions with ignore"])
+def test_ignored_voxels_are_as_if_they_were_not_there(labels: str) -> None:
+    """A NaN under them spreads in nnU-Net's loss; where all are ignored both are at −1."""
+    x, target = batch(labels)
+    ignored = target[:, -1:] == (1 if "regions" in labels else IGNORED)
+    own = build(trainers.nnUNetTrainerVoxloss, labels, batch_dice=True, deep=False)
+    theirs = build(nnUNetTrainer, labels, batch_dice=True, deep=False)
+    poisoned = x.masked_fill(ignored, math.nan)
+    value, slopes = value_and_slopes(own, poisoned, target)
+    torch.testing.assert_close(value, own(x, target))
+    assert slopes[0].masked_select(ignored).abs().max() == 0
+    assert theirs(poisoned, target).isnan()
+    if "regions" in labels:
+        target[:, -1] = True
+    else:
+        target[:] = IGNORED
+    value, slopes = value_and_slopes(own, x, target)
+    assert value == -1
+    assert slopes[0].abs().max() == 0
+    assert theirs(x, target) == -1
+
+
+def test_an_ignore_label_that_no_voxel_has_changes_nothing() -> None:
+    """In nnU-Net binary cross entropy then counts as often as there are regions."""
+    x, target = batch("regions")
+    padded = torch.cat([target, torch.zeros_like(target[:, :1])], 1)
+    entropy = nn.functional.binary_cross_entropy_with_logits(x, target.float())
+    for kind, times in ((trainers.nnUNetTrainerVoxloss, 0), (nnUNetTrainer, 1)):
+        with_label = build(kind, "regions with ignore", batch_dice=False, deep=False)(x, padded)
+        without = build(kind, "regions", batch_dice=False, deep=False)(x, target)
+        torch.testing.assert_close(with_label - without, times * entropy, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_logits(kind: Any) -> None:
+    """nnU-Net's autocast gives them on CUDA."""
+    x, target = batch("labels")
+    for dtype in (torch.float16, torch.bfloat16):
+        half = x.to(dtype)
+        got = build(kind, "labels", batch_dice=False, deep=False)(half, target)
+        torch.testing.assert_close(got, build(kind, "labels", batch_dice=False, deep=False)(half.float(), target))
+
+
+def test_what_nnunet_compiles_is_not_kept() -> None:
+    """On CUDA it compiles its Dice, and gives the last output a weight of 0 also on several processes."""
+    for deep in (True, False):
+        options: Any = {"batch_dice": True, "deep": deep, "ddp": True, "device": "cuda"}
+        theirs = build(nnUNetTrainer, "labels", **options)
+        own = build(trainers.nnUNetTrainerVoxloss, "labels", **options)
+        compiled = torch._dynamo.OptimizedModule
+        assert any(isinstance(module, compiled) for module in theirs.modules())
+        assert not any(isinstance(module, compiled) for module in own.modules())
+        if deep:
+            assert own.weight_factors == theirs.weight_factors
+
+
+PAGE = (Path(__file__).parent.parent / "docs" / "nnunet.md").read_text(encoding="utf-8")
+
+
+def test_the_page_names_every_trainer() -> None:
+    assert set(re.findall(r"^\| `(nnUNetTrainer\w+)`", PAGE, flags=re.M)) == set(trainers.__all__)
+    assert set(re.findall(r"-tr (\w+)", PAGE)) <= set(trainers.__all__)
+
+
+@pytest.mark.parametrize("labels", LABELS)
+def test_a_loss_of_ones_own(labels: str) -> None:
+    """The page's."""
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.S)
+    namespace: dict[str, Any] = {"__name__": "page"}
+    exec(compile(code, "nnunet.md", "exec"), namespace)
+    output, target = outputs(labels, deep=False)
+    loss = build(namespace["nnUNetTrainerVoxlossFocal"], labels, batch_dice=True, deep=False)
+    regions = "regions" in labels
+    own = voxloss.DiceFocalLoss(
+        include_background=regions,
+        to_onehot_y=not regions,
+        sigmoid=regions,
+        softmax=not regions,
+        batch=True,
+        gamma=2.0,
+        ignore_index=None if regions else IGNORED,
+    )
+    mask = ~target[:, -1:] if labels == "regions with ignore" else None
+    assert loss(output, target) == own(output, target[:, : output.shape[1]] if regions else target, mask) - 1
+
+
+# Several processes. nnU-Net's own run beside ours, on the same ranks.
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Ranks]:
+    with Ranks(2) as ranks:
+        yield ranks
+
+
+def on_a_rank(name: str, labels: str, batch_dice: bool, output: Any, target: Any) -> Any:
+    """Value and slopes of what this rank has."""
+    os.environ["VOXLOSS_BACKEND"] = "eager"
+    kind = getattr(trainers, name, nnUNetTrainer)
+    loss = build(kind, labels, batch_dice=batch_dice, deep=True, ddp=True)
+    return value_and_slopes(loss, output, target)
+
+
+def shares(output: Any, target: Any, cut: list[int]) -> list[tuple[Any, Any]]:
+    pieces = [[[part.clone() for part in t.split(cut)] for t in each] for each in (output, target)]
+    return [([x[rank] for x in pieces[0]], [t[rank] for t in pieces[1]]) for rank in range(2)]
+
+
+@pytest.mark.parametrize("batch_dice", [True, False], ids=["batch", "items"])
+@pytest.mark.parametrize("labels", ["labels", "regions"])
+def test_two_processes_have_nnunets_loss_and_gradient(two: Ranks, labels: str, batch_dice: bool) -> None:
+    """With as many items and voxels each. What nnU-Net logs is the mean of the ranks' losses."""
+    given = [(labels, batch_dice, *each) for each in shares(*outputs(labels, deep=True, items=4), [2, 2])]
+    found = two.run(on_a_rank, [("nnUNetTrainerVoxloss", *each) for each in given])
+    nnunets_own = two.run(on_a_rank, [("nnUNetTrainer", *each) for each in given])
+    mean = sum(value for value, _ in nnunets_own) / 2
+    for own, (_, slopes) in zip(found, nnunets_own, strict=True):
+        require_same(own, (mean, slopes))
+        assert own[1][-1].abs().max() > 0  # nnU-Net's 1e-6, without which DDP misses a parameter
+
+
+@pytest.mark.parametrize("cut", [[2, 2], [3, 1]], ids=str)
+@pytest.mark.parametrize("name", trainers.__all__)
+def test_two_uneven_processes_are_one_with_the_whole_batch(two: Ranks, name: str, cut: list[int]) -> None:
+    """nnU-Net averages the ranks' cross entropies, of however many voxels; of uneven numbers of items it gathers
+    tensors that do not have one shape."""
+    labels = "labels with ignore"
+    output, target = outputs(labels, deep=True, items=4)
+    for each in target:
+        each[0, :, :2] = IGNORED
+    whole = nnunets(getattr(trainers, name), labels, batch_dice=True, deep=True)
+    whole.weight_factors = build(nnUNetTrainer, labels, batch_dice=True, deep=True, ddp=True).weight_factors
+    value, slopes = value_and_slopes(whole, output, target)
+    given = [(labels, True, *each) for each in shares(output, target, cut)]
+    found = two.run(on_a_rank, [(name, *each) for each in given])
+    # DDP divides the gradients by the number of ranks.
+    together = [torch.cat([own[i] / 2 for _, own in found]) for i in range(len(output))]
+    for own, _ in found:
+        require_same((own, together), (value, slopes))
+    if name == "nnUNetTrainerVoxloss" and cut == [2, 2]:
+        nnunets_own = two.run(on_a_rank, [("nnUNetTrainer", *each) for each in given])
+        assert abs(sum(their for their, _ in nnunets_own) / 2 - value) > 1e-3
+
+
+# Where nnU-Net finds the trainers, and trainings by its commands.
+
+
+def ran(command: list[str], environment: dict[str, str], code: int = 0) -> str:
+    run = subprocess.run(
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        stdin=subprocess.DEVNULL,
+    )
+    assert run.returncode == code, f"{' '.join(command)}\n{run.stdout[-4000:]}\n{run.stderr[-4000:]}"
+    return run.stdout + run.stderr
+
+
+# A training takes 1000 epochs of 250 iterations; it is followed by a validation that knows no loss.
+SHORT = """
+import os, random
+_initialize = nnUNetTrainer.initialize
+def _short(self):
+    self.num_epochs = int(os.environ["EPOCHS"])
+    self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 8, 1
+    for seed in (torch.manual_seed, np.random.seed, random.seed):
+        seed(0)
+    _initialize(self)
+nnUNetTrainer.initialize = _short
+nnUNetTrainer.perform_actual_validation = lambda self, *_: None
+"""
+
+
+@pytest.fixture
+def nnunet_home(tmp_path: Path) -> dict[str, str]:
+    """The environment of nnU-Net's commands, with a copy of nnU-Net that may be written to."""
+    own = tmp_path / "nnunetv2"
+    shutil.copytree(nnunetv2.__path__[0], own, ignore=shutil.ignore_patterns("tests"))
+    with (own / "training" / "nnUNetTrainer" / "nnUNetTrainer.py").open("a", encoding="utf-8") as module:
+        module.write(SHORT)
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]),
+        **{f"nnUNet_{name}": str(tmp_path / name) for name in ("raw", "preprocessed", "results")},
+        "nnUNet_def_n_proc": "1",
+        "nnUNet_n_proc_DA": "1",
+        "OMP_NUM_THREADS": "1",
+        "MPLBACKEND": "agg",
+        "EPOCHS": "2",
+    }
+
+
+AFFINE = np.array([[-1.0, 0, 0, 10], [0, -1.0, 0, 20], [0, 0, 1.5, -30], [0, 0, 0, 1]])
+
+
+def write_dataset(folder: Path, labels: str) -> None:
+    """Balls with a bright core, in nnU-Net's layout; a slab of each is not annotated."""
+    chance = np.random.default_rng(0)
+    for name in ("imagesTr", "labelsTr", "imagesTs"):
+        (folder / name).mkdir(parents=True)
+    grid = np.stack(np.meshgrid(*[np.arange(16)] * 3, indexing="ij"), -1)
+    for case in range(6):
+        distance = np.linalg.norm(grid - chance.uniform(6, 10, 3), axis=-1)
+        found = np.where(distance < 3, 2, np.where(distance < 6, 1, 0)).astype(np.uint8)
+        image = (100 * found + chance.normal(0, 20, found.shape)).astype(np.float32)
+        found[:2] = IGNORED
+        where = "imagesTr" if case < 5 else "imagesTs"
+        nib.Nifti1Image(image, AFFINE).to_filename(folder / where / f"case_{case}_0000.nii.gz")  # type: ignore[no-untyped-call]
+        if case < 5:
+            nib.Nifti1Image(found, AFFINE).to_filename(folder / "labelsTr" / f"case_{case}.nii.gz")  # type: ignore[no-untyped-call]
+    told: dict[str, Any] = {"labels": LABELS[labels], "channel_names": {"0": "MRI"}, "numTraining": 5}
+    if "regions" in labels:
+        told["regions_class_order"] = [1, 2]
+    (folder / "dataset.json").write_text(json.dumps({**told, "file_ending": ".nii.gz"}), encoding="utf-8")
+
+
+def logged(home: dict[str, str], trainer: str) -> list[float]:
+    (folder,) = Path(home["nnUNet_results"]).glob(f"*/{trainer}__nnUNetPlans__3d_fullres/fold_0")
+    checkpoint = torch.load(folder / "checkpoint_final.pth", weights_only=False)
+    assert checkpoint["trainer_name"] == trainer
+    losses = [float(loss) for loss in checkpoint["logging"]["train_losses"]]
+    assert all(math.isfinite(loss) for loss in losses)
+    return losses
+
+
+@pytest.mark.parametrize(
+    ("labels", "trainer"),
+    [
+        ("labels with ignore", "nnUNetTrainerVoxloss"),
+        ("regions with ignore", "nnUNetTrainerVoxlossFocalTversky"),
+    ],
+)
+def test_trains_resumes_and_predicts(nnunet_home: dict[str, str], labels: str, trainer: str) -> None:
+    folder = Path(nnunet_home["nnUNet_raw"], "Dataset001_Balls")
+    write_dataset(folder, labels)
+    commands = Path(sys.executable).parent
+
+    def nnunetv2(command: str, **environment: str) -> str:
+        name, *options = command.split()
+        return ran([str(commands / f"nnUNetv2_{name}"), *options], {**nnunet_home, **environment})
+
+    ran([sys.executable, "-m", "voxloss.integrations.nnunet"], nnunet_home)
+    nnunetv2("plan_and_preprocess -d 1 -c 3d_fullres -npfp 1 -np 1")
+    train = f"train 1 3d_fullres 0 -tr {trainer} -device cpu"
+    nnunetv2(train, nnUNet_n_proc_DA="0")
+    losses = logged(nnunet_home, trainer)
+    assert len(losses) == 2
+    assert losses[1] < losses[0] - 0.1
+    if "regions" in labels:
+        return
+    nnunetv2(f"{train} --c", nnUNet_n_proc_DA="0", EPOCHS="3")
+    resumed = logged(nnunet_home, trainer)
+    assert resumed[:2] == losses
+    assert resumed[2] < losses[1]
+    out = folder.parent / "predicted"
+    nnunetv2(
+        f"predict -d 1 -c 3d_fullres -f 0 -tr {trainer} -device cpu -i {folder}/imagesTs -o {out} "
+        "--disable_tta -npp 0 -nps 0"
+    )
+    predicted: Any = nib.load(out / "case_5.nii.gz")
+    np.testing.assert_allclose(predicted.affine, AFFINE)
+    assert predicted.shape == (16, 16, 16)
+    assert set(np.unique(predicted.dataobj)) <= {0, 1, 2}
+
+
+def test_the_module_can_be_written_and_taken_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A second time as well; and it does no harm where voxloss has gone."""
+    folder = tmp_path / "trainers"
+    for _ in range(2):
+        assert install.main([str(folder)]) == 0
+        assert [path.name for path in folder.iterdir()] == [install.NAME]
+    said = capsys.readouterr().out
+    assert f'export nnUNet_extTrainer="{folder}"' in said
+    code = f"import sys; sys.path.append({str(folder)!r}); import nnUNetTrainerVoxloss"
+    ran([sys.executable, "-I", "-S", "-c", code], dict(os.environ))
+    spec = spec_from_file_location("written", folder / install.NAME)
+    assert spec is not None
+    assert spec.loader is not None
+    written = module_from_spec(spec)
+    spec.loader.exec_module(written)
+    assert all(getattr(written, name) is getattr(trainers, name) for name in trainers.__all__)
+    for _ in range(2):
+        assert install.main([str(folder), "--remove"]) == 0
+    assert list(folder.glob("*.py")) == []
+
+
+def test_what_cannot_be_written_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert install.main([str(tmp_path / "file")]) == 1
+    assert f"{tmp_path / 'file'}" in capsys.readouterr().err
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "trainers")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    assert install.main([str(tmp_path)]) == 1
+    assert "Name a folder of your own" in capsys.readouterr().err
+    monkeypatch.setattr(install, "find_spec", lambda name: None)
+    assert install.main([]) == 1
+    assert "pip install 'voxloss[nnunet]'" in capsys.readouterr().err
