@@ -46,8 +46,8 @@ def commands() -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Turn equations into MathML and public names in code into links, and leave out of the search what is folded away."""
-    html = html.replace("<details>", "<details data-search-exclude>")  # else it is of counter-examples for the most part
+    """Turn equations into MathML and public names in code into links; what is folded away is not searched."""
+    html = html.replace("<details>", "<details data-search-exclude>")
     html = re.sub(r'<(span|div) class="arithmatex">(.*?)</\1>', equation, html, flags=re.S)
     return re.sub(r"<(h\d|a|pre)\b.*?</\1>|<code>(\w+)</code>", reference, html, flags=re.S)
 
@@ -82,11 +82,11 @@ def public(package: str) -> list[str]:
 NAMES = {name: f"{Path(package).name}.{name}" for package in PACKAGES for name in public(package)}
 
 
-class RegionOptionsInSignatures(griffe.UnpackTypedDictExtension):
-    """The keyword arguments of `**options: Unpack[…]` one by one in a signature; their text stays where it is."""
+class Constructors(griffe.UnpackTypedDictExtension):
+    """Keyword arguments of `**options: Unpack[…]` one by one; the class speaks for its constructor."""
 
     def on_function(self, *, func: griffe.Function, **kwargs: Any) -> None:
-        """Leave the docstring alone."""
-        docstring = func.docstring
+        """Change one function or constructor."""
         super().on_function(func=func, **kwargs)
-        func.docstring = docstring
+        if func.name == "__init__":
+            func.docstring = None

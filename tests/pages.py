@@ -25,6 +25,11 @@ WORK = (
 )
 
 
+def blocks(text: str) -> list[tuple[str, str]]:
+    """Language and content of each fenced block."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.S | re.M)
+
+
 def python_blocks(text: str) -> list[tuple[str, str]]:
     """Each block of Python, and what the page says that it prints: the plain block right below it."""
     return re.findall(r"^```python\n(.*?)^```\n(?:\n```\n(.*?)^```)?", text, flags=re.S | re.M)
@@ -33,16 +38,17 @@ def python_blocks(text: str) -> list[tuple[str, str]]:
 def run_python(page: str, capsys: pytest.CaptureFixture[str]) -> int:
     """Run a page's blocks in order in one namespace, compare what they print, and return how many there are."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
-    blocks = python_blocks((ROOT / page).read_text(encoding="utf-8"))
-    for block, printed in blocks:
+    found = python_blocks((ROOT / page).read_text(encoding="utf-8"))
+    for block, printed in found:
         exec(compile(block, page, "exec"), namespace)
         assert capsys.readouterr().out.split() == printed.split(), f"{page}:\n{block}"
-    return len(blocks)
+    return len(found)
 
 
 def commands(text: str) -> list[str]:
     """The arguments of each line that is a command line of voxloss."""
-    return re.findall(r"^voxloss (.*?)(?: +#.*)?$", text, flags=re.M)
+    plain = "".join(block for kind, block in blocks(text) if not kind)
+    return re.findall(r"^voxloss (.*?)(?: +#.*)?$", plain, flags=re.M)
 
 
 def parse_commands(page: str, monkeypatch: pytest.MonkeyPatch) -> int:
