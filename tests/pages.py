@@ -26,8 +26,9 @@ WORK = (
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
-    """Language and content of each fenced block."""
-    return re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.S | re.M)
+    """Language and content of each fenced block; a line that ends with a backslash goes on in the next."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.S | re.M)
+    return [(kind, re.sub(r" \\\n +", " ", block)) for kind, block in found]
 
 
 def python_blocks(text: str) -> list[tuple[str, str]]:
