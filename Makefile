@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test thorough bench check format clean help
+.PHONY: demo test thorough bench docs check format clean help
 .DEFAULT_GOAL := help
 
 help:  ## Show what there is to make
@@ -29,6 +29,9 @@ thorough: $(VENV)/.ready  ## Run the tests with hundreds of option combinations 
 bench: $(VENV)/.ready  ## Measure time and memory beside MONAI and torch.compile, write docs/performance.md
 	$(BIN)/voxloss bench --out docs
 
+docs: $(VENV)/.ready  ## Build the site into site/, offline
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 check: $(VENV)/.ready  ## Lint, formatting, strict types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,5 +42,5 @@ format: $(VENV)/.ready  ## Mend what lint and formatting can mend
 	$(BIN)/ruff format .
 
 clean:  ## Remove the environment and everything that was built
-	rm -rf $(VENV) out .out-bench build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) out .out-bench site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -125,6 +125,7 @@ def test_wheel_holds_the_three_packages_and_nothing_else(distributions: dict[str
 def test_sdist_can_be_tested(distributions: dict[str, set[str]]) -> None:
     files = distributions["sdist"]
     assert {"README.md", "LICENSE", "CHANGELOG.md", "Makefile", "constraints.txt", "pyproject.toml"} <= files
+    assert {"mkdocs.yml", "docs/hooks.py", ".github/CONTRIBUTING.md"} <= files
     for path in (ROOT / "tests").glob("*.py"):
         assert f"tests/{path.name}" in files
     made = {"__pycache__", "models", "eval"}  # by running the examples

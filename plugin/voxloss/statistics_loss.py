@@ -130,6 +130,7 @@ class StatisticsLoss(_Loss, ABC):
         group: Group = None,
         shard: Shard = "batch",
     ) -> None:
+        """See the class."""  # else help() shows what torch says of its modules, for every loss
         if reduction not in list(LossReduction):
             choices = [choice.value for choice in LossReduction]
             raise ValueError(f"reduction: expected one of {choices}, got {reduction!r}.")

@@ -94,7 +94,7 @@ class Claims:
     What concerns the call (`OF_THE_CALL`) a compound claims for its parts, which repeat it; what concerns the
     formula they claim themselves.
 
-    Attributes:
+    Args:
         smooth_nr, smooth_dr: s_n and s_d, in voxels.
         squared: Σp² and Σg² in the place of Σp and Σg.
         overlap: "product", or "min" for Σ min(p, g) in the place of TP (soft labels, Wang et al. 2023).

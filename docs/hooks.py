@@ -1,0 +1,92 @@
+"""What the site has beyond its Markdown: equations as MathML, cross references, and text that lives elsewhere.
+
+mkdocs calls the functions by their names; `mkdocs.yml` names this file.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from html import unescape
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import griffe
+from latex2mathml.converter import convert
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("plugin/voxloss", "verification/voxloss_verify", "datasets/voxloss_data")
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Put in what lives elsewhere: `<!-- section FILE HEADING -->` and `<!-- commands -->`."""
+    markdown = re.sub(r"<!-- section (\S+) (.*?) -->", lambda found: section(*found.groups()), markdown)
+    return markdown.replace("<!-- commands -->", commands()) if "<!-- commands -->" in markdown else markdown
+
+
+def section(file: str, heading: str) -> str:
+    """The text below a heading of a Markdown file, down to the next heading of its level."""
+    parts = re.split(rf"^## {re.escape(heading)}\n", (ROOT / file).read_text(encoding="utf-8"), flags=re.M)
+    if len(parts) != 2:
+        raise ValueError(f"{file} has no heading {heading!r}.")
+    return re.split(r"^## ", parts[1], flags=re.M)[0].strip()
+
+
+def commands() -> str:
+    """The help of every command of this checkout, as typer writes it."""
+    command = [sys.executable, "-m", "typer", "voxloss_verify.cli", "utils", "docs", "--name", "voxloss"]
+    here = os.pathsep.join(str((ROOT / package).parent) for package in PACKAGES)
+    environment = {**os.environ, "PYTHONPATH": here}
+    found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout
+    return re.sub(r"^# .*\n", "", found)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Turn equations into MathML and public names in code into links; what is folded away is not searched."""
+    html = html.replace("<details>", "<details data-search-exclude>")
+    html = re.sub(r'<(span|div) class="arithmatex">(.*?)</\1>', equation, html, flags=re.S)
+    return re.sub(r"<(h\d|a|pre)\b.*?</\1>|<code>(\w+)</code>", reference, html, flags=re.S)
+
+
+def equation(found: re.Match[str]) -> str:
+    """MathML of LaTeX, which browsers render by themselves. What the converter does not know is an error."""
+    tag, latex = found[1], unescape(found[2]).strip()[2:-2].strip()
+    made: str = convert(latex, display="block" if tag == "div" else "inline")
+    if "\\" in "".join(ElementTree.fromstring(made).itertext()):
+        raise ValueError(f"not known to latex2mathml: {latex}")
+    return f'<div class="equation">{made}</div>' if tag == "div" else made
+
+
+def reference(found: re.Match[str]) -> str:
+    """A link to a public name; a heading, a link and a block of code stay as they are."""
+    place = found[2] and NAMES.get(found[2])
+    return f'<autoref identifier="{place}">{found[0]}</autoref>' if place else found[0]
+
+
+def public(package: str) -> list[str]:
+    """What a package exports, without importing it."""
+    tree = ast.parse((ROOT / package / "__init__.py").read_text(encoding="utf-8"))
+    (names,) = (
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    )
+    found: list[str] = ast.literal_eval(names)
+    return found
+
+
+NAMES = {name: f"{Path(package).name}.{name}" for package in PACKAGES for name in public(package)}
+
+
+class Constructors(griffe.UnpackTypedDictExtension):
+    """Keyword arguments of `**options: Unpack[…]` one by one; the class speaks for its constructor."""
+
+    def on_function(self, *, func: griffe.Function, **kwargs: Any) -> None:
+        """Change one function or constructor."""
+        super().on_function(func=func, **kwargs)
+        if func.name == "__init__":
+            func.docstring = None

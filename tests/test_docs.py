@@ -1,0 +1,198 @@
+"""The site is true and whole: its code runs, its commands parse, it builds offline and without a warning."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import shlex
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import voxloss
+import voxloss_data
+import voxloss_verify
+from pages import ROOT, blocks, commands, local_links, parse_commands, python_blocks, run_python
+from voxloss_verify.xfails import read_xfails
+
+GENERATED = ("docs/conformance.md", "docs/performance.md")
+PAGES = {
+    name: path.read_text(encoding="utf-8")
+    for path in sorted((ROOT / "docs").rglob("*.md"))
+    if (name := path.relative_to(ROOT).as_posix()) not in GENERATED
+}
+
+
+@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if python_blocks(text)])
+def test_python_blocks_run_in_order_and_print_what_stands_below(
+    page: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_python(page, capsys) == PAGES[page].count("```python\n")
+
+
+@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if commands(text)])
+def test_commands_are_the_command_lines(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parse_commands(page, monkeypatch)
+
+
+def test_what_a_diff_adds_runs() -> None:
+    found = 0
+    for page, text in PAGES.items():
+        for block in (block for kind, block in blocks(text) if kind == "diff"):
+            after = "".join(line[2:] + "\n" for line in block.splitlines() if not line.startswith("-"))
+            given = {
+                "batch_dice": True,
+                "ignore_label": 3,
+                "self": SimpleNamespace(is_ddp=False),
+                "logits": torch.randn(2, 3, 8, 8),
+                "labels": torch.randint(3, (2, 8, 8)),
+            }
+            exec(compile(after, page, "exec"), given)
+            found += 1
+    assert found == 4
+
+
+def test_other_blocks_are_of_few_kinds_and_checked(tmp_path: Path) -> None:
+    """Output of Python above, commands, a diff, or a file of expected failures."""
+    plugin = inspect.getsource(sys.modules["voxloss_verify.pytest_plugin"])
+    for page, text in PAGES.items():
+        printed = {output for _, output in python_blocks(text)}
+        for kind, block in blocks(text):
+            if kind == "toml":
+                (tmp_path / "xfails.toml").write_text(block, encoding="utf-8")
+                assert read_xfails(tmp_path / "xfails.toml")
+            if kind or block in printed:
+                assert kind in ("", "python", "diff", "toml"), page
+                continue
+            for line in block.splitlines():
+                program, *rest = shlex.split(line, comments=True)
+                assert program in ("voxloss", "torchrun", "pytest"), f"{page}: {line}"
+                if program == "pytest":
+                    for option in re.findall(r"--voxloss-\w+", line):
+                        assert f'"{option}"' in plugin, f"{page}: {option}"
+                if program == "torchrun":
+                    (script,) = (word for word in rest if word.endswith(".py"))
+                    options = rest[rest.index(script) + 1 :]
+                    source = (ROOT / script).read_text(encoding="utf-8")
+                    assert all(f'"{option}"' in source for option in options), f"{page}: {line}"
+
+
+def test_local_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target, _ in local_links(page):
+            assert not target or (ROOT / page).parent.joinpath(target).exists(), f"{page}: {target}"
+
+
+def test_every_loss_and_every_sum_has_its_formula() -> None:
+    text = PAGES["docs/formulas.md"]
+    losses = [
+        name
+        for name in voxloss.__all__
+        if inspect.isclass(kind := getattr(voxloss, name))
+        and issubclass(kind, voxloss.StatisticsLoss)
+        and not inspect.isabstract(kind)
+    ]
+    assert len(losses) > 20
+    for name in losses:
+        assert name in text or name == "IoULoss", name
+    for name in voxloss.backends.voxels.TERMS:
+        assert f"`{name}`" in text, name
+
+
+def test_help_speaks_of_the_loss_and_not_of_modules() -> None:
+    for name in voxloss.__all__:
+        kind = getattr(voxloss, name)
+        if inspect.isclass(kind) and issubclass(kind, torch.nn.Module):
+            assert "internal Module state" not in str(inspect.getdoc(kind.__init__)), name
+            assert kind.__doc__, name
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    for package in ("mkdocs", "material", "mkdocstrings", "latex2mathml"):
+        if find_spec(package) is None:
+            pytest.skip(f"the site needs {package}: pip install 'voxloss[docs]'")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+def html(site: Path, page: str) -> str:
+    return (site / page / "index.html").read_text(encoding="utf-8")
+
+
+def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
+    """Links may lead elsewhere; scripts, styles, pictures and fonts come with the site."""
+    for path in [*site.rglob("*.html"), *site.rglob("*.css")]:
+        text = path.read_text(encoding="utf-8")
+        for tag in re.findall(r"<(?:script|link|img|iframe|source|object)\b[^>]*>", text):
+            assert not re.search(r"""(?:src|href|data)=["']?(?:https?:)?//""", tag), f"{path}: {tag}"
+        assert not re.search(r"""(?:@import|url\()\s*["']?(?:https?:)?//""", text), path
+
+
+def test_equations_are_mathml(site: Path) -> None:
+    text = html(site, "formulas")
+    assert text.count("<math ") > 100
+    for page in site.rglob("*.html"):
+        assert "arithmatex" not in page.read_text(encoding="utf-8"), page
+
+
+def test_every_public_name_is_in_the_reference(site: Path) -> None:
+    reference = "".join(path.read_text(encoding="utf-8") for path in (site / "api").rglob("*.html"))
+    formulas = [
+        name
+        for name, value in vars(voxloss.formulas).items()
+        if inspect.isfunction(value) and value.__module__ == "voxloss.formulas" and name[0] != "_"
+    ]
+    names = [f"voxloss.formulas.{name}" for name in formulas]
+    for package in (voxloss, voxloss_verify, voxloss_data):
+        names += [f"{package.__name__}.{name}" for name in package.__all__]
+    assert len(names) > 50
+    for name in names:
+        assert f'id="{name}"' in reference, name
+
+
+def test_a_signature_shows_all_arguments(site: Path) -> None:
+    text = html(site, "api/losses")
+    start = text.index('id="voxloss.DiceLoss"')
+    signature = re.sub(r"<.*?>", "", text[start : text.index("</code></pre>", start)])
+    options: dict[str, Any] = dict(inspect.signature(voxloss.RegionLoss).parameters)
+    for name in [*options, "jaccard", "smooth_nr", "smooth_dr"]:
+        assert re.search(rf"\b{name}\b", signature), name
+    assert "See the class." not in text
+
+
+def test_a_public_name_in_a_page_leads_to_its_reference(site: Path) -> None:
+    assert re.search(r'<a [^>]*href="\.\./api/losses/#voxloss\.DiceCELoss"><code>', html(site, "choose"))
+    for page in site.rglob("*.html"):
+        assert "<autoref" not in page.read_text(encoding="utf-8"), page
+
+
+def test_the_command_line_page_has_every_option(site: Path) -> None:
+    from typer.main import get_command
+
+    from voxloss_verify.cli import app
+
+    text = html(site, "command-line")
+    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+        assert f"voxloss {name}</code>" in text, name
+        for parameter in command.params:
+            for option in parameter.opts if parameter.opts[0].startswith("-") else ():
+                assert option in text, f"voxloss {name} {option}"
+
+
+def test_the_search_is_not_of_counter_examples(site: Path) -> None:
+    index = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))["docs"]
+    conformance = [entry["text"] for entry in index if entry["location"].startswith("conformance/")]
+    assert conformance
+    assert not any("torch.tensor(" in text for text in conformance)
+    assert sum(map(len, conformance)) < sum(len(entry["text"]) for entry in index) / 4
