@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test thorough bench check format clean help
+.PHONY: demo test thorough bench notebooks check format clean help
 .DEFAULT_GOAL := help
 
 help:  ## Show what there is to make
@@ -28,6 +28,9 @@ thorough: $(VENV)/.ready  ## Run the tests with hundreds of option combinations 
 
 bench: $(VENV)/.ready  ## Measure time and memory beside MONAI and torch.compile, write docs/performance.md
 	$(BIN)/voxloss bench --out docs
+
+notebooks: $(VENV)/.ready  ## Execute all notebooks and save them with their outputs
+	$(BIN)/python notebooks/execute.py
 
 check: $(VENV)/.ready  ## Lint, formatting, strict types
 	$(BIN)/ruff check .
