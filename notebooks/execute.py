@@ -11,6 +11,7 @@ print is the same everywhere (`tests/test_notebooks.py`). Exit code 1: a cell fa
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -59,6 +60,8 @@ def main() -> int:
     if unknown:
         parser.error(f"expected names out of {', '.join(names)}, got {', '.join(unknown)}")
     asked.out.mkdir(parents=True, exist_ok=True)
+    # The kernels inherit it. Threads that spin while they wait make a busy machine many times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     for name in asked.names or names:
         print(name, flush=True)
         try:

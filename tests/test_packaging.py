@@ -113,8 +113,8 @@ def test_wheel_holds_the_three_packages_and_nothing_else(distributions: dict[str
 def test_sdist_can_be_tested(distributions: dict[str, set[str]]) -> None:
     files = distributions["sdist"]
     assert {"README.md", "LICENSE", "CHANGELOG.md", "Makefile", "constraints.txt", "pyproject.toml"} <= files
-    for path in (ROOT / "tests").glob("*.py"):
-        assert f"tests/{path.name}" in files
+    for path in [*(ROOT / "tests").glob("*.py"), *(ROOT / "notebooks").glob("*.ipynb")]:
+        assert f"{path.parent.name}/{path.name}" in files
     assert not [name for name in files if "__pycache__" in name or name.endswith(".nii.gz")]
 
 
