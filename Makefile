@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test thorough bench docs check format clean help
+.PHONY: demo test thorough bench docs notebooks check format clean help
 .DEFAULT_GOAL := help
 
 help:  ## Show what there is to make
@@ -31,6 +31,9 @@ bench: $(VENV)/.ready  ## Measure time and memory beside MONAI and torch.compile
 
 docs: $(VENV)/.ready  ## Build the site into site/, offline
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+notebooks: $(VENV)/.ready  ## Execute all notebooks and save them with their outputs
+	$(BIN)/python notebooks/execute.py
 
 check: $(VENV)/.ready  ## Lint, formatting, strict types
 	$(BIN)/ruff check .

@@ -126,8 +126,8 @@ def test_sdist_can_be_tested(distributions: dict[str, set[str]]) -> None:
     files = distributions["sdist"]
     assert {"README.md", "LICENSE", "CHANGELOG.md", "Makefile", "constraints.txt", "pyproject.toml"} <= files
     assert {"mkdocs.yml", "docs/hooks.py", ".github/CONTRIBUTING.md"} <= files
-    for path in (ROOT / "tests").glob("*.py"):
-        assert f"tests/{path.name}" in files
+    for path in [*(ROOT / "tests").glob("*.py"), *(ROOT / "notebooks").glob("*.ipynb")]:
+        assert f"{path.parent.name}/{path.name}" in files
     made = {"__pycache__", "models", "eval"}  # by running the examples
     for path in (ROOT / "examples").rglob("*"):
         if path.is_file() and not made & set(path.parts):
