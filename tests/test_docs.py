@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -176,6 +177,22 @@ def test_a_public_name_in_a_page_leads_to_its_reference(site: Path) -> None:
     assert re.search(r'<a [^>]*href="\.\./api/losses/#voxloss\.DiceCELoss"><code>', html(site, "choose"))
     for page in site.rglob("*.html"):
         assert "<autoref" not in page.read_text(encoding="utf-8"), page
+
+
+def test_a_link_to_a_file_beside_the_pages_leads_to_the_repository(site: Path) -> None:
+    hooks = runpy.run_path(str(ROOT / "docs" / "hooks.py"))
+    markdown = "[train](../examples/train_distributed.py) [start](index.md) [elsewhere](https://example.org)"
+    for repository, expected in (("https://example.org/voxloss/", "[train]("), (None, "train ")):
+        found = hooks["on_page_markdown"](
+            markdown,
+            page=SimpleNamespace(file=SimpleNamespace(src_uri="distributed.md")),
+            config=SimpleNamespace(docs_dir=str(ROOT / "docs"), repo_url=repository),
+        )
+        assert found.startswith(expected)
+        assert ("https://example.org/voxloss/blob/main/examples/train_distributed.py" in found) == bool(
+            repository
+        )
+        assert found.endswith(" [start](index.md) [elsewhere](https://example.org)")
 
 
 def test_the_command_line_page_has_every_option(site: Path) -> None:
