@@ -17,15 +17,29 @@ from xml.etree import ElementTree
 
 import griffe
 from latex2mathml.converter import convert
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("plugin/voxloss", "verification/voxloss_verify", "datasets/voxloss_data")
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put in what lives elsewhere: `<!-- section FILE HEADING -->` and `<!-- commands -->`."""
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) -> str:
+    """Put in what lives elsewhere, `<!-- section FILE HEADING -->` and `<!-- commands -->`."""
     markdown = re.sub(r"<!-- section (\S+) (.*?) -->", lambda found: section(*found.groups()), markdown)
-    return markdown.replace("<!-- commands -->", commands()) if "<!-- commands -->" in markdown else markdown
+    markdown = re.sub(r"<!-- commands -->", lambda _: commands(), markdown)
+    folder = (Path(config.docs_dir) / page.file.src_uri).parent
+    return re.sub(r"\[([^\]]*)\]\(([^)\s]+)\)", lambda found: link(found, folder, config.repo_url), markdown)
+
+
+def link(found: re.Match[str], folder: Path, repository: str | None) -> str:
+    """A link to a file beside the pages leads to the repository; where that is not known, it is plain text."""
+    text, target = found.groups()
+    path = (folder / target.partition("#")[0]).resolve()
+    if not path.is_file() or path.is_relative_to(ROOT / "docs"):
+        return found[0]
+    place = path.relative_to(ROOT).as_posix()
+    return f"[{text}]({repository.rstrip('/')}/blob/main/{place})" if repository else text
 
 
 def section(file: str, heading: str) -> str:

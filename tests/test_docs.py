@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -22,11 +23,12 @@ import voxloss_verify
 from pages import ROOT, blocks, commands, local_links, parse_commands, python_blocks, run_python
 from voxloss_verify.xfails import read_xfails
 
-GENERATED = ("docs/conformance.md", "docs/performance.md")
+# Made by commands, or with code that needs more than is installed here and has tests of its own.
+ELSEWHERE = ("docs/conformance.md", "docs/performance.md")
 PAGES = {
     name: path.read_text(encoding="utf-8")
     for path in sorted((ROOT / "docs").rglob("*.md"))
-    if (name := path.relative_to(ROOT).as_posix()) not in GENERATED
+    if (name := path.relative_to(ROOT).as_posix()) not in ELSEWHERE
 }
 
 
@@ -175,6 +177,22 @@ def test_a_public_name_in_a_page_leads_to_its_reference(site: Path) -> None:
     assert re.search(r'<a [^>]*href="\.\./api/losses/#voxloss\.DiceCELoss"><code>', html(site, "choose"))
     for page in site.rglob("*.html"):
         assert "<autoref" not in page.read_text(encoding="utf-8"), page
+
+
+def test_a_link_to_a_file_beside_the_pages_leads_to_the_repository(site: Path) -> None:
+    hooks = runpy.run_path(str(ROOT / "docs" / "hooks.py"))
+    markdown = "[train](../examples/train_distributed.py) [start](index.md) [elsewhere](https://example.org)"
+    for repository, expected in (("https://example.org/voxloss/", "[train]("), (None, "train ")):
+        found = hooks["on_page_markdown"](
+            markdown,
+            page=SimpleNamespace(file=SimpleNamespace(src_uri="distributed.md")),
+            config=SimpleNamespace(docs_dir=str(ROOT / "docs"), repo_url=repository),
+        )
+        assert found.startswith(expected)
+        assert ("https://example.org/voxloss/blob/main/examples/train_distributed.py" in found) == bool(
+            repository
+        )
+        assert found.endswith(" [start](index.md) [elsewhere](https://example.org)")
 
 
 def test_the_command_line_page_has_every_option(site: Path) -> None:
