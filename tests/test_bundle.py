@@ -175,7 +175,8 @@ def test_the_readme_names_what_there_is() -> None:
     text = (BUNDLE / "docs" / "README.md").read_text(encoding="utf-8")
     for name in re.findall(r"configs/\w+\.\w+", text):
         assert (BUNDLE / name).is_file(), name
-    parser = ConfigWorkflow([str(BUNDLE / path) for path in (TRAIN, EVALUATE, INFER)], logging_file=False).parser
+    configs = [str(BUNDLE / path) for path in (TRAIN, EVALUATE, INFER)]
+    parser: Any = ConfigWorkflow(configs, logging_file=False).parser
     options = [name for row in re.findall(r"^\| (`.*?) \|", text, re.M) for name in re.findall("`(.+?)`", row)]
     assert len(options) > 10
     for name in options:
