@@ -6,7 +6,7 @@ import functools
 import inspect
 import platform
 from collections.abc import Callable
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
@@ -52,16 +52,13 @@ def command(group: str) -> Callable[[Callable[..., int | None]], Callable[..., i
             set_verbosity(Verbosity.quiet if quiet else Verbosity.verbose if verbose else Verbosity.normal)
             raise typer.Exit(function(**given) or ExitCode.DONE)
 
-        kinds = {**get_type_hints(function, include_extras=True), **common}
-        defaults = {name: own.default for name, own in inspect.signature(function).parameters.items()}
-        defaults |= dict.fromkeys(common, False)
-        run.__annotations__ = kinds
-        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [
-                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kinds[name])
-                for name, default in defaults.items()
-            ]
-        )
+        own = inspect.signature(function, eval_str=True).parameters.values()
+        shared = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+            for name, kind in common.items()
+        ]
+        run.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *shared]}
         app.command(rich_help_panel=group)(run)
         return function
 
