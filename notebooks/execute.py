@@ -34,10 +34,14 @@ def executed(path: Path) -> Any:
     """A notebook after all of its cells ran, in a folder that is gone by then."""
     notebook: Any = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
     with TemporaryDirectory() as folder:
-        resources = {"metadata": {"path": folder}}
-        client = NotebookClient(notebook, timeout=1800, record_timing=False, resources=resources)
-        client.extra_arguments = ["--log-level=ERROR"]
-        client.execute()
+        NotebookClient(
+            notebook,
+            timeout=1800,  # seconds of one cell
+            record_timing=False,
+            coalesce_streams=True,
+            extra_arguments=["--log-level=ERROR"],
+            resources={"metadata": {"path": folder}},
+        ).execute()
     for cell in notebook.cells:
         # Warnings name files, and what is compiled at a first call is said at the first call only.
         shown = [output for output in cell.get("outputs", ()) if output.get("name") == "stderr"]
