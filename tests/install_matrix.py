@@ -2,8 +2,8 @@
 
     python tests/install_matrix.py --help
 
-For each Python found and each choice of versions: an environment of its own, the wheel with the extras cpu and
-demo, and what `installed.py` beside this file tries. Needs `build` and `uv`, and some GB per environment and in
+For each Python found and each choice of versions: an environment of its own, the wheel with the extras of
+`EXTRAS`, and what `installed.py` beside this file tries. Needs `build` and `uv`, and some GB per environment and in
 uv's cache, as torch from the package index brings CUDA. Its own variables apply: UV_TORCH_BACKEND=cpu takes torch
 without it, UV_FIND_LINKS a folder of wheels.
 """
@@ -25,8 +25,14 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).resolve().parent.parent
 TRIED = Path(__file__).with_name("installed.py")
+EXTRAS = ("cpu", "verify", "demo", "train")
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 SHOWN = ("torch", "monai", "numpy", "numba", "nibabel", "typer")
 # Each of these with its oldest version, among the newest of all others.
@@ -46,7 +52,7 @@ class Combination:
 
     def arguments(self, wheel: Path, given: list[str]) -> list[str]:
         """Of `uv pip install`; old versions without a wheel for this Python are passed over."""
-        wanted = [f"voxloss[cpu,demo] @ {wheel.as_uri()}", *given]
+        wanted = [f"voxloss[{','.join(EXTRAS)}] @ {wheel.as_uri()}", *given]
         alone = self.choice.partition("oldest-")[2]
         if alone:
             wanted.append(f"{alone}=={lower_bounds()[alone]}.*")
@@ -69,10 +75,11 @@ class Result:
 
 
 def lower_bounds() -> dict[str, str]:
-    """The oldest version of every package that pyproject.toml names for users, without markers."""
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    users = text.partition("\ndependencies")[2].partition("\npeers")[0]
-    return dict(re.findall(r'"([a-z][a-z0-9-]*)>=([0-9.]+)"', users))
+    """The oldest version of every package that an installation with `EXTRAS` has, without markers."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *(line for extra in EXTRAS for line in extras[extra])]
+    return dict(found for line in lines for found in re.findall(r"^([a-z][a-z0-9-]*)>=([0-9.]+)$", line))
 
 
 def main() -> int:
