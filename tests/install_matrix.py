@@ -3,9 +3,9 @@
     python tests/install_matrix.py --help
 
 For each Python found and each choice of versions: an environment of its own, the wheel with the extras of
-`EXTRAS`, and what `installed.py` beside this file tries. Needs `build` and `uv`, and some GB per environment and in
-uv's cache, as torch from the package index brings CUDA. Its own variables apply: UV_TORCH_BACKEND=cpu takes torch
-without it, UV_FIND_LINKS a folder of wheels.
+`EXTRAS`, and what `installed.py` beside this file tries. Needs `build` and `uv`, and some GB per environment and
+in uv's cache, as torch from the package index brings CUDA. Its own variables apply: UV_TORCH_BACKEND=cpu takes
+torch without it, UV_FIND_LINKS a folder of wheels.
 """
 
 from __future__ import annotations
