@@ -479,8 +479,9 @@ def test_what_cannot_be_written_says_why(
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", "trainers")
 
-    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(Path, "replace", refuse)
     assert install.main([str(tmp_path)]) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert "Name a folder of your own" in capsys.readouterr().err
     monkeypatch.setattr(install, "find_spec", lambda name: None)
     assert install.main([]) == 1
