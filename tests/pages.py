@@ -21,6 +21,8 @@ WORK = (
     "kill_matrix.run_mutants",
     "phantom_table.write_and_show",
     "score_table.score_and_show",
+    "train.predict_and_write",
+    "train.train_and_score",
     "verify_table.verify_and_show",
 )
 

@@ -9,13 +9,16 @@ import runpy
 import shlex
 import subprocess
 import sys
+from importlib.metadata import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from pydoc import locate
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import voxloss
 import voxloss_data
@@ -25,6 +28,8 @@ from voxloss_verify.xfails import read_xfails
 
 # Made by commands, or with code that needs more than is installed here and has tests of its own.
 ELSEWHERE = ("docs/conformance.md", "docs/performance.md")
+# What the lines of other plain blocks begin with, beside nnU-Net's commands.
+PROGRAMS = ("voxloss", "torchrun", "pytest", "python", "pip", "cd", "export", "tensorboard")
 PAGES = {
     name: path.read_text(encoding="utf-8")
     for path in sorted((ROOT / "docs").rglob("*.md"))
@@ -34,8 +39,11 @@ PAGES = {
 
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if python_blocks(text)])
 def test_python_blocks_run_in_order_and_print_what_stands_below(
-    page: str, capsys: pytest.CaptureFixture[str]
+    page: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if page == "docs/nnunet.md":
+        pytest.importorskip("nnunetv2")
+    monkeypatch.chdir(tmp_path)  # some write files
     assert run_python(page, capsys) == PAGES[page].count("```python\n")
 
 
@@ -58,24 +66,41 @@ def test_what_a_diff_adds_runs() -> None:
             }
             exec(compile(after, page, "exec"), given)
             found += 1
-    assert found == 4
+    assert found == 5
 
 
 def test_other_blocks_are_of_few_kinds_and_checked(tmp_path: Path) -> None:
-    """Output of Python above, commands, a diff, or a file of expected failures."""
+    """Output of Python above, commands, a diff, a file of expected failures, or a part of a bundle."""
     plugin = inspect.getsource(sys.modules["voxloss_verify.pytest_plugin"])
+    extras = metadata("voxloss").get_all("Provides-Extra", [])
     for page, text in PAGES.items():
         printed = {output for _, output in python_blocks(text)}
         for kind, block in blocks(text):
             if kind == "toml":
                 (tmp_path / "xfails.toml").write_text(block, encoding="utf-8")
                 assert read_xfails(tmp_path / "xfails.toml")
+            if kind == "yaml":
+                (given,) = yaml.safe_load(block).values()
+                assert locate(given.pop("_target_"))(**given)  # type: ignore[operator]
             if kind or block in printed:
-                assert kind in ("", "python", "diff", "toml"), page
+                assert kind in ("", "python", "diff", "toml", "yaml"), page
                 continue
+            folder = ROOT
             for line in block.splitlines():
                 program, *rest = shlex.split(line, comments=True)
-                assert program in ("voxloss", "torchrun", "pytest"), f"{page}: {line}"
+                assert program.startswith("nnUNetv2_") or program in PROGRAMS, f"{page}: {line}"
+                if program == "pip":
+                    named = re.findall(r"[a-z]+", "".join(re.findall(r"\[(.*?)\]", line)))
+                    assert {*named} <= {*extras}, f"{page}: {line}"
+                if program == "cd":
+                    folder = ROOT / rest[0]
+                    assert folder.is_dir(), f"{page}: {line}"
+                if program == "python" and rest[0] == "-m":
+                    assert find_spec(rest[1]), f"{page}: {line}"
+                elif program == "python" and rest[0] != "-c":
+                    assert (folder / rest[0]).is_file(), f"{page}: {line}"
+                for word in rest[rest.index("--config_file") + 1 :][:1] if "--config_file" in rest else ():
+                    assert folder == ROOT or (folder / word).is_file(), f"{page}: {line}"
                 if program == "pytest":
                     for option in re.findall(r"--voxloss-\w+", line):
                         assert f'"{option}"' in plugin, f"{page}: {option}"

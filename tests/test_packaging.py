@@ -210,8 +210,7 @@ def test_the_oldest_versions_are_those_of_the_matrix(distributions: Distribution
     bounds = {
         one.name: str(one.specifier).removeprefix(">=")
         for one in requirements
-        if one.name != "voxloss"
-        and re.fullmatch(installed, str(one.marker))
+        if one.name != "voxloss" and re.fullmatch(installed, str(one.marker))
     }
     assert install_matrix.lower_bounds() == bounds
 
