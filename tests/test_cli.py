@@ -262,7 +262,7 @@ def test_a_bug_in_an_import_is_no_missing_extra(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes are closed in another way")
-@pytest.mark.parametrize("arguments", [["--help"], ["phantoms", "OUT"]])
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["phantoms", "OUT"]])
 def test_a_closed_pipe_is_quiet(arguments: list[str], tmp_path: Path) -> None:
     """As of `head`, before anything is written."""
     read, write = os.pipe()
