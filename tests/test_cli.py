@@ -273,8 +273,9 @@ def test_a_closed_pipe_is_quiet(arguments: list[str], tmp_path: Path) -> None:
         "voxloss_verify",
         *(word.replace("OUT", str(tmp_path)) for word in arguments),
     ]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     try:
-        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, env=buffered, check=False)
     finally:
         os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
