@@ -262,7 +262,7 @@ def test_a_bug_in_an_import_is_no_missing_extra(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes are closed in another way")
-@pytest.mark.parametrize("arguments", [["--help"], ["phantoms", "OUT"]])
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["phantoms", "OUT"]])
 def test_a_closed_pipe_is_quiet(arguments: list[str], tmp_path: Path) -> None:
     """As of `head`, before anything is written."""
     read, write = os.pipe()
@@ -273,8 +273,9 @@ def test_a_closed_pipe_is_quiet(arguments: list[str], tmp_path: Path) -> None:
         "voxloss_verify",
         *(word.replace("OUT", str(tmp_path)) for word in arguments),
     ]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     try:
-        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, env=buffered, check=False)
     finally:
         os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
