@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import typer
 
+import every_loss
 import voxloss
 from voxloss.backends import list_backends
 from voxloss_data import Phantom, all_phantoms
@@ -21,7 +22,7 @@ from voxloss_verify import terminal
 from voxloss_verify.__main__ import main
 from voxloss_verify.cli import app
 from voxloss_verify.exits import ExitCode
-from voxloss_verify.names import LOSSES
+from voxloss_verify.names import LOSSES, loss_name
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -87,10 +88,14 @@ def test_a_terminal_without_unicode_still_gets_its_table(tmp_path: Path) -> None
     assert "21/40" in run.stdout
 
 
-def test_names_are_those_of_losses() -> None:
-    for name, loss in LOSSES.items():
-        assert issubclass(getattr(voxloss, loss), voxloss.RegionLoss)
-        assert name.replace("-", "") + "loss" == loss.lower()
+def test_every_loss_has_a_name_however_it_is_written() -> None:
+    assert set(LOSSES.values()) == {kind.__name__ for kind in every_loss.LOSSES.values()}
+    for name, kind in LOSSES.items():
+        for written in (name, name.replace("-", ""), name.replace("-", "_").upper(), kind):
+            assert loss_name(written) == name
+    assert loss_name("iou") == "jaccard"
+    with pytest.raises(ValueError, match=r"expected one of dice, .*, got 'dise'"):
+        loss_name("dise")
 
 
 @pytest.mark.parametrize(

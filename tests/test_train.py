@@ -23,6 +23,7 @@ from voxloss_data.ct import write_ct_set
 from voxloss_data.files import save_nifti
 from voxloss_data.training_sets import training_set
 from voxloss_verify.__main__ import main
+from voxloss_verify.names import LOSSES
 from voxloss_verify.train import Plan, Request, make_plan, predict_and_write, train_and_score
 from voxloss_verify.train.checkpoint import Checkpoint
 from voxloss_verify.train.network import loss_of
@@ -374,3 +375,15 @@ def test_wrong_command_lines_end_with_2_and_one_line(
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_trains_on_logits_and_a_label_map_with_ignored_voxels(name: str, tmp_path: Path) -> None:
+    data = two_scans(tmp_path / "data", [1, 2, 9])
+    plan = make_plan(Request(data, tmp_path, loss=name, ignore=9, patch=(32, 16, 16)))
+    logits = torch.randn(1, 3, 4, 4, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    label = torch.arange(64.0).reshape(1, 1, 4, 4, 4) % 4 - 1
+    loss_of(plan)(logits, label).backward()
+    assert logits.grad is not None
+    taught = logits.grad.abs().sum(1, keepdim=True) > 0
+    assert torch.equal(taught, label != IGNORED)

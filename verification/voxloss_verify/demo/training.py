@@ -19,10 +19,10 @@ from monai.utils import set_determinism
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-import voxloss
 from voxloss_data import BrainMRI
 from voxloss_verify import oracle
 from voxloss_verify.demo.data import CLASSES, PATCH, training_batches
+from voxloss_verify.named_loss import softmax_loss
 from voxloss_verify.names import LOSSES
 
 LEARNING_RATE = 1e-2
@@ -64,7 +64,7 @@ def train(
         num_res_units=1,
         norm="batch",
     ).to(device)
-    criterion: nn.Module = getattr(voxloss, LOSSES[loss_name])(to_onehot_y=True, softmax=True)
+    criterion = softmax_loss(LOSSES[loss_name])
     optimiser = torch.optim.AdamW(network.parameters(), LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=steps)
     unseen: Tensor = held_out["image"].as_tensor().to(device)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from monai.networks.nets import UNet
 from torch import Tensor, nn
 
-import voxloss
+from voxloss_verify.named_loss import softmax_loss
 from voxloss_verify.train.plan import Plan
 from voxloss_verify.train.volumes import IGNORED
 
@@ -28,11 +26,9 @@ def network_of(plan: Plan) -> UNet:
 
 def loss_of(plan: Plan) -> nn.Module:
     """The loss. Raises ValueError that names --loss-kwargs for arguments that it cannot take."""
-    arguments: dict[str, Any] = {"to_onehot_y": True, "softmax": True, **plan.loss_kwargs}
-    if plan.ignored is not None:
-        arguments["ignore_index"] = IGNORED
+    ignored = {} if plan.ignored is None else {"ignore_index": IGNORED}
     try:
-        loss: nn.Module = getattr(voxloss, plan.loss)(**arguments)
+        loss = softmax_loss(plan.loss, **{**plan.loss_kwargs, **ignored})
         # What a loss cannot do with these classes, it says before the first epoch.
         loss(torch.zeros(1, len(plan.labels), 2, 2, 2), torch.zeros(1, 1, 2, 2, 2))
     except (TypeError, ValueError) as error:
