@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from voxloss_verify.cli.app import command
-from voxloss_verify.cli.options import FileOption, require_writable
+from voxloss_verify.cli.options import FileOption, IgnoreOption, require_writable
 
 GROUP = "Label maps"
 
@@ -42,9 +42,7 @@ def score(
         str | None,
         typer.Option(metavar="1,2,5", help="The labels to score; by default all that occur, without 0."),
     ] = None,
-    ignore: Annotated[
-        int | None, typer.Option(metavar="LABEL", help="Leave out the voxels with this label in the reference.")
-    ] = None,
+    ignore: IgnoreOption = None,
     format: Annotated[Format, typer.Option(help="JSON has the exact fractions.")] = Format.table,
     jobs: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="How many processes score folders.")] = 1,
     out: FileOption = None,

@@ -9,7 +9,14 @@ from typing import Annotated
 import typer
 
 from voxloss_verify.cli.app import command
-from voxloss_verify.cli.options import DeviceOption, FolderOption, SeedOption, needs_extra, require_folder
+from voxloss_verify.cli.options import (
+    DeviceOption,
+    FolderOption,
+    ResumeOption,
+    SeedOption,
+    needs_extra,
+    require_folder,
+)
 
 GROUP = "This machine"
 
@@ -73,9 +80,7 @@ def bench(
         typer.Option(metavar="VOXELS", min=2, help="Of every volume, to try the benchmark out."),
     ] = None,
     compile: Annotated[bool, typer.Option(help="Whether torch.compile takes part.")] = True,
-    resume: Annotated[
-        bool, typer.Option("--resume/--fresh", help="Keep cases that an earlier run has finished, in .OUT-bench.")
-    ] = True,
+    resume: ResumeOption = True,
     check: Annotated[bool, typer.Option("--check", help="Exit code 1 if a goal is missed.")] = False,
     device: DeviceOption = "cpu",
     seed: SeedOption = 0,
@@ -85,8 +90,8 @@ def bench(
 
     Contenders take turns within each case; one whose value or gradient is wrong gets no time. Writes
     performance.md, .png and .json, in which an earlier run on another device is kept; about half an hour on two
-    cores, with voxloss[demo]. Ctrl-C keeps the cases that are finished. Exit code 1 if voxloss is wrong or fails
-    anywhere.
+    cores, with voxloss[demo]. Ctrl-C keeps the cases that are finished, in .OUT-bench. Exit code 1 if voxloss is
+    wrong or fails anywhere.
 
     Examples:
 

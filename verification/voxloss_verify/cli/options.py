@@ -66,6 +66,15 @@ FileOption = Annotated[
 ]
 
 
+ResumeOption = Annotated[
+    bool, typer.Option("--resume/--fresh", help="Keep what an earlier run with the same --out has finished.")
+]
+IgnoreOption = Annotated[
+    int | None,
+    typer.Option("--ignore", metavar="LABEL", help="Leave out the voxels with this label in the reference."),
+]
+
+
 def require_folder(option: str, path: Path) -> None:
     """Refuse what is a file."""
     if path.exists() and not path.is_dir():

@@ -12,6 +12,8 @@ from voxloss_verify.cli.app import command
 from voxloss_verify.cli.options import (
     DeviceOption,
     FolderOption,
+    IgnoreOption,
+    ResumeOption,
     SeedOption,
     needs_extra,
     require_folder,
@@ -61,9 +63,6 @@ LossOption = Annotated[
         help=f"What to train with: {', '.join(LOSSES)}.",
         autocompletion=_losses,
     ),
-]
-FreshOption = Annotated[
-    bool, typer.Option("--resume/--fresh", help="Go on with what an earlier run has left in the folder.")
 ]
 
 
@@ -132,9 +131,7 @@ def train(
         tuple[float, float] | None,
         typer.Option(metavar="LOW HIGH", help="Of a CT, in HU; by default -175 250, soft tissue."),
     ] = None,
-    ignore: Annotated[
-        int | None, typer.Option(metavar="LABEL", help="Voxels with this label do not count.")
-    ] = None,
+    ignore: IgnoreOption = None,
     validation: Annotated[
         float, typer.Option(metavar="FRACTION", min=0, max=1, help="Of the scans, held out and scored.")
     ] = 0.2,
@@ -153,7 +150,7 @@ def train(
     cache: Annotated[
         float, typer.Option(metavar="FRACTION", min=0, max=1, help="Of the scans, kept in memory.")
     ] = 1.0,
-    resume: FreshOption = True,
+    resume: ResumeOption = True,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     out: FolderOption = Path("out"),
@@ -219,7 +216,7 @@ def predict(
         list[Path],
         typer.Argument(metavar="IMAGE...", help="NIfTI files, or folders of them.", show_default=False),
     ],
-    resume: FreshOption = True,
+    resume: ResumeOption = True,
     device: DeviceOption = "auto",
     out: FolderOption = Path("out"),
 ) -> int:
