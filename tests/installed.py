@@ -66,6 +66,7 @@ def main() -> None:
                     raise SystemExit(f"{loss.__name__}: the {what} of {backend or chosen} is off by {off:.1e}")
     if voxloss.__version__ not in command("--version"):
         raise SystemExit(f"voxloss --version: expected {voxloss.__version__} in it")
+    command("verify", "--help")
     command("doctor", "--quiet")
     with tempfile.TemporaryDirectory() as folder:
         command("phantoms", folder)
