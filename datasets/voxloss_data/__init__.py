@@ -2,7 +2,8 @@
 
 A phantom's scores follow from its geometry, in `fractions.Fraction`; nothing is counted or rounded.
 Start with `all_phantoms()` in memory, `write_phantoms(folder)` on disk, `write_ct_set(folder)` for a
-set of labelled CT volumes to train on, `brain_mri()` for the MNI152 brain.
+set of labelled CT volumes to train on, `brain_mri()` for the MNI152 brain, `training_set(folder)` for which image
+belongs to which label map in a folder of scans.
 Nothing here imports torch or voxloss: these are the scales that a loss is put on.
 """
 
@@ -23,12 +24,15 @@ from voxloss_data.phantoms import (
     spheres,
     write_phantoms,
 )
+from voxloss_data.training_sets import Scan, TrainingSet, training_set
 
 __all__ = [
     "BrainMRI",
     "ImagePair",
     "Phantom",
+    "Scan",
     "SpherePhantom",
+    "TrainingSet",
     "all_phantoms",
     "brain_mri",
     "checkerboard",
@@ -39,6 +43,7 @@ __all__ = [
     "ramp",
     "shifted_boxes",
     "spheres",
+    "training_set",
     "write_ct_set",
     "write_phantoms",
 ]
