@@ -17,6 +17,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.data import Dataset, MetaTensor
 from scipy.ndimage import binary_dilation, binary_erosion
 
 from voxloss_data.ct import write_ct_set
@@ -26,6 +27,7 @@ from voxloss_verify.__main__ import main
 from voxloss_verify.names import LOSSES
 from voxloss_verify.train import Plan, Request, make_plan, predict_and_write, train_and_score
 from voxloss_verify.train.checkpoint import Checkpoint
+from voxloss_verify.train.loop import validation_dice
 from voxloss_verify.train.network import loss_of
 from voxloss_verify.train.prediction import predicted_classes, write_prediction
 from voxloss_verify.train.volumes import IGNORED, batches, image_transforms, training_patches
@@ -387,3 +389,18 @@ def test_every_loss_trains_on_logits_and_a_label_map_with_ignored_voxels(name: s
     assert logits.grad is not None
     taught = logits.grad.abs().sum(1, keepdim=True) > 0
     assert torch.equal(taught, label != IGNORED)
+
+
+def test_validation_does_not_count_ignored_voxels(tmp_path: Path) -> None:
+    plan = make_plan(Request(two_scans(tmp_path / "data", [1, 9]), tmp_path, ignore=9, patch=(16, 16, 32)))
+    image = torch.zeros(1, 16, 16, 16)
+    image[:, :8] = 1
+    label = image.clone()
+    label[:, 4:12] = IGNORED  # half of what is right, and all of what would be wrong
+    wanted = MetaTensor(torch.where(label == IGNORED, label, image))
+    volumes: Any = Dataset([{"image": MetaTensor(image), "label": wanted}])
+    assert validation_dice(LargestInput(), volumes, plan, CPU) == [1.0, 1.0]
+    wanted[:, 0] = 0
+    background, foreground = validation_dice(LargestInput(), volumes, plan, CPU)
+    assert foreground == pytest.approx(2 * 3 / (4 + 3))
+    assert background == pytest.approx(2 * 4 / (4 + 5))
