@@ -15,6 +15,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV): torch, MONAI and the rest, a few minutes the first time."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	@# nnU-Net brings PyPI's torchvision, which needs the torch for CUDA. Beside another one it cannot be imported, which breaks
+	@# what takes it if it is there (Lightning's torchmetrics), while nnU-Net does without.
+	@$(BIN)/python -c 'import torchvision' 2>/dev/null || $(BIN)/python -m pip uninstall --quiet --yes torchvision
 	@touch $@
 
 demo: $(VENV)/.ready  ## Train on a real brain MRI, check every loss, write out/report.html

@@ -341,8 +341,11 @@ def test_a_formula_of_further_sums() -> None:
     assert losses == [0.25]
     assert slopes == [[0, 0.1, 0, pytest.approx(-0.025), 0.1]]
 
-    class Logarithmic(Rate):
-        further = ("voxels", "log_loss")
+    class Logarithmic(voxloss.RegionLoss):
+        further = ("log_loss",)
+
+        def per_class(self, statistics: Any, log_loss: Any) -> Any:
+            return log_loss / statistics.target
 
     with pytest.raises(ValueError, match="claims cannot be read off a formula of"):
         claims_of(Logarithmic())
