@@ -296,6 +296,9 @@ def _call(task: bytes) -> _Answer:
 def _import() -> None:
     import torch.distributed
 
+    # As in a script, before there is a group: ignite, which MONAI imports if it can, keeps the one that it finds.
+    import voxloss  # noqa: F401
+
     torch.set_num_threads(1)
 
 
