@@ -25,9 +25,14 @@ PACKAGES = ("plugin/voxloss", "verification/voxloss_verify", "datasets/voxloss_d
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) -> str:
-    """Put in what lives elsewhere, `<!-- section FILE HEADING -->` and `<!-- commands -->`."""
-    markdown = re.sub(r"<!-- section (\S+) (.*?) -->", lambda found: section(*found.groups()), markdown)
-    markdown = re.sub(r"<!-- commands -->", lambda _: commands(), markdown)
+    """Put in what lives elsewhere, `<!-- section FILE HEADING -->` and `<!-- commands -->`.
+
+    What stands before it in its line is for readers of the Markdown, and goes away.
+    """
+    markdown = re.sub(
+        r"^.*<!-- section (\S+) (.*?) -->", lambda found: section(*found.groups()), markdown, flags=re.M
+    )
+    markdown = re.sub(r"^.*<!-- commands -->", lambda _: commands(), markdown, flags=re.M)
     folder = (Path(config.docs_dir) / page.file.src_uri).parent
     return re.sub(r"\[([^\]]*)\]\(([^)\s]+)\)", lambda found: link(found, folder, config.repo_url), markdown)
 

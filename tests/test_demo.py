@@ -294,6 +294,7 @@ def test_an_interrupted_run_reports_what_it_has(tmp_path: Path, monkeypatch: pyt
     assert run.numbers["training"]["interrupted"] is True
     assert len(run.numbers["training"]["loss"]) == run.numbers["training"]["steps_done"] == 2
     assert list(run.numbers["training"]["dice"]) == ["2"]
+    assert (run.numbers["checks"]["count"], run.numbers["checks"]["complete"]) == (0, False)
     assert signal.getsignal(signal.SIGINT) is handler
 
 

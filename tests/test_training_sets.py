@@ -112,7 +112,7 @@ def test_what_is_no_training_set(tmp_path: Path) -> None:
         training_set(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="got a file at"):
         training_set(empty(tmp_path / "file.nii.gz"))
-    with pytest.raises(ValueError, match=r"1 NIfTI files of which none is called so"):
+    with pytest.raises(ValueError, match=r"1 NIfTI files and none so named"):
         training_set(tmp_path)
 
 

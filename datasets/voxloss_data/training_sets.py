@@ -64,6 +64,9 @@ def training_set(folder: Path) -> TrainingSet:
     if images is not None and labels is not None:
         pairs = _paired({_stem(p): p for p in _nifti(images)}, {_stem(p): p for p in _nifti(labels)}, folder)
         return TrainingSet(f"{images.name}/ and {labels.name}/", pairs)
+    if (images or labels) and not _nifti(folder):
+        missing = "images (or imagesTr) beside labels" if images is None else "labels (or labelsTr) beside images"
+        raise ValueError(f"{folder}: expected a folder {missing}, got none")
     return _side_by_side(folder)
 
 
@@ -158,8 +161,9 @@ def _side_by_side(folder: Path) -> TrainingSet:
     images = {name: path for name, path in files.items() if path not in labels.values()}
     if not labels:
         raise ValueError(
-            f"{folder}: expected a dataset.json (Decathlon or nnU-Net), the folders images and labels, or files "
-            f"NAME.nii.gz beside NAME_label.nii.gz, got {len(files)} NIfTI files of which none is called so"
+            f"{folder}: expected a dataset.json (Decathlon or nnU-Net), folders images and labels, or "
+            f"NAME.nii.gz beside NAME_label.nii.gz (or {', '.join(SUFFIXES[1:])}), got {len(files)} NIfTI files "
+            "and none so named"
         )
     return TrainingSet("side by side", _paired(images, labels, folder))
 

@@ -42,10 +42,13 @@ class RegionOptions(PassOptions, total=False):
 
 def require_known(options: Mapping[str, Any]) -> None:
     """Check that further keyword arguments are `RegionOptions`, as a signature would."""
-    known = [*RegionOptions.__annotations__, *PassOptions.__annotations__]
+    known = sorted({*RegionOptions.__annotations__, *PassOptions.__annotations__})
     for name in options:
         if name not in known:
-            raise TypeError(f"got an unexpected keyword argument {name!r}; besides those of the class: {known}.")
+            raise TypeError(
+                f"got an unexpected keyword argument {name!r}. Beside the arguments in the class's signature it "
+                f"takes {', '.join(known)}."
+            )
 
 
 class RegionLoss(StatisticsLoss):

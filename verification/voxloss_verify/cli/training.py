@@ -79,8 +79,9 @@ def demo(
     """Train a small UNet on a real brain MRI, check every loss, write a report.
 
     The left hemisphere of the MNI152 brain trains, the right one is held out. Then every loss of voxloss is
-    compared with its exact value. Writes report.html (one file), report.png and metrics.json; about two minutes
-    on two cores. Exit code 1 if a check fails; Ctrl-C stops the training and reports what there is.
+    compared with its exact value. Writes report.html (one file), report.png and metrics.json; about three minutes
+    on two cores, half of them for the checks. Exit code 1 if a check fails; Ctrl-C stops the training or the
+    checks and reports what there is.
 
     Examples:
 
@@ -88,7 +89,7 @@ def demo(
 
         voxloss demo --loss focal-tversky --seed 1 --out out/focal
 
-        voxloss demo --steps 50 --device cpu    # a quick look
+        voxloss demo --steps 50 --device cpu
     """
     from voxloss_verify.demo import Settings, run_demo
 

@@ -64,14 +64,13 @@ def run_demo(settings: Settings) -> int:
         console.print(f"Interrupted at step {done} of {settings.steps}; reporting what there is.")
     records: list[Record] = []
     checked = False
-    _LOG.info("trained, checking every loss")
     with progress_console(console).status("checking every loss") if shows_progress() else nullcontext():
         try:
-            records.extend(_check(training, held_out, settings))
-            checked = True
+            if not training.interrupted:  # who wants to stop does not want to wait for minutes
+                _LOG.info("trained, checking every loss")
+                records.extend(_check(training, held_out, settings))
+                checked = True
         except KeyboardInterrupt:
-            if training.interrupted:  # the second Ctrl-C
-                raise
             console.print(f"Interrupted after {len(records)} checks; reporting what there is.")
         results = Results(settings, training, held_out["image"], records, checked, seconds)
         path = write_report(results)

@@ -149,11 +149,15 @@ def make_plan(request: Request, advance: Callable[[int, int], object] = lambda d
     size = np.median([np.divide(extent, spacing) for extent in seen.millimetres], axis=0)
     patch = request.patch or tuple(max(16, int(min(edge, LARGEST_PATCH)) // 16 * 16) for edge in size)
     depth = 5 if max(patch) >= 64 else 4
-    unfit = [edge for edge in patch if edge % 2 ** (depth - 1)]
-    if unfit or max(patch) == 2 ** (depth - 1):
+    step = 2 ** (depth - 1)
+    if any(edge % step for edge in patch) or max(patch) == step:
+        fit = tuple(max(1, round(edge / step)) * step for edge in patch)
+        near = (
+            f"like {' '.join(map(str, fit))}" if max(fit) > step else f"at least one of them {2 * step} or more"
+        )
         raise ValueError(
-            f"--patch: expected multiples of {2 ** (depth - 1)}, and one above it, got {patch}: the network "
-            f"halves a patch {depth - 1} times"
+            f"--patch: expected multiples of {step}, {near}, got {' '.join(map(str, patch))}: the network halves "
+            f"a patch {depth - 1} times"
         )
     training, validation = _split(found.scans, request.validation, request.seed)
     return Plan(
@@ -189,11 +193,12 @@ def _look_at(scans: Sequence[Scan], advance: Callable[[int, int], object]) -> _S
         reference = LabelFile(scan.label)
         for path in scan.image:
             shape, affine = _grid(path)
-            if shape[:3] != reference.shape or not np.allclose(affine, reference.image.affine, atol=TOLERANCE_MM):
-                raise ValueError(
-                    f"{path}: expected the grid of its label map {scan.label}, {reference.shape} voxels and the "
-                    f"affine {reference.image.affine.tolist()}, got {shape[:3]} and {affine.tolist()}"
-                )
+            remedy = f"as its label map {scan.label} has. Resample one of them to the other's grid"
+            if shape[:3] != reference.shape:
+                raise ValueError(f"{path}: expected {reference.shape} voxels, got {shape[:3]}, {remedy}")
+            if not np.allclose(affine, reference.image.affine, atol=TOLERANCE_MM):
+                expected, got = (np.round(a[:3], 3).tolist() for a in (reference.image.affine, affine))
+                raise ValueError(f"{path}: expected the affine {expected}, got {got}, {remedy}")
         channels = shape[3] if len(shape) == 4 else len(scan.image)
         if seen.channels not in (0, channels):
             raise ValueError(

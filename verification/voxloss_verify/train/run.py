@@ -28,7 +28,7 @@ from voxloss_verify.train import checkpoint
 from voxloss_verify.train import plan as plans
 from voxloss_verify.train.checkpoint import Checkpoint, Epoch
 from voxloss_verify.train.loop import Training
-from voxloss_verify.train.network import network_of
+from voxloss_verify.train.network import loss_of, network_of
 from voxloss_verify.train.plan import Plan, Request, make_plan
 from voxloss_verify.train.prediction import write_prediction
 
@@ -55,6 +55,7 @@ def train_and_score(request: Request) -> int:
         if not is_quiet():
             _say(plan, console)
         _train(request, plan, training, validation, device, console)
+        console.print(f"network: {request.out}, for voxloss predict {request.out} IMAGE...")
         if not validation:
             return ExitCode.DONE
         folder = request.out / PREDICTIONS
@@ -101,7 +102,8 @@ def _plan(request: Request, console: Console) -> Plan:
     with progress_bar(console, *COLUMNS) as progress:
         task = progress.add_task("reading label maps", note="")
         plan = make_plan(request, lambda done, total: progress.update(task, completed=done, total=total))
-    if (request.out / plans.FILE).exists():
+    loss_of(plan)  # what it cannot be made with is said before anything is written
+    if (request.out / checkpoint.FILE).exists():
         plan.require_same(Plan.load(request.out), request.out)
     request.out.mkdir(parents=True, exist_ok=True)
     plan.save(request.out)
@@ -160,8 +162,8 @@ def _train(
                     text += f"  validation Dice {fmean(found.values()):.3f}"
                 if 1 < len(found) <= NAMED:
                     text += f" ({', '.join(f'{name} {dice:.3f}' for name, dice in found.items())})"
-                if not is_quiet():
-                    console.print(text)
+            if not is_quiet() and (number % plan.validate_every == 0 or number == plan.epochs):
+                console.print(text)
             _LOG.info("epoch %d of %d, loss %.4f", number, plan.epochs, last.loss)
             if board is not None:
                 for name, value in facts.items():
