@@ -307,6 +307,7 @@ def test_what_cannot_be_says_which_option(changes: dict[str, Any], said: str, tm
     data = two_scans(tmp_path / "data", [1])
     with pytest.raises(ValueError, match=said):
         train_and_score(Request(data, tmp_path / "out", **{"validation": 0.5, "device": "cpu", **changes}))
+    assert not (tmp_path / "out").exists()  # nothing that the corrected command would have to go on with
 
 
 def test_negative_labels_are_asked_about(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def _say(plan: Plan, console: Console) -> None:
     ignored = "" if plan.ignored is None else f"; {plan.ignored} does not count"
     window = f", window {plan.window[0]:g} to {plan.window[1]:g} HU" if plan.window else ""
     shown = {
-        "loss": f"{plan.loss} {plan.loss_kwargs or ''}",
+        "loss": f"{plan.loss} {plan.loss_kwargs or ''}".rstrip(),
         "classes": f"{len(plan.labels)}: {classes}{ignored}",
         "scans": f"{len(plan.training)} train, {len(plan.validation)} validate",
         "images": f"{plan.modality}, {plan.channels} channel{'s' * (plan.channels > 1)}{window}",
