@@ -418,3 +418,9 @@ def test_true_and_false() -> None:
 def test_spacing(dtype: str, ulp: float) -> None:
     assert spacing(1.0, dtype) == spacing(-1.5, dtype) == ulp
     assert spacing(0.5, dtype) == ulp / 2
+
+
+def test_a_number_is_all_parts_of_a_law() -> None:
+    assert [law.id for law in chosen_laws(["31", "1"])] == ["1", "31a", "31b", "31c", "31d"]
+    with pytest.raises(ValueError, match=r"laws: expected ids of 1, .*, got 3x\."):
+        chosen_laws(["3x"])

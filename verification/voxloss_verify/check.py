@@ -77,13 +77,17 @@ def check_loss(
 
 
 def chosen_laws(ids: Sequence[str] | None) -> list[Law]:
-    """The laws with these ids, in their own order; None chooses all."""
+    """The laws with these ids, in their own order; 31 is all of 31a, 31b, …; None chooses all."""
     if ids is None:
         return list(LAWS)
-    unknown = sorted(map(str, set(ids) - {law.id for law in LAWS}))
+    unknown = sorted(map(str, set(ids) - {id for law in LAWS for id in (law.id, _number(law))}))
     if unknown:
         raise ValueError(f"laws: expected ids of {', '.join(law.id for law in LAWS)}, got {', '.join(unknown)}.")
-    return [law for law in LAWS if law.id in ids]
+    return [law for law in LAWS if law.id in ids or _number(law) in ids]
+
+
+def _number(law: Law) -> str:
+    return law.id.rstrip("abcdefgh")
 
 
 def ask(subject: Subject, setting: Setting, laws: Iterable[Law]) -> Iterator[Record]:

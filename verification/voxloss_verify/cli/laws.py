@@ -55,7 +55,10 @@ def verify(
             "gamma, activation, labels, squared, batch, include_background, ignore_index, dtypes, …",
         ),
     ] = None,
-    law: Annotated[list[str] | None, typer.Option(metavar="ID", help="Ask this law only; once per law.")] = None,
+    law: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Ask this law only: 31a, or 31 with all its parts; once per law."),
+    ] = None,
     data: Annotated[
         tuple[Path, Path] | None,
         typer.Option(
