@@ -63,12 +63,15 @@ class Tiling(NamedTuple):
     whole: bool  # a tile has all classes of its voxels
 
 
-def tiling(classes: int, voxels: int, dtype: torch.dtype, sums: int, largest: int = LARGEST_TILE) -> Tiling:
+def tiling(
+    classes: int, voxels: int, dtype: torch.dtype, sums: int, largest: int = LARGEST_TILE, crowded: bool = False
+) -> Tiling:
     """Choose tiles so that a thread has few values to keep, and finds those of a voxel with itself.
 
     A thread takes up to 16 classes of its voxels (fewer in float64, or where the totals of many sums fill its
-    registers), so up to that many the softmax never leaves the thread; more are shared out among warps, which
-    then exchange two numbers per voxel. Where there are fewer it takes several voxels.
+    registers, or where it is `crowded` by a mask beside voxels that do not lie next to each other), so up to that
+    many the softmax never leaves the thread; more are shared out among warps, which then exchange two numbers per
+    voxel. Where there are fewer it takes several voxels.
     Programs are small, so that some compute while others wait for memory: one warp where there is nothing to
     exchange, and fewer voxels where there would be more than four, as long as 64 bytes of a class are read at
     once; more than eight have too few registers each. All this depends on the problem alone, not on the device,
@@ -78,7 +81,7 @@ def tiling(classes: int, voxels: int, dtype: torch.dtype, sums: int, largest: in
     whole = block <= largest
     block = block if whole else min(largest, 16)
     values = 16 if sums <= 4 else 8 if sums <= 8 else 4 if sums <= 10 else 2
-    values = max(1, values * 4 // max(4, dtype.itemsize))
+    values = max(1, values * 4 // max(4, dtype.itemsize) // (2 if crowded else 1))
     rows = min(block, values)
     line = LANES * (values // rows)
     warps = block // rows
@@ -129,7 +132,8 @@ def forward(
 
     lines = flatten_spatial([input, target, *([] if mask is None else [mask])])
     _, classes, voxels = lines[0].shape
-    tiles = tiling(classes, voxels, input.dtype, len(job.sums), largest)
+    crowded = mask is not None and lines[0].stride(2) != 1
+    tiles = tiling(classes, voxels, input.dtype, len(job.sums), largest, crowded)
     chunks = -(-voxels // (tiles.voxels * tiles.tiles))
     partial = torch.empty(
         (chunks, len(job.sums), *input.shape[:2]),
