@@ -134,6 +134,9 @@ def test_fresh_starts_over_and_touches_no_folder_that_is_not_a_run(ct: Path, tmp
     assert train_and_score(request) == 0
     assert mine.exists()
     first = Checkpoint.load(tmp_path, CPU)
+    with pytest.raises(ValueError, match="--loss-kwargs"):
+        train_and_score(replace(request, loss_kwargs={"gama": 2}))
+    assert Checkpoint.load(tmp_path, CPU) is not None  # what cannot start takes nothing away
     assert train_and_score(replace(request, seed=1)) == 0
     second = Checkpoint.load(tmp_path, CPU)
     assert first is not None
@@ -177,7 +180,9 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_predicting_further_images(ct: Path, unbroken: Path, tmp_path: Path) -> None:
+def test_predicting_further_images(
+    ct: Path, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (name,) = Plan.load(unbroken).validation
     image = ct / "imagesTr" / f"{name}.nii.gz"
     assert predict_and_write(unbroken, [image, ct / "imagesTs"], tmp_path, "cpu", False) == 0
@@ -186,6 +191,7 @@ def test_predicting_further_images(ct: Path, unbroken: Path, tmp_path: Path) -> 
     assert again.read_bytes() == (unbroken / "predictions" / f"{name}.nii.gz").read_bytes()
     again.write_bytes(b"kept")
     assert predict_and_write(unbroken, [image], tmp_path, "cpu", False) == 0
+    assert "1 of 1 were there already" in capsys.readouterr().out
     assert again.read_bytes() == b"kept"
     assert predict_and_write(unbroken, [image], tmp_path, "cpu", True) == 0
     assert again.read_bytes() != b"kept"

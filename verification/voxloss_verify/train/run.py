@@ -83,26 +83,28 @@ def predict_and_write(run: Path, images: Sequence[Path], out: Path, device_name:
     if fresh:
         for name, _ in named:
             (out / f"{name}.nii.gz").unlink(missing_ok=True)
+    kept = sum((out / f"{name}.nii.gz").exists() for name, _ in named)
     try:
         _predict(run, plan, named, out, device, console)
     except KeyboardInterrupt:
         console.print(f"interrupted: what is predicted is kept in {out}; the same command goes on from there")
         return ExitCode.INTERRUPTED
-    console.print(f"predictions: {out}")
+    there = f" ({kept} of {len(named)} were there already and stay, --fresh predicts them again)" if kept else ""
+    console.print(f"predictions: {out}{there}")
     return ExitCode.DONE
 
 
 def _plan(request: Request, console: Console) -> Plan:
     """That of the folder, if its run is to go on: it must be what this request would make."""
+    with progress_bar(console, *COLUMNS) as progress:
+        task = progress.add_task("reading label maps", note="")
+        plan = make_plan(request, lambda done, total: progress.update(task, completed=done, total=total))
+    loss_of(plan)  # what it cannot be made with is said before anything is written or removed
     if request.fresh and (request.out / plans.FILE).exists():  # it is a run's folder, then
         for name in (plans.FILE, checkpoint.FILE, SCORES, CURVES):
             (request.out / name).unlink(missing_ok=True)
         for name in (PREDICTIONS, EVENTS):
             shutil.rmtree(request.out / name, ignore_errors=True)
-    with progress_bar(console, *COLUMNS) as progress:
-        task = progress.add_task("reading label maps", note="")
-        plan = make_plan(request, lambda done, total: progress.update(task, completed=done, total=total))
-    loss_of(plan)  # what it cannot be made with is said before anything is written
     if (request.out / checkpoint.FILE).exists():
         plan.require_same(Plan.load(request.out), request.out)
     request.out.mkdir(parents=True, exist_ok=True)
