@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 import voxloss
 from voxloss import RegionStatistics
-from voxloss.statistics_loss import Measured
+from voxloss.losses import overlap
+from voxloss.losses.base import Measured
 from voxloss_data import Phantom, all_phantoms
 from voxloss_verify import oracle
 from voxloss_verify.demo import checks
@@ -290,8 +291,8 @@ def test_broken_losses_are_caught(broken: type[voxloss.StatisticsLoss], dtype: s
 
 
 def test_a_loss_without_an_oracle_fails(cases: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
-    unknown = type("NewLoss", (nn.Module,), {"__module__": "voxloss.losses"})
-    monkeypatch.setattr(voxloss.losses, "NewLoss", unknown, raising=False)
+    unknown = type("NewLoss", (nn.Module,), {"__module__": "voxloss.losses.overlap"})
+    monkeypatch.setattr(overlap, "NewLoss", unknown, raising=False)
     assert unknown in shipped_losses()
     failed = [record for record in check_losses(cases[:1]) if not record.holds]
     assert [(record.loss, record.note) for record in failed] == [

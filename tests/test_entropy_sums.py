@@ -9,7 +9,8 @@ from monai.losses import FocalLoss
 from torch import Tensor
 
 from volumes import label_map, logits, one_hot
-from voxloss.backends import BACKENDS, ops
+from voxloss import operators
+from voxloss.backends import BACKENDS
 
 BINARY = {
     "cross_entropy": ["cross_entropy", "cross_entropy_negative"],
@@ -20,7 +21,7 @@ BINARY = {
 def sums(x: Tensor, target: Tensor, activation: str, names: list[str], **options: object) -> Tensor:
     given = {"ignore_index": None, "backend": "reference", "gamma": 2.0, **options}
     mask = given.pop("mask", None)
-    result: Tensor = ops.region_sums(x, target, mask, activation, names, *given.values())
+    result: Tensor = operators.region_sums(x, target, mask, activation, names, *given.values())
     return result
 
 

@@ -21,7 +21,7 @@ import voxloss
 from every_loss import LOSSES, make, value_and_slope
 from volumes import label_map, logits, one_hot
 from voxloss.backends import select
-from voxloss.exponential_logarithmic import LogarithmicCrossEntropyLoss
+from voxloss.losses.exponential_logarithmic import LogarithmicCrossEntropyLoss
 from voxloss_verify.tolerances import GRADIENT, LOSS, PARITY
 
 MAP: dict[str, Any] = {"softmax": True, "to_onehot_y": True}

@@ -17,8 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 import voxloss
 from volumes import label_map, logits, one_hot
-from voxloss import RegionLoss
-from voxloss.backends import BACKENDS, list_backends, ops, select
+from voxloss import RegionLoss, operators
+from voxloss.backends import BACKENDS, list_backends, select
 from voxloss.backends.voxels import NEGATIVE
 from voxloss_verify.tolerances import LOSS
 
@@ -91,10 +91,10 @@ def test_opcheck(options: dict[str, Any], device: str) -> None:
     target = target.requires_grad_(form == "soft")
     given = (activation, sums, 1 if form == "label map" else None, options["backend"], GAMMA)
     tolerance: dict[str, Any] = {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {}
-    torch.library.opcheck(ops.region_sums, (x, target, mask, *given), **tolerance)
+    torch.library.opcheck(operators.region_sums, (x, target, mask, *given), **tolerance)
     grad = torch.randn(len(sums), 2, 3, dtype=torch.float64, device=device, requires_grad=True)
     for wrt in ["input", "target"] if form == "soft" else ["input"]:
-        torch.library.opcheck(ops.region_sums_backward, (grad, x, target, mask, *given, wrt), **tolerance)
+        torch.library.opcheck(operators.region_sums_backward, (grad, x, target, mask, *given, wrt), **tolerance)
 
 
 @pytest.mark.pairwise(backend=list(BACKENDS), form=FORMS, activation=ACTIVATIONS, sums=SUMS, masked=MASKS)
@@ -114,7 +114,9 @@ def test_gradcheck_once_and_twice(options: dict[str, Any]) -> None:
 
     def f(*given: Tensor) -> Any:
         input, other = given if len(given) == 2 else (given[0], target)
-        return ops.region_sums(input, other, mask, activation, sums, ignore_index, options["backend"], GAMMA)
+        return operators.region_sums(
+            input, other, mask, activation, sums, ignore_index, options["backend"], GAMMA
+        )
 
     assert torch.autograd.gradcheck(f, leaves)
     assert torch.autograd.gradgradcheck(f, leaves)

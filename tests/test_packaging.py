@@ -1,8 +1,7 @@
-"""What is in the wheel and the sdist, and who may import whom."""
+"""What is in the wheel and the sdist."""
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import subprocess
@@ -11,7 +10,7 @@ import tarfile
 import zipfile
 from email import message_from_bytes
 from email.message import Message
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import pytest
@@ -20,90 +19,9 @@ from trove_classifiers import classifiers
 
 import install_matrix
 import voxloss
+from sources import ROOMS, ROOT
 
-ROOT = Path(__file__).parent.parent
 INFO = f"voxloss-{voxloss.__version__}.dist-info"
-ROOMS = {"voxloss": "plugin", "voxloss_verify": "verification", "voxloss_data": "datasets"}
-
-
-def sources(package: str) -> list[Path]:
-    return sorted((ROOT / ROOMS[package] / package).rglob("*.py"))
-
-
-def imported(path: Path) -> set[str]:
-    """The modules that a file imports, anywhere in it; of `from a import b` both a and a.b."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: imports are absolute"
-            names.add(str(node.module))
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return names
-
-
-def starts(names: set[str], *packages: str) -> set[str]:
-    return {name for name in names if name.split(".")[0] in packages}
-
-
-def test_the_library_knows_neither_the_suite_nor_the_data() -> None:
-    for path in sources("voxloss"):
-        assert not starts(imported(path), "voxloss_verify", "voxloss_data"), path
-
-
-def test_other_libraries_are_asked_for_in_integrations_alone() -> None:
-    """Which the rest of the library does not import; what is needed to find nnU-Net does not import it."""
-    for path in sources("voxloss"):
-        names = imported(path)
-        if "integrations" not in path.parts:
-            assert not starts(names, "nnunetv2"), path
-            assert not any(name.startswith("voxloss.integrations") for name in names), path
-        elif path.name != "trainers.py":
-            assert not starts(names, "nnunetv2"), path
-
-
-def test_the_data_know_nothing_of_losses() -> None:
-    for path in sources("voxloss_data"):
-        assert not starts(imported(path), "voxloss", "voxloss_verify", "torch"), path
-
-
-@pytest.mark.parametrize("witness", ["oracle", "claims", "volumes", "exact", "entropy", "confusion", "generated"])
-def test_the_oracles_are_independent_witnesses(witness: str) -> None:
-    """Nor do they reach by way of each other what they must not know."""
-    names = imported(ROOT / "verification" / "voxloss_verify" / f"{witness}.py")
-    assert not starts(names, "voxloss", "voxloss_data", "torch", "monai")
-    own = {name.split(".")[1] for name in starts(names, "voxloss_verify") if "." in name}
-    assert own <= {"oracle", "claims", "volumes", "exact", "entropy", "confusion", "generated", "tolerances"}
-
-
-@pytest.mark.parametrize(
-    ("lower", "upper"),
-    [
-        ("backends", ["statistics", "formulas", "reduction", "region_loss", "losses"]),
-        ("statistics.py", ["formulas", "reduction", "region_loss", "losses"]),
-        ("inputs.py", ["statistics", "formulas", "reduction", "region_loss", "losses", "backends.ops"]),
-        ("formulas.py", ["reduction", "region_loss", "losses", "backends"]),
-        ("reduction.py", ["statistics", "formulas", "region_loss", "losses", "backends"]),
-        ("region_loss.py", ["formulas", "losses", "backends.eager", "backends.ops", "backends.voxels"]),
-        ("losses.py", ["backends", "reduction"]),
-        ("distributed.py", ["statistics", "reduction", "statistics_loss", "backends", "inputs"]),
-        ("statistics_loss.py", ["formulas", "reduction", "region_loss", "voxel_losses", "losses", "compound"]),
-        ("voxel_losses.py", ["formulas", "region_loss", "losses", "compound", "backends"]),
-        ("variants.py", ["backends", "reduction", "voxel_losses", "compound"]),
-        ("confusion.py", ["backends", "reduction", "voxel_losses", "losses", "compound"]),
-        ("exponential_logarithmic.py", ["backends", "variants", "confusion", "unified_focal"]),
-        ("unified_focal.py", ["backends", "reduction", "variants", "confusion", "exponential_logarithmic"]),
-        ("compound.py", ["formulas", "reduction", "variants", "backends.ops", "backends.eager"]),
-        ("nnunet", ["formulas", "reduction", "backends", "statistics.", "region_loss"]),
-    ],
-)
-def test_imports_go_downward(lower: str, upper: list[str]) -> None:
-    for path in sources("voxloss"):
-        if lower in (path.name, path.parent.name):
-            names = imported(path)
-            for room in upper:
-                assert not any(name.startswith(f"voxloss.{room}") for name in names), f"{path} imports {room}"
 
 
 class Distributions(NamedTuple):

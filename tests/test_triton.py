@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from volumes import label_map, logits, one_hot
-from voxloss.backends import ops, reference, select, triton_gpu
+from voxloss import operators
+from voxloss.backends import reference, select, triton_gpu
 from voxloss.backends.triton_gpu import LANES, tiling
 from voxloss.backends.voxels import NEGATIVE, TERMS, Pass
 from voxloss_verify.tolerances import GRADIENT, LOSS
@@ -431,7 +432,7 @@ def test_the_operator_refuses_a_bad_label() -> None:
         pytest.skip("there it is an assertion on the device, which ends the process")
     labels = torch.tensor([[[0, 7]]])
     with pytest.raises(ValueError, match="labels 0…2"):
-        ops.region_sums(logits(1, 3, (2,)), labels, None, "softmax", DICE, None, "triton_gpu", 0.0)
+        operators.region_sums(logits(1, 3, (2,)), labels, None, "softmax", DICE, None, "triton_gpu", 0.0)
 
 
 def run(code: str, **environment: str) -> str:

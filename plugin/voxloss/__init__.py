@@ -7,7 +7,9 @@ Start reading in `voxloss.statistics`.
 """
 
 from voxloss import formulas
-from voxloss.compound import (
+from voxloss.inputs import ShapeError
+from voxloss.losses.base import StatisticsLoss
+from voxloss.losses.compound import (
     ComboLoss,
     CompoundLoss,
     DiceCELoss,
@@ -16,10 +18,9 @@ from voxloss.compound import (
     GeneralizedDiceFocalLoss,
     TverskyCELoss,
 )
-from voxloss.confusion import MCCLoss, SensitivitySpecificityLoss
-from voxloss.exponential_logarithmic import ExponentialLogarithmicLoss
-from voxloss.inputs import ShapeError
-from voxloss.losses import (
+from voxloss.losses.confusion import MCCLoss, SensitivitySpecificityLoss
+from voxloss.losses.exponential_logarithmic import ExponentialLogarithmicLoss
+from voxloss.losses.overlap import (
     DiceLoss,
     FocalTverskyLoss,
     GeneralizedDiceLoss,
@@ -27,12 +28,11 @@ from voxloss.losses import (
     JaccardLoss,
     TverskyLoss,
 )
-from voxloss.region_loss import RegionLoss, RegionOptions
+from voxloss.losses.overlap_variants import AsymmetricSimilarityLoss, LogCoshDiceLoss, PenaltyGeneralizedDiceLoss
+from voxloss.losses.region import RegionLoss, RegionOptions
+from voxloss.losses.unified_focal import UnifiedFocalLoss
+from voxloss.losses.voxelwise import CrossEntropyLoss, FocalLoss
 from voxloss.statistics import RegionStatistics, region_statistics
-from voxloss.statistics_loss import StatisticsLoss
-from voxloss.unified_focal import UnifiedFocalLoss
-from voxloss.variants import AsymmetricSimilarityLoss, LogCoshDiceLoss, PenaltyGeneralizedDiceLoss
-from voxloss.voxel_losses import CrossEntropyLoss, FocalLoss
 
 __version__ = "0.1.0"
 

@@ -11,8 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from voxloss import inputs
-from voxloss.backends import ops
+from voxloss import inputs, operators
 from voxloss.channels import of_classes
 
 Activation = Literal["softmax", "sigmoid", "none"] | Callable[[Tensor], Tensor]
@@ -83,7 +82,7 @@ def measure(
     elif activation not in ("softmax", "sigmoid", "none"):
         raise ValueError(f'activation: expected "softmax", "sigmoid", "none" or a callable, got {activation!r}.')
     inputs.require_reverse_mode(input, target)
-    found = ops.region_sums(input, target, mask, activation, list(sums), ignore_index, backend, gamma)
+    found = operators.region_sums(input, target, mask, activation, list(sums), ignore_index, backend, gamma)
     return dict(zip(sums, found.unbind(0), strict=True))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from voxloss.statistics_loss import StatisticsLoss
+from voxloss.losses.base import StatisticsLoss
 
 
 class NNUNetScale(nn.Module):

@@ -27,7 +27,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from voxloss import DiceCELoss, FocalTverskyCELoss, TverskyCELoss
 from voxloss.distributed import Group
 from voxloss.integrations.nnunet.scale import NNUNetScale
-from voxloss.statistics_loss import StatisticsLoss
+from voxloss.losses.base import StatisticsLoss
 
 __all__ = ["nnUNetTrainerVoxloss", "nnUNetTrainerVoxlossFocalTversky", "nnUNetTrainerVoxlossTversky"]
 

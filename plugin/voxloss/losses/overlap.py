@@ -1,6 +1,6 @@
 """The losses as modules, with MONAI's argument names, order and defaults; each is a formula and its arguments.
 
-Every class takes, after MONAI's own arguments and by keyword only, the `RegionOptions` of `region_loss.py`.
+Every class takes, after MONAI's own arguments and by keyword only, the `RegionOptions` of `region.py`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from monai.utils.enums import Weight as WeightType
 from torch import Tensor
 
 from voxloss import formulas, inputs
-from voxloss.region_loss import RegionLoss, RegionOptions
+from voxloss.losses.base import Weight
+from voxloss.losses.region import RegionLoss, RegionOptions
 from voxloss.statistics import RegionStatistics
-from voxloss.statistics_loss import Weight
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

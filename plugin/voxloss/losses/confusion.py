@@ -12,9 +12,9 @@ from monai.utils.enums import LossReduction
 from torch import Tensor
 
 from voxloss import formulas, inputs
-from voxloss.region_loss import RegionLoss, RegionOptions, require_known
+from voxloss.losses.base import Weight
+from voxloss.losses.region import RegionLoss, RegionOptions, require_known
 from voxloss.statistics import RegionStatistics
-from voxloss.statistics_loss import Weight
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

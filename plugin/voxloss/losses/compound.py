@@ -13,10 +13,10 @@ from torch import Tensor
 
 from voxloss import inputs
 from voxloss.backends.voxels import TERMS
-from voxloss.losses import DiceLoss, FocalTverskyLoss, GeneralizedDiceLoss, TverskyLoss
-from voxloss.region_loss import RegionOptions, require_known
-from voxloss.statistics_loss import Measured, PassOptions, StatisticsLoss, Weight
-from voxloss.voxel_losses import CrossEntropyLoss, FocalLoss
+from voxloss.losses.base import Measured, PassOptions, StatisticsLoss, Weight
+from voxloss.losses.overlap import DiceLoss, FocalTverskyLoss, GeneralizedDiceLoss, TverskyLoss
+from voxloss.losses.region import RegionOptions, require_known
+from voxloss.losses.voxelwise import CrossEntropyLoss, FocalLoss
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from voxloss import formulas, inputs
 from voxloss.channels import of_classes
-from voxloss.compound import CompoundLoss, Told, of_the_pass
-from voxloss.losses import DiceLoss
+from voxloss.losses.base import Measured, StatisticsLoss, Weight
+from voxloss.losses.compound import CompoundLoss, Told, of_the_pass
+from voxloss.losses.overlap import DiceLoss
+from voxloss.losses.region import RegionOptions
+from voxloss.losses.voxelwise import VoxelMean
 from voxloss.reduction import class_weights, select_classes
-from voxloss.region_loss import RegionOptions
 from voxloss.statistics import RegionStatistics
-from voxloss.statistics_loss import Measured, StatisticsLoss, Weight
-from voxloss.voxel_losses import VoxelMean
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -10,10 +10,10 @@ from monai.utils.enums import Weight as WeightType
 from torch import Tensor
 
 from voxloss import formulas, inputs
-from voxloss.losses import DiceLoss, GeneralizedDiceLoss, TverskyLoss
-from voxloss.region_loss import RegionOptions
+from voxloss.losses.base import Weight
+from voxloss.losses.overlap import DiceLoss, GeneralizedDiceLoss, TverskyLoss
+from voxloss.losses.region import RegionOptions
 from voxloss.statistics import RegionStatistics
-from voxloss.statistics_loss import Weight
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -17,8 +17,8 @@ from torch import Tensor
 from voxloss import inputs
 from voxloss.channels import of_classes
 from voxloss.distributed import Group, Shard
+from voxloss.losses.base import Measured, StatisticsLoss, Weight
 from voxloss.reduction import class_weights, require_classes, require_weight, select_classes
-from voxloss.statistics_loss import Measured, StatisticsLoss, Weight
 
 Reduction = Literal["mean", "sum"]
 

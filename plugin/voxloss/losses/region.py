@@ -13,6 +13,7 @@ from torch import Tensor
 from voxloss import inputs
 from voxloss.channels import of_classes
 from voxloss.distributed import Group, Shard
+from voxloss.losses.base import Measured, PassOptions, StatisticsLoss, Weight
 from voxloss.reduction import (
     Absent,
     class_weights,
@@ -23,7 +24,6 @@ from voxloss.reduction import (
     select_classes,
 )
 from voxloss.statistics import RegionStatistics, region_sums
-from voxloss.statistics_loss import Measured, PassOptions, StatisticsLoss, Weight
 
 
 class RegionOptions(PassOptions, total=False):

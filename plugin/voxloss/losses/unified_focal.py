@@ -10,12 +10,12 @@ from monai.utils.enums import LossReduction
 from torch import Tensor
 
 from voxloss import formulas, inputs
-from voxloss.compound import CompoundLoss, Told, of_the_pass
-from voxloss.losses import TverskyLoss
-from voxloss.region_loss import RegionOptions
+from voxloss.losses.base import Measured, StatisticsLoss, Weight
+from voxloss.losses.compound import CompoundLoss, Told, of_the_pass
+from voxloss.losses.overlap import TverskyLoss
+from voxloss.losses.region import RegionOptions
+from voxloss.losses.voxelwise import VoxelMean
 from voxloss.statistics import RegionStatistics
-from voxloss.statistics_loss import Measured, StatisticsLoss, Weight
-from voxloss.voxel_losses import VoxelMean
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
