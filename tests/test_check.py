@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 import voxloss
 from voxloss_verify.check import ask_law, check_loss, chosen_laws
-from voxloss_verify.claims import Claims
 from voxloss_verify.laws import LAWS
 from voxloss_verify.laws.law import close, is_true, spacing
-from voxloss_verify.record import CounterExample, Finding, Record, Status
-from voxloss_verify.setting import PROFILES, Profile, Setting
-from voxloss_verify.subject import Subject, TargetError, subject_of
-from voxloss_verify.volumes import Volume
+from voxloss_verify.laws.record import CounterExample, Finding, Record, Status
+from voxloss_verify.laws.setting import PROFILES, Profile, Setting
+from voxloss_verify.oracle.claims import Claims
+from voxloss_verify.oracle.volumes import Volume
+from voxloss_verify.subject.subject import Subject, TargetError, subject_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

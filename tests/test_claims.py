@@ -12,8 +12,8 @@ import torch
 
 import voxloss
 from every_loss import LOSSES, make
-from voxloss_verify.claims import Claims, parse_claims
-from voxloss_verify.readers import claims_of
+from voxloss_verify.oracle.claims import Claims, parse_claims
+from voxloss_verify.subject.readers import claims_of
 
 
 def test_of_dice() -> None:

@@ -30,10 +30,10 @@ from voxloss_verify.conformance import cases, pages, results
 from voxloss_verify.conformance.cases import Case
 from voxloss_verify.conformance.picture import BROKEN, HOLDS
 from voxloss_verify.finished import Finished
-from voxloss_verify.readers import claims_of
-from voxloss_verify.record import Status
-from voxloss_verify.setting import Profile, Setting
-from voxloss_verify.subject import TargetError, subject_of
+from voxloss_verify.laws.record import Status
+from voxloss_verify.laws.setting import Profile, Setting
+from voxloss_verify.subject.readers import claims_of
+from voxloss_verify.subject.subject import TargetError, subject_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

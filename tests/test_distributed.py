@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 import voxloss
 from volumes import label_map, logits
 from voxloss.distributed import sum_over_ranks
-from voxloss_verify.ranks import Ranks, RanksError
+from voxloss_verify.subject.ranks import Ranks, RanksError
 
 ONE_GO: dict[str, Any] = {"softmax": True, "to_onehot_y": True, "ignore_index": 255}
 LOSSES: dict[str, dict[str, Any]] = {

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from voxloss_verify import exact
-from voxloss_verify.claims import Claims
-from voxloss_verify.oracle import Sums
-from voxloss_verify.volumes import Volume
+from voxloss_verify.oracle import exact
+from voxloss_verify.oracle.claims import Claims
+from voxloss_verify.oracle.sums import Sums
+from voxloss_verify.oracle.volumes import Volume
 
 
 def of(intersection: Any, prediction: Any, target: Any, **others: Any) -> Sums:

@@ -10,9 +10,9 @@ import pytest
 import voxloss
 from every_loss import LOSSES
 from voxloss_verify.check import ask_law, chosen_laws
-from voxloss_verify.record import Status
-from voxloss_verify.setting import Profile, Setting
-from voxloss_verify.subject import subject_of
+from voxloss_verify.laws.record import Status
+from voxloss_verify.laws.setting import Profile, Setting
+from voxloss_verify.subject.subject import subject_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

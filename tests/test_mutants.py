@@ -11,9 +11,7 @@ from torch import Tensor
 
 import voxloss
 from voxloss.backends import BACKENDS, eager
-from voxloss_verify import kill_matrix
 from voxloss_verify.check import ask_law, chosen_laws
-from voxloss_verify.kill_matrix import PROFILE, ask_all, run_mutants
 from voxloss_verify.laws import (
     LAWS,
     bounds,
@@ -26,7 +24,11 @@ from voxloss_verify.laws import (
     numerics,
     phantoms,
 )
-from voxloss_verify.mutants import (
+from voxloss_verify.laws.record import Finding, Record, Status
+from voxloss_verify.laws.setting import Setting
+from voxloss_verify.mutants import kill_matrix
+from voxloss_verify.mutants.kill_matrix import PROFILE, ask_all, run_mutants
+from voxloss_verify.mutants.mutants import (
     CANNOT,
     CONTROLS,
     MUTANTS,
@@ -36,10 +38,8 @@ from voxloss_verify.mutants import (
     LabelsClipped,
     Specimen,
 )
-from voxloss_verify.record import Finding, Record, Status
-from voxloss_verify.setting import Setting
-from voxloss_verify.subject import subject_of
-from voxloss_verify.textbook import Textbook
+from voxloss_verify.mutants.textbook import Textbook
+from voxloss_verify.subject.subject import subject_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

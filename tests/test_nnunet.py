@@ -37,7 +37,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 import voxloss
 from voxloss.integrations.nnunet import __main__ as install
 from voxloss.integrations.nnunet import trainers
-from voxloss_verify.ranks import Ranks
+from voxloss_verify.subject.ranks import Ranks
 
 pytestmark = pytest.mark.usefixtures("eager")
 

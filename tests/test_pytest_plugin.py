@@ -15,7 +15,7 @@ import losses_with_flaws
 # bear being loaded twice.
 import voxloss_verify.verification  # noqa: F401
 from voxloss_verify.laws import LAWS
-from voxloss_verify.ranks import Ranks
+from voxloss_verify.subject.ranks import Ranks
 
 pytest_plugins = ["pytester"]
 pytestmark = pytest.mark.usefixtures("one_thread")

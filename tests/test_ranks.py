@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, distributed
 
-from voxloss_verify.ranks import Ranks, RanksError
+from voxloss_verify.subject.ranks import Ranks, RanksError
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the tests need POSIX signals")
 
@@ -294,7 +294,7 @@ MAIN = """
 print("main")
 import os
 import helpers
-from voxloss_verify.ranks import Ranks
+from voxloss_verify.subject.ranks import Ranks
 
 def mine():
     return lambda: 0
@@ -337,7 +337,7 @@ def parent(folder: Path) -> subprocess.Popen[str]:
     code = f"""
 import sys
 import helpers
-from voxloss_verify.ranks import Ranks
+from voxloss_verify.subject.ranks import Ranks
 try:
     with Ranks(2) as ranks:
         print("starting", file=open("start", "w"))

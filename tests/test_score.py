@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import f1_score, jaccard_score
 
 from voxloss_data import Phantom, all_phantoms, write_phantoms
-from voxloss_verify import oracle
 from voxloss_verify.__main__ import main
 from voxloss_verify.label_files import Case, find_cases
+from voxloss_verify.oracle.sums import pair_counts
 from voxloss_verify.score import ClassScore, score_cases, score_pair
 from voxloss_verify.score_table import COLUMNS
 
@@ -120,7 +120,7 @@ def test_scores_agree_with_scikit_learn(seed: int, dtype: str, tmp_path: Path) -
 @pytest.mark.parametrize("layout", [np.ascontiguousarray, np.asfortranarray, lambda image: image[::2, ::-1]])
 @pytest.mark.parametrize("block", [1, 7, 2**22])
 def test_pairs_are_counted_in_blocks(layout: Any, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(oracle, "BLOCK", block)
+    monkeypatch.setattr("voxloss_verify.oracle.sums.BLOCK", block)
     prediction, reference = maps(3)
     prediction, reference = layout(prediction), np.ascontiguousarray(layout(reference))
     expected = {
@@ -128,10 +128,10 @@ def test_pairs_are_counted_in_blocks(layout: Any, block: int, monkeypatch: pytes
         for p in np.unique(prediction).tolist()
         for g in np.unique(reference).tolist()
     }
-    assert oracle.pair_counts(prediction, reference) == {pair: n for pair, n in expected.items() if n}
-    assert oracle.pair_counts(prediction[:0], reference[:0]) == {}
+    assert pair_counts(prediction, reference) == {pair: n for pair, n in expected.items() if n}
+    assert pair_counts(prediction[:0], reference[:0]) == {}
     with pytest.raises(ValueError, match="one shape"):
-        oracle.pair_counts(prediction, reference[:1])
+        pair_counts(prediction, reference[:1])
 
 
 def test_phantoms_through_files(tmp_path: Path) -> None:

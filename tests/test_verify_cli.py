@@ -28,7 +28,7 @@ from voxloss_verify import Claims, templates, verify_report, verify_table
 from voxloss_verify.__main__ import main
 from voxloss_verify.check import ask_law, check_loss
 from voxloss_verify.laws import LAWS
-from voxloss_verify.record import Record, Status
+from voxloss_verify.laws.record import Record, Status
 from voxloss_verify.xfails import read_xfails
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -150,7 +150,7 @@ def test_a_snippet_shows_the_broken_value_in_a_fresh_python(verify: Verify) -> N
 def test_a_snippet_shows_the_gradient_that_differs(verify: Verify) -> None:
     """Of the moved volume, beside the one that it must be."""
     claims = ("--as", "dice", "--claim", "activation=softmax", "--claim", "labels=map")
-    loss = ("voxloss_verify.mutants:LastVoxelsCountMore", "--kwargs", LOGITS, *claims)
+    loss = ("voxloss_verify.mutants.mutants:LastVoxelsCountMore", "--kwargs", LOGITS, *claims)
     code, out, _ = verify(*loss, "--law", "13a")
     assert code == 1
     (snippet,) = snippets(out)
@@ -432,7 +432,7 @@ def test_the_other_volume_of_a_comparison(verify: Verify) -> None:
 
 def test_values_of_a_picture() -> None:
     from voxloss_verify.cells import pictures
-    from voxloss_verify.volumes import Volume
+    from voxloss_verify.oracle.volumes import Volume
 
     input = np.arange(2 * 3 * 4 * 2.0).reshape(1, 2, 3, 4, 2)
     input[0, 1, 2, 3, 1] = np.inf
@@ -570,7 +570,7 @@ def test_counter_examples_that_cannot_be_written_are_no_excuse(
     def full(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("voxloss_verify.record.save_nifti", full)
+    monkeypatch.setattr("voxloss_verify.laws.record.save_nifti", full)
     code, out, err = verify(*flawed("Off", "25"), "--json", "r.json")
     assert (code, err) == (1, "")
     assert "\nnot written: no space left\n" in out

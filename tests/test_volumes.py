@@ -15,10 +15,7 @@ from hypothesis import HealthCheck, Phase, find, given, settings
 
 from voxloss_data import ramp, spheres
 from voxloss_data.files import save_nifti
-from voxloss_verify import exact, oracle
-from voxloss_verify.claims import Claims
-from voxloss_verify.generated import volumes
-from voxloss_verify.sources import (
+from voxloss_verify.laws.sources import (
     LabelPair,
     cube,
     mri_pair,
@@ -27,7 +24,11 @@ from voxloss_verify.sources import (
     read_pairs,
     volume_of,
 )
-from voxloss_verify.volumes import Volume, certain, from_probabilities, one_hot
+from voxloss_verify.oracle import exact
+from voxloss_verify.oracle.claims import Claims
+from voxloss_verify.oracle.generated import volumes
+from voxloss_verify.oracle.sums import dice, sums
+from voxloss_verify.oracle.volumes import Volume, certain, from_probabilities, one_hot
 
 SOFTMAX = Claims(family="dice", activation="softmax", labels="map")
 PLAIN = Claims(family="dice", soft_labels=True)
@@ -125,7 +126,7 @@ def test_phantoms_have_the_sums_of_their_arrays(phantom: Any) -> None:
     for volume in (through_files, phantom_volume(claims, phantom, "float64")):
         assert volume.sums is not None
         for channel in range(3):
-            counted = oracle.sums(volume.input[0, channel], volume.target[0, channel].astype(np.float64))
+            counted = sums(volume.input[0, channel], volume.target[0, channel].astype(np.float64))
             for name, found in vars(counted).items():
                 assert found == pytest.approx(getattr(volume.sums[0][channel], name), rel=1e-15), name
         assert np.allclose(volume.affine, phantom.affine)
@@ -163,8 +164,8 @@ def test_the_mri_has_soft_predictions_of_its_labels(tmp_path: Path) -> None:
     assert pair.probabilities is not None
     volume = volume_of(PLAIN, pair, "float16")
     assert volume is not None
-    dice = [float(oracle.dice(s)) for s in exact.region_sums(PLAIN, volume)[0]]
-    assert all(0.3 < d < 1 for d in dice), "one voxel off, and neither perfect nor lost"
+    found = [float(dice(s)) for s in exact.region_sums(PLAIN, volume)[0]]
+    assert all(0.3 < d < 1 for d in found), "one voxel off, and neither perfect nor lost"
 
 
 def test_cubes_have_rare_classes_and_the_same_seed_gives_the_same() -> None:

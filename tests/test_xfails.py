@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from voxloss_verify.record import Record, Status
+from voxloss_verify.laws.record import Record, Status
 from voxloss_verify.xfails import apply, fails, read_xfails
 
 WHY = {"25": "sums overflow"}

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from voxloss_verify.check import check_loss
-    from voxloss_verify.claims import Claims
-    from voxloss_verify.record import Record, Status
+    from voxloss_verify.laws.record import Record, Status
+    from voxloss_verify.oracle.claims import Claims
 
 __all__ = ["Claims", "Record", "Status", "check_loss"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voxloss_verify.volumes import Volume
+from voxloss_verify.oracle.volumes import Volume
 
 # A slice has at most so many cells along an axis, of larger volumes every n-th voxel; and a volume with more
 # slices than that shows the middle one.

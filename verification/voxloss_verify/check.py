@@ -13,17 +13,17 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Flaky
 
-from voxloss_verify import exact
-from voxloss_verify.claims import Claims
 from voxloss_verify.hints import hint
 from voxloss_verify.laws import LAWS
 from voxloss_verify.laws.law import Law
-from voxloss_verify.record import CounterExample, Finding, Record, Status
+from voxloss_verify.laws.record import CounterExample, Finding, Record, Status
+from voxloss_verify.laws.setting import PROFILES, Setting
+from voxloss_verify.laws.sources import LabelPair
+from voxloss_verify.oracle import exact
+from voxloss_verify.oracle.claims import Claims
+from voxloss_verify.oracle.volumes import Volume
 from voxloss_verify.request import ProfileName
-from voxloss_verify.setting import PROFILES, Setting
-from voxloss_verify.sources import LabelPair
-from voxloss_verify.subject import Raised, Subject, TargetError, subject_of
-from voxloss_verify.volumes import Volume
+from voxloss_verify.subject.subject import Raised, Subject, TargetError, subject_of
 
 # The law that speaks of finite numbers where nothing is to be found.
 FINITE = "23b"
@@ -59,7 +59,7 @@ def check_loss(
         device: where the loss runs.
         profile: "quick", "default" or "thorough": how many volumes are drawn, and how large the given ones are.
         seed: of all random volumes. `derandomize`: let Hypothesis choose them from each law alone.
-        data: label maps of one's own to try, from `voxloss_verify.sources.read_pairs`.
+        data: label maps of one's own to try, from `voxloss_verify.laws.sources.read_pairs`.
         laws: the ids of the laws to ask, None for all.
 
     Raises:
@@ -102,7 +102,7 @@ def require_callable(subject: Subject) -> None:
 
     Raises TargetError, with the claims that decided the form of the tensors, if it raises.
     """
-    from voxloss_verify.sources import cube
+    from voxloss_verify.laws.sources import cube
 
     volume = cube(subject.claims, 4, subject.claims.dtypes[0], 0)
     try:

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from voxloss_verify import exact
-from voxloss_verify.claims import Claims
-from voxloss_verify.sources import cube
-from voxloss_verify.subject import Outcome, Raised, Subject
+from voxloss_verify.laws.sources import cube
+from voxloss_verify.oracle import exact
+from voxloss_verify.oracle.claims import Claims
+from voxloss_verify.oracle.volumes import Volume
+from voxloss_verify.subject.subject import Outcome, Raised, Subject
 from voxloss_verify.tolerances import ROUNDING
-from voxloss_verify.volumes import Volume
 
 SMOOTHINGS = (0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-3, 1.0)
 

@@ -120,7 +120,7 @@ class _LawItem(pytest.Item):
     def runtest(self) -> None:
         """Pass, skip, xfail or fail as the record says."""
         from voxloss_verify import xfails
-        from voxloss_verify.record import Status
+        from voxloss_verify.laws.record import Status
 
         with warnings.catch_warnings():
             # The user's filters may make errors of those of torch; the loss is to be judged by its values.

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from voxloss_verify.label_files import Case, LabelFile
-from voxloss_verify.oracle import pair_counts
+from voxloss_verify.oracle.sums import pair_counts
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from time import perf_counter
 
 from voxloss_verify import xfails
 from voxloss_verify.check import ask_law, chosen_laws, form, require_callable
-from voxloss_verify.claims import parse_claims
-from voxloss_verify.devices import chosen_device
 from voxloss_verify.laws.law import Law
-from voxloss_verify.record import Record, Status, forget
+from voxloss_verify.laws.record import Record, Status, forget
+from voxloss_verify.laws.setting import PROFILES, Setting
+from voxloss_verify.laws.sources import read_pairs
+from voxloss_verify.oracle.claims import parse_claims
 from voxloss_verify.request import Request
-from voxloss_verify.setting import PROFILES, Setting
-from voxloss_verify.sources import read_pairs
-from voxloss_verify.subject import Subject, said, subject_of
+from voxloss_verify.subject.devices import chosen_device
+from voxloss_verify.subject.subject import Subject, said, subject_of
 
 _LOG = logging.getLogger(__name__)
 

@@ -19,13 +19,13 @@ import voxloss
 from voxloss_data.files import save_bytes, save_json
 from voxloss_verify import xfails
 from voxloss_verify.cells import Picture, pictures
-from voxloss_verify.devices import device_name
 from voxloss_verify.installed import version_of
 from voxloss_verify.laws.law import Law
-from voxloss_verify.record import LITERAL, CounterExample, Record, Status
+from voxloss_verify.laws.record import LITERAL, CounterExample, Record, Status
+from voxloss_verify.oracle.volumes import Volume
+from voxloss_verify.subject.devices import device_name
 from voxloss_verify.templates import environment
 from voxloss_verify.verification import Verification
-from voxloss_verify.volumes import Volume
 
 
 def report(verification: Verification) -> dict[str, Any]:

@@ -9,10 +9,10 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from voxloss_verify.devices import device_name
 from voxloss_verify.exits import ExitCode, Refused
-from voxloss_verify.record import Record, Status
+from voxloss_verify.laws.record import Record, Status
 from voxloss_verify.request import Request
+from voxloss_verify.subject.devices import device_name
 from voxloss_verify.terminal import is_quiet, progress_bar, results_console
 from voxloss_verify.verification import Verification
 from voxloss_verify.verify_report import write_html, write_json

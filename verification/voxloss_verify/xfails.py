@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from voxloss_verify.laws import LAWS
-from voxloss_verify.record import Record, Status
+from voxloss_verify.laws.record import Record, Status
 
 if sys.version_info >= (3, 11):
     import tomllib

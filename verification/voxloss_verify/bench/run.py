@@ -27,9 +27,9 @@ from voxloss_verify.bench.machine import available_memory, commit, machine, vers
 from voxloss_verify.bench.measure import Options, failed, needed_beside, skipped
 from voxloss_verify.bench.results import Result, Run, State, from_json, load_runs, save_runs
 from voxloss_verify.bench.timing import short
-from voxloss_verify.devices import chosen_device
 from voxloss_verify.exits import ExitCode
 from voxloss_verify.finished import Finished, digest, interrupted
+from voxloss_verify.subject.devices import chosen_device
 from voxloss_verify.terminal import is_quiet, progress_bar, results_console
 
 CASES = {"quick": quick_cases, "default": default_cases, "full": full_cases}

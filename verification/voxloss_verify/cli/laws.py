@@ -7,7 +7,6 @@ from typing import Annotated, get_args
 
 import typer
 
-from voxloss_verify.claims import Family
 from voxloss_verify.cli.app import command
 from voxloss_verify.cli.options import (
     DeviceOption,
@@ -20,6 +19,7 @@ from voxloss_verify.cli.options import (
     require_writable,
     starting,
 )
+from voxloss_verify.oracle.claims import Family
 from voxloss_verify.request import COUNTEREXAMPLES, Request, parse_kwargs
 
 GROUP = "Laws of losses"
@@ -108,7 +108,7 @@ def verify(
         if target is not None:
             raise typer.BadParameter(f"--mutants: expected no TARGET beside it, got {target}.")
         with needs_extra("verify --mutants"):
-            from voxloss_verify.kill_matrix import run_mutants
+            from voxloss_verify.mutants.kill_matrix import run_mutants
 
         return run_mutants(profile.value, seed, law)
     if target is None:

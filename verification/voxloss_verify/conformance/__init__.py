@@ -21,9 +21,9 @@ from voxloss_verify.exits import ExitCode
 from voxloss_verify.finished import Finished, interrupted
 from voxloss_verify.laws import LAWS
 from voxloss_verify.laws.law import Law
-from voxloss_verify.record import Status
+from voxloss_verify.laws.record import Status
+from voxloss_verify.laws.setting import PROFILES, Setting
 from voxloss_verify.request import ProfileName
-from voxloss_verify.setting import PROFILES, Setting
 from voxloss_verify.terminal import is_quiet, progress_bar, results_console
 
 __all__ = ["build"]

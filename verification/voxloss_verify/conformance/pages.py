@@ -21,9 +21,9 @@ from voxloss_verify.conformance.picture import heat_map_png
 from voxloss_verify.conformance.results import Row, plain
 from voxloss_verify.demo.figures import DARK, LIGHT
 from voxloss_verify.laws.law import Law
-from voxloss_verify.record import Status
+from voxloss_verify.laws.record import Status
+from voxloss_verify.laws.setting import PROFILES
 from voxloss_verify.request import ProfileName
-from voxloss_verify.setting import PROFILES
 from voxloss_verify.templates import environment
 from voxloss_verify.tolerances import GRADIENT, LOSS
 

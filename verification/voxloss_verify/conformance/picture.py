@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 from voxloss_verify.conformance.results import Row
 from voxloss_verify.demo.figures import DARK, LIGHT, Theme
 from voxloss_verify.laws.law import Law
-from voxloss_verify.record import Status
+from voxloss_verify.laws.record import Status
 
 # Okabe and Ito 2008, told apart by the colour-blind too; and broken laws have a cross.
 HOLDS, BROKEN = "#009e73", "#d55e00"

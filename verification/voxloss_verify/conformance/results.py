@@ -16,10 +16,10 @@ from voxloss_verify.check import ask_law, require_callable
 from voxloss_verify.conformance.cases import Case
 from voxloss_verify.finished import digest
 from voxloss_verify.laws.law import Law
-from voxloss_verify.record import LITERAL, Record, Status
+from voxloss_verify.laws.record import LITERAL, Record, Status
+from voxloss_verify.laws.setting import Setting
 from voxloss_verify.request import ProfileName
-from voxloss_verify.setting import Setting
-from voxloss_verify.subject import TargetError, subject_of
+from voxloss_verify.subject.subject import TargetError, subject_of
 
 # Of a file on this machine only its name is shown, and so of a function; of an object in memory no address.
 _FOLDERS = re.compile(r"(?<![\w:./])(?:~|[A-Za-z]:)?(?:/[\w.+@-]+)+/(?=[\w.+@-]+)")

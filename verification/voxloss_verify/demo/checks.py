@@ -1,6 +1,6 @@
 """The value of every loss that voxloss ships, against the oracle, on phantoms and on the demo's own volume.
 
-To have a new loss checked, enter it in `OPTIONS` and in `voxloss_verify.readers`; until then it counts as failed.
+To have a new loss checked, enter it in `OPTIONS` and in `subject/readers.py`; until then it counts as failed.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from torch import nn
 import voxloss
 from voxloss.losses import overlap
 from voxloss_data import Phantom, all_phantoms, write_phantoms
-from voxloss_verify import exact, oracle
-from voxloss_verify.oracle import Image, Sums
-from voxloss_verify.readers import claims_of
-from voxloss_verify.sources import closed_form_sums
+from voxloss_verify.laws.sources import closed_form_sums
+from voxloss_verify.oracle import exact
+from voxloss_verify.oracle.sums import Image, Sums, label_sums, sums
+from voxloss_verify.oracle.volumes import CERTAIN, Volume
+from voxloss_verify.subject.readers import claims_of
 from voxloss_verify.tolerances import LOSS
-from voxloss_verify.volumes import CERTAIN, Volume
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -132,7 +132,7 @@ def phantom_cases() -> list[Case]:
             if isinstance(phantom, Phantom):
                 sums = closed_form_sums(phantom)
             else:
-                sums = oracle.label_sums(prediction, reference, 2)
+                sums = label_sums(prediction, reference, 2)
             p = prediction.astype(np.float32)
             cases.append(Case(phantom.name, np.stack([1 - p, p]), reference[None], sums))
     return cases
@@ -147,8 +147,7 @@ def volume_cases(prediction: Image, labels: Image, probabilities: Image) -> list
     predicted, wanted = ((image[None] == channels).astype(np.uint8) for image in (prediction, labels))
 
     def case(name: str, p: Image, g: Image, input: Image, target: Image, softmax: bool = False) -> Case:
-        sums = [oracle.sums(*pair) for pair in zip(p, g, strict=True)]
-        return Case(name, input, target, sums, softmax)
+        return Case(name, input, target, [sums(*pair) for pair in zip(p, g, strict=True)], softmax)
 
     soft, hard = probabilities, predicted.astype(np.float32)
     label_map = labels[None]
@@ -200,7 +199,7 @@ def _check(loss: type[nn.Module], case: Case, input: torch.Tensor, target: torch
             made = loss(include_background=background, **form, **options)
             claims = claims_of(made, {"include_background": background, **options})
             if claims is None:
-                raise TypeError("voxloss_verify.readers does not know it")
+                raise TypeError("voxloss_verify.subject.readers does not know it")
             wanted = exact.expected(claims, volume)
             expected, tolerance = float(wanted.value), wanted.tolerance
             got = float(made(input, target))

@@ -17,14 +17,14 @@ import torch
 
 import voxloss
 from voxloss_data.files import save_bytes, save_json
-from voxloss_verify import oracle
 from voxloss_verify.demo import figures
 from voxloss_verify.demo.checks import Record
 from voxloss_verify.demo.data import CLASSES
 from voxloss_verify.demo.settings import Settings
 from voxloss_verify.demo.training import Training, mean_foreground
-from voxloss_verify.devices import device_name
 from voxloss_verify.names import LOSSES
+from voxloss_verify.oracle.sums import dice, jaccard, label_sums
+from voxloss_verify.subject.devices import device_name
 from voxloss_verify.templates import environment
 
 
@@ -43,8 +43,8 @@ class Results:
 def metrics(results: Results) -> dict[str, Any]:
     """Every number of the report, ready for JSON; the page shows no other."""
     settings, training = results.settings, results.training
-    counts = oracle.label_sums(training.prediction, training.labels, len(CLASSES))
-    dice = [oracle.dice(s) for s in counts]
+    counts = label_sums(training.prediction, training.labels, len(CLASSES))
+    by_class = [dice(s) for s in counts]
     worst = worst_by_loss(results.records)
     return {
         "settings": {
@@ -74,14 +74,14 @@ def metrics(results: Results) -> dict[str, Any]:
             },
         },
         "held_out": {
-            "mean_foreground_dice": float(mean_foreground(dice)),
+            "mean_foreground_dice": float(mean_foreground(by_class)),
             "classes": [
                 {
                     "name": name,
-                    "dice": float(oracle.dice(s)),
-                    "dice_exact": _exact(oracle.dice(s)),
-                    "iou": float(oracle.jaccard(s)),
-                    "iou_exact": _exact(oracle.jaccard(s)),
+                    "dice": float(dice(s)),
+                    "dice_exact": _exact(dice(s)),
+                    "iou": float(jaccard(s)),
+                    "iou_exact": _exact(jaccard(s)),
                     "true_voxels": int(s.target),
                     "predicted_voxels": int(s.prediction),
                 }

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from voxloss_verify.devices import chosen_device
+from voxloss_verify.subject.devices import chosen_device
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from voxloss_data import BrainMRI
-from voxloss_verify import oracle
 from voxloss_verify.demo.data import CLASSES, PATCH, training_batches
 from voxloss_verify.named_loss import softmax_loss
 from voxloss_verify.names import LOSSES
+from voxloss_verify.oracle.sums import dice, label_sums
 
 LEARNING_RATE = 1e-2
 EVALUATIONS = 10
@@ -83,8 +83,8 @@ def train(
             training.interrupted = interrupted.is_set()
             if training.interrupted or step == steps or step % max(1, steps // EVALUATIONS) == 0:
                 training.prediction = predict(network, unseen)
-                counts = oracle.label_sums(training.prediction, labels, len(CLASSES))
-                training.dice[step] = [oracle.dice(s) for s in counts]
+                counts = label_sums(training.prediction, labels, len(CLASSES))
+                training.dice[step] = [dice(s) for s in counts]
                 latest = mean_foreground(training.dice[step])
             after_step(training.losses[-1], latest)
             if training.interrupted:

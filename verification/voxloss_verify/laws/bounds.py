@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from voxloss_verify import exact
-from voxloss_verify.generated import volumes
 from voxloss_verify.laws.law import is_true, law
-from voxloss_verify.record import Finding
-from voxloss_verify.setting import Setting
-from voxloss_verify.subject import Subject
-from voxloss_verify.volumes import Volume, certain
+from voxloss_verify.laws.record import Finding
+from voxloss_verify.laws.setting import Setting
+from voxloss_verify.oracle import exact
+from voxloss_verify.oracle.generated import volumes
+from voxloss_verify.oracle.volumes import Volume, certain
+from voxloss_verify.subject.subject import Subject
 
 
 def _bounded(subject: Subject, setting: Setting) -> str | None:

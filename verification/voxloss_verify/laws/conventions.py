@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from voxloss_verify import exact
-from voxloss_verify.claims import FOCAL
-from voxloss_verify.generated import volumes
 from voxloss_verify.laws.edges import edges
 from voxloss_verify.laws.law import close, close_value, each_finite, is_true, law
-from voxloss_verify.record import Finding
-from voxloss_verify.setting import Setting
-from voxloss_verify.sources import cube
-from voxloss_verify.subject import Raised, Subject, TargetError
-from voxloss_verify.volumes import STORED, Volume
+from voxloss_verify.laws.record import Finding
+from voxloss_verify.laws.setting import Setting
+from voxloss_verify.laws.sources import cube
+from voxloss_verify.oracle import exact
+from voxloss_verify.oracle.claims import FOCAL
+from voxloss_verify.oracle.generated import volumes
+from voxloss_verify.oracle.volumes import STORED, Volume
+from voxloss_verify.subject.subject import Raised, Subject, TargetError
 
 
 @law(

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from voxloss_verify.setting import Setting
-from voxloss_verify.subject import Subject
-from voxloss_verify.volumes import STORED, Volume, certain, one_hot, target_for
+from voxloss_verify.laws.setting import Setting
+from voxloss_verify.oracle.volumes import STORED, Volume, certain, one_hot, target_for
+from voxloss_verify.subject.subject import Subject
 
 
 def edges(subject: Subject, setting: Setting) -> Iterator[Volume]:

@@ -18,17 +18,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from voxloss.backends import BACKENDS, list_backends
 from voxloss_data import phantoms
-from voxloss_verify import exact
-from voxloss_verify.generated import volumes
 from voxloss_verify.laws.law import close, is_true, law
-from voxloss_verify.oracle import Image
-from voxloss_verify.ranks import RanksError, pickled
-from voxloss_verify.record import Finding
-from voxloss_verify.setting import Setting
-from voxloss_verify.sources import cube, phantom_volume, rounded
-from voxloss_verify.subject import Raised, Subject, outcome
+from voxloss_verify.laws.record import Finding
+from voxloss_verify.laws.setting import Setting
+from voxloss_verify.laws.sources import cube, phantom_volume, rounded
+from voxloss_verify.oracle import exact
+from voxloss_verify.oracle.generated import volumes
+from voxloss_verify.oracle.sums import Image
+from voxloss_verify.oracle.volumes import Volume
+from voxloss_verify.subject.ranks import RanksError, pickled
+from voxloss_verify.subject.subject import Raised, Subject, outcome
 from voxloss_verify.tolerances import GRADIENT
-from voxloss_verify.volumes import Volume
 
 # More elements than 32 bits can number.
 ELEMENTS = 2**31
@@ -245,7 +245,7 @@ def _on_two_processes(where: int, axis: int, axis_of_target: int) -> tuple[str, 
     """Python that shows what two processes make of `input` and `target`, cut at a place along an axis."""
     return (
         "from voxloss_verify.laws.engines import training_step",
-        "from voxloss_verify.ranks import Ranks",
+        "from voxloss_verify.subject.ranks import Ranks",
         f"shares = zip(input.tensor_split([{where}], {axis}), target.tensor_split([{where}], {axis_of_target}))",
         "with Ranks(2) as ranks:",
         "    steps = ranks.run(training_step, [(loss, x.contiguous(), y.contiguous()) for x, y in shares])",

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from hypothesis.strategies import SearchStrategy
 
-from voxloss_verify import exact
-from voxloss_verify.claims import Claims
-from voxloss_verify.entropy import SMALLEST
-from voxloss_verify.generated import volumes
 from voxloss_verify.laws.edges import edges
 from voxloss_verify.laws.law import close, each_finite, is_true, law, of_scores
-from voxloss_verify.oracle import AllSums
-from voxloss_verify.record import Finding
-from voxloss_verify.setting import Setting
-from voxloss_verify.subject import Raised, Subject
-from voxloss_verify.volumes import Volume
+from voxloss_verify.laws.record import Finding
+from voxloss_verify.laws.setting import Setting
+from voxloss_verify.oracle import exact
+from voxloss_verify.oracle.claims import Claims
+from voxloss_verify.oracle.entropy import SMALLEST
+from voxloss_verify.oracle.generated import volumes
+from voxloss_verify.oracle.sums import AllSums
+from voxloss_verify.oracle.volumes import Volume
+from voxloss_verify.subject.subject import Raised, Subject
 
 
 def smooth(claims: Claims, volume: Volume) -> bool:

@@ -11,15 +11,16 @@ import numpy as np
 from hypothesis.strategies import SearchStrategy
 from sklearn.metrics import f1_score, jaccard_score
 
-from voxloss_verify import exact, oracle
-from voxloss_verify.claims import Claims
-from voxloss_verify.generated import volumes
 from voxloss_verify.laws.law import close, close_value, law, of_scores, unlabelled
-from voxloss_verify.record import Finding
-from voxloss_verify.setting import Setting
-from voxloss_verify.subject import Subject
+from voxloss_verify.laws.record import Finding
+from voxloss_verify.laws.setting import Setting
+from voxloss_verify.oracle import exact
+from voxloss_verify.oracle.claims import Claims
+from voxloss_verify.oracle.generated import volumes
+from voxloss_verify.oracle.sums import dice, jaccard, tversky
+from voxloss_verify.oracle.volumes import Volume, certain, target_for
+from voxloss_verify.subject.subject import Subject
 from voxloss_verify.tolerances import LOSS
-from voxloss_verify.volumes import Volume, certain, target_for
 
 
 def _alike(claims: Claims, **options: str) -> SearchStrategy[Volume]:
@@ -84,10 +85,10 @@ def dice_and_jaccard(subject: Subject, volume: Volume, setting: Setting) -> Iter
     smooth = Fraction(claims.smooth_nr) * (2 if claims.family == "jaccard" else 1)
     witness = _scikit_learn(claims, volume)
     if claims.family == "dice":
-        j = oracle.jaccard(s, smooth, smooth, squared=claims.squared) if witness is None else witness
+        j = jaccard(s, smooth, smooth, squared=claims.squared) if witness is None else witness
         wanted = float(2 * j / (1 + j))
     else:
-        d = oracle.dice(s, smooth, smooth, squared=claims.squared) if witness is None else witness
+        d = dice(s, smooth, smooth, squared=claims.squared) if witness is None else witness
         wanted = float(d / (2 - d))
     if wanted == 1 and not s.prediction + s.target and not smooth:
         wanted = float(claims.empty == "perfect")
@@ -131,13 +132,13 @@ def tversky_and_the_others(subject: Subject, volume: Volume, setting: Setting) -
     if claims.overlap == "min":
         s = replace(s, intersection=s.soft_intersection)
     if claims.family == "dice":
-        wanted = oracle.tversky(s, 0.5, 0.5, half(n), half(d))
+        wanted = tversky(s, 0.5, 0.5, half(n), half(d))
     elif claims.family == "jaccard":
-        wanted = oracle.tversky(s, 1, 1, n, d)
+        wanted = tversky(s, 1, 1, n, d)
     elif claims.alpha == 0.5:
-        wanted = oracle.dice(s, twice(n), twice(d))
+        wanted = dice(s, twice(n), twice(d))
     else:
-        wanted = oracle.jaccard(s, twice(n), twice(d))
+        wanted = jaccard(s, twice(n), twice(d))
     if not s.prediction + s.target + d:
         wanted = Fraction(claims.empty == "perfect")
     scores, dtype = _scores(subject, volume)

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from voxloss_verify import exact
-from voxloss_verify.claims import FOCAL, Claims
-from voxloss_verify.confusion import FAMILIES as ALL_VOXELS
-from voxloss_verify.generated import volumes
 from voxloss_verify.laws.law import close, close_value, is_true, law
-from voxloss_verify.oracle import Image
-from voxloss_verify.record import Finding
-from voxloss_verify.setting import Setting
-from voxloss_verify.subject import Outcome, Subject
-from voxloss_verify.volumes import Volume, certain, one_hot
+from voxloss_verify.laws.record import Finding
+from voxloss_verify.laws.setting import Setting
+from voxloss_verify.oracle import exact
+from voxloss_verify.oracle.claims import FOCAL, Claims
+from voxloss_verify.oracle.confusion import FAMILIES as ALL_VOXELS
+from voxloss_verify.oracle.generated import volumes
+from voxloss_verify.oracle.sums import Image
+from voxloss_verify.oracle.volumes import Volume, certain, one_hot
+from voxloss_verify.subject.subject import Outcome, Subject
 
 
 def _same(

@@ -9,12 +9,12 @@ import numpy as np
 from hypothesis.strategies import SearchStrategy
 from numpy.typing import ArrayLike
 
-from voxloss_verify import exact
-from voxloss_verify.claims import Claims
-from voxloss_verify.record import Finding
-from voxloss_verify.setting import Setting
-from voxloss_verify.subject import Outcome, Subject
-from voxloss_verify.volumes import Volume
+from voxloss_verify.laws.record import Finding
+from voxloss_verify.laws.setting import Setting
+from voxloss_verify.oracle import exact
+from voxloss_verify.oracle.claims import Claims
+from voxloss_verify.oracle.volumes import Volume
+from voxloss_verify.subject.subject import Outcome, Subject
 
 Check = Callable[[Subject, Volume, Setting], Iterable[Finding]]
 

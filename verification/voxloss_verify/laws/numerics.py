@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from voxloss_verify import exact
-from voxloss_verify.generated import volumes
 from voxloss_verify.laws.law import close_value, each_finite, is_true, law
-from voxloss_verify.record import Finding
-from voxloss_verify.setting import Setting
-from voxloss_verify.sources import cube, mri_pair, volume_of
-from voxloss_verify.subject import Subject
-from voxloss_verify.volumes import Volume
+from voxloss_verify.laws.record import Finding
+from voxloss_verify.laws.setting import Setting
+from voxloss_verify.laws.sources import cube, mri_pair, volume_of
+from voxloss_verify.oracle import exact
+from voxloss_verify.oracle.generated import volumes
+from voxloss_verify.oracle.volumes import Volume
+from voxloss_verify.subject.subject import Subject
 
 HALF = ("float16", "bfloat16")
 

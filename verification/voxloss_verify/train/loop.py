@@ -14,7 +14,7 @@ from monai.utils import set_determinism
 from torch import nn
 
 from voxloss_data.training_sets import Scan
-from voxloss_verify import oracle
+from voxloss_verify.oracle.sums import dice, label_sums
 from voxloss_verify.train.checkpoint import Checkpoint, Epoch
 from voxloss_verify.train.network import Steps, loss_of, network_of
 from voxloss_verify.train.plan import Plan
@@ -88,8 +88,8 @@ def validation_dice(
         predicted = logits_of(network, volume["image"].as_tensor(), plan, device, overlap=0.25).argmax(0).numpy()
         wanted = volume["label"][0].numpy()
         counted = wanted != IGNORED
-        counts = oracle.label_sums(predicted[counted], wanted[counted], len(plan.labels))
+        counts = label_sums(predicted[counted], wanted[counted], len(plan.labels))
         for scores, sums in zip(found, counts, strict=True):
             if sums.prediction or sums.target:
-                scores.append(float(oracle.dice(sums)))
+                scores.append(float(dice(sums)))
     return [sum(scores) / len(scores) if scores else None for scores in found]

@@ -18,11 +18,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 
 from voxloss_data.files import save_bytes
 from voxloss_data.training_sets import Scan, training_set, unlabelled
-from voxloss_verify.devices import chosen_device
 from voxloss_verify.exits import ExitCode
 from voxloss_verify.label_files import Case
 from voxloss_verify.score import score_cases
 from voxloss_verify.score_table import save_csv, tables
+from voxloss_verify.subject.devices import chosen_device
 from voxloss_verify.terminal import is_quiet, progress_bar, results_console
 from voxloss_verify.train import checkpoint
 from voxloss_verify.train import plan as plans

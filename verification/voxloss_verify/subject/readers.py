@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from voxloss_verify.claims import Claims, Family
-from voxloss_verify.exact import FURTHER
+from voxloss_verify.oracle.claims import Claims, Family
+from voxloss_verify.oracle.exact import FURTHER
 
 
 def claims_of(loss: object, given: Mapping[str, Any] | None = None) -> Claims | None:
@@ -326,7 +326,7 @@ def _combo(loss: Any) -> Claims:
 
 def _formula(loss: Any) -> Claims | None:
     """Of a loss that is a `per_class` and nothing else: all that is said of it but the formula."""
-    from voxloss_verify.formula import OwnFormula
+    from voxloss_verify.subject.formula import OwnFormula
 
     base = next(kind for kind in type(loss).__mro__ if kind.__name__ == "RegionLoss")
     if any(getattr(type(loss), name) is not getattr(base, name) for name in ("needs", "of", "terms")):

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voxloss_verify.oracle import Image, Sums
+from voxloss_verify.oracle.sums import Image, Sums
 
 if TYPE_CHECKING:
-    from voxloss_verify.claims import Claims
+    from voxloss_verify.oracle.claims import Claims
 
 # A logit that leaves e^−1024, which is 0 in float64, to the other classes: the hard prediction, in every dtype.
 CERTAIN = 1024.0

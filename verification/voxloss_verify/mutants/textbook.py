@@ -9,7 +9,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from voxloss_verify.claims import OF_THE_CALL, Claims, Family
+from voxloss_verify.oracle.claims import OF_THE_CALL, Claims, Family
 
 
 class Textbook(nn.Module):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from voxloss_verify.ranks import Ranks
-from voxloss_verify.sources import LabelPair
+from voxloss_verify.laws.sources import LabelPair
+from voxloss_verify.subject.ranks import Ranks
 
 
 @dataclass(frozen=True)

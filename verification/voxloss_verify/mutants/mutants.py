@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from voxloss_verify.claims import Claims
-from voxloss_verify.subject import Subject, subject_of
-from voxloss_verify.textbook import Textbook, TextbookCompound
+from voxloss_verify.mutants.textbook import Textbook, TextbookCompound
+from voxloss_verify.oracle.claims import Claims
+from voxloss_verify.subject.subject import Subject, subject_of
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxloss_data import Phantom, SpherePhantom, brain_mri, write_phantoms
-from voxloss_verify import oracle
-from voxloss_verify.claims import Claims
 from voxloss_verify.label_files import LabelFile, find_cases
-from voxloss_verify.oracle import Image, Sums
-from voxloss_verify.volumes import STORED, Volume, certain, from_probabilities, one_hot, target_for
+from voxloss_verify.oracle.claims import Claims
+from voxloss_verify.oracle.sums import Image, Sums, label_sums
+from voxloss_verify.oracle.volumes import STORED, Volume, certain, from_probabilities, one_hot, target_for
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +132,7 @@ def phantom_volume(
         nothing = Sums(*[0 * sums[0].target] * 6)
         rows = [[*sums, *[nothing] * (channels - 2)]]
     else:
-        rows = [oracle.label_sums(p.astype(np.int64), g, channels)]
+        rows = [label_sums(p.astype(np.int64), g, channels)]
     return Volume(phantom.name, input, target_for(claims, labels, channels), dtype, affine, rows)
 
 

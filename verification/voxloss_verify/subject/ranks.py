@@ -36,7 +36,7 @@ _DEATH = 0.5
 _LEAVE = 2.0
 
 # sys.path comes from the parent before anything is imported, for a folder's own `signal.py` not to come first.
-_INTERPRETER = "import sys; sys.path[:] = sys.argv[1:]; from voxloss_verify.ranks import _serve; _serve()"
+_INTERPRETER = "import sys; sys.path[:] = sys.argv[1:]; from voxloss_verify.subject.ranks import _serve; _serve()"
 
 
 class RanksError(RuntimeError):

@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from voxloss_verify.claims import Claims
-from voxloss_verify.readers import claims_of
-from voxloss_verify.volumes import Volume
+from voxloss_verify.oracle.claims import Claims
+from voxloss_verify.oracle.volumes import Volume
+from voxloss_verify.subject.readers import claims_of
 
 
 class TargetError(ValueError):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voxloss_verify.claims import FOCAL, Claims
+from voxloss_verify.oracle.claims import FOCAL, Claims
 
 Image = NDArray[Any]
 

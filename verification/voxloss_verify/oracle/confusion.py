@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
-from voxloss_verify.claims import Claims
-from voxloss_verify.oracle import AllSums, Slopes
+from voxloss_verify.oracle.claims import Claims
+from voxloss_verify.oracle.sums import AllSums, Slopes
 
 FAMILIES = ("mcc", "sensitivity_specificity")
 

@@ -19,9 +19,9 @@ from rich.text import Text
 from voxloss_verify.check import ask_law, chosen_laws
 from voxloss_verify.exits import ExitCode
 from voxloss_verify.laws.law import Law
-from voxloss_verify.mutants import CANNOT, CONTROLS, MUTANTS, Specimen
-from voxloss_verify.record import Record, Status
-from voxloss_verify.setting import PROFILES, Profile, Setting
+from voxloss_verify.laws.record import Record, Status
+from voxloss_verify.laws.setting import PROFILES, Profile, Setting
+from voxloss_verify.mutants.mutants import CANNOT, CONTROLS, MUTANTS, Specimen
 from voxloss_verify.terminal import progress_bar, results_console
 
 # What is enough for the mistakes at hand; in cubes of these sizes, that of rounding shows as well.

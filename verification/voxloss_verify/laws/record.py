@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from voxloss_data.files import save_bytes, save_nifti
-from voxloss_verify.oracle import Image
-from voxloss_verify.volumes import Volume
+from voxloss_verify.oracle.sums import Image
+from voxloss_verify.oracle.volumes import Volume
 
 # Volumes of up to so many numbers are written out in a snippet; larger ones are read from the NIfTI files.
 LITERAL = 256

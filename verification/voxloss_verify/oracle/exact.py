@@ -18,11 +18,22 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from voxloss_verify import confusion, entropy, oracle
-from voxloss_verify.claims import Claims
-from voxloss_verify.oracle import AllSums, Image, Number, Slopes, Sums
+from voxloss_verify.oracle import confusion, entropy
+from voxloss_verify.oracle.claims import Claims
+from voxloss_verify.oracle.sums import (
+    AllSums,
+    Image,
+    Number,
+    Slopes,
+    Sums,
+    all_sums,
+    dice,
+    jaccard,
+    sums,
+    tversky,
+)
+from voxloss_verify.oracle.volumes import Volume, one_hot
 from voxloss_verify.tolerances import GRADIENT, LOSS
-from voxloss_verify.volumes import Volume, one_hot
 
 # Volumes of up to so many numbers have their probabilities in extended precision, where the machine has it.
 EXTENDED = 2**20
@@ -73,14 +84,14 @@ def region_sums(claims: Claims, volume: Volume) -> list[list[Sums]]:
         return [list(row) for row in volume.sums]
     known = _known.setdefault(volume, {})
     key = claims.activation, claims.ignore_index, of_all
-    sums = oracle.all_sums if of_all else oracle.sums
+    add_up = all_sums if of_all else sums
     if key not in known:
         keep, g = kept(claims, volume), goal(volume)
         with np.errstate(invalid="ignore"):  # of what stands in ignored voxels
             p = probabilities(volume.input, claims.activation)
         known[key] = [
             [
-                _add([sums(_mask(p[b, c][keep[b]]), _mask(g[b, c][keep[b]]))], volume.times)
+                _add([add_up(_mask(p[b, c][keep[b]]), _mask(g[b, c][keep[b]]))], volume.times)
                 for c in range(p.shape[1])
             ]
             for b in range(len(p))
@@ -216,11 +227,11 @@ def score(claims: Claims, s: Sums) -> Fraction:
     if claims.overlap == "min":
         s = replace(s, intersection=s.soft_intersection)
     if claims.family in ("dice", "log_cosh_dice", "logarithmic_dice"):
-        found = oracle.dice(s, *smooth, squared=claims.squared)
+        found = dice(s, *smooth, squared=claims.squared)
     elif claims.family == "jaccard":
-        found = oracle.jaccard(s, 2 * Fraction(smooth[0]), 2 * Fraction(smooth[1]), squared=claims.squared)
+        found = jaccard(s, 2 * Fraction(smooth[0]), 2 * Fraction(smooth[1]), squared=claims.squared)
     else:
-        found = oracle.tversky(_squared(claims, s), claims.alpha, claims.beta, *smooth)
+        found = tversky(_squared(claims, s), claims.alpha, claims.beta, *smooth)
     empty = not _denominator(claims, s)
     return Fraction(0) if empty and claims.empty == "worst" else found
 

@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from voxloss_verify.claims import Claims
-from voxloss_verify.oracle import Image
-from voxloss_verify.volumes import STORED, Volume, certain, one_hot, target_for
+from voxloss_verify.oracle.claims import Claims
+from voxloss_verify.oracle.sums import Image
+from voxloss_verify.oracle.volumes import STORED, Volume, certain, one_hot, target_for
 
 # A logit that float16 and bfloat16 hold exactly and whose exponential overflows in all of them.
 EXTREME = 8192
