@@ -21,7 +21,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("plugin/voxloss", "verification/voxloss_verify", "datasets/voxloss_data")
+PACKAGES = ("plugin/voxloss", "verification/voxloss_verify", "verification/voxloss_app", "datasets/voxloss_data")
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) -> str:
@@ -57,7 +57,7 @@ def section(file: str, heading: str) -> str:
 
 def commands() -> str:
     """The help of every command of this checkout, as typer writes it."""
-    command = [sys.executable, "-m", "typer", "voxloss_verify.cli", "utils", "docs", "--name", "voxloss"]
+    command = [sys.executable, "-m", "typer", "voxloss_app.cli", "utils", "docs", "--name", "voxloss"]
     here = os.pathsep.join(str((ROOT / package).parent) for package in PACKAGES)
     environment = {**os.environ, "PYTHONPATH": here}
     found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from voxloss_verify.__main__ import main
+from voxloss_app.__main__ import main
 
 ROOT = Path(__file__).parent.parent
 # Where the work of a command begins; by then its options have been parsed.

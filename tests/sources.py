@@ -8,7 +8,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 # The packages, from the lowest floor upwards, and the folder that each stands in.
-ROOMS = {"voxloss_data": "datasets", "voxloss": "plugin", "voxloss_verify": "verification"}
+ROOMS = {
+    "voxloss_data": "datasets",
+    "voxloss": "plugin",
+    "voxloss_verify": "verification",
+    "voxloss_app": "verification",
+}
 
 
 def modules(package: str) -> Iterator[tuple[str, Path]]:

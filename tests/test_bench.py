@@ -23,16 +23,16 @@ from matplotlib import image
 
 import voxloss
 from voxloss.backends import numba_cpu
-from voxloss_verify.__main__ import main
-from voxloss_verify.bench import contenders, exact, measure, page, plain, plot, run, timing
-from voxloss_verify.bench.cases import Case, choose, default_cases, full_cases, quick_cases, tensors
-from voxloss_verify.bench.contenders import COPY, FLOOR, IN_CACHE, OURS, Contender, Prepared, training_step
-from voxloss_verify.bench.goals import GOALS, ROUNDING, judge
-from voxloss_verify.bench.measure import Options, examine
-from voxloss_verify.bench.memory import allocated_peak, resident_peak
-from voxloss_verify.bench.results import Measured, Result, Run, State, from_json, load_runs, save_runs, to_json
-from voxloss_verify.bench.timing import Spread, interleaved, ratios, spread
-from voxloss_verify.finished import Finished
+from voxloss_app.__main__ import main
+from voxloss_app.bench import contenders, exact, measure, page, plain, plot, run, timing
+from voxloss_app.bench.cases import Case, choose, default_cases, full_cases, quick_cases, tensors
+from voxloss_app.bench.contenders import COPY, FLOOR, IN_CACHE, OURS, Contender, Prepared, training_step
+from voxloss_app.bench.goals import GOALS, ROUNDING, judge
+from voxloss_app.bench.measure import Options, examine
+from voxloss_app.bench.memory import allocated_peak, resident_peak
+from voxloss_app.bench.results import Measured, Result, Run, State, from_json, load_runs, save_runs, to_json
+from voxloss_app.bench.timing import Spread, interleaved, ratios, spread
+from voxloss_app.finished import Finished
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -569,7 +569,7 @@ def test_picture(tmp_path: Path) -> None:
 def test_the_committed_page_is_that_of_the_committed_figures() -> None:
     docs = ROOT / "docs"
     again = (
-        "from pathlib import Path; from voxloss_verify.bench import page, results; "
+        "from pathlib import Path; from voxloss_app.bench import page, results; "
         "page.write(Path('docs'), results.load_runs(Path('docs/performance.json')))"
     )
     text = (docs / "performance.md").read_text(encoding="utf-8")

@@ -19,9 +19,9 @@ import voxloss
 from voxloss import RegionStatistics
 from voxloss.losses import overlap
 from voxloss.losses.base import Measured
+from voxloss_app.demo import checks
+from voxloss_app.demo.checks import Case, Record, check_losses, phantom_cases, shipped_losses, volume_cases
 from voxloss_data import Phantom, all_phantoms
-from voxloss_verify.demo import checks
-from voxloss_verify.demo.checks import Case, Record, check_losses, phantom_cases, shipped_losses, volume_cases
 from voxloss_verify.oracle.sums import Sums, dice, generalized_dice, jaccard, label_sums, sums, tversky
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -295,7 +295,7 @@ def test_a_loss_without_an_oracle_fails(cases: list[Case], monkeypatch: pytest.M
     assert unknown in shipped_losses()
     failed = [record for record in check_losses(cases[:1]) if not record.holds]
     assert [(record.loss, record.note) for record in failed] == [
-        ("NewLoss", "no options in voxloss_verify.demo.checks.OPTIONS")
+        ("NewLoss", "no options in voxloss_app.demo.checks.OPTIONS")
     ]
 
 

@@ -17,12 +17,12 @@ import typer
 import every_loss
 import voxloss
 from voxloss.backends import list_backends
+from voxloss_app import terminal
+from voxloss_app.__main__ import main
+from voxloss_app.cli import app
+from voxloss_app.exits import ExitCode
+from voxloss_app.names import LOSSES, loss_name
 from voxloss_data import Phantom, all_phantoms
-from voxloss_verify import terminal
-from voxloss_verify.__main__ import main
-from voxloss_verify.cli import app
-from voxloss_verify.exits import ExitCode
-from voxloss_verify.names import LOSSES, loss_name
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -65,7 +65,7 @@ def test_help_is_quick() -> None:
     """Neither torch nor MONAI is loaded for it."""
     code = """
 import sys
-from voxloss_verify.__main__ import main
+from voxloss_app.__main__ import main
 try:
     main(["demo", "--help"])
 except SystemExit as exit:
@@ -82,7 +82,7 @@ def test_no_command_shows_the_help_and_nothing_else(run: Run) -> None:
 
 def test_a_terminal_without_unicode_still_gets_its_table(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
-    command = [sys.executable, "-m", "voxloss_verify", "phantoms", str(tmp_path)]
+    command = [sys.executable, "-m", "voxloss_app", "phantoms", str(tmp_path)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (run.returncode, run.stderr) == (0, "")
     assert "21/40" in run.stdout
@@ -131,7 +131,7 @@ def test_completion_is_quick() -> None:
     """Neither torch nor MONAI is loaded for it."""
     code = """
 import sys
-from voxloss_verify.__main__ import main
+from voxloss_app.__main__ import main
 try:
     main([])
 except SystemExit as exit:
@@ -157,7 +157,7 @@ def test_without_the_verify_extra(module: str, run: Run, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("module", ["nilearn", "matplotlib", "jinja2"])
 def test_without_the_demo_extra(module: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(sys.modules):
-        ours = name.startswith(("voxloss_verify.demo", "voxloss_verify.templates"))
+        ours = name.startswith(("voxloss_app.demo", "voxloss_app.templates"))
         if ours or name.split(".")[0] == module:
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
@@ -181,14 +181,14 @@ def test_phantoms_are_written_and_listed(run: Run, tmp_path: Path) -> None:
 
 
 def test_output_is_plain_when_piped(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "voxloss_verify", "phantoms", str(tmp_path)]
+    command = [sys.executable, "-m", "voxloss_app", "phantoms", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0
     assert "\x1b" not in done.stdout
     assert len(done.stdout.splitlines()) == len(all_phantoms()) + 3, "a row per phantom, not wrapped"
 
 
-FAKE = "voxloss_verify.phantom_table.write_and_show"
+FAKE = "voxloss_app.phantoms.write_and_show"
 """The inside of a command, to be replaced by whatever may go wrong there."""
 
 
@@ -220,7 +220,7 @@ def test_a_real_ctrl_c_while_torch_is_imported(arguments: list[str], tmp_path: P
     """In a process of its own, at the moment when the import begins."""
     code = """
 import os, signal, sys
-from voxloss_verify.__main__ import main
+from voxloss_app.__main__ import main
 class Interrupting:
     def find_spec(self, name, path=None, target=None):
         if name == "torch":
@@ -275,7 +275,7 @@ def test_a_closed_pipe_is_quiet(arguments: list[str], tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "voxloss_verify",
+        "voxloss_app",
         *(word.replace("OUT", str(tmp_path)) for word in arguments),
     ]
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
@@ -320,7 +320,7 @@ def test_every_command_has_examples_and_the_same_options() -> None:
 def one_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     """The doctor is quick."""
     eager = [info for info in list_backends() if info.name == "eager"]
-    monkeypatch.setattr("voxloss_verify.doctor.list_backends", lambda: eager)
+    monkeypatch.setattr("voxloss_app.doctor.list_backends", lambda: eager)
 
 
 @pytest.mark.usefixtures("one_backend")
@@ -329,7 +329,7 @@ def test_quiet_and_verbose(run: Run) -> None:
     normal, quiet, verbose = (run(*arguments, *more) for more in ([], ["-q"], ["-v"]))
     assert normal == quiet
     assert verbose[:2] == normal[:2]
-    assert "voxloss_verify.doctor: trying eager on cpu" in verbose[2]
+    assert "voxloss_app.doctor: trying eager on cpu" in verbose[2]
     assert run(*arguments) == normal, "the log has ended with the command"
     code, _, err = run(*arguments, "-q", "-v")
     assert code == 2
@@ -379,7 +379,7 @@ def test_completion_can_be_shown(run: Run, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("variable", ["GITHUB_ACTIONS", "FORCE_COLOR"])
 def test_help_is_plain_when_piped(variable: str) -> None:
-    command = [sys.executable, "-m", "voxloss_verify", "score", "--help"]
+    command = [sys.executable, "-m", "voxloss_app", "score", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, variable: "1"}, check=False)
     assert done.returncode == 0
     assert "\x1b" not in done.stdout

@@ -24,12 +24,12 @@ pytest.importorskip("matplotlib")
 
 from matplotlib import image
 
-from voxloss_verify import conformance
+from voxloss_app import conformance
+from voxloss_app.conformance import cases, pages, results
+from voxloss_app.conformance.cases import Case
+from voxloss_app.conformance.picture import BROKEN, HOLDS
+from voxloss_app.finished import Finished
 from voxloss_verify.check import ask_law, chosen_laws
-from voxloss_verify.conformance import cases, pages, results
-from voxloss_verify.conformance.cases import Case
-from voxloss_verify.conformance.picture import BROKEN, HOLDS
-from voxloss_verify.finished import Finished
 from voxloss_verify.laws.record import Status
 from voxloss_verify.laws.setting import Profile, Setting
 from voxloss_verify.subject.readers import claims_of

@@ -29,11 +29,11 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 
 import voxloss
+from voxloss_app import demo
+from voxloss_app.__main__ import main
+from voxloss_app.demo import data, figures, report, training
+from voxloss_app.demo.checks import Record, check_losses, phantom_cases, shipped_losses
 from voxloss_data import BrainMRI, brain_mri
-from voxloss_verify import demo
-from voxloss_verify.__main__ import main
-from voxloss_verify.demo import data, figures, report, training
-from voxloss_verify.demo.checks import Record, check_losses, phantom_cases, shipped_losses
 
 STEPS = 3
 
@@ -330,9 +330,9 @@ def test_a_real_ctrl_c(brain: BrainMRI, tmp_path: Path) -> None:
     """In a process of its own, which says when it trains."""
     code = f"""
 import voxloss
-from voxloss_verify import demo
-from voxloss_verify.demo.checks import check_losses, phantom_cases
-from voxloss_verify.__main__ import main
+from voxloss_app import demo
+from voxloss_app.demo.checks import check_losses, phantom_cases
+from voxloss_app.__main__ import main
 forward = voxloss.DiceLoss.forward
 def said(*arguments):
     print("training", flush=True)

@@ -223,7 +223,7 @@ def test_a_link_to_a_file_beside_the_pages_leads_to_the_repository(site: Path) -
 def test_the_command_line_page_has_every_option(site: Path) -> None:
     from typer.main import get_command
 
-    from voxloss_verify.cli import app
+    from voxloss_app.cli import app
 
     text = html(site, "command-line")
     for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]

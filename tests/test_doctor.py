@@ -8,8 +8,8 @@ from typer.testing import CliRunner, Result
 
 import voxloss
 from voxloss.backends import BACKENDS, eager
-from voxloss_verify.cli import app
-from voxloss_verify.doctor import choice, findings
+from voxloss_app.cli import app
+from voxloss_app.doctor import choice, findings
 
 
 def doctor(*arguments: str) -> Result:

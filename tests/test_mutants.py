@@ -11,6 +11,7 @@ from torch import Tensor
 
 import voxloss
 from voxloss.backends import BACKENDS, eager
+from voxloss_app.verify.mutants import run_mutants
 from voxloss_verify.check import ask_law, chosen_laws
 from voxloss_verify.laws import (
     LAWS,
@@ -27,7 +28,7 @@ from voxloss_verify.laws import (
 from voxloss_verify.laws.record import Finding, Record, Status
 from voxloss_verify.laws.setting import Setting
 from voxloss_verify.mutants import kill_matrix
-from voxloss_verify.mutants.kill_matrix import PROFILE, ask_all, run_mutants
+from voxloss_verify.mutants.kill_matrix import PROFILE, ask_all
 from voxloss_verify.mutants.mutants import (
     CANNOT,
     CONTROLS,

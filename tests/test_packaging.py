@@ -102,7 +102,7 @@ def test_what_the_wheel_says_of_itself(distributions: Distributions) -> None:
     found = said.get_all("Classifier", [])
     assert set(found) <= classifiers, "a name that no index knows"
     assert not [name for name in found if name.startswith("License ::")], "the expression says it"
-    assert "voxloss = voxloss_verify.__main__:main" in distributions.entry_points
+    assert "voxloss = voxloss_app.__main__:main" in distributions.entry_points
     assert "voxloss = voxloss_verify.pytest_plugin" in distributions.entry_points
 
 

@@ -23,12 +23,12 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score, jaccard_score
 
+from voxloss_app.__main__ import main
+from voxloss_app.score.scores import ClassScore, score_cases, score_pair
+from voxloss_app.score.table import COLUMNS
 from voxloss_data import Phantom, all_phantoms, write_phantoms
-from voxloss_verify.__main__ import main
-from voxloss_verify.label_files import Case, find_cases
+from voxloss_data.label_maps import Case, find_cases
 from voxloss_verify.oracle.sums import pair_counts
-from voxloss_verify.score import ClassScore, score_cases, score_pair
-from voxloss_verify.score_table import COLUMNS
 
 Image = NDArray[Any]
 Score = Callable[..., tuple[int, str, str]]
@@ -331,7 +331,7 @@ def test_output_is_plain_when_piped_and_torch_is_not_loaded(folders: tuple[Path,
         save(folder / name, maps(0)[0])
     code = """
 import sys
-from voxloss_verify.__main__ import main
+from voxloss_app.__main__ import main
 try:
     main(sys.argv[1:])
 finally:
@@ -530,7 +530,7 @@ def test_ctrl_c_is_quiet(folders: tuple[Path, Path], score: Score, monkeypatch: 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("voxloss_verify.score.score_pair", interrupt)
+    monkeypatch.setattr("voxloss_app.score.scores.score_pair", interrupt)
     assert score(*folders) == (130, "", "")
 
 
@@ -542,7 +542,7 @@ def test_ctrl_c_leaves_no_process_behind(seconds: float, tmp_path: Path) -> None
     save(tmp_path / "p" / "0.nii", noise)
     for i in range(1, 500):
         (tmp_path / "p" / f"{i}.nii").symlink_to("0.nii")
-    command = [sys.executable, "-m", "voxloss_verify", "score", *[str(tmp_path / "p")] * 2, "--jobs", "2"]
+    command = [sys.executable, "-m", "voxloss_app", "score", *[str(tmp_path / "p")] * 2, "--jobs", "2"]
     # A shell's background job, as the tests may be, ignores SIGINT, and so would its children.
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

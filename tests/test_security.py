@@ -12,7 +12,10 @@ from sources import ROOMS, ROOT, modules
 
 # Each with why it may.
 ALLOWED = {
-    ("voxloss_verify/subject/ranks.py", "pickle"): "between this process and those that it has started, over their pipes",
+    (
+        "voxloss_verify/subject/ranks.py",
+        "pickle",
+    ): "between this process and those that it has started, over their pipes",
     ("voxloss_verify/laws/conventions.py", "exec"): "lines of the law itself",
     ("voxloss_verify/laws/invariances.py", "exec"): "lines of the law itself",
 }

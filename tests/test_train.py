@@ -20,17 +20,17 @@ import torch
 from monai.data import Dataset, MetaTensor
 from scipy.ndimage import binary_dilation, binary_erosion
 
+from voxloss_app.__main__ import main
+from voxloss_app.names import LOSSES
+from voxloss_app.train import Plan, Request, make_plan, predict_and_write, train_and_score
+from voxloss_app.train.checkpoint import Checkpoint
+from voxloss_app.train.loop import validation_dice
+from voxloss_app.train.network import loss_of
+from voxloss_app.train.prediction import predicted_classes, write_prediction
+from voxloss_app.train.volumes import IGNORED, batches, image_transforms, training_patches
 from voxloss_data.ct import write_ct_set
 from voxloss_data.files import save_nifti
 from voxloss_data.training_sets import training_set
-from voxloss_verify.__main__ import main
-from voxloss_verify.names import LOSSES
-from voxloss_verify.train import Plan, Request, make_plan, predict_and_write, train_and_score
-from voxloss_verify.train.checkpoint import Checkpoint
-from voxloss_verify.train.loop import validation_dice
-from voxloss_verify.train.network import loss_of
-from voxloss_verify.train.prediction import predicted_classes, write_prediction
-from voxloss_verify.train.volumes import IGNORED, batches, image_transforms, training_patches
 
 CPU = torch.device("cpu")
 EPOCHS = 4

@@ -474,7 +474,7 @@ def test_compiled_for_an_h100_nothing_spills_and_everything_fits() -> None:
     if not bundled("nvidia"):
         pytest.skip("this Triton does not compile for NVIDIA")
     code = """
-from voxloss_verify.bench.gpu_resources import CASES, resources
+from voxloss_app.bench.gpu_resources import CASES, resources
 for case in CASES:
     for line in resources(case):
         print(*line[3:], line.kernel, line.case)
@@ -495,7 +495,7 @@ def test_compiled_with_a_mask_nothing_spills(dtype: str) -> None:
 from functools import partial
 import torch
 from voxloss.backends import triton_gpu
-from voxloss_verify.bench.gpu_resources import CASES, resources
+from voxloss_app.bench.gpu_resources import CASES, resources
 mask = torch.empty(2, 1, 128, 128, 128, dtype=torch.{dtype}, device="meta")
 triton_gpu.forward, triton_gpu.backward = (
     partial(prepare, mask=mask) for prepare in (triton_gpu.forward, triton_gpu.backward)
@@ -515,7 +515,7 @@ def test_a_spill_is_noticed() -> None:
     if not bundled("nvidia"):
         pytest.skip("this Triton does not compile for NVIDIA")
     code = """
-from voxloss_verify.bench import gpu_resources
+from voxloss_app.bench import gpu_resources
 from voxloss.backends import triton_gpu
 chosen = triton_gpu.tiling
 triton_gpu.tiling = lambda *problem: chosen(*problem)._replace(warps=2)
@@ -529,7 +529,7 @@ def test_compiled_for_an_mi300_nothing_spills() -> None:
     if not bundled("amd"):
         pytest.skip("this Triton does not compile for AMD")
     code = """
-from voxloss_verify.bench.gpu_resources import CASES, resources
+from voxloss_app.bench.gpu_resources import CASES, resources
 for case in CASES:
     if case.classes in (14, 118) and case.dtype.itemsize == 4:
         for line in resources(case, "gfx942"):
@@ -545,7 +545,7 @@ def test_a_lane_has_all_classes_of_its_voxel_and_lanes_read_side_by_side() -> No
         pytest.skip("this Triton does not compile for NVIDIA")
     code = """
 import re
-from voxloss_verify.bench.gpu_resources import CASES, compiled, launches
+from voxloss_app.bench.gpu_resources import CASES, compiled, launches
 case = next(case for case in CASES if case.classes == 14)
 forward, backward = [compiled(launch)[0].asm for launch in launches(case)]
 for asm in (forward, backward):
@@ -563,7 +563,7 @@ def test_a_launch_is_what_triton_takes() -> None:
 from types import SimpleNamespace
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
-from voxloss_verify.bench.gpu_resources import CASES, launches
+from voxloss_app.bench.gpu_resources import CASES, launches
 driver.set_active(SimpleNamespace(
     get_current_target=lambda: GPUTarget("cuda", 90, 32),
     get_current_device=lambda: 0,

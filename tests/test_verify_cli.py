@@ -24,8 +24,10 @@ import losses_with_flaws
 import voxloss
 import voxloss_verify
 from test_score import ignores_sigint
-from voxloss_verify import Claims, templates, verify_report, verify_table
-from voxloss_verify.__main__ import main
+from voxloss_app import templates
+from voxloss_app.__main__ import main
+from voxloss_app.verify import report, table
+from voxloss_verify import Claims
 from voxloss_verify.check import ask_law, check_loss
 from voxloss_verify.laws import LAWS
 from voxloss_verify.laws.record import Record, Status
@@ -431,7 +433,7 @@ def test_the_other_volume_of_a_comparison(verify: Verify) -> None:
 
 
 def test_values_of_a_picture() -> None:
-    from voxloss_verify.cells import pictures
+    from voxloss_app.verify.cells import pictures
     from voxloss_verify.oracle.volumes import Volume
 
     input = np.arange(2 * 3 * 4 * 2.0).reshape(1, 2, 3, 4, 2)
@@ -481,7 +483,7 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "voxloss_verify", *arguments],
+            [sys.executable, "-m", "voxloss_app", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -602,7 +604,7 @@ def test_a_law_that_stumbles_does_not_stop_the_others(verify: Verify, monkeypatc
 
 @pytest.mark.parametrize("module", ["hypothesis", "jinja2"])
 def test_without_the_extra(module: str, verify: Verify, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (verify_table.__name__, verify_report.__name__, templates.__name__):
+    for name in (table.__name__, report.__name__, templates.__name__):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
     message = f"voxloss: verify needs {module}: pip install 'voxloss[verify]'\n"

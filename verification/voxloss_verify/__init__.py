@@ -1,6 +1,7 @@
-"""The property-based verification suite, the demo and the command line.
+"""The judge: property checks of a loss against exact arithmetic that shares no code with it.
 
-What is exported is loaded when it is first asked for: pytest imports this package at every start, for its plugin.
+Start reading in `check`. Exports are loaded at first use, as pytest imports this package at every start, for its
+plugin.
 """
 
 from __future__ import annotations
@@ -16,7 +17,12 @@ if TYPE_CHECKING:
 __all__ = ["Claims", "Record", "Status", "check_loss"]
 
 if not TYPE_CHECKING:  # else any name would be known to type checkers
-    _MODULES = {"Claims": "claims", "Record": "record", "Status": "record", "check_loss": "check"}
+    _MODULES = {
+        "Claims": "oracle.claims",
+        "Record": "laws.record",
+        "Status": "laws.record",
+        "check_loss": "check",
+    }
 
     def __getattr__(name):
         if name not in _MODULES:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxloss_data import Phantom, SpherePhantom, brain_mri, write_phantoms
-from voxloss_verify.label_files import LabelFile, find_cases
+from voxloss_data.label_maps import LabelFile, find_cases
 from voxloss_verify.oracle.claims import Claims
 from voxloss_verify.oracle.sums import Image, Sums, label_sums
 from voxloss_verify.oracle.volumes import STORED, Volume, certain, from_probabilities, one_hot, target_for

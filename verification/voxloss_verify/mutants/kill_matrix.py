@@ -1,38 +1,29 @@
-"""Which law catches which wrong loss: the suite's own proof, `voxloss verify --mutants`."""
+"""Which law catches which wrong loss: the suite's own proof. `voxloss verify --mutants` prints it."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import signal
-import sys
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 
 import torch
-from rich.console import Console
-from rich.text import Text
 
 from voxloss_verify.check import ask_law, chosen_laws
-from voxloss_verify.exits import ExitCode
 from voxloss_verify.laws.law import Law
 from voxloss_verify.laws.record import Record, Status
 from voxloss_verify.laws.setting import PROFILES, Profile, Setting
 from voxloss_verify.mutants.mutants import CANNOT, CONTROLS, MUTANTS, Specimen
-from voxloss_verify.terminal import progress_bar, results_console
 
 # What is enough for the mistakes at hand; in cubes of these sizes, that of rounding shows as well.
 PROFILE = replace(PROFILES["quick"], examples=20, sizes=(32, 48))
 # Workers would each start processes of their own for these.
 WITH_PROCESSES = ("28a",)
 JOBS = min(4, os.cpu_count() or 1)
-
-# Cells of the matrix, and how they are printed.
-INTENDED, KILLED, HELD, MISSED, NOT_ASKED = "●", "×", "·", "!", " "
-STYLES = {INTENDED: "bold green", KILLED: "green", HELD: "dim", MISSED: "bold red", NOT_ASKED: ""}
 
 
 @dataclass(frozen=True)
@@ -52,13 +43,6 @@ class Trial:
         """The records of those that should have and did not."""
         asked = [self.records[law] for law in self.specimen.killers if law in self.records]
         return [record for record in asked if record.status is not Status.broken]
-
-    def cell(self, law: str) -> str:
-        """How the law's record is printed."""
-        status, intended = self.records[law].status, law in self.specimen.killers
-        if status is Status.broken:
-            return INTENDED if intended else KILLED
-        return MISSED if intended else HELD if status is Status.holds else NOT_ASKED
 
 
 @dataclass(frozen=True)
@@ -93,46 +77,33 @@ class KillMatrix:
         return found
 
 
-def run_mutants(
-    profile: str = "quick", seed: int = 0, laws: Sequence[str] | None = None, jobs: int = JOBS
-) -> int:
-    """Ask wrong losses and correct ones all laws, or those of these ids; print a matrix and a verdict.
+def kill_matrix(
+    profile: Profile = PROFILE,
+    seed: int = 0,
+    laws: Sequence[str] | None = None,
+    jobs: int = JOBS,
+    progress: Callable[[Trial, int, int], None] = lambda trial, done, total: None,
+) -> KillMatrix:
+    """Run the checks of these ids, None for all, on the correct losses and on the wrong ones they should catch.
 
-    Returns the exit code: 0 if every wrong loss is caught by the laws that speak of its mistake, every law
-    catches one or has a reason not to, and the correct losses keep all laws; else 1, and 130 after Ctrl-C. With
-    some of the laws, only the mutants that these should catch are tried. Raises ValueError for a profile or law
-    that does not exist. With more than one job, call it from the main thread.
+    `progress` is called after each loss with its trial, the number of losses done and their total. With more than
+    one job, call it from the main thread.
+
+    Raises:
+        ValueError: for a law that does not exist.
     """
-    if profile not in PROFILES:
-        raise ValueError(f"profile: expected one of {', '.join(PROFILES)}, got {profile!r}.")
-    console = results_console()
     chosen = chosen_laws(laws)
-    try:
-        matrix = kill_matrix(PROFILE if profile == "quick" else PROFILES[profile], seed, chosen, jobs, console)
-    except KeyboardInterrupt:
-        print("interrupted: nothing is proved", file=sys.stderr)
-        return ExitCode.INTERRUPTED
-    show(matrix, console)
-    return ExitCode.FAILED if matrix.faults else ExitCode.DONE
-
-
-def kill_matrix(profile: Profile, seed: int, laws: Sequence[Law], jobs: int, console: Console) -> KillMatrix:
-    """Try the correct losses, and the wrong ones that these laws should catch; progress goes to a terminal."""
-    ids = {law.id for law in laws}
+    ids = {law.id for law in chosen}
     specimens = [*CONTROLS, *(mutant for mutant in MUTANTS if ids & set(mutant.killers))]
     start = time.perf_counter()
     trials = []
-    with (
-        progress_bar(console) as progress,
-        closing(_trials(specimens, laws, profile, seed, jobs)) as ready,
-    ):
-        task = progress.add_task("", total=len(specimens))
+    with closing(_trials(specimens, chosen, profile, seed, jobs)) as ready:
         for trial in ready:
             trials.append(trial)
-            progress.update(task, advance=1, description=str(trial.specimen))
+            progress(trial, len(trials), len(specimens))
     controls = [trial for trial in trials if not trial.specimen.killers]
     mutants = [trial for trial in trials if trial.specimen.killers]
-    return KillMatrix(laws, controls, mutants, time.perf_counter() - start)
+    return KillMatrix(chosen, controls, mutants, time.perf_counter() - start)
 
 
 def _trials(
@@ -175,46 +146,3 @@ def _ask_there(specimen: Specimen, profile: Profile, seed: int, laws: Sequence[s
     """The same in a worker."""
     torch.set_num_threads(1)  # there are as many workers as cores
     return ask_all(specimen, Setting(profile, seed, shrink=False), laws)
-
-
-def show(matrix: KillMatrix, console: Console) -> None:
-    """Print the matrix, what its columns are, and the verdict."""
-    numbers = range(1, len(matrix.mutants) + 1)
-    for digit in (10, 1):
-        cells = "".join(_spaced(n, str(n // digit % 10) if n >= digit else " ") for n in numbers)
-        console.print(f"{'' if digit == 10 else 'law':<4} {cells}")
-    for law in matrix.laws:
-        line = Text(f"{law.id:<4} ")
-        for number, mutant in enumerate(matrix.mutants, 1):
-            cell = mutant.cell(law.id)
-            line.append(_spaced(number, cell), style=STYLES[cell])
-        count = sum(mutant.records[law.id].status is Status.broken for mutant in matrix.mutants)
-        line.append(f"  {count:>2}  {law.name}")
-        console.print(line)
-    meaning = {
-        INTENDED: "caught by its law",
-        KILLED: "caught",
-        HELD: "not caught",
-        MISSED: "not caught by its law",
-    }
-    console.print(f"\n{', '.join(f'{cell} {words}' for cell, words in meaning.items())}, blank: not asked")
-    for number, mutant in enumerate(matrix.mutants, 1):
-        loss, killers = mutant.specimen.loss.__name__, ", ".join(mutant.specimen.killers)
-        console.print(f"{number:>4} {loss:<26} {killers:<8} {mutant.specimen.mistake}")
-    console.print("")
-    for id in (law for law in matrix.idle if law in CANNOT):
-        console.print(f"law {id} caught no mutant: {CANNOT[id]}")
-    for fault in matrix.faults:
-        console.print(Text(fault, style="bold red"))
-    caught = sum(bool(mutant.broken) and not mutant.missed for mutant in matrix.mutants)
-    kept = sum(not control.broken for control in matrix.controls)
-    console.print(
-        f"{caught} of {len(matrix.mutants)} wrong losses caught as they should be, "
-        f"{kept} of {len(matrix.controls)} correct ones keep all laws, "
-        f"{len(matrix.laws) - len(matrix.idle)} of {len(matrix.laws)} laws caught one, in {matrix.seconds:.0f} s",
-    )
-
-
-def _spaced(number: int, cell: str) -> str:
-    """A cell, after a space at each tenth."""
-    return f" {cell}" if number % 10 == 1 and number > 1 else cell

@@ -1,0 +1,154 @@
+"""One case, from its tensors to its figures: right first, then how much memory, then how fast."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from voxloss.backends import select
+from voxloss_app.bench.cases import Case, tensors
+from voxloss_app.bench.contenders import (
+    Contender,
+    Step,
+    Unavailable,
+    contenders_for,
+    first_line,
+    our_loss,
+    training_step,
+)
+from voxloss_app.bench.exact import Exact, errors, exact, verdict
+from voxloss_app.bench.memory import allocated_peak, resident_peak
+from voxloss_app.bench.results import Measured, Result, State
+from voxloss_app.bench.timing import interleaved, seconds
+
+# Where the two float64 truths are compared; below so many bytes the system's view of memory is noise.
+_CUT, _RESIDENT_FROM = 16, 64 * 2**20
+
+Report = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a case is measured."""
+
+    rounds: int
+    threads: int
+    seed: int
+    compile: bool
+    available: int  # bytes
+
+
+def measure(case: Case, options: Options, report: Report = lambda share, what: None) -> Result:
+    """Examine every contender of a case and time those that are right; `report` hears how far it is."""
+    torch.set_num_threads(options.threads)
+    input, target = tensors(case, options.seed)
+    report(0.0, "float64")
+    truth = exact(case, input, target)
+    require_agreement(case, input, target)
+    contenders = contenders_for(case, options.compile)
+    found: dict[str, Measured] = {}
+    steps: dict[str, Step] = {}
+    for number, contender in enumerate(contenders):
+        report(0.1 + 0.4 * number / len(contenders), contender.title)
+        found[contender.name], step = examine(case, contender, input, target, truth, options.available)
+        if step is not None:
+            steps[contender.name] = step
+    value = truth.value
+    del truth
+    if case.timed:
+        runs = {name: partial(_timed, case, step, input, target) for name, step in steps.items()}
+        rounds = options.rounds + 1
+        times = interleaved(
+            runs, options.rounds, options.seed, lambda done: report(0.5 + (done + 1) / rounds / 2, "timing")
+        )
+        found = {name: replace(each, times=times.get(name, ())) for name, each in found.items()}
+    backend, _ = select(None, case.device, case.torch_dtype)
+    return Result(case, State.measured.value, backend=backend, exact=value, contenders=found)
+
+
+def examine(
+    case: Case, contender: Contender, input: Tensor, target: Tensor, truth: Exact, available: int
+) -> tuple[Measured, Step | None]:
+    """Run a contender until it is warm; its step if it may be timed."""
+    needed = int(contender.peak(case) * case.logit_bytes) + needed_beside(case)
+    if needed > available:
+        return Measured(State.skipped.value, f"needs about {needed / 2**30:.1f} GiB"), None
+    try:
+        return _examine(case, contender, input, target, truth)
+    except Unavailable as error:
+        return Measured(State.skipped.value, str(error)), None
+    except Exception as error:
+        return Measured(State.failed.value, first_line(error)), None
+    finally:
+        input.grad = None
+        gc.collect()
+
+
+def _examine(
+    case: Case, contender: Contender, input: Tensor, target: Tensor, truth: Exact
+) -> tuple[Measured, Step | None]:
+    ready = contender.prepare(case, input, target)
+    input.grad = None
+    start = time.perf_counter()
+    value = ready.step(input, target).item()
+    first_call = time.perf_counter() - start if ready.first_call is None else ready.first_call
+    measured = Measured(State.measured.value, note=ready.note, first_call=first_call)
+    if contender.is_loss:
+        by_value, by_gradient = errors(value, input.grad, truth)
+        measured = replace(measured, value_error=by_value, gradient_error=by_gradient)
+        wrong = verdict(case, by_value, by_gradient)
+        if wrong:
+            return replace(measured, state=State.wrong.value, why=wrong), None
+    if case.timed:
+        run = partial(_fresh, ready.step, input, target)
+        input.grad = None
+        measured = replace(measured, peak=allocated_peak(run, case.device))
+        if case.device == "cpu" and case.logit_bytes >= _RESIDENT_FROM:
+            input.grad = None
+            measured = replace(measured, resident=resident_peak(run))
+    return measured, ready.step
+
+
+def needed_beside(case: Case) -> int:
+    """Bytes that a case takes beside a contender: its tensors, the exact gradient, and what checking takes."""
+    gradient = case.logit_bytes * max(1, 4 // case.torch_dtype.itemsize)
+    return case.input_bytes + gradient + (1 << 29)
+
+
+def require_agreement(case: Case, input: Tensor, target: Tensor) -> None:
+    """The two float64 truths, voxloss's reference and the textbook formulas, agree on a corner of the volume."""
+    edge = min(_CUT, case.edge)
+    small = replace(case, edge=edge, dtype="float64")
+    z, y = (each.detach()[:, :, :edge, :edge, :edge].contiguous() for each in (input, target))
+    z = z.double().requires_grad_()
+    truth = exact(small, z, y)
+    value = training_step(small, our_loss(small, "reference"))(z, y).item()
+    wrong = verdict(small, *errors(value, z.grad, truth))
+    if wrong:
+        raise ArithmeticError(f"voxloss's reference and the textbook formula differ: {wrong}")
+
+
+def _fresh(step: Step, input: Tensor, target: Tensor) -> None:
+    input.grad = None
+    step(input, target)
+
+
+def _timed(case: Case, step: Step, input: Tensor, target: Tensor) -> float:
+    input.grad = None  # memory is given back before the clock starts
+    return seconds(lambda: step(input, target), case.device)
+
+
+def skipped(case: Case, why: str) -> Result:
+    """A case that was not begun."""
+    return Result(case, State.skipped.value, why)
+
+
+def failed(case: Case, why: str) -> Result:
+    """A case that did not come to an end."""
+    return Result(case, State.failed.value, why)

@@ -1,0 +1,211 @@
+"""performance.md, from the results alone."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from voxloss_app.bench.cases import ALPHA, BETA, FAMILIES, GAMMA, SMOOTH, Case
+from voxloss_app.bench.contenders import COMPARED, CONTENDERS, FLOOR, OURS
+from voxloss_app.bench.goals import judge
+from voxloss_app.bench.results import Measured, Result, Run, State
+from voxloss_app.bench.timing import ENOUGH_SECONDS, LEAST_ROUNDS, Spread, short
+from voxloss_app.templates import environment
+from voxloss_data.files import save_bytes
+from voxloss_verify.tolerances import GRADIENT, LOSS
+
+MARKS = {True: "✓", False: "✗", None: "–"}
+_WORDS = {True: "✓ reached", False: "✗ missed", None: "– not measured"}
+_TITLES = {contender.name: contender.title for contender in CONTENDERS}
+
+Cell = Callable[[Result, str], str]
+
+
+def write(out: Path, runs: Sequence[Run]) -> Path:
+    """Write performance.md; return its path."""
+    path = out / "performance.md"
+    save_bytes(path, render(runs).encode())
+    return path
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The page about some runs."""
+    templates = environment("bench", html=False)
+    templates.filters["md"] = markdown
+    return templates.get_template("performance.md.j2").render(
+        goals=[
+            {
+                "text": verdict.goal.text,
+                "bound": verdict.goal.shown,
+                "shown": verdict.shown,
+                "mark": _WORDS[verdict.reached],
+            }
+            for verdict in judge(runs)
+        ],
+        runs=[_run(run) for run in runs],
+        loss_tolerances=LOSS,
+        gradient_tolerances=GRADIENT,
+        alpha=ALPHA,
+        beta=BETA,
+        gamma=GAMMA,
+        smooth=SMOOTH,
+        least_rounds=LEAST_ROUNDS,
+        enough_seconds=ENOUGH_SECONDS,
+    )
+
+
+def markdown(text: str) -> str:
+    """Text as it is, in Markdown and within its tables."""
+    return re.sub(r"([\\`*_\[\]<>|~])", r"\\\1", text)
+
+
+def _run(run: Run) -> dict[str, Any]:
+    timed = [result for result in run.results if result.case.timed]
+    return {
+        "device": run.device.upper(),
+        "date": run.date,
+        "command": run.command,
+        "machine": run.machine,
+        "versions": {name: version for name, version in run.versions.items() if version is not None},
+        "missing": [name for name, version in run.versions.items() if version is None],
+        "commit": run.commit,
+        "settings": run.settings,
+        "backends": sorted({result.backend for result in timed if result.backend}),
+        "families": [
+            _family(title, [result for result in timed if result.case.family == name])
+            for name, title in FAMILIES.items()
+            if any(result.case.family == name for result in timed)
+        ],
+        "accuracy": [
+            {"case": f"{FAMILIES[r.case.family]}, {_size(r.case)}", "cells": [_error(r, n) for n in COMPARED]}
+            for r in run.results
+            if not r.case.timed
+        ],
+        "floors": _floors(timed),
+        "compared": [_TITLES[name] for name in COMPARED],
+    }
+
+
+def _floors(results: Sequence[Result]) -> str:
+    """Over which range the floor of the most frequent size went, if that is so wide that it says something."""
+    times: dict[int, list[float]] = {}
+    for result in results:
+        times.setdefault(result.case.logit_bytes, []).extend(1000 * t for t in result.times(FLOOR))
+    size, found = max(times.items(), key=lambda pair: len(pair[1]), default=(0, []))
+    if not found or max(found) < 1.5 * min(found):
+        return ""
+    return f"{short(min(found))} to {short(max(found))} ms for N = {size / 2**20:.0f} MiB"
+
+
+def _family(title: str, results: Sequence[Result]) -> dict[str, Any]:
+    begun = [result for result in results if result.state == State.measured.value]
+    names = [name for name in _TITLES if any(name in result.contenders for result in begun)]
+    absent = [name for name in names if len(_reasons(begun, name)) == 1 and not _any_times(begun, name)]
+    shown = [name for name in names if name not in absent]
+    return {
+        "title": title,
+        "not_begun": [
+            {"case": describe(r.case), "why": f"{r.state}: {r.why}"} for r in results if r not in begun
+        ],
+        "absent": [f"{_TITLES[name]}: {_reasons(begun, name).pop()}" for name in absent],
+        "notes": _notes(begun, shown),
+        "tables": [
+            _table(begun, "", shown, _headline),
+            _table(begun, "Milliseconds: median (quartiles)", shown, _milliseconds),
+            _table(begun, "Peak extra memory in N, of torch's allocator", shown, _memory),
+            _table(begun, "First call, in seconds", shown, _first_call),
+        ],
+    }
+
+
+def _table(results: Sequence[Result], title: str, names: Sequence[str], cell: Cell) -> dict[str, Any]:
+    return {
+        "title": title,
+        "headings": [_TITLES[name] for name in names],
+        "rows": [{"case": describe(r.case), "cells": [cell(r, name) for name in names]} for r in results],
+    }
+
+
+def describe(case: Case) -> str:
+    """A case within its family."""
+    target = ", one-hot" if case.one_hot else ""
+    dtype = "" if case.dtype == "float32" else f", {case.dtype}"
+    return f"{case.activation}, {_size(case)}{target}{dtype}"
+
+
+def _size(case: Case) -> str:
+    return f"C = {case.channels}, {case.edge}³, B = {case.batch}"
+
+
+def _or_why(result: Result, name: str, shown: str | None) -> str:
+    if shown is not None:
+        return shown
+    return "–" if name not in result.contenders else str(result.contenders[name])
+
+
+def _headline(result: Result, name: str) -> str:
+    """Ours in milliseconds and floors, others in times of ours."""
+    ratio = result.over_floor() if name == OURS else result.ratio(name)
+    time = result.time(name)
+    if ratio is None or time is None:
+        return _or_why(result, name, None)
+    if name == OURS:
+        return f"{_milli(time)} ms, {short(ratio.median)} × floor"
+    return f"{short(ratio.median)} × ({short(ratio.low)}–{short(ratio.high)})"
+
+
+def _milliseconds(result: Result, name: str) -> str:
+    time = result.time(name)
+    shown = f"{_milli(time)} ({short(1000 * time.low)}–{short(1000 * time.high)})" if time else None
+    return _or_why(result, name, shown)
+
+
+def _milli(time: Spread) -> str:
+    return f"{short(1000 * time.median)}"
+
+
+def _memory(result: Result, name: str) -> str:
+    found = result.contenders.get(name)
+    if found is None or found.peak is None:
+        return _or_why(result, name, None)
+    return f"{found.peak / result.case.logit_bytes:.2f}"
+
+
+def _first_call(result: Result, name: str) -> str:
+    found = result.contenders.get(name)
+    if found is None or found.first_call is None or not found.times:
+        return _or_why(result, name, None)
+    return f"{found.first_call:.2g}"
+
+
+def _error(result: Result, name: str) -> str:
+    found = result.contenders.get(name)
+    if found is None or found.value_error is None:
+        return result.why_not(name)
+    return f"{found.value_error:.1e}"
+
+
+def _any_times(results: Sequence[Result], name: str) -> bool:
+    return any(result.times(name) for result in results)
+
+
+def _reasons(results: Sequence[Result], name: str) -> set[str]:
+    """Why a contender has no times, each reason once."""
+    found: list[Measured] = [r.contenders[name] for r in results if name in r.contenders]
+    return {str(each) for each in found if each.state != State.measured.value}
+
+
+def _notes(results: Sequence[Result], names: Sequence[str]) -> list[str]:
+    notes = []
+    for name in names:
+        counts = Counter(r.contenders[name].note for r in results if name in r.contenders)
+        counts.pop("", None)
+        notes += [f"{_TITLES[name]}: {note} ({_cases(count)})" for note, count in counts.items()]
+    return notes
+
+
+def _cases(count: int) -> str:
+    return "1 case" if count == 1 else f"{count} cases"

@@ -1,0 +1,163 @@
+"""Laws that losses are asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, get_args
+
+import typer
+
+from voxloss_app.cli.app import command
+from voxloss_app.cli.options import (
+    DeviceOption,
+    FolderOption,
+    Profile,
+    ProfileOption,
+    SeedOption,
+    needs_extra,
+    require_folder,
+    require_writable,
+    starting,
+)
+from voxloss_verify.oracle.claims import Family
+from voxloss_verify.request import COUNTEREXAMPLES, Request, parse_kwargs
+
+GROUP = "Laws of losses"
+
+
+def _families(incomplete: str) -> list[str]:
+    return starting(get_args(Family), incomplete)
+
+
+@command(GROUP)
+def verify(
+    target: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="TARGET", help="module:Name or file.py:Name of a class or function.", show_default=False
+        ),
+    ] = None,
+    kwargs: Annotated[str | None, typer.Option(metavar="JSON", help="The arguments of the class.")] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(
+            "--as",
+            metavar="FAMILY",
+            help=f"What it claims to be: {', '.join(get_args(Family))}.",
+            autocompletion=_families,
+        ),
+    ] = None,
+    claim: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="What it claims besides, once per claim: smooth_nr, smooth_dr (0 unless said), alpha, beta, "
+            "gamma, activation, labels, squared, batch, include_background, ignore_index, dtypes, …",
+        ),
+    ] = None,
+    law: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Ask this law only: 31a, or 31 with all its parts; once per law."),
+    ] = None,
+    data: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            metavar="PRED REF",
+            help="Try these NIfTI label maps, too, or two folders of them with the same names.",
+        ),
+    ] = None,
+    xfails: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Expected failures: TOML, [xfail] with a reason per law.")
+    ] = None,
+    mutants: Annotated[
+        bool, typer.Option("--mutants", help="Instead of a TARGET: wrong losses, and which law kills which.")
+    ] = False,
+    device: DeviceOption = "cpu",
+    profile: ProfileOption = Profile.default,
+    seed: SeedOption = 0,
+    derandomize: Annotated[
+        bool, typer.Option("--derandomize", help="Draw volumes from each law alone, not from the seed.")
+    ] = False,
+    counterexamples: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER", help="Where those of broken laws go, in a folder per target; made if need be."
+        ),
+    ] = COUNTEREXAMPLES,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one page about everything.")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write everything for machines.")] = None,
+) -> int:
+    """Verify a loss, of whatever library: ask it the laws of the formula that it claims to be.
+
+    What losses of voxloss, MONAI, nnU-Net and kornia claim is read off them; others say it with --as and
+    --claim: python -c "from voxloss_verify import Claims; help(Claims)" explains all claims. The smallest volume
+    that breaks a law is printed as Python to paste, and written as NIfTI. Exit code 0 if every claimed law holds,
+    1 if one is broken, 2 if the loss could not be loaded or called. Ctrl-C reports what there is.
+
+    Examples:
+
+        voxloss verify voxloss:DiceLoss
+
+        voxloss verify monai.losses:DiceLoss --kwargs '{"softmax": true, "to_onehot_y": true}' --device cuda
+
+        voxloss verify my_losses.py:MyTversky --as tversky --claim alpha=0.3 --claim beta=0.7 --html report.html
+
+        voxloss verify --mutants    # does every law catch a wrong loss, and every wrong loss die?
+    """
+    if mutants:
+        if target is not None:
+            raise typer.BadParameter(f"--mutants: expected no TARGET beside it, got {target}.")
+        with needs_extra("verify --mutants"):
+            from voxloss_app.verify.mutants import run_mutants
+
+        return run_mutants(profile.value, seed, law)
+    if target is None:
+        raise typer.BadParameter("expected a TARGET like monai.losses:DiceLoss or my_losses.py:MyDice, got none.")
+    try:
+        arguments = parse_kwargs(kwargs)
+    except ValueError as error:
+        raise typer.BadParameter(f"--kwargs: {error}") from error
+    require_writable("--html", html)
+    require_writable("--json", json)
+    require_folder("--counterexamples", counterexamples)
+    request = Request(
+        target=target,
+        kwargs=arguments,
+        family=family,
+        claims=claim or (),
+        device=device,
+        profile=profile.value,
+        seed=seed,
+        derandomize=derandomize,
+        data=data,
+        laws=law,
+        xfails=xfails,
+        counterexamples=counterexamples,
+    )
+    with needs_extra("verify"):
+        from voxloss_app.verify.table import verify_and_show
+    return verify_and_show(request, html, json)
+
+
+@command(GROUP)
+def conformance(
+    profile: ProfileOption = Profile.quick,
+    seed: SeedOption = 0,
+    out: FolderOption = Path("out"),
+) -> int:
+    """Ask the losses of voxloss, MONAI, nnU-Net and kornia every law, and write a matrix of what came out.
+
+    Writes conformance.md, .html and .png: every broken law with its smallest counter-example, the same bytes for
+    the same versions and seed. A library that is not installed is left out, and the page says so. About half a
+    minute per loss; Ctrl-C keeps the losses that are finished. Exit code 1 if a loss of voxloss breaks a law.
+
+    Examples:
+
+        voxloss conformance
+
+        voxloss conformance --profile default --out docs
+    """
+    require_folder("--out", out)
+    with needs_extra("conformance", "demo"):
+        from voxloss_app.conformance import build
+    return build(out, profile.value, seed)

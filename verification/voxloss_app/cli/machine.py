@@ -1,0 +1,126 @@
+"""What this machine runs, and how fast."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from voxloss_app.cli.app import command
+from voxloss_app.cli.options import (
+    DeviceOption,
+    FolderOption,
+    ResumeOption,
+    SeedOption,
+    needs_extra,
+    require_folder,
+)
+
+GROUP = "This machine"
+
+
+class Dtype(str, Enum):
+    """Of an input."""
+
+    float32 = "float32"
+    float64 = "float64"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+@command(GROUP)
+def doctor(
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Only for inputs of this dtype.", show_default="all")
+    ] = None,
+    device: DeviceOption = "all",
+) -> int:
+    """Show which backends run on this machine, try each, and say which one an input gets and why.
+
+    Every backend that can run here makes a small pass, forward and backward, and is compared with the reference.
+    --device and --dtype choose the inputs that are shown. Exit code 1 if a backend fails or is wrong, or if the
+    environment variable VOXLOSS_BACKEND names one that an input cannot have.
+
+    Examples:
+
+        voxloss doctor
+
+        voxloss doctor --device cuda --dtype bfloat16
+
+        VOXLOSS_BACKEND=eager voxloss doctor
+    """
+    from voxloss_app.doctor import show_doctor
+
+    return show_doctor(None if device == "all" else device, None if dtype is None else dtype.value)
+
+
+@command(GROUP)
+def bench(
+    quick: Annotated[bool, typer.Option("--quick", help="C = 2 and 14 at 64³: a few minutes.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="The whole grid of sizes: hours.")] = False,
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="PATTERN", help="Cases with this in their name, like dice-softmax-map-c14-*."),
+    ] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            metavar="NUMBER",
+            min=1,
+            help="How often each is timed; by default 9, 5 with --quick, × 3 on CUDA.",
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(metavar="NUMBER", min=1, help="Of the CPU; by default torch's number.")
+    ] = None,
+    edge: Annotated[
+        int | None,
+        typer.Option(metavar="VOXELS", min=2, help="Of every volume, to try the benchmark out."),
+    ] = None,
+    compile: Annotated[bool, typer.Option(help="Whether torch.compile takes part.")] = True,
+    resume: ResumeOption = True,
+    check: Annotated[bool, typer.Option("--check", help="Exit code 1 if a goal is missed.")] = False,
+    device: DeviceOption = "cpu",
+    seed: SeedOption = 0,
+    out: FolderOption = Path("out"),
+) -> int:
+    """Measure time and memory of losses, forward and backward, beside MONAI, nnU-Net and torch.compile.
+
+    Contenders take turns within each case; one whose value or gradient is wrong gets no time. Writes
+    performance.md, .png and .json, in which an earlier run on another device is kept; about half an hour on two
+    cores, with voxloss[demo]. Ctrl-C keeps the cases that are finished, in .OUT-bench. Exit code 1 if voxloss is
+    wrong or fails anywhere.
+
+    Examples:
+
+        voxloss bench --quick
+
+        voxloss bench --only 'dice_ce-*-c14-96' --rounds 21 --fresh
+
+        voxloss bench --device cuda --out docs --check
+    """
+    if quick and full:
+        raise typer.BadParameter("--quick and --full: expected one of them, got both.")
+    require_folder("--out", out)
+    with needs_extra("bench", "demo"):
+        from voxloss_app.bench.run import Request
+        from voxloss_app.bench.run import bench as run
+    request = Request(
+        extent="quick" if quick else "full" if full else "default",
+        device=device,
+        pattern=only,
+        edge=edge,
+        rounds=rounds,
+        threads=threads,
+        seed=seed,
+        compile=compile,
+        fresh=not resume,
+        out=out,
+        check=check,
+    )
+    try:
+        return run(request)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error

@@ -1,0 +1,241 @@
+"""Training."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from voxloss_app.cli.app import command
+from voxloss_app.cli.options import (
+    DeviceOption,
+    FolderOption,
+    IgnoreOption,
+    ResumeOption,
+    SeedOption,
+    needs_extra,
+    require_folder,
+    starting,
+)
+from voxloss_app.exits import Refused
+from voxloss_app.names import LOSSES, loss_name
+from voxloss_verify.request import parse_kwargs
+
+GROUP = "Training"
+
+
+class Modality(str, Enum):
+    """What the intensities of images are."""
+
+    auto = "auto"
+    ct = "ct"
+    mr = "mr"
+
+
+class Precision(str, Enum):
+    """What a network computes in; the sums of a loss are in float32 and float64 all the same."""
+
+    auto = "auto"
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+def _loss(name: str) -> str:
+    try:
+        return loss_name(name)
+    except ValueError as error:
+        raise typer.BadParameter(f"{error}.") from error
+
+
+def _losses(incomplete: str) -> list[str]:
+    return starting([*LOSSES], incomplete)
+
+
+LossOption = Annotated[
+    str,
+    typer.Option(
+        "--loss",
+        callback=_loss,
+        metavar="NAME",
+        help=f"What to train with: {', '.join(LOSSES)}.",
+        autocompletion=_losses,
+    ),
+]
+
+
+@command(GROUP)
+def demo(
+    loss: LossOption = "dice",
+    steps: Annotated[
+        int, typer.Option(metavar="NUMBER", min=1, help="Optimiser steps, each on two patches.")
+    ] = 400,
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    out: FolderOption = Path("out"),
+) -> int:
+    """Train a small UNet on a real brain MRI, check every loss, write a report.
+
+    The left hemisphere of the MNI152 brain trains, the right one is held out. Then every loss of voxloss is
+    compared with its exact value. Writes report.html (one file), report.png and metrics.json; about three minutes
+    on two cores, half of them for the checks. Exit code 1 if a check fails; Ctrl-C stops the training or the
+    checks and reports what there is.
+
+    Examples:
+
+        voxloss demo
+
+        voxloss demo --loss focal-tversky --seed 1 --out out/focal
+
+        voxloss demo --steps 50 --device cpu
+    """
+    from voxloss_app.demo import Settings, run_demo
+
+    try:
+        settings = Settings.of(loss, steps, device, seed, out)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return run_demo(settings)
+
+
+@command(GROUP)
+def train(
+    data: Annotated[
+        Path,
+        typer.Option(metavar="FOLDER", help="Images and label maps, as NIfTI.", show_default=False),
+    ],
+    loss: LossOption = "dice-ce",
+    loss_kwargs: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help="Its arguments, beside softmax, to_onehot_y and ignore_index."),
+    ] = None,
+    epochs: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="How often all scans are used.")] = 100,
+    patches: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="Of each scan, per epoch.")] = 4,
+    batch: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="Patches per optimiser step.")] = 2,
+    learning_rate: Annotated[
+        float, typer.Option(metavar="NUMBER", min=0, help="Of AdamW at first; it falls to 0.")
+    ] = 1e-3,
+    patch: Annotated[
+        tuple[int, int, int] | None,
+        typer.Option(metavar="X Y Z", help="Voxels; by default up to 96, as the scans are large."),
+    ] = None,
+    spacing: Annotated[
+        tuple[float, float, float] | None,
+        typer.Option(metavar="X Y Z", help="Of the network's voxels in mm; by default the scans' median."),
+    ] = None,
+    modality: Annotated[
+        Modality, typer.Option(metavar="NAME", help="ct, mr; auto asks dataset.json, then the darkest voxel.")
+    ] = Modality.auto,
+    window: Annotated[
+        tuple[float, float] | None,
+        typer.Option(metavar="LOW HIGH", help="Of a CT, in HU; by default -175 250, soft tissue."),
+    ] = None,
+    ignore: IgnoreOption = None,
+    validation: Annotated[
+        float, typer.Option(metavar="FRACTION", min=0, max=1, help="Of the scans, held out and scored.")
+    ] = 0.2,
+    validate_every: Annotated[
+        int | None,
+        typer.Option(metavar="EPOCHS", min=1, help="By default a tenth of all epochs."),
+    ] = None,
+    width: Annotated[
+        int, typer.Option(metavar="NUMBER", min=1, help="Channels of the U-Net's first level.")
+    ] = 16,
+    precision: Annotated[
+        Precision,
+        typer.Option(metavar="NAME", help="float32, float16, bfloat16; auto is float16 on CUDA."),
+    ] = Precision.auto,
+    workers: Annotated[int, typer.Option(metavar="NUMBER", min=0, help="Processes that prepare patches.")] = 0,
+    cache: Annotated[
+        float, typer.Option(metavar="FRACTION", min=0, max=1, help="Of the scans, kept in memory.")
+    ] = 1.0,
+    resume: ResumeOption = True,
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    out: FolderOption = Path("out"),
+) -> int:
+    """Train a 3D U-Net on a folder of images and label maps, and score what it finds in held-out ones.
+
+    The folder is a Decathlon task, nnU-Net raw data, has folders images and labels with the same file names, or
+    NAME.nii.gz beside NAME_label.nii.gz. Writes plan.json, checkpoint.pt, curves.csv, TensorBoard events,
+    predictions on the images' own grids, and scores.csv, with voxloss[train]. A run that was killed or ended by
+    Ctrl-C goes on by the same command, and ends with the same network on the same machine.
+
+    Examples:
+
+        voxloss train --data Task09_Spleen --out spleen
+
+        voxloss train --data scans --loss focal-tversky --loss-kwargs '{"alpha": 0.3, "beta": 0.7}' --epochs 300
+
+        voxloss train --data brains --modality mr --spacing 1 1 1 --patch 96 96 96 --precision bfloat16
+    """
+    require_folder("--out", out)
+    try:
+        arguments = parse_kwargs(loss_kwargs)
+    except ValueError as error:
+        raise typer.BadParameter(f"--loss-kwargs: {error}") from error
+    with needs_extra("train", "train"):
+        from voxloss_app.train import Request, train_and_score
+    request = Request(
+        data=data,
+        out=out,
+        loss=loss,
+        loss_kwargs=arguments,
+        modality=None if modality is Modality.auto else modality.value,
+        window=window,
+        spacing=spacing,
+        patch=patch,
+        width=width,
+        epochs=epochs,
+        patches=patches,
+        batch=batch,
+        learning_rate=learning_rate,
+        validation=validation,
+        validate_every=validate_every,
+        ignore=ignore,
+        precision=precision.value,
+        workers=workers,
+        cache=cache,
+        seed=seed,
+        device=device,
+        fresh=not resume,
+    )
+    try:
+        return train_and_score(request)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+
+
+@command(GROUP)
+def predict(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="What voxloss train has written.", show_default=False)
+    ],
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE...", help="NIfTI files, or folders of them.", show_default=False),
+    ],
+    resume: ResumeOption = True,
+    device: DeviceOption = "auto",
+    out: FolderOption = Path("out"),
+) -> int:
+    """Write the label maps that a trained network finds in images, on the images' own grids.
+
+    In a folder whose files are all called NAME_0000.nii.gz, NAME_0001.nii.gz, … those of one NAME are the
+    channels of one image. A label map that is already there stays, unless --fresh.
+
+    Examples:
+
+        voxloss predict spleen new_scan.nii.gz
+
+        voxloss predict spleen new_scans --device cuda --out predictions
+    """
+    require_folder("--out", out)
+    with needs_extra("predict", "train"):
+        from voxloss_app.train import predict_and_write
+    try:
+        return predict_and_write(run, images, out, device, not resume)
+    except ValueError as error:
+        raise Refused(str(error)) from error

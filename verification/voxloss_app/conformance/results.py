@@ -1,0 +1,152 @@
+"""What came of asking each loss each law, as data to show and to keep."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import voxloss
+import voxloss_data
+import voxloss_verify
+from voxloss_app.conformance.cases import Case
+from voxloss_app.finished import digest
+from voxloss_verify.check import ask_law, require_callable
+from voxloss_verify.laws.law import Law
+from voxloss_verify.laws.record import LITERAL, Record, Status
+from voxloss_verify.laws.setting import Setting
+from voxloss_verify.request import ProfileName
+from voxloss_verify.subject.subject import TargetError, subject_of
+
+# Of a file on this machine only its name is shown, and so of a function; of an object in memory no address.
+_FOLDERS = re.compile(r"(?<![\w:./])(?:~|[A-Za-z]:)?(?:/[\w.+@-]+)+/(?=[\w.+@-]+)")
+_FUNCTION = re.compile(r"<(?:function|built-in \w+) ([\w.]+)[^<>]* at 0x[0-9a-f]+>")
+_ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One law, asked of one loss.
+
+    Attributes:
+        reason: of a broken law what was expected and what came, of one not asked why not.
+        where: the volume that broke it.
+        snippet: Python that shows the broken law.
+    """
+
+    law: str
+    status: str
+    reason: str = ""
+    where: str = ""
+    snippet: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One loss: a cell for each law; or `error`, why it could not be made or called, and no cells."""
+
+    case: Case
+    cells: Sequence[Cell]
+    error: str = ""
+
+    def count(self, status: Status) -> int:
+        """How many laws have this status."""
+        return sum(cell.status == status.value for cell in self.cells)
+
+
+def to_json(row: Row) -> dict[str, Any]:
+    """A row as plain data."""
+    return {"source": row.case.source, "error": row.error, "cells": [asdict(cell) for cell in row.cells]}
+
+
+def from_json(case: Case, content: Mapping[str, Any]) -> Row:
+    """The row of a case from plain data."""
+    return Row(case, [Cell(**cell) for cell in content["cells"]], content["error"])
+
+
+def name_of(case: Case, depends_on: str) -> str:
+    """Under which name the row of a case is kept."""
+    return f"{case.library.lower()}-{case.name}-{digest([depends_on, case.source])[:16]}"
+
+
+def depends_on(versions: Mapping[str, str | None], profile: ProfileName, seed: int) -> str:
+    """A hash of the versions, the profile, the seed, and the sources of voxloss, its suite and its data."""
+    sources: list[Path] = []
+    for package in (voxloss, voxloss_verify, voxloss_data):
+        (folder,) = map(Path, package.__path__)
+        sources += folder.rglob("*.py")
+    sources.append(Path(__file__))
+    return digest([versions, profile, seed], sources)
+
+
+def examine(
+    case: Case,
+    laws: Sequence[Law],
+    setting: Setting,
+    profile: ProfileName,
+    asking: Callable[[Law], None] = lambda law: None,
+) -> Row:
+    """Ask a loss every law; `asking` is called before each."""
+    module, _, name = case.target.partition(":")
+    try:
+        subject = subject_of(getattr(import_module(module), name), kwargs=case.kwargs)
+        subject = replace(subject, source=case.source)
+        require_callable(subject)
+    except TargetError as error:
+        return Row(case, [], _anywhere(str(error)))
+    cells = []
+    for law in laws:
+        asking(law)
+        record = ask_law(subject, setting, law)
+        cells.append(
+            Cell(
+                law.id,
+                record.status.value,
+                _anywhere(record.reason),
+                record.worst_where if record.status is Status.broken else "",
+                _anywhere(_snippet(case, law, record, profile, setting.seed)),
+            )
+        )
+    return Row(case, cells)
+
+
+def _snippet(case: Case, law: Law, record: Record, profile: ProfileName, seed: int) -> str:
+    """Python that shows a broken law: on its volume, or by asking again if that is too large to write out."""
+    example = record.counterexample
+    if example is None:
+        return ""
+    volumes = [example.volume] if example.other is None else [example.volume, example.other]
+    if all(max(volume.input.size, volume.target.size) <= LITERAL for volume in volumes):
+        return example.snippet()
+    kwargs = case.call.removeprefix(f"{case.name}(").removesuffix(")")
+    return "\n".join(
+        [
+            case.imports,
+            "from voxloss_verify import check_loss",
+            f"kwargs = dict({kwargs})",
+            f"options = dict(laws=[{law.id!r}], profile={profile!r}, seed={seed})",
+            f"(record,) = check_loss({case.name}, kwargs=kwargs, **options)",
+            "print(record.status.value, record.reason, sep=': ')",
+        ]
+    )
+
+
+def _anywhere(text: str) -> str:
+    """A text without what is true on this machine only."""
+    return _ADDRESS.sub("0x…", _FUNCTION.sub(r"\1", _FOLDERS.sub("", text)))
+
+
+def plain(row: Row) -> dict[str, Any]:
+    """A row for the templates."""
+    return {
+        "name": row.case.name,
+        "label": row.case.label,
+        "call": row.case.call,
+        "imports": row.case.imports,
+        "error": row.error,
+        "counts": {status.value: row.count(status) for status in (Status.holds, Status.broken, Status.not_asked)},
+        "cells": [asdict(cell) for cell in row.cells],
+    }

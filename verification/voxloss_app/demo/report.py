@@ -1,0 +1,172 @@
+"""What the demo found, as numbers (metrics.json), as one page (report.html) and as a picture (report.png)."""
+
+from __future__ import annotations
+
+import base64
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import monai
+import numpy as np
+import torch
+
+import voxloss
+from voxloss_app.demo import figures
+from voxloss_app.demo.checks import Record
+from voxloss_app.demo.data import CLASSES
+from voxloss_app.demo.settings import Settings
+from voxloss_app.demo.training import Training, mean_foreground
+from voxloss_app.names import LOSSES
+from voxloss_app.templates import environment
+from voxloss_app.theme import DARK, LIGHT
+from voxloss_data.files import save_bytes, save_json
+from voxloss_verify.oracle.sums import dice, jaccard, label_sums
+from voxloss_verify.subject.devices import device_name
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that the report tells of."""
+
+    settings: Settings
+    training: Training
+    image: Any  # the held-out MetaTensor [1, X, Y, Z]
+    records: Sequence[Record]
+    checked: bool  # False if the checks were interrupted
+    seconds: float  # of the training
+
+
+def metrics(results: Results) -> dict[str, Any]:
+    """Every number of the report, ready for JSON; the page shows no other."""
+    settings, training = results.settings, results.training
+    counts = label_sums(training.prediction, training.labels, len(CLASSES))
+    by_class = [dice(s) for s in counts]
+    worst = worst_by_loss(results.records)
+    return {
+        "settings": {
+            "loss": settings.loss,
+            "class": LOSSES[settings.loss],
+            "steps": settings.steps,
+            "device": str(settings.device),
+            "seed": settings.seed,
+            "command": settings.command,
+        },
+        "versions": {
+            "voxloss": voxloss.__version__,
+            "torch": torch.__version__,
+            "monai": monai.__version__,
+            "python": platform.python_version(),
+            "device": device_name(settings.device),
+            "threads": torch.get_num_threads(),
+        },
+        "training": {
+            "steps_done": len(training.losses),
+            "interrupted": training.interrupted,
+            "seconds": round(results.seconds, 1),
+            "loss": training.losses,
+            "dice": {
+                step: dict(zip(CLASSES, map(float, scores), strict=True))
+                for step, scores in training.dice.items()
+            },
+        },
+        "held_out": {
+            "mean_foreground_dice": float(mean_foreground(by_class)),
+            "classes": [
+                {
+                    "name": name,
+                    "dice": float(dice(s)),
+                    "dice_exact": _exact(dice(s)),
+                    "iou": float(jaccard(s)),
+                    "iou_exact": _exact(jaccard(s)),
+                    "true_voxels": int(s.target),
+                    "predicted_voxels": int(s.prediction),
+                }
+                for name, s in zip(CLASSES, counts, strict=True)
+            ],
+        },
+        "checks": {
+            "complete": results.checked,
+            "count": len(results.records),
+            "failed": sum(not record.holds for record in results.records),
+            "losses": worst,
+            "records": [record_fields(record) for record in results.records],
+        },
+    }
+
+
+def worst_by_loss(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """Per loss and dtype: how many cases, how many failed, and the one with the largest error."""
+
+    def key(record: Record) -> tuple[str, str]:
+        return record.loss, record.dtype
+
+    rows = []
+    for (loss, dtype), group in groupby(sorted(records, key=key), key):
+        cases = list(group)
+        # NaN compares with nothing, and is worse than anything.
+        worst = max(cases, key=lambda record: (not record.holds, np.nan_to_num(record.error, nan=np.inf)))
+        rows.append(
+            {
+                "loss": loss,
+                "dtype": dtype,
+                "count": len(cases),
+                "failed": sum(not record.holds for record in cases),
+                "worst": record_fields(worst),
+            }
+        )
+    return rows
+
+
+def record_fields(record: Record) -> dict[str, Any]:
+    """A record for JSON, which knows neither NaN nor infinity."""
+    fields = {**asdict(record), "error": record.error, "holds": record.holds}
+    return {
+        key: None if isinstance(value, float) and not np.isfinite(value) else value
+        for key, value in fields.items()
+    }
+
+
+def write_report(results: Results) -> Path:
+    """Write metrics.json, report.png and report.html to the folder; return the path of the page."""
+    settings, training = results.settings, results.training
+    numbers = metrics(results)
+    segmentation = figures.Segmentation(
+        image=results.image[0].numpy(),
+        truth=training.labels,
+        prediction=training.prediction,
+        affine=results.image.affine.numpy(),
+    )
+    curves = figures.Curves(
+        training.losses, {step: [float(score) for score in scores] for step, scores in training.dice.items()}
+    )
+    page = (
+        environment("demo")
+        .get_template("report.html.j2")
+        .render(
+            numbers,
+            colours=figures.COLOURS,
+            slices=_data_url(figures.slices_png(segmentation)),
+            curves={
+                "light": _data_url(figures.curves_png(curves, LIGHT)),
+                "dark": _data_url(figures.curves_png(curves, DARK)),
+            },
+        )
+    )
+    save_json(settings.out / "metrics.json", numbers)
+    save_bytes(settings.out / "report.png", figures.overview_png(segmentation, curves))
+    path = settings.out / "report.html"
+    save_bytes(path, page.encode())
+    return path
+
+
+def _exact(score: Fraction) -> str:
+    return f"{score.numerator}/{score.denominator}"
+
+
+def _data_url(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -1,0 +1,1 @@
+"""`voxloss score`: label maps against references; `scores` counts, `table` prints and writes."""

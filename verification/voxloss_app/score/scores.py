@@ -1,0 +1,145 @@
+"""Score predicted label maps against references, from NIfTI files, by exact counts per class."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+from voxloss_data.label_maps import Case, LabelFile
+from voxloss_verify.oracle.sums import pair_counts
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """The overlap of prediction and reference in one class: counts in voxels, volumes in ml (1000 mm³)."""
+
+    label: int
+    tp: int
+    fp: int
+    fn: int
+    voxel_ml: float
+
+    @property
+    def dice(self) -> Fraction | None:
+        """Dice = 2 TP / (2 TP + FP + FN); None if the class is in neither image."""
+        return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
+
+    @property
+    def iou(self) -> Fraction | None:
+        """IoU = TP / (TP + FP + FN); None if the class is in neither image."""
+        return _ratio(self.tp, self.tp + self.fp + self.fn)
+
+    @property
+    def prediction_ml(self) -> float:
+        """Volume of the class in the prediction: TP + FP voxels."""
+        return (self.tp + self.fp) * self.voxel_ml
+
+    @property
+    def reference_ml(self) -> float:
+        """Volume of the class in the reference: TP + FN voxels."""
+        return (self.tp + self.fn) * self.voxel_ml
+
+
+@dataclass(frozen=True)
+class Result:
+    """The scores of a case, or else the error that says why there are none."""
+
+    case: Case
+    scores: list[ClassScore]
+    error: str | None = None
+
+
+def score_pair(
+    prediction_path: str | os.PathLike[str],
+    reference_path: str | os.PathLike[str],
+    labels: Sequence[int] | None = None,
+    ignore: int | None = None,
+) -> list[ClassScore]:
+    """Count a predicted label map against its reference, both 3D NIfTI on the same grid.
+
+    `labels` are the classes to score, by default all that occur in either image, without 0. A voxel whose
+    reference is `ignore` counts as deleted, from both images. Raises ValueError that names the file if one cannot
+    be read, is not 3D, holds labels that are not whole numbers, or if the shapes differ or the corners of the two
+    volumes are more than `label_files.TOLERANCE_MM` apart.
+    """
+    prediction, reference = LabelFile(Path(prediction_path)), LabelFile(Path(reference_path))
+    prediction.require_grid_of(reference)
+    counts = {
+        (int(p), int(g)): voxels
+        for (p, g), voxels in pair_counts(prediction.labels(), reference.labels()).items()
+        if g != ignore
+    }
+    predicted: Counter[int] = Counter()
+    wanted: Counter[int] = Counter()
+    for (p, g), voxels in counts.items():
+        predicted[p] += voxels
+        wanted[g] += voxels
+    scores = []
+    for label in sorted((predicted.keys() | wanted.keys()) - {0}) if labels is None else labels:
+        tp = counts.get((label, label), 0)
+        scores.append(ClassScore(label, tp, predicted[label] - tp, wanted[label] - tp, reference.voxel_ml))
+    return scores
+
+
+def score_cases(
+    cases: Sequence[Case],
+    labels: Sequence[int] | None = None,
+    ignore: int | None = None,
+    jobs: int = 1,
+    advance: Callable[[], object] = lambda: None,
+) -> list[Result]:
+    """Score all cases, in their order, with up to `jobs` processes; `advance` is called after each.
+
+    What cannot be scored is a result with an error. With more than one job, call it from the main thread.
+    """
+    score = partial(_score, labels=labels, ignore=ignore)
+    results = []
+    jobs = min(jobs, len(cases))
+    if jobs <= 1:
+        for case in cases:
+            results.append(score(case))
+            advance()
+        return results
+    # Not forked: threads, such as that of a progress bar, do not survive a fork.
+    executor = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
+    try:
+        # The workers inherit deafness to Ctrl-C; this process hears it and ends them.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            futures = [executor.submit(score, case) for case in cases]
+        finally:
+            signal.signal(signal.SIGINT, handler)
+        for case, future in zip(cases, futures, strict=True):
+            try:
+                results.append(future.result())
+            except BrokenProcessPool:
+                error = f"{case.prediction}: a process died, perhaps for want of memory; try fewer jobs"
+                results.append(Result(case, [], error))
+            advance()
+    except BaseException:
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        raise
+    finally:
+        executor.shutdown(cancel_futures=True)
+    return results
+
+
+def _score(case: Case, labels: Sequence[int] | None, ignore: int | None) -> Result:
+    try:
+        return Result(case, score_pair(case.prediction, case.reference, labels, ignore))
+    except ValueError as error:
+        return Result(case, [], str(error))
+
+
+def _ratio(numerator: int, denominator: int) -> Fraction | None:
+    return Fraction(numerator, denominator) if denominator else None

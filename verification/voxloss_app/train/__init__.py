@@ -1,0 +1,11 @@
+"""`voxloss train` and `voxloss predict`: a segmentation network from a folder of images and label maps.
+
+One room per job: `plan` what will be done and why, `volumes` the MONAI transforms, `network` what is trained and
+by which steps, `loop` the epochs, `checkpoint` what survives a kill, `prediction` label maps on the images' own
+grids, `run` the commands.
+"""
+
+from voxloss_app.train.plan import Plan, Request, make_plan
+from voxloss_app.train.run import predict_and_write, train_and_score
+
+__all__ = ["Plan", "Request", "make_plan", "predict_and_write", "train_and_score"]

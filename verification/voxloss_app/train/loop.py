@@ -1,0 +1,95 @@
+"""The epochs: each begins with seeds of its own, so that a run that goes on repeats the steps of one unbroken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data import CacheDataset
+from monai.transforms import Compose
+from monai.utils import set_determinism
+from torch import nn
+
+from voxloss_app.train.checkpoint import Checkpoint, Epoch
+from voxloss_app.train.network import Steps, loss_of, network_of
+from voxloss_app.train.plan import Plan
+from voxloss_app.train.prediction import logits_of
+from voxloss_app.train.volumes import IGNORED, batches, item, labelled, training_patches
+from voxloss_data.training_sets import Scan
+from voxloss_verify.oracle.sums import dice, label_sums
+
+
+class Training:
+    """A network, its optimiser and its epochs so far."""
+
+    def __init__(self, plan: Plan, out: Path, device: torch.device) -> None:
+        set_determinism(plan.seed)
+        self.plan, self.out, self.device = plan, out, device
+        self.network = network_of(plan).to(device)
+        self.per_epoch = max(1, len(plan.training) * plan.patches // plan.batch)
+        self.steps = Steps(plan, self.network, loss_of(plan), device, plan.epochs * self.per_epoch)
+        self.epochs: list[Epoch] = []
+        checkpoint = Checkpoint.load(out, device)
+        if checkpoint is not None:
+            checkpoint.restore(self.steps)
+            self.epochs = checkpoint.epochs
+
+    def run(
+        self,
+        training: Sequence[Scan],
+        validation: Sequence[Scan],
+        cache: float,
+        after_step: Callable[[int, float], None],
+        after_epoch: Callable[[list[Epoch]], None],
+    ) -> None:
+        """Go on to the last epoch; `after_step` gets the number of the step and its epoch's mean loss so far.
+
+        The checkpoint is that of the last whole epoch, whenever this ends.
+        """
+        if len(self.epochs) == self.plan.epochs:
+            return
+        patches = training_patches(training, self.plan, cache)
+        volumes = CacheDataset(
+            [item(scan) for scan in validation], Compose(labelled(self.plan)), cache_rate=cache, progress=False
+        )
+        for epoch in range(len(self.epochs), self.plan.epochs):
+            set_determinism(self.plan.seed + 1 + epoch)
+            total = 0.0
+            for number, batch in enumerate(batches(patches, self.plan)):
+                image, label = batch["image"].to(self.device), batch["label"].to(self.device)
+                step = epoch * self.per_epoch + number
+                loss = float(self.steps.take(image, label, step))
+                if not math.isfinite(loss):
+                    raise ValueError(
+                        f"step {step + 1}: expected a finite loss, got {loss}. Try a lower --learning-rate"
+                        + ("" if self.steps.dtype is None else ", or --precision float32")
+                        + ", in another --out or with --fresh"
+                    )
+                total += loss
+                after_step(step + 1, total / (number + 1))
+            finished = Epoch(total / self.per_epoch, self.steps.rate(step))
+            if volumes and ((epoch + 1) % self.plan.validate_every == 0 or epoch + 1 == self.plan.epochs):
+                finished.dice = validation_dice(self.network, volumes, self.plan, self.device)
+            self.epochs.append(finished)
+            Checkpoint.of(self.steps, self.epochs).save(self.out)
+            after_epoch(self.epochs)
+
+
+def validation_dice(
+    network: nn.Module, volumes: CacheDataset, plan: Plan, device: torch.device
+) -> list[float | None]:
+    """Dice per class on the network's grid, the mean over the volumes in which the class is or was found."""
+    found: list[list[float]] = [[] for _ in plan.labels]
+    for i in range(len(volumes)):
+        volume: Any = volumes[i]
+        predicted = logits_of(network, volume["image"].as_tensor(), plan, device, overlap=0.25).argmax(0).numpy()
+        wanted = volume["label"][0].numpy()
+        counted = wanted != IGNORED
+        counts = label_sums(predicted[counted], wanted[counted], len(plan.labels))
+        for scores, sums in zip(found, counts, strict=True):
+            if sums.prediction or sums.target:
+                scores.append(float(dice(sums)))
+    return [sum(scores) / len(scores) if scores else None for scores in found]

@@ -1,0 +1,77 @@
+"""What is trained, and what trains it."""
+
+from __future__ import annotations
+
+import torch
+from monai.networks.nets import UNet
+from torch import Tensor, nn
+
+from voxloss_app.named_loss import softmax_loss
+from voxloss_app.train.plan import Plan
+from voxloss_app.train.volumes import IGNORED
+
+
+def network_of(plan: Plan) -> UNet:
+    """A residual 3D U-Net; its first level has `width` channels, each next one twice as many."""
+    return UNet(
+        spatial_dims=3,
+        in_channels=plan.channels,
+        out_channels=len(plan.labels),
+        channels=[plan.width * 2**level for level in range(plan.depth)],
+        strides=[2] * (plan.depth - 1),
+        num_res_units=2,
+        norm="instance",
+    )
+
+
+def loss_of(plan: Plan) -> nn.Module:
+    """The loss. Raises ValueError that names --loss-kwargs for arguments that it cannot take."""
+    ignored = {} if plan.ignored is None else {"ignore_index": IGNORED}
+    try:
+        loss = softmax_loss(plan.loss, **{**plan.loss_kwargs, **ignored})
+        # What a loss cannot do with these classes, it says before the first epoch.
+        loss(torch.zeros(1, len(plan.labels), 2, 2, 2), torch.zeros(1, 1, 2, 2, 2))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"--loss-kwargs: {error}") from error
+    return loss
+
+
+class Steps:
+    """Optimiser steps with a learning rate that falls to zero as a polynomial, in mixed precision if asked for.
+
+    η_t = η_0 (1 − t/T)^0.9 at step t of T (nnU-Net's schedule).
+    """
+
+    def __init__(self, plan: Plan, network: nn.Module, loss: nn.Module, device: torch.device, total: int) -> None:
+        self.plan, self.network, self.loss, self.device, self.total = plan, network, loss, device, total
+        self.optimiser = torch.optim.AdamW(network.parameters(), plan.learning_rate)
+        self.dtype = precision(plan.precision, device)
+        # float16 gradients vanish below 6e-8 unless they are scaled; bfloat16 has float32's range.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+
+    def take(self, image: Tensor, label: Tensor, step: int) -> Tensor:
+        """One step; returns the loss, without waiting for the device."""
+        rate = self.rate(step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            logits = self.network(image)
+        loss: Tensor = self.loss(logits, label)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.unscale_(self.optimiser)
+        nn.utils.clip_grad_norm_(self.network.parameters(), 12)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        return loss.detach()
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        return float(self.plan.learning_rate * (1 - step / self.total) ** 0.9)
+
+
+def precision(name: str, device: torch.device) -> torch.dtype | None:
+    """What the network computes in under autocast; None: no autocast. auto: float16 on CUDA."""
+    if name == "auto":
+        name = "float16" if device.type == "cuda" else "float32"
+    return None if name == "float32" else getattr(torch, name)

@@ -1,0 +1,251 @@
+"""What a training will do: what was asked for, and what follows from the scans where nothing was."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from voxloss_app.names import LOSSES
+from voxloss_data.files import save_json
+from voxloss_data.label_maps import TOLERANCE_MM, LabelFile
+from voxloss_data.training_sets import Scan, TrainingSet, training_set
+
+FILE = "plan.json"
+# Hounsfield units of soft tissue: from fat to contrast agent.
+SOFT_TISSUE = (-175.0, 250.0)
+# No tissue, in an MRI, is as dark as this in arbitrary units; air, in a CT, is -1000.
+DARKEST_MRI = -200.0
+LARGEST_PATCH = 96
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of `voxloss train`; None is for what follows from the scans."""
+
+    data: Path
+    out: Path
+    loss: str = "dice-ce"
+    loss_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    modality: str | None = None
+    window: tuple[float, float] | None = None
+    spacing: tuple[float, float, float] | None = None
+    patch: tuple[int, int, int] | None = None
+    width: int = 16
+    epochs: int = 100
+    patches: int = 4
+    batch: int = 2
+    learning_rate: float = 1e-3
+    validation: float = 0.2
+    validate_every: int | None = None
+    ignore: int | None = None
+    precision: str = "auto"
+    workers: int = 0
+    cache: float = 1.0
+    seed: int = 0
+    device: str = "auto"
+    fresh: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that decides which network comes out; two runs of one plan on one machine give the same.
+
+    Class c of the network is the label `labels[c]` of the files; voxels with the label `ignored` do not count.
+    """
+
+    loss: str
+    loss_kwargs: dict[str, Any]
+    labels: list[int]
+    class_names: list[str]
+    ignored: int | None
+    channels: int
+    modality: str
+    window: list[float] | None
+    spacing: list[float]
+    patch: list[int]
+    width: int
+    depth: int
+    epochs: int
+    patches: int
+    batch: int
+    learning_rate: float
+    validate_every: int
+    precision: str
+    workers: int
+    seed: int
+    training: list[str]
+    validation: list[str]
+
+    def save(self, folder: Path) -> None:
+        """Write plan.json."""
+        save_json(folder / FILE, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> Plan:
+        """Read plan.json; raises ValueError if it is not one."""
+        path = folder / FILE
+        try:
+            return cls(**json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            raise ValueError(f"expected a folder that `voxloss train` has written, got {folder}") from None
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: expected a plan of this version of voxloss, got {error}") from error
+
+    def require_same(self, other: Plan, folder: Path) -> None:
+        """Raise ValueError unless the other plan, of a run that is to go on, is this one."""
+        mine, theirs = asdict(self), asdict(other)
+        different = [name for name in mine if mine[name] != theirs[name]]
+        if different:
+            what = "; ".join(f"{name} was {theirs[name]}, is {mine[name]}" for name in different)
+            raise ValueError(
+                f"{folder} holds a run with other settings ({what}). "
+                "Choose another --out, give the old settings, or start over with --fresh."
+            )
+
+    def scans(self, found: TrainingSet) -> tuple[list[Scan], list[Scan]]:
+        """The scans that train, and those that validate."""
+        by_name = {scan.name: scan for scan in found.scans}
+        return [by_name[name] for name in self.training], [by_name[name] for name in self.validation]
+
+
+@dataclass
+class _Seen:
+    """What the headers and label maps of the scans say."""
+
+    channels: int
+    spacings: list[tuple[float, ...]]
+    millimetres: list[tuple[float, ...]]  # extent in RAS order
+    labels: list[int]
+
+
+def make_plan(request: Request, advance: Callable[[int, int], object] = lambda done, total: None) -> Plan:
+    """Look at the scans and decide.
+
+    `advance` gets how many label maps of how many have been read. Raises ValueError that names the option or the
+    file for what cannot be.
+    """
+    found = training_set(request.data)
+    seen = _look_at(found.scans, advance)
+    ignored = found.ignored if request.ignore is None else request.ignore
+    labels = sorted({*seen.labels, *found.class_names, 0} - {ignored})
+    if len(labels) < 2:
+        raise ValueError(
+            f"{request.data}: expected labels beside 0, got {seen.labels} in {len(found.scans)} files"
+        )
+    if labels[0] < 0:
+        raise ValueError(
+            f"{request.data}: expected labels from 0 up, got {labels[0]}; if it marks voxels that nobody looked "
+            f"at: --ignore {labels[0]}"
+        )
+    modality = request.modality or _modality(found, request.data)
+    spacing = request.spacing or tuple(float(v) for v in np.median(seen.spacings, axis=0))
+    size = np.median([np.divide(extent, spacing) for extent in seen.millimetres], axis=0)
+    patch = request.patch or tuple(max(16, int(min(edge, LARGEST_PATCH)) // 16 * 16) for edge in size)
+    depth = 5 if max(patch) >= 64 else 4
+    step = 2 ** (depth - 1)
+    if any(edge % step for edge in patch) or max(patch) == step:
+        fit = tuple(max(1, round(edge / step)) * step for edge in patch)
+        near = (
+            f"like {' '.join(map(str, fit))}" if max(fit) > step else f"at least one of them {2 * step} or more"
+        )
+        raise ValueError(
+            f"--patch: expected multiples of {step}, {near}, got {' '.join(map(str, patch))}: the network halves "
+            f"a patch {depth - 1} times"
+        )
+    training, validation = _split(found.scans, request.validation, request.seed)
+    return Plan(
+        loss=LOSSES[request.loss],
+        loss_kwargs=dict(request.loss_kwargs),
+        labels=labels,
+        class_names=[found.class_names.get(label, str(label)) for label in labels],
+        ignored=ignored,
+        channels=seen.channels,
+        modality=modality,
+        window=list(request.window or SOFT_TISSUE) if modality == "ct" else None,
+        spacing=list(spacing),
+        patch=list(patch),
+        width=request.width,
+        depth=depth,
+        epochs=request.epochs,
+        patches=request.patches,
+        batch=request.batch,
+        learning_rate=request.learning_rate,
+        validate_every=request.validate_every or max(1, request.epochs // 10),
+        precision=request.precision,
+        workers=request.workers,
+        seed=request.seed,
+        training=training,
+        validation=validation,
+    )
+
+
+def _look_at(scans: Sequence[Scan], advance: Callable[[int, int], object]) -> _Seen:
+    seen = _Seen(0, [], [], [])
+    labels: set[int] = set()
+    for done, scan in enumerate(scans, start=1):
+        reference = LabelFile(scan.label)
+        for path in scan.image:
+            shape, affine = _grid(path)
+            remedy = f"as its label map {scan.label} has. Resample one of them to the other's grid"
+            if shape[:3] != reference.shape:
+                raise ValueError(f"{path}: expected {reference.shape} voxels, got {shape[:3]}, {remedy}")
+            if not np.allclose(affine, reference.image.affine, atol=TOLERANCE_MM):
+                expected, got = (np.round(a[:3], 3).tolist() for a in (reference.image.affine, affine))
+                raise ValueError(f"{path}: expected the affine {expected}, got {got}, {remedy}")
+        channels = shape[3] if len(shape) == 4 else len(scan.image)
+        if seen.channels not in (0, channels):
+            raise ValueError(
+                f"{scan.image[0]}: expected {seen.channels} channels as in {scans[0].image[0]}, got {channels}"
+            )
+        seen.channels = channels
+        # The transforms turn every image to RAS: first axis to the right.
+        order = [int(axis) for axis in np.argsort(nib.io_orientation(affine)[:, 0])]  # type: ignore[no-untyped-call]
+        zooms = np.linalg.norm(affine[:3, :3], axis=0)
+        seen.spacings.append(tuple(float(zooms[axis]) for axis in order))
+        seen.millimetres.append(tuple(float(zooms[axis] * shape[axis]) for axis in order))
+        labels.update(int(label) for label in np.unique(reference.labels()))
+        advance(done, len(scans))
+    seen.labels = sorted(labels)
+    return seen
+
+
+def _grid(path: Path) -> tuple[tuple[int, ...], Any]:
+    try:
+        image: Any = nib.load(path)
+    except Exception as error:  # a broken header can break nibabel anywhere
+        raise ValueError(f"{path}: expected a NIfTI file, got {type(error).__name__}: {error}") from error
+    if len(image.shape) not in (3, 4):
+        raise ValueError(f"{path}: expected 3 dimensions, or 4 with channels last, got the shape {image.shape}")
+    return tuple(image.shape), image.affine
+
+
+def _modality(found: TrainingSet, data: Path) -> str:
+    if found.modalities:
+        kinds = {"ct" if name.strip().lower() == "ct" else "mr" for name in found.modalities}
+        if len(kinds) > 1:
+            raise ValueError(
+                f"{data}: expected channels of one kind, got {', '.join(found.modalities)}. "
+                "Give --modality mr to normalise all of them by mean and deviation."
+            )
+        return kinds.pop()
+    image: Any = nib.load(found.scans[0].image[0])
+    return "ct" if float(np.min(np.asanyarray(image.dataobj))) < DARKEST_MRI else "mr"
+
+
+def _split(scans: Sequence[Scan], fraction: float, seed: int) -> tuple[list[str], list[str]]:
+    names = [scan.name for scan in scans]
+    random.Random(seed).shuffle(names)
+    count = 0 if fraction == 0 else max(1, round(fraction * len(names)))
+    if count >= len(names):
+        raise ValueError(
+            f"--validation: expected scans to be left to train on, got {count} of {len(names)} to validate; "
+            "--validation 0 trains on all"
+        )
+    return sorted(names[count:]), sorted(names[:count])

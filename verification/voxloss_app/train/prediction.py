@@ -1,0 +1,77 @@
+"""What a network finds in a volume, on the network's grid and on that of the image's file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.inferers import sliding_window_inference
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from voxloss_app.train.network import precision
+from voxloss_app.train.plan import Plan
+from voxloss_app.train.volumes import files, image_transforms
+from voxloss_data.files import save_nifti
+
+
+def logits_of(network: nn.Module, image: Tensor, plan: Plan, device: torch.device, overlap: float) -> Tensor:
+    """Logits [C, X, Y, Z] in memory, of an image [channels, X, Y, Z], from overlapping patches."""
+    dtype = precision(plan.precision, device)
+    training = network.training
+    network.eval()
+    with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+        logits: Any = sliding_window_inference(
+            image[None], plan.patch, plan.batch, network, overlap, mode="gaussian", sw_device=device, device="cpu"
+        )
+    network.train(training)
+    found: Tensor = logits[0].float()
+    return found
+
+
+def predicted_classes(
+    network: nn.Module, image: Sequence[Path], plan: Plan, device: torch.device
+) -> NDArray[np.int64]:
+    """The likeliest class of each voxel of an image, on the grid of its file: [X, Y, Z].
+
+    Logits are brought back to it, not classes, so that borders are as smooth as the network's; one class at a
+    time, since all of them at the file's resolution may not fit into memory.
+    """
+    transforms = image_transforms(plan)
+    volume: Any = transforms({"image": files(image)})["image"]
+    if volume.shape[0] != plan.channels:
+        raise ValueError(f"{image[0]}: expected {plan.channels} channels, got {volume.shape[0]}")
+    logits = logits_of(network, volume.as_tensor(), plan, device, overlap=0.5)
+
+    def on_grid(c: int) -> Tensor:
+        # The inverse takes the operations off the list as it undoes them.
+        done = deepcopy(volume.applied_operations)
+        channel = MetaTensor(logits[c : c + 1], meta=volume.meta, applied_operations=done)
+        back: Tensor = transforms.inverse({"image": channel})["image"].as_tensor()[0]  # type: ignore[no-untyped-call]
+        return back
+
+    best = on_grid(0)
+    classes = torch.zeros(best.shape, dtype=torch.int64)
+    for c in range(1, len(plan.labels)):
+        logit = on_grid(c)
+        classes[logit > best] = c
+        best = torch.maximum(best, logit)
+    return classes.numpy()
+
+
+def write_prediction(
+    network: nn.Module, image: Sequence[Path], path: Path, plan: Plan, device: torch.device
+) -> None:
+    """Predict the label map of an image and write it as NIfTI with the affine and the labels of the files."""
+    classes = predicted_classes(network, image, plan, device)
+    labels = np.array(plan.labels, np.min_scalar_type(max(plan.labels)))[classes]
+    source: Any = nib.load(image[0])
+    if labels.shape != source.shape[:3]:
+        raise RuntimeError(f"{image[0]}: expected a prediction of shape {source.shape[:3]}, got {labels.shape}")
+    save_nifti(path, labels, source.affine)

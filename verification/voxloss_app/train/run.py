@@ -1,0 +1,236 @@
+"""The two commands: train, predict the held-out scans and score them; predict further images."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from monai.utils import set_determinism
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from voxloss_app.exits import ExitCode
+from voxloss_app.score.scores import score_cases
+from voxloss_app.score.table import save_csv, tables
+from voxloss_app.terminal import is_quiet, progress_bar, results_console
+from voxloss_app.train import checkpoint
+from voxloss_app.train import plan as plans
+from voxloss_app.train.checkpoint import Checkpoint, Epoch
+from voxloss_app.train.loop import Training
+from voxloss_app.train.network import loss_of, network_of
+from voxloss_app.train.plan import Plan, Request, make_plan
+from voxloss_app.train.prediction import write_prediction
+from voxloss_data.files import save_bytes
+from voxloss_data.label_maps import Case
+from voxloss_data.training_sets import Scan, training_set, unlabelled
+from voxloss_verify.subject.devices import chosen_device
+
+COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+TIMES = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+NAMED = 6  # classes whose scores a line has room for
+_LOG = logging.getLogger(__name__)
+PREDICTIONS, SCORES, CURVES, EVENTS = "predictions", "scores.csv", "curves.csv", "tensorboard"
+
+
+def train_and_score(request: Request) -> int:
+    """Train as `request` says, or go on with what is in its folder; return the exit code.
+
+    0: trained, and every held-out scan predicted and scored; 2: one could not be scored; 130: interrupted. Raises
+    ValueError for options and files that cannot be.
+    """
+    console = results_console()
+    device = chosen_device(request.device)
+    if request.out.exists() and not request.out.is_dir():
+        raise ValueError(f"--out: expected a folder, got the file {request.out}")
+    try:
+        plan = _plan(request, console)
+        training, validation = plan.scans(training_set(request.data))
+        if not is_quiet():
+            _say(plan, console)
+        _train(request, plan, training, validation, device, console)
+        console.print(f"network: {request.out}, for voxloss predict {request.out} IMAGE...")
+        if not validation:
+            return ExitCode.DONE
+        folder = request.out / PREDICTIONS
+        run = _predict(
+            request.out, plan, [(scan.name, scan.image) for scan in validation], folder, device, console
+        )
+        return _score(plan, validation, run, request.out / SCORES, console)
+    except KeyboardInterrupt:
+        kept = (request.out / checkpoint.FILE).exists()
+        what = "the last whole epoch is kept" if kept else "no epoch was finished"
+        console.print(f"interrupted: {what} in {request.out}; the same command goes on from there")
+        return ExitCode.INTERRUPTED
+
+
+def predict_and_write(run: Path, images: Sequence[Path], out: Path, device_name: str, fresh: bool) -> int:
+    """Predict the label maps of images, or of all images of folders, with the network of a training.
+
+    A prediction that is already there stays, unless `fresh`. Returns the exit code, 0 or 130. Raises ValueError
+    for a folder without a trained network, and images that cannot be read.
+    """
+    console = results_console()
+    device = chosen_device(device_name)
+    plan = Plan.load(run)
+    named = unlabelled(images, plan.channels)
+    if fresh:
+        for name, _ in named:
+            (out / f"{name}.nii.gz").unlink(missing_ok=True)
+    kept = sum((out / f"{name}.nii.gz").exists() for name, _ in named)
+    try:
+        _predict(run, plan, named, out, device, console)
+    except KeyboardInterrupt:
+        console.print(f"interrupted: what is predicted is kept in {out}; the same command goes on from there")
+        return ExitCode.INTERRUPTED
+    there = f" ({kept} of {len(named)} were there already and stay, --fresh predicts them again)" if kept else ""
+    console.print(f"predictions: {out}{there}")
+    return ExitCode.DONE
+
+
+def _plan(request: Request, console: Console) -> Plan:
+    """That of the folder, if its run is to go on: it must be what this request would make."""
+    with progress_bar(console, *COLUMNS) as progress:
+        task = progress.add_task("reading label maps", note="")
+        plan = make_plan(request, lambda done, total: progress.update(task, completed=done, total=total))
+    loss_of(plan)  # what it cannot be made with is said before anything is written or removed
+    if request.fresh and (request.out / plans.FILE).exists():  # it is a run's folder, then
+        for name in (plans.FILE, checkpoint.FILE, SCORES, CURVES):
+            (request.out / name).unlink(missing_ok=True)
+        for name in (PREDICTIONS, EVENTS):
+            shutil.rmtree(request.out / name, ignore_errors=True)
+    if (request.out / checkpoint.FILE).exists():
+        plan.require_same(Plan.load(request.out), request.out)
+    request.out.mkdir(parents=True, exist_ok=True)
+    plan.save(request.out)
+    return plan
+
+
+def _say(plan: Plan, console: Console) -> None:
+    named = zip(map(str, plan.labels), plan.class_names, strict=True)
+    classes = ", ".join(label if name == label else f"{label} {name}" for label, name in named)
+    ignored = "" if plan.ignored is None else f"; {plan.ignored} does not count"
+    window = f", window {plan.window[0]:g} to {plan.window[1]:g} HU" if plan.window else ""
+    shown = {
+        "loss": f"{plan.loss} {plan.loss_kwargs or ''}".rstrip(),
+        "classes": f"{len(plan.labels)}: {classes}{ignored}",
+        "scans": f"{len(plan.training)} train, {len(plan.validation)} validate",
+        "images": f"{plan.modality}, {plan.channels} channel{'s' * (plan.channels > 1)}{window}",
+        "grid": f"spacing {_by(plan.spacing)} mm, patches {_by(plan.patch)} voxels",
+    }
+    for name, value in shown.items():
+        console.print(f"{name:8} {value}")
+
+
+def _by(edges: Sequence[float]) -> str:
+    return " × ".join(f"{edge:g}" for edge in edges)
+
+
+def _train(
+    request: Request,
+    plan: Plan,
+    training: Sequence[Scan],
+    validation: Sequence[Scan],
+    device: torch.device,
+    console: Console,
+) -> None:
+    state = Training(plan, request.out, device)
+    begun = len(state.epochs)
+    if begun and not is_quiet():
+        console.print(f"going on after epoch {begun} of {plan.epochs}")
+    board = _board(request.out / EVENTS, begun, console)
+    with progress_bar(console, *COLUMNS, *TIMES) as progress:
+        task = progress.add_task("loading", total=plan.epochs * state.per_epoch, note="")
+
+        def after_step(step: int, loss: float) -> None:
+            progress.update(task, description="training", completed=step, note=f"loss {loss:.4f}")
+
+        def after_epoch(epochs: list[Epoch]) -> None:
+            last, number = epochs[-1], len(epochs)
+            save_bytes(request.out / CURVES, _curves(plan, epochs).encode())
+            facts = {"loss": last.loss, "learning rate": last.learning_rate}
+            text = f"epoch {number:4} loss {last.loss:.4f}"
+            if last.dice is not None:
+                named = dict(zip(plan.class_names, last.dice, strict=True))
+                facts |= {f"Dice/{name}": dice for name, dice in named.items() if dice is not None}
+                found = {name: dice for name, dice in [*named.items()][1:] if dice is not None}
+                if found:
+                    text += f"  validation Dice {fmean(found.values()):.3f}"
+                if 1 < len(found) <= NAMED:
+                    text += f" ({', '.join(f'{name} {dice:.3f}' for name, dice in found.items())})"
+            if not is_quiet() and (number % plan.validate_every == 0 or number == plan.epochs):
+                console.print(text)
+            _LOG.info("epoch %d of %d, loss %.4f", number, plan.epochs, last.loss)
+            if board is not None:
+                for name, value in facts.items():
+                    board.add_scalar(name, value, number)
+                board.flush()
+
+        state.run(training, validation, request.cache, after_step, after_epoch)
+    if board is not None:
+        board.close()
+
+
+def _board(folder: Path, begun: int, console: Console):  # type: ignore[no-untyped-def]  # its type is tensorboard's
+    """TensorBoard's writer, without what a killed run wrote after its checkpoint; None if it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        console.print("no TensorBoard: pip install 'voxloss[train]'; curves.csv has the same numbers")
+        return None
+    return SummaryWriter(str(folder), purge_step=begun + 1)
+
+
+def _curves(plan: Plan, epochs: Sequence[Epoch]) -> str:
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(("epoch", "loss", "learning_rate", *(f"dice {name}" for name in plan.class_names)))
+    for number, epoch in enumerate(epochs, start=1):
+        dice = epoch.dice or [None] * len(plan.labels)
+        rows.writerow((number, epoch.loss, epoch.learning_rate, *("" if d is None else d for d in dice)))
+    return text.getvalue()
+
+
+def _predict(
+    run: Path,
+    plan: Plan,
+    images: Sequence[tuple[str, Sequence[Path]]],
+    folder: Path,
+    device: torch.device,
+    console: Console,
+) -> list[Path]:
+    """Write what is not there yet; returns all paths."""
+    paths = [folder / f"{name}.nii.gz" for name, _ in images]
+    folder.mkdir(parents=True, exist_ok=True)
+    state = Checkpoint.load(run, device)
+    if state is None:
+        raise ValueError(f"expected a folder with a trained network, got no {checkpoint.FILE} in {run}")
+    set_determinism(plan.seed)
+    network = network_of(plan).to(device)
+    network.load_state_dict(state.network)
+    with progress_bar(console, *COLUMNS) as progress:
+        task = progress.add_task("predicting", total=len(paths), note="")
+        for (_, image), path in zip(images, paths, strict=True):
+            if not path.exists():
+                write_prediction(network, image, path, plan, device)
+            progress.advance(task)
+    return paths
+
+
+def _score(plan: Plan, scans: Sequence[Scan], predictions: Sequence[Path], out: Path, console: Console) -> int:
+    cases = [Case(scan.name, path, scan.label) for scan, path in zip(scans, predictions, strict=True)]
+    results = score_cases(cases, plan.labels[1:], plan.ignored)
+    scored = [result for result in results if result.error is None]
+    save_csv(scored, out)
+    console.print(*tables(scored, means=True), sep="\n")
+    for result in results:
+        if result.error is not None:
+            print(f"voxloss: {result.error}", file=sys.stderr)
+    console.print(f"predictions: {predictions[0].parent}, scores: {out}")
+    return ExitCode.REFUSED if len(scored) < len(results) else ExitCode.DONE

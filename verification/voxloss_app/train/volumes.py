@@ -1,0 +1,150 @@
+"""MONAI's transforms from files to what the network sees: RAS, one spacing, normalised by modality."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.data import CacheDataset, DataLoader
+from monai.data.utils import worker_init_fn
+from monai.transforms import (
+    ClassesToIndicesd,
+    Compose,
+    DeleteItemsd,
+    EnsureChannelFirstd,
+    LoadImaged,
+    MapLabelValued,
+    NormalizeIntensityd,
+    Orientationd,
+    RandAffined,
+    RandCropByLabelClassesd,
+    RandGaussianNoised,
+    RandScaleIntensityd,
+    RandShiftIntensityd,
+    ScaleIntensityRanged,
+    Spacingd,
+    SpatialPadd,
+    ToTensord,
+)
+
+from voxloss_app.train.plan import Plan
+from voxloss_data.training_sets import Scan
+
+IGNORED = -1  # the class of voxels that do not count
+BOTH = ["image", "label"]
+# Where patches may be centred, at most so many voxels of each class: all of them would take more memory than the
+# volume itself.
+CENTRES = 10_000
+
+
+def image_transforms(plan: Plan) -> Compose:
+    """From the files of `image` to a MetaTensor [channels, X, Y, Z]; its inverse brings class maps back."""
+    return Compose([*_load(["image"]), *_grid(["image"], plan), _normalised(plan)])
+
+
+def labelled(plan: Plan) -> list[Any]:
+    """From the files of `image` and `label` to MetaTensors on the network's grid; labels are classes."""
+    known = [plan.ignored] * (plan.ignored is not None) + plan.labels
+    classes = [IGNORED] * (plan.ignored is not None) + [*range(len(plan.labels))]
+    return [
+        *_load(BOTH),
+        MapLabelValued("label", known, classes, dtype=np.float32),
+        *_grid(BOTH, plan),
+        _normalised(plan),
+    ]
+
+
+def training_patches(scans: Sequence[Scan], plan: Plan, cache: float) -> CacheDataset:
+    """One patch of each scan, `plan.patches` times; a part `cache` of the scans is kept in memory."""
+    classes = len(plan.labels)
+    random_part = [
+        # As likely around a voxel of one class as of any other that the scan has.
+        RandCropByLabelClassesd(
+            BOTH,
+            "label",
+            spatial_size=plan.patch,
+            num_classes=classes,
+            indices_key="label_cls_indices",
+            warn=False,
+        ),
+        DeleteItemsd("label_cls_indices"),
+        # No flips: they would make a left kidney of a right one.
+        RandAffined(
+            BOTH,
+            prob=0.2,
+            rotate_range=(0.26,) * 3,
+            scale_range=(0.2,) * 3,
+            mode=("bilinear", "nearest"),
+            padding_mode="border",
+        ),
+        RandScaleIntensityd("image", factors=0.1, prob=0.5),
+        RandShiftIntensityd("image", offsets=0.1, prob=0.5),
+        RandGaussianNoised("image", std=0.05, prob=0.2),
+        ToTensord(BOTH, track_meta=False),
+    ]
+    steps = [
+        *labelled(plan),
+        SpatialPadd("image", plan.patch),
+        SpatialPadd("label", plan.patch, constant_values=IGNORED if plan.ignored is not None else 0),
+        ClassesToIndicesd("label", num_classes=classes, max_samples_per_class=CENTRES),
+    ]
+    items = [item(scan) for scan in scans] * plan.patches
+    return CacheDataset(
+        items,
+        Compose([*steps, *random_part]),
+        cache_rate=cache,
+        hash_as_key=True,
+        progress=False,
+        num_workers=None,
+    )
+
+
+def batches(patches: CacheDataset, plan: Plan) -> DataLoader:
+    """One epoch, in an order and with random transforms that follow from torch's seed at this moment."""
+    size = min(plan.batch, len(patches))
+    return DataLoader(
+        patches,
+        num_workers=plan.workers,
+        batch_size=size,
+        shuffle=True,
+        drop_last=True,
+        worker_init_fn=_deaf_worker,
+    )
+
+
+def item(scan: Scan) -> dict[str, Any]:
+    """What the transforms load."""
+    return {"image": files(scan.image), "label": str(scan.label)}
+
+
+def files(image: Sequence[Path]) -> str | list[str]:
+    """As MONAI takes one file, or one per channel."""
+    return str(image[0]) if len(image) == 1 else [str(path) for path in image]
+
+
+def _load(keys: list[str]) -> list[Any]:
+    return [LoadImaged(keys), EnsureChannelFirstd(keys)]
+
+
+def _grid(keys: list[str], plan: Plan) -> list[Any]:
+    modes = {"image": "bilinear", "label": "nearest"}
+    return [
+        Orientationd(keys, axcodes="RAS", labels=None),
+        Spacingd(keys, pixdim=plan.spacing, mode=[modes[key] for key in keys]),
+    ]
+
+
+def _normalised(plan: Plan) -> Any:
+    if plan.window is not None:
+        low, high = plan.window
+        return ScaleIntensityRanged("image", a_min=low, a_max=high, b_min=0, b_max=1, clip=True)
+    return NormalizeIntensityd("image", nonzero=True, channel_wise=True)
+
+
+def _deaf_worker(number: int) -> None:
+    """Ctrl-C is for the process that ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    worker_init_fn(number)
