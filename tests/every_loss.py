@@ -22,18 +22,18 @@ LOSSES: dict[str, type[StatisticsLoss]] = {
 
 def make(name: str, activation: str, **options: Any) -> StatisticsLoss:
     """A loss with its activation: "softmax", "sigmoid" or "none"."""
-    told = {activation: True} if activation != "none" else {}
+    shared = {activation: True} if activation != "none" else {}
     if name == "FocalLoss":
-        told = {"use_softmax": activation == "softmax"}
+        shared = {"use_softmax": activation == "softmax"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loss: StatisticsLoss = LOSSES[name](**told, **options)  # type: ignore[arg-type]
+        loss: StatisticsLoss = LOSSES[name](**shared, **options)  # type: ignore[arg-type]
     return loss
 
 
-def value_and_slope(loss: StatisticsLoss, x: Tensor, target: Tensor, **others: Any) -> tuple[Tensor, Tensor]:
+def value_and_gradient(loss: StatisticsLoss, x: Tensor, target: Tensor, **others: Any) -> tuple[Tensor, Tensor]:
     """A loss and its gradient."""
     leaf = x.detach().clone().requires_grad_()
     value = loss(leaf, target, **others)
-    (slope,) = torch.autograd.grad(value.sum(), leaf)
-    return value.detach(), slope
+    (gradient,) = torch.autograd.grad(value.sum(), leaf)
+    return value.detach(), gradient

@@ -30,7 +30,7 @@ from voxloss_app.bench.contenders import COPY, FLOOR, IN_CACHE, OURS, Contender,
 from voxloss_app.bench.goals import GOALS, ROUNDING, judge
 from voxloss_app.bench.measure import Options, examine
 from voxloss_app.bench.memory import allocated_peak, resident_peak
-from voxloss_app.bench.results import Measured, Result, Run, State, from_json, load_runs, save_runs, to_json
+from voxloss_app.bench.results import Measurement, Result, Run, State, from_json, load_runs, save_runs, to_json
 from voxloss_app.bench.timing import Spread, interleaved, ratios, spread
 from voxloss_app.finished import Finished
 
@@ -255,7 +255,7 @@ def test_a_wrong_answer_gets_no_speed(
     assert result.ratio("wrong", "right") is None
 
 
-def _examined(contender: Contender, available: int = 1 << 34) -> Measured:
+def _examined(contender: Contender, available: int = 1 << 34) -> Measurement:
     case = Case("dice", "softmax", 3, 8)
     input, target = tensors(case)
     measured, step = examine(case, contender, input, target, exact.exact(case, input, target), available)
@@ -438,7 +438,7 @@ def _result(case: Case, slower: float = 1000.0, peak: float = 1.0, error: float 
     for contender in contenders.contenders_for(case):
         yardsticks = {FLOOR: 0.5, IN_CACHE: 0.4, COPY: 0.9 / contenders.copied_share(case)}
         factor = {OURS: 1.0, **yardsticks}.get(contender.name, slower)
-        found[contender.name] = Measured(
+        found[contender.name] = Measurement(
             "measured",
             value_error=error if contender.name == OURS else 1e-8,
             peak=int(peak * case.logit_bytes),
@@ -458,7 +458,7 @@ def _run(device: str = "cpu", results: list[Result] | None = None) -> Run:
     )
 
 
-def _with(result: Result, name: str, measured: Measured) -> Result:
+def _with(result: Result, name: str, measured: Measurement) -> Result:
     return replace(result, contenders={**result.contenders, name: measured})
 
 
@@ -494,14 +494,14 @@ def test_goals_that_were_not_measured_say_why() -> None:
     assert {v.reached for v in cpu_only if v.goal.device == "cuda"} == {None}
     nothing = judge([_run("cpu", [_result(Case("tversky", "softmax", 2, 8))])])
     assert {(v.reached, v.shown) for v in nothing if v.goal.device == "cpu"} == {(None, "not in this run")}
-    failing = [_with(_result(c), "plain_compiled", Measured("failed", "no g++")) for c in default_cases("cpu")]
+    failing = [_with(_result(c), "plain_compiled", Measurement("failed", "no g++")) for c in default_cases("cpu")]
     shown = {v.goal.text: (v.reached, v.shown) for v in judge([_run("cpu", failing)])}
     text = "Dice: compiled plain torch's time over voxloss's (CPU, C = 14, 96³, B = 2)"
     assert shown[text] == (None, "failed: no g++")
 
 
 def test_a_wrong_voxloss_misses_its_goals() -> None:
-    wrong = [_with(_result(c), OURS, Measured("wrong", "value off by 1")) for c in default_cases("cpu")]
+    wrong = [_with(_result(c), OURS, Measurement("wrong", "value off by 1")) for c in default_cases("cpu")]
     found = [v for v in judge([_run("cpu", wrong)]) if v.goal.device == "cpu" and "exact" not in v.goal.text]
     found = [v for v in found if "eager" not in v.goal.text]
     assert len(found) > 5
@@ -532,11 +532,11 @@ def test_runs_are_written_and_read_again(tmp_path: Path) -> None:
 
 def test_page() -> None:
     results = [
-        _with(_result(case), "nnunet", Measured("skipped", "not installed"))
+        _with(_result(case), "nnunet", Measurement("skipped", "not installed"))
         for case in default_cases("cpu")
         if case.family == "dice"
     ]
-    results[0] = _with(results[0], "monai", Measured("wrong", "value off by 1.0e-03, tolerance 1.0e-06"))
+    results[0] = _with(results[0], "monai", Measurement("wrong", "value off by 1.0e-03, tolerance 1.0e-06"))
     results[1] = replace(results[1], state="failed", why="the process was ended by signal 9", contenders={})
     results[2] = _with(
         results[2], "monai_compiled", replace(results[2].contenders["monai"], note="in two | parts")

@@ -130,7 +130,7 @@ def test_of_compounds(name: str, families: tuple[str, str], factors: dict[str, f
         assert by_voxel.include_background == (families[1] == "cross_entropy")
 
 
-def test_what_concerns_the_call_is_told_to_all_parts() -> None:
+def test_what_concerns_the_call_is_shared_by_all_parts() -> None:
     claims = read(voxloss.TverskyCELoss(softmax=True, ignore_index=2, alpha=0.3, beta=0.7, label_smoothing=0.25))
     assert [each.ignore_index for each in claims.formulas] == [2, 2]
     assert (claims.formulas[0].beta, claims.formulas[1].label_smoothing) == (0.7, 0.25)
@@ -194,7 +194,7 @@ class SquareRootDice(voxloss.RegionLoss):
 
 
 class OfAllClasses(SquareRootDice):
-    def terms(self, statistics: Any, further: Any, weight: Any, counts: Any) -> Any:
+    def terms(self, statistics: Any, extra_sums: Any, weight: Any, counts: Any) -> Any:
         return self.per_class(statistics).mean(1, keepdim=True), None
 
 
@@ -330,19 +330,19 @@ def test_a_compound_of_ones_own() -> None:
 
 def test_a_formula_of_further_sums() -> None:
     class Rate(voxloss.RegionLoss):
-        further = ("voxels", "sensitivity_error")
+        extra_sums = ("voxels", "sensitivity_error")
 
         def per_class(self, statistics: Any, voxels: Any, sensitivity_error: Any) -> Any:
             return (statistics.prediction + sensitivity_error) / voxels
 
     claims = read(Rate(softmax=True))
     assert claims.formula is not None
-    losses, slopes = claims.formula([[1.0, 2.0, 3.0, 10.0, 0.5]], [1.0])
+    losses, derivatives = claims.formula([[1.0, 2.0, 3.0, 10.0, 0.5]], [1.0])
     assert losses == [0.25]
-    assert slopes == [[0, 0.1, 0, pytest.approx(-0.025), 0.1]]
+    assert derivatives == [[0, 0.1, 0, pytest.approx(-0.025), 0.1]]
 
     class Logarithmic(voxloss.RegionLoss):
-        further = ("log_loss",)
+        extra_sums = ("log_loss",)
 
         def per_class(self, statistics: Any, log_loss: Any) -> Any:
             return log_loss / statistics.target

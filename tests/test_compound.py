@@ -42,9 +42,9 @@ WEIGHT = torch.tensor([0.3, 1.3, 2.3, 3.3], dtype=torch.float64)
 
 def every_loss(activation: str = "softmax", **options: Any) -> list[StatisticsLoss]:
     """One of each, told the same."""
-    told = {activation: True, **options}
+    shared = {activation: True, **options}
     focal = FocalLoss(use_softmax=activation == "softmax", **options)
-    return [CrossEntropyLoss(label_smoothing=0.2, **told), focal, *(loss(**told) for loss in COMPOUNDS)]
+    return [CrossEntropyLoss(label_smoothing=0.2, **shared), focal, *(loss(**shared) for loss in COMPOUNDS)]
 
 
 def value_and_gradient(loss: Any, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -450,7 +450,7 @@ def test_what_is_true_on_one_machine_only_is_left_out() -> None:
     assert results._anywhere(f"f({softmax_helper_dim1}, {torch.sigmoid})") == "f(softmax_helper_dim1, sigmoid)"
 
 
-def test_cases_can_be_told_apart_and_made_by_their_source() -> None:
+def test_cases_are_distinct_and_made_by_their_source() -> None:
     every = cases.all_cases()
     assert {case.library for case in every} >= {"voxloss", "MONAI"}
     assert len({(case.library, case.name, case.label) for case in every}) == len(every)

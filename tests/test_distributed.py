@@ -148,8 +148,8 @@ def _partly(
     loss = make(name) if shard is None else make(name, group="world", shard=shard)
     x = network()(images).detach().requires_grad_()
     value = loss(x, labels, mask, annotated)
-    (slope,) = torch.autograd.grad(value, x)
-    return value.item(), slope
+    (gradient,) = torch.autograd.grad(value, x)
+    return value.item(), gradient
 
 
 @pytest.mark.parametrize("name", ["DiceLoss", "DiceCELoss batch", "FocalLoss", "GeneralizedDiceLoss batch"])
@@ -159,14 +159,14 @@ def test_masks_and_partly_annotated_items_over_ranks(two: Ranks, name: str) -> N
     mask = torch.rand(labels.shape, dtype=torch.float64)
     mask[mask < 0.3] = 0
     annotated = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0], [0, 1, 0, 1], [1, 1, 0, 1]]).bool()
-    value, slope = _partly(name, images, labels, mask, annotated, None)
+    value, gradient = _partly(name, images, labels, mask, annotated, None)
     for shard, axis, cut in (("batch", 0, [3, 2]), ("volume", 2, [1, 5])):
         parts = [torch.split(each, cut, axis) for each in (images, labels, mask)]
         which = torch.split(annotated, cut) if shard == "batch" else [annotated, annotated]
         shares = [(name, *(t.clone() for t in share), shard) for share in zip(*parts, which, strict=True)]
         found = two.run(_partly, shares)
         # DDP would divide by the number of ranks.
-        torch.testing.assert_close(torch.cat([by for _, by in found], axis) / 2, slope, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(torch.cat([by for _, by in found], axis) / 2, gradient, rtol=1e-6, atol=1e-9)
         assert all(got == pytest.approx(value, rel=1e-6) for got, _ in found)
 
 
@@ -183,9 +183,9 @@ def _compiled(x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
 
 def test_one_graph_with_a_message_in_it(two: Ranks) -> None:
     x, labels = logits(items=4), label_map(items=4)
-    for value, slope, compiled, by_compiled in two.run(_compiled, [(x[:1], labels[:1]), (x[1:], labels[1:])]):
+    for value, gradient, compiled, by_compiled in two.run(_compiled, [(x[:1], labels[:1]), (x[1:], labels[1:])]):
         torch.testing.assert_close(compiled, value)
-        torch.testing.assert_close(by_compiled, slope)
+        torch.testing.assert_close(by_compiled, gradient)
 
 
 def test_without_processes_world_is_this_one() -> None:

@@ -120,15 +120,17 @@ def test_finite_where_a_probability_rounds_to_0_or_1(
     names = ["cross_entropy", "focal"]
     if activation != "softmax":
         names += ["cross_entropy_negative", "focal_negative"]
-    if activation != "none" or gamma <= 1:  # above, its slope at a probability of 0 is none in float32
+    if activation != "none" or gamma <= 1:  # above, its gradient at a probability of 0 is none in float32
         names += ["log_power"] if activation == "softmax" else ["log_power", "log_power_negative"]
     got = sums(x, labels, activation, names, gamma=gamma, backend=backend)
     expected = sums(x.double(), labels, activation, names, gamma=gamma)
     torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=1e-12)
-    (slope,) = torch.autograd.grad(got.sum(), x)
-    (expected_slope,) = torch.autograd.grad(expected.sum(), x)
-    assert torch.isfinite(slope.float()).all()
-    torch.testing.assert_close(slope, expected_slope, rtol=1e-2 if dtype == torch.bfloat16 else 1e-6, atol=1e-6)
+    (gradient,) = torch.autograd.grad(got.sum(), x)
+    (expected_gradient,) = torch.autograd.grad(expected.sum(), x)
+    assert torch.isfinite(gradient.float()).all()
+    torch.testing.assert_close(
+        gradient, expected_gradient, rtol=1e-2 if dtype == torch.bfloat16 else 1e-6, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("gamma", [0.3, 1.0, 1.7])

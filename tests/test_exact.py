@@ -151,17 +151,17 @@ def test_focal_loss_by_hand() -> None:
 def test_losses_of_all_voxels_by_hand() -> None:
     """p = ½, ¼, ¼, ¾ and g = 1, 0, 0, 1: TP = 1¼, FP = ½, FN = ¾, TN = 1½."""
     p, g = np.array([0.5, 0.25, 0.25, 0.75]).reshape(1, 1, 4), np.array([1.0, 0, 0, 1]).reshape(1, 1, 4)
-    told: dict[str, Any] = {"labels": "one-hot", "soft_labels": True}
+    shared: dict[str, Any] = {"labels": "one-hot", "soft_labels": True}
     mcc = (1.25 * 1.5 - 0.5 * 0.75) / math.sqrt(1.75 * 2 * 2 * 2.25)
-    assert of_voxels(p, g, **told, family="mcc") == 1 - mcc
+    assert of_voxels(p, g, **shared, family="mcc") == 1 - mcc
     smoothed = (1.25 * 1.5 - 0.5 * 0.75 + 2) / math.sqrt(1.75 * 2 * 2 * 2.25 + 3)
-    assert of_voxels(p, g, **told, family="mcc", smooth_nr=2.0, smooth_dr=3.0) == 1 - smoothed
-    assert of_voxels(g, g, **told, family="mcc", smooth_dr=3.0) == 0
-    assert of_voxels(p, 0 * g, **told, family="mcc") == 1
+    assert of_voxels(p, g, **shared, family="mcc", smooth_nr=2.0, smooth_dr=3.0) == 1 - smoothed
+    assert of_voxels(g, g, **shared, family="mcc", smooth_dr=3.0) == 0
+    assert of_voxels(p, 0 * g, **shared, family="mcc") == 1
     errors = (0.25 + 0.0625) / 2, (0.0625 + 0.0625) / 2
-    found = of_voxels(p, g, **told, family="sensitivity_specificity", inside=0.25)
+    found = of_voxels(p, g, **shared, family="sensitivity_specificity", inside=0.25)
     assert found == 0.25 * errors[0] + 0.75 * errors[1]
-    assert of_voxels(p, 0 * g, **told, family="sensitivity_specificity", inside=0.25) == 0.75 * 0.9375 / 4
+    assert of_voxels(p, 0 * g, **shared, family="sensitivity_specificity", inside=0.25) == 0.75 * 0.9375 / 4
 
 
 def test_powers_of_logarithms_by_hand() -> None:
@@ -206,8 +206,8 @@ def test_a_formula_of_its_own_by_hand() -> None:
     rows = [[of(1, 2, 4), of(6, 8, 6)], [of(0, 3, 1), of(1, 2, 2)]]
     claims = Claims(family="formula", formula=misses, class_weight=(1.0, 2.0))
     assert value(rows, **vars(claims)) == (3 / 4 + 1 + 2 * (0 + 1 / 2)) / 4
-    slopes = exact.sum_slopes(claims, rows)
-    assert [[s.intersection for s in row] for row in slopes] == [[-1 / 16, -1 / 12], [-1 / 4, -1 / 4]]
+    derivatives = exact.sum_derivatives(claims, rows)
+    assert [[s.intersection for s in row] for row in derivatives] == [[-1 / 16, -1 / 12], [-1 / 4, -1 / 4]]
     steep = replace(claims, formula=lambda sums, weights: ([100 * i for i, _, _ in sums], []))
     tolerance = exact.of_sums(steep, rows, "float32").tolerance
     assert tolerance == pytest.approx(1.5 * 600e-6)  # Σ w/4 times 1e-6 of the largest loss
@@ -221,11 +221,11 @@ def test_means_of_nothing_and_of_sure_predictions_are_finite(family: Any, activa
     input = sure if activation == "none" else 3e4 * (2 * sure - 1)
     for labels in ([9, 9], [0, 1], [1, 0]):
         volume = Volume("sure", input, np.array(labels).reshape(1, 1, 2))
-        wanted, slopes = exact.expected(claims, volume), exact.gradient(claims, volume)
+        wanted, derivatives = exact.expected(claims, volume), exact.gradient(claims, volume)
         assert np.isfinite(wanted.value)
-        assert np.isfinite(slopes).all()
+        assert np.isfinite(derivatives).all()
         assert (labels == [1, 0]) == (wanted.value > 1)
-        assert labels != [9, 9] or not slopes.any()
+        assert labels != [9, 9] or not derivatives.any()
 
 
 @pytest.mark.parametrize("family", ["dice", "cross_entropy", "focal"])
@@ -238,8 +238,8 @@ def test_a_volume_that_is_repeated(family: Any, reduction: Any) -> None:
     thrice = Volume("thrice", np.tile(once.input, 3), np.tile(once.target, 3))
     said = once.changed(times=3)
     assert exact.expected(claims, said).value == pytest.approx(exact.expected(claims, thrice).value, rel=1e-15)
-    slopes = exact.gradient(claims, thrice)[..., :4]
-    assert exact.gradient(claims, said) == pytest.approx(slopes, rel=1e-15)
+    derivatives = exact.gradient(claims, thrice)[..., :4]
+    assert exact.gradient(claims, said) == pytest.approx(derivatives, rel=1e-15)
     assert exact.gradient_tolerance(claims, said, "float32") == exact.gradient_tolerance(
         claims, thrice, "float32"
     )
@@ -324,6 +324,6 @@ def test_ignored_voxels_do_not_exist(family: Any) -> None:
     with_it = Volume("ignored", input, target)
     without = Volume("deleted", input[:, :, [0, 2, 3]], target[:, :, [0, 2, 3]])
     assert exact.expected(claims, with_it).value == exact.expected(claims, without).value
-    slopes = exact.gradient(claims, with_it)
-    assert (slopes[:, :, 1] == 0).all()
-    assert (slopes[:, :, [0, 2, 3]] == exact.gradient(claims, without)).all()
+    derivatives = exact.gradient(claims, with_it)
+    assert (derivatives[:, :, 1] == 0).all()
+    assert (derivatives[:, :, [0, 2, 3]] == exact.gradient(claims, without)).all()

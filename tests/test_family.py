@@ -18,7 +18,7 @@ from sklearn.metrics import matthews_corrcoef, recall_score
 from torch import Tensor
 
 import voxloss
-from every_loss import LOSSES, make, value_and_slope
+from every_loss import LOSSES, make, value_and_gradient
 from volumes import label_map, logits, one_hot
 from voxloss.backends import select
 from voxloss.losses.exponential_logarithmic import LogarithmicCrossEntropyLoss
@@ -30,13 +30,13 @@ BOX = (2, 3, 4)
 
 def same(ours: Callable[..., Tensor], theirs: Callable[..., Tensor], x: Tensor, target: Tensor) -> None:
     """The same value and gradient."""
-    values, slopes = [], []
+    values, gradients = [], []
     for loss in (ours, theirs):
         leaf = x.detach().clone().requires_grad_()
         values.append(loss(leaf, target))
-        slopes.append(torch.autograd.grad(values[-1].sum(), leaf)[0])
+        gradients.append(torch.autograd.grad(values[-1].sum(), leaf)[0])
     torch.testing.assert_close(*values, rtol=PARITY["float64"], atol=1e-14)
-    torch.testing.assert_close(*slopes, rtol=PARITY["float64"], atol=1e-14)
+    torch.testing.assert_close(*gradients, rtol=PARITY["float64"], atol=1e-14)
 
 
 # Matthews' correlation coefficient.
@@ -54,9 +54,9 @@ def same(ours: Callable[..., Tensor], theirs: Callable[..., Tensor], x: Tensor, 
 def test_mcc_is_monais(options: dict[str, Any]) -> None:
     form, activation = options.pop("form"), options.pop("activation")
     x, labels = logits(), label_map()
-    told = {**options, activation: True, "to_onehot_y": form == "label map"}
+    shared = {**options, activation: True, "to_onehot_y": form == "label map"}
     target = labels if form == "label map" else one_hot(labels, 4)
-    same(voxloss.MCCLoss(**told), monai.losses.MCCLoss(**told), x, target)
+    same(voxloss.MCCLoss(**shared), monai.losses.MCCLoss(**shared), x, target)
 
 
 def test_mcc_takes_monais_arguments() -> None:
@@ -81,9 +81,9 @@ def test_mcc_of_nothing_and_of_all(p: float, g: float, smooth_dr: float) -> None
     """Perfect is 0 also where there is nothing to correlate; else the root of 0 leaves no correlation."""
     x = torch.full((1, 1, *BOX), float(p), dtype=torch.float64)
     target = (torch.arange(24).view(1, 1, *BOX) < 24 * g).double()
-    value, slope = value_and_slope(voxloss.MCCLoss(smooth_dr=smooth_dr), x, target)
+    value, gradient = value_and_gradient(voxloss.MCCLoss(smooth_dr=smooth_dr), x, target)
     assert value == (0 if p == g and p in (0, 1) else 1)
-    assert slope.isfinite().all()
+    assert gradient.isfinite().all()
 
 
 @pytest.mark.parametrize("share", [1e-1, 1e-3, 1e-5])
@@ -126,9 +126,9 @@ def test_an_error_over_no_voxels_is_none() -> None:
     x = torch.full((1, 1, *BOX), 0.25, dtype=torch.float64)
     loss = voxloss.SensitivitySpecificityLoss(r=0.2)
     for target, wanted in ((torch.zeros_like(x), 0.8 * 0.25**2), (torch.ones_like(x), 0.2 * 0.75**2)):
-        value, slope = value_and_slope(loss, x, target)
+        value, gradient = value_and_gradient(loss, x, target)
         torch.testing.assert_close(value.item(), wanted)
-        assert slope.isfinite().all()
+        assert gradient.isfinite().all()
 
 
 # Penalty Generalised Dice.
@@ -137,15 +137,15 @@ def test_an_error_over_no_voxels_is_none() -> None:
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("k", [0.0, 2.5])
 def test_penalty(k: float, reduction: str) -> None:
-    told = {**MAP, "w_type": "simple"}
-    each = voxloss.GeneralizedDiceLoss(**told, reduction="none")
+    shared = {**MAP, "w_type": "simple"}
+    each = voxloss.GeneralizedDiceLoss(**shared, reduction="none")
 
     def plain(x: Tensor, labels: Tensor) -> Tensor:
         loss: Tensor = each(x, labels)
         loss = loss / (1 + k * (1 - loss))
         return loss.mean() if reduction == "mean" else loss
 
-    same(voxloss.PenaltyGeneralizedDiceLoss(**told, k=k, reduction=reduction), plain, logits(), label_map())
+    same(voxloss.PenaltyGeneralizedDiceLoss(**shared, k=k, reduction=reduction), plain, logits(), label_map())
 
 
 def test_the_penalty_pushes_what_is_wrong_and_not_what_is_right() -> None:
@@ -195,9 +195,9 @@ def test_powers_of_binary_logarithms(frequencies: list[float] | None) -> None:
 
 def test_a_class_without_voxels_has_no_frequency() -> None:
     x, labels = logits(), label_map(channels=3)
-    value, slope = value_and_slope(voxloss.ExponentialLogarithmicLoss(**MAP), x, labels)
+    value, gradient = value_and_gradient(voxloss.ExponentialLogarithmicLoss(**MAP), x, labels)
     assert value.isfinite()
-    assert slope.isfinite().all()
+    assert gradient.isfinite().all()
 
 
 # Combo.
@@ -231,8 +231,8 @@ def test_combo(alpha: float, beta: float) -> None:
 @pytest.mark.parametrize("delta", [0.6, 0.3])
 def test_unified_focal_of_two_classes_is_monais_but_for_its_mean_over_classes(delta: float, gamma: float) -> None:
     x, labels = logits(channels=2), label_map(channels=2)
-    told: Any = {"to_onehot_y": True, "delta": delta, "gamma": gamma}
-    focal, tversky = (kind(**told) for kind in (AsymmetricFocalLoss, AsymmetricFocalTverskyLoss))
+    shared: Any = {"to_onehot_y": True, "delta": delta, "gamma": gamma}
+    focal, tversky = (kind(**shared) for kind in (AsymmetricFocalLoss, AsymmetricFocalTverskyLoss))
 
     def theirs(x: Tensor, labels: Tensor) -> Tensor:
         p = x.softmax(1)
@@ -250,8 +250,8 @@ def test_unified_focal_of_two_classes_is_monais_but_for_its_mean_over_classes(de
 def test_unified_focal_of_many_classes(activation: str, asymmetric: bool) -> None:
     x, labels = logits(), label_map()
     delta, gamma = 0.7, 0.25
-    told = {"to_onehot_y": True, "delta": delta, "gamma": gamma, "asymmetric": asymmetric}
-    ours = make("UnifiedFocalLoss", activation, **told)
+    shared = {"to_onehot_y": True, "delta": delta, "gamma": gamma, "asymmetric": asymmetric}
+    ours = make("UnifiedFocalLoss", activation, **shared)
 
     def plain(x: Tensor, labels: Tensor) -> Tensor:
         g = one_hot(labels, 4)
@@ -280,8 +280,8 @@ def test_unified_focal_of_many_classes(activation: str, asymmetric: bool) -> Non
 def test_the_background_of_the_unified_focal_loss_is_found(options: dict[str, Any]) -> None:
     x, labels = logits(), label_map()
     part = voxloss.UnifiedFocalLoss(**MAP, **options).focal_tversky
-    told: dict[str, Any] = {**MAP, "alpha": 0.4, "beta": 0.6, "reduction": "none"}
-    plain = voxloss.TverskyLoss(**told, **options)(x, labels)
+    shared: dict[str, Any] = {**MAP, "alpha": 0.4, "beta": 0.6, "reduction": "none"}
+    plain = voxloss.TverskyLoss(**shared, **options)(x, labels)
     steep = plain.sqrt()
     if options.get("classes"):
         steep[:, 1] = plain[:, 1]
@@ -315,11 +315,11 @@ def test_one_pass_forward_and_one_backward(name: str, passes: list[tuple[str, st
 def test_compiles_copies_and_goes_into_deep_supervision(name: str) -> None:
     x, labels = logits(dtype=torch.float32, spatial=(8, 8, 8)), label_map(spatial=(8, 8, 8))
     loss = make(name, "softmax", to_onehot_y=True)
-    value, slope = value_and_slope(loss, x, labels)
+    value, gradient = value_and_gradient(loss, x, labels)
     torch.compiler.reset()
     compiled: Any = torch.compile(loss, fullgraph=True, backend="aot_eager")
     for other in (compiled, copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
-        torch.testing.assert_close(value_and_slope(other, x, labels), (value, slope))
+        torch.testing.assert_close(value_and_gradient(other, x, labels), (value, gradient))
     supervised = monai.losses.DeepSupervisionLoss(loss)
     small = x[..., ::2, ::2, ::2]
     low = F.interpolate(labels.float(), scale_factor=0.5, mode="nearest-exact")
@@ -360,9 +360,9 @@ def test_finite_at_every_edge(name: str, dtype: str) -> None:
                     torch.full(right.shape, size),
                 ):
                     for target in (labels, torch.zeros_like(labels)):
-                        value, slope = value_and_slope(loss, x.to(kind), target)
+                        value, gradient = value_and_gradient(loss, x.to(kind), target)
                         assert value.isfinite(), (activation, channels, size)
-                        assert slope.isfinite().all(), (activation, channels, size)
+                        assert gradient.isfinite().all(), (activation, channels, size)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -371,9 +371,9 @@ def test_a_perfect_prediction_costs_nothing_and_stays(name: str, dtype: str) -> 
     labels = label_map(channels=3)
     x = torch.where(one_hot(labels, 3) > 0, 1e4, -1e4).to(getattr(torch, dtype))
     for activation in ("softmax", "sigmoid"):
-        value, slope = value_and_slope(make(name, activation, to_onehot_y=True), x, labels)
+        value, gradient = value_and_gradient(make(name, activation, to_onehot_y=True), x, labels)
         assert value.abs() < 1e-6
-        assert slope.abs().max() < 1e-6
+        assert gradient.abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -382,10 +382,10 @@ def test_half_precision_logits_are_those_numbers(name: str) -> None:
     loss = make(name, "softmax", to_onehot_y=True)
     for dtype in ("float16", "bfloat16"):
         half = x.to(getattr(torch, dtype))
-        value, slope = value_and_slope(loss, half, labels)
-        exact, by_exact = value_and_slope(loss, half.double(), labels)
+        value, gradient = value_and_gradient(loss, half, labels)
+        exact, by_exact = value_and_gradient(loss, half.double(), labels)
         assert (value.double() - exact).abs() < LOSS[dtype] * exact.abs().clamp(min=1)
-        assert (slope.double() - by_exact).abs().max() < GRADIENT[dtype] * by_exact.abs().max() + 2.0**-24
+        assert (gradient.double() - by_exact).abs().max() < GRADIENT[dtype] * by_exact.abs().max() + 2.0**-24
 
 
 @pytest.mark.parametrize(

@@ -118,13 +118,13 @@ def test_focal_power_is_the_power_and_stays_finite_at_zero(gamma: float) -> None
     )
     x.requires_grad_()
     y = formulas.focal_power(x, gamma)
-    (slope,) = torch.autograd.grad(y.sum(), x)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
     exact = x.detach().clamp(min=0) ** (1 / gamma)
     above = x.detach() >= FOCAL_LINEAR_BELOW
     close(y.detach()[above], exact[above])
-    assert slope.isfinite().all()
-    assert (slope >= 0).all()
-    assert slope.max() <= max(FOCAL_LINEAR_BELOW ** (1 / gamma - 1), 1 / gamma) * (1 + 1e-9)
+    assert gradient.isfinite().all()
+    assert (gradient >= 0).all()
+    assert gradient.max() <= max(FOCAL_LINEAR_BELOW ** (1 / gamma - 1), 1 / gamma) * (1 + 1e-9)
     assert y[1] == 0
     assert (y.diff() >= 0).all(), "the power is monotonic across the chord's end"
     largest_gap = 7e-7 if gamma == 4 / 3 else FOCAL_LINEAR_BELOW ** (1 / gamma)
@@ -168,8 +168,8 @@ def test_log_cosh_neither_cancels_nor_overflows(x: float) -> None:
         else math.log(math.cosh(x))
     )
     assert value.item() == pytest.approx(exact, rel=1e-14)
-    (slope,) = torch.autograd.grad(value.sum(), got)
-    assert slope.item() == pytest.approx(math.tanh(x), rel=1e-12)
+    (gradient,) = torch.autograd.grad(value.sum(), got)
+    assert gradient.item() == pytest.approx(math.tanh(x), rel=1e-12)
 
 
 def test_asymmetric_similarity_is_f_beta() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from volumes import label_map, logits, one_hot
 from voxloss.backends import BACKENDS, numba_cpu, reference
-from voxloss.backends.voxels import NEGATIVE, POSITIVE, TERMS, Pass
+from voxloss.backends.voxels import NEGATIVE, POSITIVE, TERMS, PassSpec
 from voxloss_verify.tolerances import GRADIENT, LOSS
 
 # numpy's, in Triton's interpreter: ∞ − ∞
@@ -69,13 +69,13 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numba_cpu, "_scratch", poisoned)
 
 
-def volumes(options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None, Pass]:
+def volumes(options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None, PassSpec]:
     """An input with NaN where ignored or of weight 0, a target, a mask, and what is asked of them; in float64."""
     x, labels = 3 * logits(channels=CHANNELS, spatial=SPATIAL), label_map(channels=CHANNELS, spatial=SPATIAL)
     if options["activation"] == "none":
         x = x.sigmoid()
         with_logarithms = {*POSITIVE, *NEGATIVE} & {*options["sums"]}
-        # Without logarithms p = g somewhere: there min(p, g) has two slopes. A logarithm's is infinite at p = 0.
+        # Without logarithms p = g somewhere: there min(p, g) has two. A logarithm's is infinite at p = 0.
         x = x.clamp(0.02, 0.98) if with_logarithms else (8 * x).round() / 8
     ignore_index = {"nothing": None, "a class": 2, "another value": 255}[options["ignored"]]
     target = labels if options["form"] == "label map" else one_hot(labels, CHANNELS)
@@ -98,13 +98,15 @@ def volumes(options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None, Pas
         x = x.masked_fill(mask == 0, torch.nan)
         target = target.masked_fill(mask == 0, 77)  # neither a class nor a probability
     names = [name for name in options["sums"] if options["activation"] != "softmax" or name not in NEGATIVE]
-    return x, target, mask, Pass(options["activation"], names, ignore_index, options["gamma"])
+    return x, target, mask, PassSpec(options["activation"], names, ignore_index, options["gamma"])
 
 
-def assert_equal_passes(backend: str, x: Tensor, target: Tensor, job: Pass, mask: Tensor | None = None) -> None:
+def assert_equal_passes(
+    backend: str, x: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None = None
+) -> None:
     name = str(x.dtype).removeprefix("torch.")
-    sums, valid = BACKENDS[backend].region_sums(x, target, job, mask)
-    expected, _ = reference.region_sums(x.double(), target, job, mask)
+    sums, valid = BACKENDS[backend].region_sums(x, target, spec, mask)
+    expected, _ = reference.region_sums(x.double(), target, spec, mask)
     assert valid
     assert sums.shape == expected.shape
     size = expected.abs().clamp(min=1)
@@ -113,13 +115,13 @@ def assert_equal_passes(backend: str, x: Tensor, target: Tensor, job: Pass, mask
     for wrt, like in (("input", x), ("target", target)):
         if wrt == "target" and not (target.shape[1] == x.shape[1] and target.is_floating_point()):
             continue
-        slope = BACKENDS[backend].region_sums_backward(grad, x, target, job, wrt, mask)
+        gradient = BACKENDS[backend].region_sums_backward(grad, x, target, spec, wrt, mask)
         same = (x.double(), target) if wrt == "input" else (x.double(), target.double())
-        expected = reference.region_sums_backward(grad, *same, job, wrt, mask)
-        assert slope.dtype == like.dtype
-        assert slope.stride() == torch.empty_like(like).stride()
+        expected = reference.region_sums_backward(grad, *same, spec, wrt, mask)
+        assert gradient.dtype == like.dtype
+        assert gradient.stride() == torch.empty_like(like).stride()
         tolerance = GRADIENT[str(like.dtype).removeprefix("torch.")] + GRADIENT[name]
-        assert (slope.double() - expected).abs().max() <= tolerance * expected.abs().max(), wrt
+        assert (gradient.double() - expected).abs().max() <= tolerance * expected.abs().max(), wrt
 
 
 @pytest.mark.parametrize("backend", FUSED)
@@ -136,7 +138,7 @@ def assert_equal_passes(backend: str, x: Tensor, target: Tensor, job: Pass, mask
     mask_layout=list(MASK_LAYOUTS),
 )
 def test_equal_to_the_reference(options: dict[str, Any], backend: str, poisoned_empty: None) -> None:
-    x, target, mask, job = volumes(options)
+    x, target, mask, spec = volumes(options)
     x = LAYOUTS[options["layout"]](x.to(options["dtype"]))
     target = LAYOUTS[options["target_layout"]](target)
     if options["layout"] == "transposed":
@@ -144,7 +146,7 @@ def test_equal_to_the_reference(options: dict[str, Any], backend: str, poisoned_
     if (options["layout"] == "transposed") != (options["target_layout"] == "transposed"):
         target = target.transpose(2, 4)
     before = [x.clone(), target.clone()]
-    assert_equal_passes(backend, x, target, job, mask)
+    assert_equal_passes(backend, x, target, spec, mask)
     torch.testing.assert_close([x, target], before, rtol=0, atol=0, equal_nan=True)
 
 
@@ -157,14 +159,14 @@ def test_any_number_of_channels(channels: int, activation: str, backend: str) ->
     x = logits(channels=channels, spatial=(5, 13), dtype=torch.float32)
     labels = label_map(channels=max(channels, 2), spatial=(5, 13))
     names = ["intersection", "prediction", "target", "cross_entropy"]
-    assert_equal_passes(backend, x, labels, Pass(activation, names, None))
+    assert_equal_passes(backend, x, labels, PassSpec(activation, names, None))
 
 
 @pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("shape", [(1,), (1, 1, 1), (31,), (48,), (49,), (2, 24), (97,)])
 def test_any_number_of_voxels(shape: tuple[int, ...], backend: str) -> None:
     x, labels = logits(spatial=shape, dtype=torch.float32), label_map(spatial=shape)
-    assert_equal_passes(backend, x, labels, Pass("softmax", ["intersection", "prediction", "target"], None))
+    assert_equal_passes(backend, x, labels, PassSpec("softmax", ["intersection", "prediction", "target"], None))
 
 
 @pytest.mark.parametrize("backend", FUSED)
@@ -177,15 +179,15 @@ def test_a_nan_that_counts_reaches_the_sums_and_the_gradient(
     x = x.sigmoid() if activation == "none" else x
     x[1, 2, 40] = torch.nan
     names = ["intersection", "prediction", "target", "cross_entropy"]
-    job = Pass(activation, names, None)
-    sums, valid = BACKENDS[backend].region_sums(x, labels, job)
+    spec = PassSpec(activation, names, None)
+    sums, valid = BACKENDS[backend].region_sums(x, labels, spec)
     assert valid
     assert sums[:, 0].isfinite().all()
     assert sums[1, 1, 2].isnan()
-    slope = BACKENDS[backend].region_sums_backward(torch.ones(4, 2, 4).double(), x, labels, job, "input")
-    assert slope[1, 2, 40].isnan()
-    slope[1, :, 40] = 0
-    assert slope.isfinite().all()
+    gradient = BACKENDS[backend].region_sums_backward(torch.ones(4, 2, 4).double(), x, labels, spec, "input")
+    assert gradient[1, 2, 40].isnan()
+    gradient[1, :, 40] = 0
+    assert gradient.isfinite().all()
 
 
 @pytest.mark.parametrize("backend", ["reference", "eager", *FUSED])
@@ -200,21 +202,21 @@ def test_a_voxel_of_weight_k_counts_k_times(
     x = x.sigmoid() if activation == "none" else x
     target = labels if form == "label map" else logits(channels=CHANNELS, spatial=(40,), dtype=dtype).softmax(1)
     times = torch.arange(40) % 4
-    job = Pass(activation, [n for n in asked if activation != "softmax" or n not in NEGATIVE], None, 1.5)
+    spec = PassSpec(activation, [n for n in asked if activation != "softmax" or n not in NEGATIVE], None, 1.5)
     mask = times.to(dtype).expand(2, 1, 40)
     pass_over = BACKENDS[backend]
-    sums, valid = pass_over.region_sums(x, target, job, mask)
+    sums, valid = pass_over.region_sums(x, target, spec, mask)
     repeated = [volume.repeat_interleave(times, -1) for volume in (x, target)]
-    expected, _ = pass_over.region_sums(repeated[0], repeated[1], job)
+    expected, _ = pass_over.region_sums(repeated[0], repeated[1], spec)
     assert valid
     few = 1e-12 if dtype == torch.float64 else 2e-6
     torch.testing.assert_close(sums, expected, rtol=few, atol=few)
     assert (sums[-1] == times.sum()).all(), "voxels"
     grad = torch.randn(expected.shape, dtype=torch.float64)
     for wrt in ["input", "target"] if form == "soft" else ["input"]:
-        slope = pass_over.region_sums_backward(grad, x, target, job, wrt, mask)
-        once = pass_over.region_sums_backward(grad, x, target, job, wrt)
-        torch.testing.assert_close(slope, times * once, rtol=few, atol=few)
+        gradient = pass_over.region_sums_backward(grad, x, target, spec, wrt, mask)
+        once = pass_over.region_sums_backward(grad, x, target, spec, wrt)
+        torch.testing.assert_close(gradient, times * once, rtol=few, atol=few)
 
 
 @pytest.mark.parametrize("backend", ["reference", "eager", *FUSED])
@@ -229,13 +231,13 @@ def test_weights_that_are_negative_or_not_finite_are_seen(
 ) -> None:
     x, target = torch.full((2, 3, 40), 0.5), torch.zeros(2, 1, 40)
     target = target if form == "label map" else one_hot(target, 3)
-    job = Pass(activation, ["prediction"], 1 if form == "one-hot, a class ignored" else None)
+    spec = PassSpec(activation, ["prediction"], 1 if form == "one-hot, a class ignored" else None)
     mask = torch.ones(2, 1, 40)
     mask[1, 0, 39] = weight
-    assert BACKENDS[backend].region_sums(x, target, job, mask)[1].item() is valid
+    assert BACKENDS[backend].region_sums(x, target, spec, mask)[1].item() is valid
     # Where a voxel has no weight, nobody looks what it is.
     x[1, :, 39], target[1, :, 39] = 7, 7
-    assert BACKENDS[backend].region_sums(x, target, job, mask)[1].item() is (weight == 0)
+    assert BACKENDS[backend].region_sums(x, target, spec, mask)[1].item() is (weight == 0)
 
 
 @pytest.mark.parametrize("backend", FUSED)
@@ -248,15 +250,15 @@ def test_a_nan_under_a_weight_reaches_the_loss_and_under_none_it_does_not(
     x = x.sigmoid() if activation == "none" else x
     x[1, 2, 40], mask[1, 0, 40] = torch.nan, weight
     names = [name for name in TERMS if activation != "softmax" or name not in NEGATIVE]
-    job = Pass(activation, names, None)
-    sums, valid = BACKENDS[backend].region_sums(x, labels, job, mask)
+    spec = PassSpec(activation, names, None)
+    sums, valid = BACKENDS[backend].region_sums(x, labels, spec, mask)
     assert valid
     assert sums[:, 0].isfinite().all()
     assert sums[names.index("prediction"), 1, 2].isnan() == (weight != 0)
-    slope = BACKENDS[backend].region_sums_backward(torch.ones_like(sums), x, labels, job, "input", mask)
-    assert slope[1, 2, 40].isnan() if weight else slope[1, 2, 40] == 0
-    slope[1, :, 40] = 0
-    assert slope.isfinite().all()
+    gradient = BACKENDS[backend].region_sums_backward(torch.ones_like(sums), x, labels, spec, "input", mask)
+    assert gradient[1, 2, 40].isnan() if weight else gradient[1, 2, 40] == 0
+    gradient[1, :, 40] = 0
+    assert gradient.isfinite().all()
 
 
 @pytest.mark.parametrize("backend", FUSED)
@@ -282,8 +284,8 @@ def test_a_nan_under_a_weight_reaches_the_loss_and_under_none_it_does_not(
 def test_labels_that_are_no_class_are_seen(
     target: Tensor, ignore_index: int | None, valid: bool, backend: str
 ) -> None:
-    job = Pass("softmax", ["intersection"], ignore_index)
-    assert BACKENDS[backend].region_sums(torch.randn(1, 4, 3), target.view(1, 1, 3), job)[1].item() is valid
+    spec = PassSpec("softmax", ["intersection"], ignore_index)
+    assert BACKENDS[backend].region_sums(torch.randn(1, 4, 3), target.view(1, 1, 3), spec)[1].item() is valid
 
 
 @pytest.mark.parametrize("backend", FUSED)
@@ -309,8 +311,8 @@ def test_targets_that_are_no_probabilities_are_seen(
     target[:, 1] = torch.tensor(voxel)
     if ignore_index == 1 and target[1, 0] != 1:
         target[1, 0], target[1, 2] = 0, 0
-    job = Pass("softmax", ["intersection"], ignore_index)
-    assert BACKENDS[backend].region_sums(torch.randn(1, 3, 3), target[None], job)[1].item() is valid
+    spec = PassSpec("softmax", ["intersection"], ignore_index)
+    assert BACKENDS[backend].region_sums(torch.randn(1, 3, 3), target[None], spec)[1].item() is valid
 
 
 @pytest.mark.parametrize("backend", ["reference", "eager", *FUSED])
@@ -321,6 +323,6 @@ def test_targets_that_are_no_probabilities_are_seen(
 def test_predictions_that_are_no_probabilities_are_seen(
     p: float, valid: bool, other: float, backend: str
 ) -> None:
-    x, job = torch.full((1, 2, 40), 0.5), Pass("none", ["prediction"], None)
+    x, spec = torch.full((1, 2, 40), 0.5), PassSpec("none", ["prediction"], None)
     x[0, 1, 39], x[0, 0, 2] = p, other
-    assert BACKENDS[backend].region_sums(x, torch.zeros(1, 1, 40), job)[1].item() is valid
+    assert BACKENDS[backend].region_sums(x, torch.zeros(1, 1, 40), spec)[1].item() is valid

@@ -154,8 +154,8 @@ def test_value_and_gradient_are_finite_at_the_ends(
         labels = torch.ones_like(labels)
     p = one_hot(labels, 4, dtype)
     p = 1 - p if case == "opposite" else p
-    # Probabilities of exactly 0 beside a smoothing of 1e-5 have slopes of 1e5 and more, beyond float16, where
-    # Inf has to stay Inf for GradScaler to see. Logits have no such slopes.
+    # Probabilities of exactly 0 beside a smoothing of 1e-5 have gradients of 1e5 and more, beyond float16, where
+    # Inf has to stay Inf for GradScaler to see. Logits have no such gradients.
     for activated in (True, False) if dtype in (torch.float64, torch.float32) else (True,):
         x = p * ({"extreme": 1e4}.get(case, 30) if activated else 1)
         x.requires_grad_()
@@ -258,7 +258,7 @@ def test_a_loss_of_ones_own_gets_every_option() -> None:
 
 
 class Unnamed(RegionLoss):
-    """A mistake: `further` does not name the sum."""
+    """A mistake: `extra_sums` does not name the sum."""
 
     def per_class(self, statistics: RegionStatistics, voxels: Tensor) -> Tensor:
         return statistics.target / voxels
@@ -267,11 +267,13 @@ class Unnamed(RegionLoss):
 class Untaken(HalfDice):
     """A mistake: the formula does not take the sum."""
 
-    further = ("voxels",)
+    extra_sums = ("voxels",)
 
 
 def test_a_formula_takes_the_sums_that_its_class_names() -> None:
-    message = r"Unnamed.per_class: expected .*\['statistics'\].*, got .*Say further = \('voxels',\) in the class"
+    message = (
+        r"Unnamed.per_class: expected .*\['statistics'\].*, got .*Say extra_sums = \('voxels',\) in the class"
+    )
     with pytest.raises(TypeError, match=message):
         Unnamed(**MAP)
     message = r"per_class: expected .*\['statistics', 'voxels'\].*, got .*Add voxels to its arguments"

@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 import voxloss
-from every_loss import LOSSES, make, value_and_slope
+from every_loss import LOSSES, make, value_and_gradient
 from volumes import label_map, logits, one_hot
 
 C = 4
@@ -39,13 +39,13 @@ def test_a_masked_voxel_is_a_deleted_one(name: str, activation: str, form: str) 
     loss = make(name, activation, to_onehot_y=form == "label map")
     mask = torch.ones(2, 1, *x.shape[2:], dtype=torch.bool)
     mask[:, :, 1:3] = False
-    expected, slope = value_and_slope(loss, x[:, :, [0, 3, 4]], target[:, :, [0, 3, 4]])
+    expected, gradient = value_and_gradient(loss, x[:, :, [0, 3, 4]], target[:, :, [0, 3, 4]])
     hidden = torch.where(mask, x, torch.nan)
     spoiled = torch.where(mask, target, 77)
     for given in (mask, mask.double(), mask[:1], mask.to(torch.uint8)):
-        got, by_hidden = value_and_slope(loss, hidden, spoiled, mask=given)
+        got, by_hidden = value_and_gradient(loss, hidden, spoiled, mask=given)
         torch.testing.assert_close(got, expected)
-        torch.testing.assert_close(by_hidden[:, :, [0, 3, 4]], slope)
+        torch.testing.assert_close(by_hidden[:, :, [0, 3, 4]], gradient)
         assert not by_hidden[:, :, 1:3].any()
 
 
@@ -55,14 +55,14 @@ def test_a_weight_of_three_is_the_voxel_three_times(name: str, activation: str, 
     x, target = pair(activation, form)
     loss = make(name, activation, to_onehot_y=form == "label map")
     times = torch.tensor([1, 3, 0, 2, 1])
-    expected, _ = value_and_slope(loss, x.repeat_interleave(times, 2), target.repeat_interleave(times, 2))
+    expected, _ = value_and_gradient(loss, x.repeat_interleave(times, 2), target.repeat_interleave(times, 2))
     weights = times.double().view(1, 1, -1, 1, 1).expand(2, 1, *x.shape[2:])
-    got, slope = value_and_slope(loss, x, target, mask=weights)
+    got, gradient = value_and_gradient(loss, x, target, mask=weights)
     torch.testing.assert_close(got, expected)
     leaf = x.clone().requires_grad_()
     copies = leaf.repeat_interleave(times, 2)
     (wanted,) = torch.autograd.grad(loss(copies, target.repeat_interleave(times, 2)), leaf)
-    torch.testing.assert_close(slope, wanted)
+    torch.testing.assert_close(gradient, wanted)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -72,10 +72,10 @@ def test_a_mask_beside_an_ignored_label(name: str, ignore_index: int) -> None:
     labels[:, :, 0, :3] = ignore_index
     loss = make(name, "softmax", to_onehot_y=True, ignore_index=ignore_index)
     mask = torch.rand(labels.shape) > 0.4
-    expected = value_and_slope(loss, x, torch.where(mask, labels, ignore_index))
+    expected = value_and_gradient(loss, x, torch.where(mask, labels, ignore_index))
     for kind in (torch.uint8, torch.int16, torch.int64, torch.float32):
         for given in (mask, mask.float()):
-            got = value_and_slope(loss, x, labels.to(kind), mask=given)
+            got = value_and_gradient(loss, x, labels.to(kind), mask=given)
             torch.testing.assert_close(got, expected)
 
 
@@ -104,11 +104,11 @@ def test_masks_of_metadata_and_in_one_graph() -> None:
 def test_a_volume_that_is_masked_whole_costs_nothing() -> None:
     x, labels = pair("softmax", "label map")
     for name in LOSSES:
-        value, slope = value_and_slope(
+        value, gradient = value_and_gradient(
             make(name, "softmax", to_onehot_y=True), x, labels, mask=torch.zeros(labels.shape, dtype=torch.bool)
         )
         assert value == 0, name
-        assert not slope.any(), name
+        assert not gradient.any(), name
 
 
 @pytest.mark.parametrize(
@@ -151,11 +151,11 @@ def test_a_class_that_nobody_annotated_has_no_term(name: str, reduction: str) ->
     chosen = terms.where(WHICH, 0)
     expected = {"none": chosen, "sum": chosen.sum(), "mean": chosen.sum() / 6}[reduction]
     for given in (ANNOTATED, WHICH):
-        got, slope = value_and_slope(loss, x, labels, annotated=given)
+        got, gradient = value_and_gradient(loss, x, labels, annotated=given)
         torch.testing.assert_close(got.reshape(expected.shape), expected)
     without = loss(x.requires_grad_(), labels, annotated=[[], [1, 3]])
     assert not torch.autograd.grad(without.sum(), x)[0][0].any()
-    assert slope[1].any()
+    assert gradient[1].any()
 
 
 @pytest.mark.parametrize("name", ["GeneralizedDiceLoss", "PenaltyGeneralizedDiceLoss"])
@@ -188,10 +188,10 @@ def test_a_batch_sums_a_class_over_the_items_where_it_was_annotated() -> None:
 def test_a_mean_is_over_voxels_of_classes_that_were_annotated(name: str, activation: str) -> None:
     x, labels = pair(activation, "label map")
     loss = make(name, activation, to_onehot_y=True)
-    got = value_and_slope(loss, x, labels, annotated=ANNOTATED)
+    got = value_and_gradient(loss, x, labels, annotated=ANNOTATED)
     if activation == "softmax":
         there = WHICH.gather(1, labels.flatten(1)).view(labels.shape)
-        expected = value_and_slope(loss, x, labels, mask=there)
+        expected = value_and_gradient(loss, x, labels, mask=there)
     else:
         # Each yes-or-no question by itself: as many means over voxels as there are questions.
         leaf = x.clone().requires_grad_()

@@ -329,6 +329,6 @@ def test_the_unified_focal_loss_of_more_than_two_classes() -> None:
     p, labels = logits().softmax(1).requires_grad_(), label_map()
     theirs = monai.losses.AsymmetricUnifiedFocalLoss(to_onehot_y=True, num_classes=4)
     for loss, some in ((theirs, False), (voxloss.UnifiedFocalLoss(to_onehot_y=True), True)):
-        (slope,) = torch.autograd.grad(loss(p, labels), p)
-        assert slope[:, :2].any()
-        assert slope[:, 2:].any() == some
+        (gradient,) = torch.autograd.grad(loss(p, labels), p)
+        assert gradient[:, :2].any()
+        assert gradient[:, 2:].any() == some

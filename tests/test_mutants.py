@@ -96,12 +96,12 @@ def test_law_26_with_fewer_elements(monkeypatch: pytest.MonkeyPatch, setting: Se
 
 
 def test_law_28b_catches_a_wrong_backend(monkeypatch: pytest.MonkeyPatch, setting: Setting) -> None:
-    def region_sums(*job: Any) -> tuple[Tensor, Tensor]:
-        sums, valid = eager.region_sums(*job)
+    def region_sums(*spec: Any) -> tuple[Tensor, Tensor]:
+        sums, valid = eager.region_sums(*spec)
         return sums * 1.001, valid
 
-    def region_sums_backward(*job: Any) -> Tensor:
-        return eager.region_sums_backward(*job) * 1.001
+    def region_sums_backward(*spec: Any) -> Tensor:
+        return eager.region_sums_backward(*spec) * 1.001
 
     def statuses() -> Status:
         subject = subject_of(voxloss.DiceLoss, kwargs={**SOFTMAX, "smooth_nr": 1, "smooth_dr": 1})

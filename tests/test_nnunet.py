@@ -89,17 +89,19 @@ def outputs(labels: str, deep: bool, **of: Any) -> tuple[Any, Any]:
     return [x for x, _ in pairs], [target for _, target in pairs]
 
 
-def value_and_slopes(loss: nn.Module, output: Any, target: Any) -> tuple[Tensor, list[Tensor]]:
+def value_and_gradients(loss: nn.Module, output: Any, target: Any) -> tuple[Tensor, list[Tensor]]:
     leaves = [x.clone().requires_grad_() for x in (output if isinstance(output, list) else [output])]
     value = loss(leaves if isinstance(output, list) else leaves[0], copy.deepcopy(target))
-    slopes = torch.autograd.grad(value, leaves, materialize_grads=True)
-    return value.detach(), list(slopes)
+    gradients = torch.autograd.grad(value, leaves, materialize_grads=True)
+    return value.detach(), list(gradients)
 
 
 def require_same(got: tuple[Tensor, list[Tensor]], expected: tuple[Tensor, list[Tensor]]) -> None:
     torch.testing.assert_close(got[0], expected[0], rtol=1e-5, atol=1e-6)
-    for slope, nnunets in zip(got[1], expected[1], strict=True):
-        torch.testing.assert_close(slope, nnunets, rtol=1e-4, atol=1e-6 * max(1e-6, nnunets.abs().max().item()))
+    for gradient, nnunets in zip(got[1], expected[1], strict=True):
+        torch.testing.assert_close(
+            gradient, nnunets, rtol=1e-4, atol=1e-6 * max(1e-6, nnunets.abs().max().item())
+        )
 
 
 class ByNNUNetsParts(nn.Module):
@@ -153,8 +155,8 @@ def nnunets(kind: Any, labels: str, *, batch_dice: bool, deep: bool, ddp: bool =
 @pytest.mark.parametrize("kind", KINDS)
 def test_value_and_gradients_are_nnunets(kind: Any, labels: str, batch_dice: bool, deep: bool) -> None:
     output, target = outputs(labels, deep)
-    expected = value_and_slopes(nnunets(kind, labels, batch_dice=batch_dice, deep=deep), output, target)
-    got = value_and_slopes(build(kind, labels, batch_dice=batch_dice, deep=deep), output, target)
+    expected = value_and_gradients(nnunets(kind, labels, batch_dice=batch_dice, deep=deep), output, target)
+    got = value_and_gradients(build(kind, labels, batch_dice=batch_dice, deep=deep), output, target)
     require_same(got, expected)
     assert got[1][0].abs().max() > 0
     if deep:
@@ -165,8 +167,8 @@ def test_value_and_gradients_are_nnunets(kind: Any, labels: str, batch_dice: boo
 def test_two_dimensions(labels: str) -> None:
     x, target = batch(labels, spatial=(9, 7))
     kind = trainers.nnUNetTrainerVoxloss
-    expected = value_and_slopes(nnunets(kind, labels, batch_dice=True, deep=False), x, target)
-    require_same(value_and_slopes(build(kind, labels, batch_dice=True, deep=False), x, target), expected)
+    expected = value_and_gradients(nnunets(kind, labels, batch_dice=True, deep=False), x, target)
+    require_same(value_and_gradients(build(kind, labels, batch_dice=True, deep=False), x, target), expected)
 
 
 @pytest.mark.parametrize("labels", LABELS)
@@ -188,17 +190,17 @@ def test_ignored_voxels_are_as_if_they_were_not_there(labels: str) -> None:
     own = build(trainers.nnUNetTrainerVoxloss, labels, batch_dice=True, deep=False)
     theirs = build(nnUNetTrainer, labels, batch_dice=True, deep=False)
     poisoned = x.masked_fill(ignored, math.nan)
-    value, slopes = value_and_slopes(own, poisoned, target)
+    value, gradients = value_and_gradients(own, poisoned, target)
     torch.testing.assert_close(value, own(x, target))
-    assert slopes[0].masked_select(ignored).abs().max() == 0
+    assert gradients[0].masked_select(ignored).abs().max() == 0
     assert theirs(poisoned, target).isnan()
     if "regions" in labels:
         target[:, -1] = True
     else:
         target[:] = IGNORED
-    value, slopes = value_and_slopes(own, x, target)
+    value, gradients = value_and_gradients(own, x, target)
     assert value == -1
-    assert slopes[0].abs().max() == 0
+    assert gradients[0].abs().max() == 0
     assert theirs(x, target) == -1
 
 
@@ -276,11 +278,11 @@ def two() -> Iterator[Ranks]:
 
 
 def on_a_rank(name: str, labels: str, batch_dice: bool, output: Any, target: Any) -> Any:
-    """Value and slopes of what this rank has."""
+    """Value and gradients of what this rank has."""
     os.environ["VOXLOSS_BACKEND"] = "eager"
     kind = getattr(trainers, name, nnUNetTrainer)
     loss = build(kind, labels, batch_dice=batch_dice, deep=True, ddp=True)
-    return value_and_slopes(loss, output, target)
+    return value_and_gradients(loss, output, target)
 
 
 def shares(output: Any, target: Any, cut: list[int]) -> list[tuple[Any, Any]]:
@@ -296,8 +298,8 @@ def test_two_processes_have_nnunets_loss_and_gradient(two: Ranks, labels: str, b
     found = two.run(on_a_rank, [("nnUNetTrainerVoxloss", *each) for each in given])
     nnunets_own = two.run(on_a_rank, [("nnUNetTrainer", *each) for each in given])
     mean = sum(value for value, _ in nnunets_own) / 2
-    for own, (_, slopes) in zip(found, nnunets_own, strict=True):
-        require_same(own, (mean, slopes))
+    for own, (_, gradients) in zip(found, nnunets_own, strict=True):
+        require_same(own, (mean, gradients))
         assert own[1][-1].abs().max() > 0  # nnU-Net's 1e-6, without which DDP misses a parameter
 
 
@@ -312,13 +314,13 @@ def test_two_uneven_processes_are_one_with_the_whole_batch(two: Ranks, name: str
         each[0, :, :2] = IGNORED
     whole = nnunets(getattr(trainers, name), labels, batch_dice=True, deep=True)
     whole.weight_factors = build(nnUNetTrainer, labels, batch_dice=True, deep=True, ddp=True).weight_factors
-    value, slopes = value_and_slopes(whole, output, target)
+    value, gradients = value_and_gradients(whole, output, target)
     given = [(labels, True, *each) for each in shares(output, target, cut)]
     found = two.run(on_a_rank, [(name, *each) for each in given])
     # DDP divides the gradients by the number of ranks.
     together = [torch.cat([own[i] / 2 for _, own in found]) for i in range(len(output))]
     for own, _ in found:
-        require_same((own, together), (value, slopes))
+        require_same((own, together), (value, gradients))
     if name == "nnUNetTrainerVoxloss" and cut == [2, 2]:
         nnunets_own = two.run(on_a_rank, [("nnUNetTrainer", *each) for each in given])
         assert abs(sum(their for their, _ in nnunets_own) / 2 - value) > 1e-3
@@ -393,10 +395,10 @@ def write_dataset(folder: Path, labels: str) -> None:
         nib.Nifti1Image(image, AFFINE).to_filename(folder / where / f"case_{case}_0000.nii.gz")  # type: ignore[no-untyped-call]
         if case < 5:
             nib.Nifti1Image(found, AFFINE).to_filename(folder / "labelsTr" / f"case_{case}.nii.gz")  # type: ignore[no-untyped-call]
-    told: dict[str, Any] = {"labels": LABELS[labels], "channel_names": {"0": "MRI"}, "numTraining": 5}
+    shared: dict[str, Any] = {"labels": LABELS[labels], "channel_names": {"0": "MRI"}, "numTraining": 5}
     if "regions" in labels:
-        told["regions_class_order"] = [1, 2]
-    (folder / "dataset.json").write_text(json.dumps({**told, "file_ending": ".nii.gz"}), encoding="utf-8")
+        shared["regions_class_order"] = [1, 2]
+    (folder / "dataset.json").write_text(json.dumps({**shared, "file_ending": ".nii.gz"}), encoding="utf-8")
 
 
 def logged(home: dict[str, str], trainer: str) -> list[float]:

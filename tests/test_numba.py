@@ -19,13 +19,13 @@ import voxloss
 from test_statistics import LargestTensor
 from volumes import label_map, logits
 from voxloss.backends import eager, numba_cpu, reference, select
-from voxloss.backends.voxels import Pass
+from voxloss.backends.voxels import PassSpec
 from voxloss_verify.tolerances import LOSS
 
 kernels: Any = pytest.importorskip("voxloss.backends.numba_kernels")
 njit: Any = pytest.importorskip("numba").njit
 
-DICE = Pass("softmax", ["intersection", "prediction", "target"], None)
+DICE = PassSpec("softmax", ["intersection", "prediction", "target"], None)
 
 
 @njit  # type: ignore[untyped-decorator]
@@ -105,11 +105,11 @@ def test_powers_of_logarithms_are_right_to_the_bits_that_their_exponent_leaves(d
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(("gamma", "power", "slope"), [(0.0, 1, 0), (0.3, np.inf, 0), (1.0, np.inf, 1)])
+@pytest.mark.parametrize(("gamma", "power", "derivative"), [(0.0, 1, 0), (0.3, np.inf, 0), (1.0, np.inf, 1)])
 def test_powers_of_an_infinite_logarithm_and_of_none(
-    dtype: Any, gamma: float, power: float, slope: float
+    dtype: Any, gamma: float, power: float, derivative: float
 ) -> None:
-    for derived, expected in ((False, power), (True, slope)):
+    for derived, expected in ((False, power), (True, derivative)):
         rows = np.zeros((kernels.ROWS, 3), dtype)
         powers(np.array([-np.inf, np.nan, 0], dtype), dtype(gamma), derived, rows)
         np.testing.assert_allclose(rows[kernels.FOCUS][:2], [expected, np.nan], atol=1e-20)
@@ -330,10 +330,10 @@ def test_it_is_chosen_on_the_cpu_and_says_why_not_elsewhere(monkeypatch: pytest.
 def test_the_fused_pass_is_no_further_from_the_truth_than_eager() -> None:
     """In float32 at a real size; a tenth of the tolerance is its allowance."""
     x, labels = logits(items=1, spatial=(128,) * 3, dtype=torch.float32), label_map(items=1, spatial=(128,) * 3)
-    job = Pass("softmax", ["intersection", "prediction", "prediction_squared", "cross_entropy"], None)
-    exact, _ = reference.region_sums(x, labels, job)
+    spec = PassSpec("softmax", ["intersection", "prediction", "prediction_squared", "cross_entropy"], None)
+    exact, _ = reference.region_sums(x, labels, spec)
     off = {
-        backend.__name__: ((backend.region_sums(x, labels, job)[0] - exact) / exact).abs().max()
+        backend.__name__: ((backend.region_sums(x, labels, spec)[0] - exact) / exact).abs().max()
         for backend in (numba_cpu, eager)
     }
     assert off[numba_cpu.__name__] <= off[eager.__name__] + 0.1 * LOSS["float32"]

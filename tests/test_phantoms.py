@@ -283,12 +283,12 @@ def test_spacing_reaches_the_file(tmp_path: Path) -> None:
 def test_json_holds_the_closed_forms(tmp_path: Path) -> None:
     phantoms: list[Phantom | SpherePhantom] = [half_volumes(), ramp(n=4), spheres()]
     entries = json.loads(write_phantoms(tmp_path, phantoms)[-1].read_text(encoding="utf-8"))
-    half, slope, balls = entries
+    half, inclined, balls = entries
     assert half["dice"] == {"exact": "1/2", "float": 0.5}
     assert half["jaccard"] == {"exact": "1/3", "float": 1 / 3}
     assert half["target_sum"] == {"exact": "120", "float": 120.0}
-    assert slope["dice_squared"] == {"exact": "48/53", "float": 48 / 53}
-    assert slope["jaccard_squared"] == {"exact": "24/29", "float": 24 / 29}
+    assert inclined["dice_squared"] == {"exact": "48/53", "float": 48 / 53}
+    assert inclined["jaccard_squared"] == {"exact": "24/29", "float": 24 / 29}
     assert balls["dice_bounds"] == list(spheres().dice_bounds)
     assert balls["jaccard_bounds"] == list(spheres().jaccard_bounds)
     assert balls["dice_continuum"] == spheres().dice_continuum

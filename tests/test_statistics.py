@@ -273,13 +273,13 @@ def test_temporary_memory_is_bounded(monkeypatch: pytest.MonkeyPatch, layout: st
         x = x.to(memory_format=torch.channels_last_3d)
     elif layout == "slice":
         x, target = x[..., 1:15, 2:19, ::2], target[..., 1:15, 2:19, ::2]
-    job = voxels.Pass("softmax", ["intersection", "prediction", "target"], None)
+    spec = voxels.PassSpec("softmax", ["intersection", "prediction", "target"], None)
     with LargestTensor() as forward:
-        eager.region_sums(x, target, job)
+        eager.region_sums(x, target, spec)
     assert max(forward.sizes) <= 2048
     grad = torch.ones(3, *x.shape[:2], dtype=torch.float64)
     with LargestTensor() as backward:
-        eager.region_sums_backward(grad, x, target, job, "input")
+        eager.region_sums_backward(grad, x, target, spec, "input")
     assert sorted(backward.sizes)[-2] <= 2048 < sorted(backward.sizes)[-1] == x.numel()
 
 

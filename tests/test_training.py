@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import voxloss
-from every_loss import value_and_slope
+from every_loss import value_and_gradient
 from volumes import one_hot
 from voxloss_verify.tolerances import GRADIENT, LOSS
 
@@ -66,9 +66,9 @@ def test_half_precision_at_160_cubed(dtype: torch.dtype) -> None:
     labels[..., 20:150, 10:90, 5:130] = 1
     x = (4 * one_hot(labels, 2, torch.float32) + torch.randn(1, 2, 160, 160, 160, generator=generator)).to(dtype)
     loss = voxloss.DiceCELoss(softmax=True, to_onehot_y=True)
-    value, slope = value_and_slope(loss, x, labels)
-    exact, by_exact = value_and_slope(loss, x.double(), labels)
+    value, gradient = value_and_gradient(loss, x, labels)
+    exact, by_exact = value_and_gradient(loss, x.double(), labels)
     name = str(dtype).removeprefix("torch.")
     assert abs(value.double() - exact) < LOSS[name]
-    assert slope.any()
-    assert (slope.double() - by_exact).abs().max() < GRADIENT[name] * by_exact.abs().max() + 2.0**-24
+    assert gradient.any()
+    assert (gradient.double() - by_exact).abs().max() < GRADIENT[name] * by_exact.abs().max() + 2.0**-24

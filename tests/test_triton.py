@@ -21,7 +21,7 @@ from volumes import label_map, logits, one_hot
 from voxloss import operators
 from voxloss.backends import reference, select, triton_gpu
 from voxloss.backends.triton_gpu import LANES, tiling
-from voxloss.backends.voxels import NEGATIVE, TERMS, Pass
+from voxloss.backends.voxels import NEGATIVE, TERMS, PassSpec
 from voxloss_verify.tolerances import GRADIENT, LOSS
 
 DICE = ["intersection", "prediction", "target"]
@@ -47,7 +47,7 @@ def prediction(classes: int, spatial: tuple[int, ...], activation: str, items: i
 def compare(
     x: Tensor,
     target: Tensor,
-    job: Pass,
+    spec: PassSpec,
     largest: int = triton_gpu.LARGEST_TILE,
     wrt: str = "input",
     mask: Tensor | None = None,
@@ -55,21 +55,21 @@ def compare(
     """Hold sums, verdict and gradient against those of the reference; tiles have `largest` classes at most."""
     name = str(x.dtype).removeprefix("torch.")
     there = None if mask is None else mask.to(HOME)
-    launch, partial, valid = triton_gpu.forward(x.to(HOME), target.to(HOME), job, largest, there)
+    launch, partial, valid = triton_gpu.forward(x.to(HOME), target.to(HOME), spec, largest, there)
     launch.start()
-    wanted, wanted_valid = reference.region_sums(x, target, job, mask)
+    wanted, wanted_valid = reference.region_sums(x, target, spec, mask)
     got = partial.sum(0, dtype=torch.float64).cpu()
     scale = wanted.abs().amax(-1, keepdim=True).clamp(min=1)
     assert ((got - wanted).abs() <= LOSS[name] * scale).all()
     assert bool(valid) == bool(wanted_valid)
     grad = torch.linspace(-1, 1, wanted.numel(), dtype=torch.float64).view_as(wanted)
     launch, result, written = triton_gpu.backward(
-        grad.to(HOME), x.to(HOME), target.to(HOME), job, wrt, largest, there
+        grad.to(HOME), x.to(HOME), target.to(HOME), spec, wrt, largest, there
     )
     launch.start()
-    slope = (result if written is result else result.copy_(written)).cpu().double()
-    wanted_slope = reference.region_sums_backward(grad, x.double(), target, job, wrt, mask)
-    assert ((slope - wanted_slope).abs() <= GRADIENT[name] * wanted_slope.abs().max()).all()
+    gradient = (result if written is result else result.copy_(written)).cpu().double()
+    wanted_gradient = reference.region_sums_backward(grad, x.double(), target, spec, wrt, mask)
+    assert ((gradient - wanted_gradient).abs() <= GRADIENT[name] * wanted_gradient.abs().max()).all()
 
 
 SIZES = [
@@ -96,7 +96,7 @@ def test_every_number_of_classes_and_voxels(
     if classes == 1 and activation == "softmax":
         pytest.skip("a softmax over one class is 1")
     x, labels = prediction(classes, (voxels,), activation), label_map(2, classes, (voxels,))
-    compare(x, labels, Pass(activation, sums_for(activation), None))
+    compare(x, labels, PassSpec(activation, sums_for(activation), None))
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
@@ -123,7 +123,7 @@ def test_classes_in_several_tiles(activation: str, form: str, poisoned_empty: No
         if activation == "softmax"
         else sums_for(activation)
     )
-    compare(x, target, Pass(activation, names, ignore_index, 1.5), largest=4)
+    compare(x, target, PassSpec(activation, names, ignore_index, 1.5), largest=4)
 
 
 @pytest.mark.pairwise(
@@ -145,16 +145,16 @@ def test_masks(options: dict[str, Any], poisoned_empty: None) -> None:
         target = target.masked_fill(hidden, 255) if form == "sentinel" else target
         target = target.masked_fill(mask == 0, math.nan)
     x = x.masked_fill(mask == 0, math.nan)
-    job = Pass(activation, sums_for(activation), 2 if form == "channel ignored" else 255, 0.5)
-    compare(x, target, job, largest, mask=mask.to(weights))
+    spec = PassSpec(activation, sums_for(activation), 2 if form == "channel ignored" else 255, 0.5)
+    compare(x, target, spec, largest, mask=mask.to(weights))
     if form != "label map, ignore":
-        compare(x, target, job, largest, "target", mask.to(weights))
+        compare(x, target, spec, largest, "target", mask.to(weights))
 
 
 def test_cross_entropy_and_focal_over_tiles_of_classes() -> None:
     x, labels = logits(2, 11, (5, 9)), label_map(2, 11, (5, 9))
     for gamma in (0.0, 0.5, 1.0, 2.0):
-        compare(x, labels, Pass("softmax", sums_for("softmax"), None, gamma), largest=4)
+        compare(x, labels, PassSpec("softmax", sums_for("softmax"), None, gamma), largest=4)
 
 
 @pytest.mark.parametrize("largest", [512, 2])
@@ -162,10 +162,10 @@ def test_cross_entropy_and_focal_over_tiles_of_classes() -> None:
 @pytest.mark.parametrize("wrt", ["input", "target"])
 def test_soft_targets(activation: str, wrt: str, largest: int) -> None:
     x, g = prediction(5, (4, 11), activation), logits(2, 5, (4, 11)).softmax(1)
-    compare(x, g, Pass(activation, sums_for(activation), None, 1.5), largest, wrt)
+    compare(x, g, PassSpec(activation, sums_for(activation), None, 1.5), largest, wrt)
     ignored = g.clone()
     ignored[:, :, 1, :3] = -1
-    compare(x, ignored, Pass(activation, sums_for(activation), -1), largest, wrt)
+    compare(x, ignored, PassSpec(activation, sums_for(activation), -1), largest, wrt)
 
 
 @pytest.mark.parametrize("largest", [512, 2])
@@ -174,7 +174,7 @@ def test_the_kink_where_prediction_and_target_are_equal(largest: int) -> None:
     x, g = (t.reshape(1, 1, 16).repeat(1, 3, 1) for t in torch.meshgrid(p, p, indexing="ij"))
     for names in (["soft_intersection", "prediction", "target"], ["prediction", "target", "soft_intersection"]):
         for wrt in ("input", "target"):
-            compare(x, g, Pass("none", names, None), largest, wrt)
+            compare(x, g, PassSpec("none", names, None), largest, wrt)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -183,7 +183,7 @@ def test_the_kink_where_prediction_and_target_are_equal(largest: int) -> None:
 def test_input_dtypes(dtype: torch.dtype, activation: str, form: str) -> None:
     x = prediction(6, (7, 50), activation).to(dtype)
     target = label_map(2, 6, (7, 50)) if form == "label map" else logits(2, 6, (7, 50)).softmax(1).to(dtype)
-    compare(x, target, Pass(activation, ["soft_intersection", "prediction_squared", "cross_entropy"], None))
+    compare(x, target, PassSpec(activation, ["soft_intersection", "prediction_squared", "cross_entropy"], None))
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, *WHOLE, *DTYPES], ids=str)
@@ -193,14 +193,14 @@ def test_target_dtypes(dtype: torch.dtype, form: str) -> None:
     x, target = logits(2, classes, (40,)), label_map(2, classes, (40,))
     if form == "one-hot":
         target = one_hot(target, classes)
-    compare(x, target.to(dtype), Pass("softmax", DICE, None))
+    compare(x, target.to(dtype), PassSpec("softmax", DICE, None))
 
 
 def verdict(x: Tensor, target: Tensor, activation: str, ignore_index: int | None, largest: int) -> bool:
-    job = Pass(activation, DICE, ignore_index)
-    launch, _, valid = triton_gpu.forward(x.to(HOME), target.to(HOME), job, largest)
+    spec = PassSpec(activation, DICE, ignore_index)
+    launch, _, valid = triton_gpu.forward(x.to(HOME), target.to(HOME), spec, largest)
     launch.start()
-    assert bool(valid) == bool(reference.region_sums(x, target, job)[1])
+    assert bool(valid) == bool(reference.region_sums(x, target, spec)[1])
     return bool(valid)
 
 
@@ -291,9 +291,11 @@ def test_a_gradient_is_laid_out_as_its_tensor(form: str, poisoned_empty: None) -
     elif form == "between":  # the channels lie between the spatial axes: no common stride
         x = x.transpose(1, 2).contiguous().transpose(1, 2)
     for wrt, own in (("input", x), ("target", target)):
-        compare(x, target, Pass("softmax", DICE, None), wrt=wrt)
+        compare(x, target, PassSpec("softmax", DICE, None), wrt=wrt)
         grad = torch.ones(3, 2, 4, dtype=torch.float64, device=HOME)
-        got = triton_gpu.region_sums_backward(grad, x.to(HOME), target.to(HOME), Pass("softmax", DICE, None), wrt)
+        got = triton_gpu.region_sums_backward(
+            grad, x.to(HOME), target.to(HOME), PassSpec("softmax", DICE, None), wrt
+        )
         assert got.stride() == torch.empty_like(own).stride()
 
 
@@ -309,8 +311,8 @@ def test_nothing_is_copied_where_one_stride_leads_from_voxel_to_voxel() -> None:
     for (a, b), dtype in product(layouts, (torch.bool, torch.float32)):
         mask = torch.empty_like(b, dtype=dtype)
         for launch, *_ in (
-            triton_gpu.forward(a, b, Pass("softmax", DICE, None), mask=mask),
-            triton_gpu.backward(torch.ones(3, 3, 4), a, b, Pass("softmax", DICE, None), "input", mask=mask),
+            triton_gpu.forward(a, b, PassSpec("softmax", DICE, None), mask=mask),
+            triton_gpu.backward(torch.ones(3, 3, 4), a, b, PassSpec("softmax", DICE, None), "input", mask=mask),
         ):
             assert launch.arguments["input"].data_ptr() == a.data_ptr()
             assert launch.arguments["target"].data_ptr() == b.data_ptr()
@@ -320,19 +322,19 @@ def test_nothing_is_copied_where_one_stride_leads_from_voxel_to_voxel() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_same_bits_in_every_run(dtype: torch.dtype) -> None:
     x, labels = logits(2, 4, (3000,), dtype).to(HOME), label_map(2, 4, (3000,)).to(HOME)
-    job = Pass("softmax", [*DICE, "focal"], None)
-    first, _ = triton_gpu.region_sums(x, labels, job)
-    slope = triton_gpu.region_sums_backward(first, x, labels, job, "input")
+    spec = PassSpec("softmax", [*DICE, "focal"], None)
+    first, _ = triton_gpu.region_sums(x, labels, spec)
+    gradient = triton_gpu.region_sums_backward(first, x, labels, spec, "input")
     for _ in range(2):
-        assert torch.equal(triton_gpu.region_sums(x, labels, job)[0], first)
-        assert torch.equal(triton_gpu.region_sums_backward(first, x, labels, job, "input"), slope)
+        assert torch.equal(triton_gpu.region_sums(x, labels, spec)[0], first)
+        assert torch.equal(triton_gpu.region_sums_backward(first, x, labels, spec, "input"), gradient)
 
 
 def test_sums_come_in_the_order_asked_for_and_one_may_come_twice() -> None:
     x, labels = logits(2, 3, (50,)).to(HOME), label_map(2, 3, (50,)).to(HOME)
-    together = triton_gpu.region_sums(x, labels, Pass("softmax", DICE, None))[0]
+    together = triton_gpu.region_sums(x, labels, PassSpec("softmax", DICE, None))[0]
     for order in ([2, 0, 1], [1], [0, 0, 2]):
-        got = triton_gpu.region_sums(x, labels, Pass("softmax", [DICE[k] for k in order], None))[0]
+        got = triton_gpu.region_sums(x, labels, PassSpec("softmax", [DICE[k] for k in order], None))[0]
         assert torch.equal(got, together[order])
 
 
@@ -340,7 +342,9 @@ def test_float32_sums_are_as_exact_as_the_law_asks() -> None:
     """Equal addends round all the same way, the worst case for long chains: here 16 long, then a tree."""
     x = torch.full((1, 2, 64, 64, 8), 0.1)
     x[:, 1] = 0.7
-    sums, _ = triton_gpu.region_sums(x.to(HOME), torch.ones(1, 1, 64, 64, 8).to(HOME), Pass("none", DICE, None))
+    sums, _ = triton_gpu.region_sums(
+        x.to(HOME), torch.ones(1, 1, 64, 64, 8).to(HOME), PassSpec("none", DICE, None)
+    )
     wanted = x.double().flatten(2).sum(-1)
     assert ((sums[1].cpu() - wanted).abs() <= 2e-7 * wanted).all()
     assert sums[2].tolist() == [[0, 64 * 64 * 8]]
@@ -348,11 +352,11 @@ def test_float32_sums_are_as_exact_as_the_law_asks() -> None:
 
 def test_programs_are_added_up_in_float64() -> None:
     x, labels = logits(2, 3, (9000,), torch.float32).to(HOME), label_map(2, 3, (9000,)).to(HOME)
-    job = Pass("softmax", DICE, None)
-    launch, partial, _ = triton_gpu.forward(x, labels, job)
+    spec = PassSpec("softmax", DICE, None)
+    launch, partial, _ = triton_gpu.forward(x, labels, spec)
     launch.start()
     assert len(partial) > 4
-    assert torch.equal(triton_gpu.region_sums(x, labels, job)[0], partial.double().sum(0))
+    assert torch.equal(triton_gpu.region_sums(x, labels, spec)[0], partial.double().sum(0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -363,8 +367,8 @@ def test_the_small_loss_of_a_sure_prediction_is_exact(dtype: torch.dtype) -> Non
         target = torch.full_like(x, float(sign < 0))
         for voxel in range(40):
             z, g = sign * x[..., voxel : voxel + 1], target[..., voxel : voxel + 1]
-            got, _ = triton_gpu.region_sums(z.to(HOME), g.to(HOME), Pass("sigmoid", [name], None))
-            wanted, _ = reference.region_sums(z, g, Pass("sigmoid", [name], None))
+            got, _ = triton_gpu.region_sums(z.to(HOME), g.to(HOME), PassSpec("sigmoid", [name], None))
+            wanted, _ = reference.region_sums(z, g, PassSpec("sigmoid", [name], None))
             torch.testing.assert_close(got.cpu(), wanted, rtol=1e-12 if dtype == torch.float64 else 1e-5, atol=0)
 
 
@@ -375,10 +379,10 @@ def test_infinite_logits_behave_as_torchs() -> None:
     x[0, 2, 3] = -math.inf
     for largest, voxel in product((512, 2), range(4)):
         one, label = x[..., voxel : voxel + 1], labels[..., voxel : voxel + 1]
-        job = Pass("softmax", ["prediction", "cross_entropy"], None)
-        launch, partial, _ = triton_gpu.forward(one.to(HOME), label.to(HOME), job, largest)
+        spec = PassSpec("softmax", ["prediction", "cross_entropy"], None)
+        launch, partial, _ = triton_gpu.forward(one.to(HOME), label.to(HOME), spec, largest)
         launch.start()
-        wanted, _ = reference.region_sums(one, label, job)
+        wanted, _ = reference.region_sums(one, label, spec)
         torch.testing.assert_close(partial.sum(0).cpu(), wanted, rtol=1e-12, atol=1e-12, equal_nan=True)
 
 
@@ -394,11 +398,11 @@ def test_a_volume_may_have_more_than_two_to_the_31_elements(largest: int, ignore
     target = memory.as_strided((1, 3, 40), (0, far, 1), 2**31)
     target.copy_(one_hot(label_map(1, 3, (40,)), 3))
     memory[2**31 + 2 * far - 2**32 :][:40] = 0
-    x, job = logits(1, 3, (40,)), Pass("softmax", DICE, ignore_index)
-    launch, partial, valid = triton_gpu.forward(x.to(HOME), target, job, largest)
+    x, spec = logits(1, 3, (40,)), PassSpec("softmax", DICE, ignore_index)
+    launch, partial, valid = triton_gpu.forward(x.to(HOME), target, spec, largest)
     launch.start()
     assert valid
-    assert (partial.sum(0).cpu() - reference.region_sums(x, target.cpu().clone(), job)[0]).abs().max() < 1e-12
+    assert (partial.sum(0).cpu() - reference.region_sums(x, target.cpu().clone(), spec)[0]).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("largest", [512, 8])

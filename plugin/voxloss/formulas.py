@@ -85,7 +85,7 @@ def generalized_dice(
 def penalty(distance: Tensor, k: float) -> Tensor:
     """x / (1 + k(1 − x)), for x = 1 − score (Yang et al. 2019 on Generalised Dice, k = 2.5).
 
-    From 0 to 1 like x itself, but below it in between: the slope is 1/(1 + k) at x = 0 and 1 + k at x = 1.
+    From 0 to 1 like x itself, but below it in between: the derivative is 1/(1 + k) at x = 0 and 1 + k at x = 1.
     """
     return distance / (1 + k * (1 - distance))
 
@@ -105,7 +105,7 @@ def matthews(
     """
     tp, fp, fn, tn = true_positives, false_positives, false_negatives, true_negatives
     product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn) + smooth_dr
-    root = product.where(product > 0, 1.0).sqrt()  # its slope is infinite at 0
+    root = product.where(product > 0, 1.0).sqrt()  # its derivative is infinite at 0
     score = torch.where(product > 0, (tp * tn - fp * fn + smooth_nr) / root, 0.0)
     return torch.where((fp == 0) & (fn == 0), 1.0, score)
 
@@ -127,7 +127,7 @@ def sensitivity_specificity(
 def focal_power(distance: Tensor, gamma: float) -> Tensor:
     """x^(1/γ) per class, for x = 1 − score (Abraham & Khan 2019: γ = 4/3 on the Tversky index).
 
-    For γ > 1 the slope is infinite at x = 0, and 1 − score can round below 0. Below ε = 2⁻²³, the resolution
+    For γ > 1 the derivative is infinite at x = 0, and 1 − score can round below 0. Below ε = 2⁻²³, the resolution
     of a float32 prediction, the power therefore gives way to its chord x·ε^(1/γ − 1): finite, never NaN, at
     most .11·ε^(3/4) ≈ 7e-7 away from the power for γ = 4/3.
     """

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
 
-from voxloss.backends.voxels import Pass, range_tolerance
+from voxloss.backends.voxels import PassSpec, range_tolerance
 
 
 class ShapeError(AssertionError, ValueError):
@@ -194,18 +194,18 @@ def require_ignore_index(ignore_index: int | None) -> None:
         raise TypeError(f"ignore_index: expected an int or None, got {ignore_index!r}.")
 
 
-def require_arguments(per_class: Callable[..., Tensor], further: Sequence[str]) -> None:
+def require_arguments(per_class: Callable[..., Tensor], extra_sums: Sequence[str]) -> None:
     """Check that a formula takes the sums that its class names, and no others."""
     first, *arguments = signature(per_class).parameters.values()
     by_name = [a for a in arguments if a.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)]
-    unnamed = [a.name for a in by_name if a.name not in further and a.default is Parameter.empty]
+    unnamed = [a.name for a in by_name if a.name not in extra_sums and a.default is Parameter.empty]
     takes_any = any(a.kind is Parameter.VAR_KEYWORD for a in arguments)
-    untaken = [] if takes_any else [name for name in further if name not in {a.name for a in by_name}]
+    untaken = [] if takes_any else [name for name in extra_sums if name not in {a.name for a in by_name}]
     if not unnamed and not untaken:
         return
-    expected = f"the arguments {[first.name, *further]}, as further = {tuple(further)!r} names them"
+    expected = f"the arguments {[first.name, *extra_sums]}, as extra_sums = {tuple(extra_sums)!r} names them"
     remedy = (
-        f"Say further = {(*further, *unnamed)!r} in the class"
+        f"Say extra_sums = {(*extra_sums, *unnamed)!r} in the class"
         if unnamed
         else f"Add {', '.join(untaken)} to its arguments"
     )
@@ -222,7 +222,7 @@ def require_per_class(loss: Tensor, shape: torch.Size) -> None:
         )
 
 
-def require_valid(valid: Tensor, input: Tensor, target: Tensor, mask: Tensor | None, job: Pass) -> None:
+def require_valid(valid: Tensor, input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec) -> None:
     """Turn a pass's verdict on the values into an error, on CUDA without waiting for the device.
 
     There the assertion fails on the device, as for the labels of `torch.nn.functional.cross_entropy`.
@@ -230,7 +230,7 @@ def require_valid(valid: Tensor, input: Tensor, target: Tensor, mask: Tensor | N
     if valid.device.type == "cuda":
         torch._assert_async(valid, _DEVICE_MESSAGE)
     elif not valid:
-        _explain(input, target, mask, job)
+        _explain(input, target, mask, spec)
 
 
 _DEVICE_MESSAGE = (
@@ -240,7 +240,7 @@ _DEVICE_MESSAGE = (
 )
 
 
-def _explain(input: Tensor, target: Tensor, mask: Tensor | None, job: Pass) -> NoReturn:
+def _explain(input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec) -> NoReturn:
     input, target = input.detach(), target.detach()
     exact = target.double()  # torch does not compare uint16, uint32 and uint64 with other types
     channels = input.shape[1]
@@ -255,8 +255,8 @@ def _explain(input: Tensor, target: Tensor, mask: Tensor | None, job: Pass) -> N
         ignored = masked = mask == 0
     if target.shape[1] != channels:
         labels = target.to(torch.int64)
-        if job.ignore_index is not None:
-            ignored = masked | (exact == job.ignore_index)
+        if spec.ignore_index is not None:
+            ignored = masked | (exact == spec.ignore_index)
         _raise_if(
             (labels != exact) & ~ignored,
             target,
@@ -271,17 +271,17 @@ def _explain(input: Tensor, target: Tensor, mask: Tensor | None, job: Pass) -> N
             "out with ignore_index (a −1 stored as uint8 reads 255).",
         )
     else:
-        if job.ignore_index is not None and channels > 1 and 0 <= job.ignore_index < channels:
-            channel = exact[:, job.ignore_index, None]
+        if spec.ignore_index is not None and channels > 1 and 0 <= spec.ignore_index < channels:
+            channel = exact[:, spec.ignore_index, None]
             ignored = masked | (channel == 1)
             _raise_if(
                 ~ignored & (channel != 0),
                 channel,
-                f"target: expected 0 or 1 in the ignored channel {job.ignore_index}",
+                f"target: expected 0 or 1 in the ignored channel {spec.ignore_index}",
                 "A voxel is ignored whole or not at all.",
             )
-        elif job.ignore_index is not None:
-            ignored = masked | (exact == job.ignore_index).all(1, keepdim=True)
+        elif spec.ignore_index is not None:
+            ignored = masked | (exact == spec.ignore_index).all(1, keepdim=True)
         tolerance = range_tolerance(target.dtype)
         _raise_if(
             ~((exact >= -tolerance) & (exact <= 1 + tolerance)) & ~ignored,

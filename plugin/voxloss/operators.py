@@ -14,7 +14,7 @@ from torch import Tensor
 
 from voxloss import inputs
 from voxloss.backends import BACKENDS, Backend, select, voxels
-from voxloss.backends.voxels import Pass
+from voxloss.backends.voxels import PassSpec
 
 _VOLUMES = "Tensor input, Tensor target, Tensor? mask"
 _OPTIONS = "str activation, str[] sums, int? ignore_index, str? backend, float gamma"
@@ -37,10 +37,10 @@ def region_sums(
     gamma: float,
 ) -> Tensor:
     """Sums over the voxels, `[K, B, C]`, in the order of `sums`."""
-    job = Pass(activation, sums, ignore_index, gamma)
-    voxels.require_job(job)
-    result, valid = _chosen(backend, input).region_sums(input, target, job, mask)
-    inputs.require_valid(valid, input, target, mask, job)
+    spec = PassSpec(activation, sums, ignore_index, gamma)
+    voxels.require_spec(spec)
+    result, valid = _chosen(backend, input).region_sums(input, target, spec, mask)
+    inputs.require_valid(valid, input, target, mask, spec)
     return result
 
 
@@ -77,8 +77,8 @@ def region_sums_backward(
     wrt: str,
 ) -> Tensor:
     """∂L/∂input or ∂L/∂target (`wrt`) from grad = ∂L/∂sums, `[K, B, C]`."""
-    job = Pass(activation, sums, ignore_index, gamma)
-    return _chosen(backend, input).region_sums_backward(grad, input, target, job, wrt, mask)
+    spec = PassSpec(activation, sums, ignore_index, gamma)
+    return _chosen(backend, input).region_sums_backward(grad, input, target, spec, wrt, mask)
 
 
 @region_sums_backward.register_fake
@@ -103,7 +103,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, activation, sums, ignore_index, _, gamma, ctx.wrt = inputs
-    ctx.job = Pass(activation, sums, ignore_index, gamma)
+    ctx.spec = PassSpec(activation, sums, ignore_index, gamma)
     ctx.save_for_backward(*tensors)
 
 
@@ -113,10 +113,10 @@ def _double_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]
     leaves = [t.detach().requires_grad_(need) for t, need in zip(tensors, asked, strict=True)]
     grad, input, target = leaves
     with torch.enable_grad():
-        slope = voxels.gradient(grad, input, target, mask, ctx.job, ctx.wrt, torch.float64)
+        derivative = voxels.gradient(grad, input, target, mask, ctx.spec, ctx.wrt, torch.float64)
     found = iter(
         torch.autograd.grad(
-            slope, [t for t in leaves if t.requires_grad], grad_output.double(), allow_unused=True
+            derivative, [t for t in leaves if t.requires_grad], grad_output.double(), allow_unused=True
         )
     )
     given = tuple(next(found) if need else None for need in asked)

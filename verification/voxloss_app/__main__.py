@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = _run(given)
     except BaseException as error:
-        code = _told(error, given)
+        code = _report(error, given)
     sys.exit(code)
 
 
@@ -39,11 +39,11 @@ def _run(given: Sequence[str]) -> int:
     from voxloss_app.cli import app
 
     code: int | None = app(given, prog_name="voxloss", standalone_mode=False)
-    sys.stdout.flush()  # here a closed pipe can still be told from a fault
+    sys.stdout.flush()  # here a closed pipe is still distinct from a fault
     return code or ExitCode.DONE
 
 
-def _told(error: BaseException, given: Sequence[str]) -> Any:
+def _report(error: BaseException, given: Sequence[str]) -> Any:
     """Say what went wrong; return the exit code."""
     if _comes_of(error, KeyboardInterrupt):
         return ExitCode.INTERRUPTED

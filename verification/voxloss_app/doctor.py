@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from voxloss.backends import BACKENDS, ENVIRONMENT_VARIABLE, list_backends, select
-from voxloss.backends.voxels import Pass
+from voxloss.backends.voxels import PassSpec
 from voxloss_app.exits import ExitCode, Refused
 from voxloss_app.installed import named
 from voxloss_app.terminal import results_console
@@ -35,7 +35,7 @@ class Finding(NamedTuple):
 
     backend: str
     works: bool | None  # None: it cannot run here
-    told: str
+    message: str
 
 
 class Choice(NamedTuple):
@@ -61,17 +61,20 @@ def _tried(name: str) -> tuple[bool, str]:
     x = torch.randn(2, 3, 12, 13, 14, generator=chance)
     labels = torch.randint(3, (2, 1, 12, 13, 14), generator=chance)
     grad = torch.rand(3, 2, 3, dtype=torch.float64, generator=chance)
-    job = Pass("softmax", ["intersection", "prediction", "target"], None)
-    exact = BACKENDS["reference"].region_sums(x, labels, job)[0]
-    slope = BACKENDS["reference"].region_sums_backward(grad, x, labels, job, "input")
+    spec = PassSpec("softmax", ["intersection", "prediction", "target"], None)
+    exact = BACKENDS["reference"].region_sums(x, labels, spec)[0]
+    derivative = BACKENDS["reference"].region_sums_backward(grad, x, labels, spec, "input")
     _LOG.info("trying %s on %s", name, device)
     try:
         x, labels, grad = x.to(device), labels.to(device), grad.to(device)
-        sums = BACKENDS[name].region_sums(x, labels, job)[0].cpu()
-        got = BACKENDS[name].region_sums_backward(grad, x, labels, job, "input").cpu()
+        sums = BACKENDS[name].region_sums(x, labels, spec)[0].cpu()
+        got = BACKENDS[name].region_sums_backward(grad, x, labels, spec, "input").cpu()
     except Exception as error:  # whatever it is, it is what the person has to see
         return False, f"fails: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-    off = float(((sums - exact).abs() / exact).max()), float((got - slope).abs().max() / slope.abs().max())
+    off = (
+        float(((sums - exact).abs() / exact).max()),
+        float((got - derivative).abs().max() / derivative.abs().max()),
+    )
     if not (off[0] <= LOSS["float32"] and off[1] <= GRADIENT["float32"]):
         return False, f"wrong: sums are off by {off[0]:.1e}, gradients by {off[1]:.1e} of their size"
     return True, f"equals the reference on {device}; {BACKENDS[name].available()[1]}"
@@ -97,7 +100,7 @@ def show_doctor(device: str | None, dtype: str | None) -> int:
     table = Table("backend", "runs", "", box=None, pad_edge=False)
     for finding in found:
         words = {True: Text("yes", "green"), False: Text("no", "bold red"), None: Text("no", "dim")}
-        table.add_row(finding.backend, words[finding.works], finding.told)
+        table.add_row(finding.backend, words[finding.works], finding.message)
     console.print()
     console.print(table)
     made = [choice(on, of) for on in devices for of in ([dtype] if dtype else DTYPES)]

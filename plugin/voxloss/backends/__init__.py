@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from voxloss.backends import eager, numba_cpu, reference, triton_gpu
-from voxloss.backends.voxels import Pass
+from voxloss.backends.voxels import PassSpec
 
 ENVIRONMENT_VARIABLE = "VOXLOSS_BACKEND"
 
@@ -30,7 +30,7 @@ class Backend(Protocol):
         ...
 
     def region_sums(
-        self, input: Tensor, target: Tensor, job: Pass, mask: Tensor | None = None
+        self, input: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the sums `[K, B, C]` and a `[]` bool: every voxel that counts was valid.
 
@@ -39,7 +39,7 @@ class Backend(Protocol):
         ...
 
     def region_sums_backward(
-        self, grad: Tensor, input: Tensor, target: Tensor, job: Pass, wrt: str, mask: Tensor | None = None
+        self, grad: Tensor, input: Tensor, target: Tensor, spec: PassSpec, wrt: str, mask: Tensor | None = None
     ) -> Tensor:
         """Return ∂L/∂input or ∂L/∂target as `torch.empty_like` of that tensor lays it out."""
         ...

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from voxloss.backends import voxels
-from voxloss.backends.voxels import Pass
+from voxloss.backends.voxels import PassSpec
 
 # Elements of [B, C, voxels] in flight: on a CPU a block stays in its cache, elsewhere it fills the device.
 CPU_BLOCK = 1 << 19
@@ -44,32 +44,34 @@ def _blocks(input: Tensor) -> Iterator[tuple[slice, ...]]:
         yield (slice(None), slice(None), *box)
 
 
-def region_sums(input: Tensor, target: Tensor, job: Pass, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def region_sums(
+    input: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the sums `[K, B, C]` and whether every voxel was valid.
 
     A block is summed in float32 (float64 for float64 input) by torch's pairwise sum, the blocks in float64
     (in float32 on a device that has no float64).
     """
     wide = torch.float32 if input.device.type == "mps" else torch.float64
-    total = torch.zeros((len(job.sums), *input.shape[:2]), dtype=wide, device=input.device)
+    total = torch.zeros((len(spec.sums), *input.shape[:2]), dtype=wide, device=input.device)
     all_valid = torch.ones((), dtype=torch.bool, device=input.device)
     for block in _blocks(input):
         here = None if mask is None else mask[block]
-        rows, valid = voxels.sums(input[block], target[block], here, job, _precision(input))
+        rows, valid = voxels.sums(input[block], target[block], here, spec, _precision(input))
         total += torch.stack(rows)
         all_valid &= valid
     return total, all_valid
 
 
 def region_sums_backward(
-    grad: Tensor, input: Tensor, target: Tensor, job: Pass, wrt: str, mask: Tensor | None = None
+    grad: Tensor, input: Tensor, target: Tensor, spec: PassSpec, wrt: str, mask: Tensor | None = None
 ) -> Tensor:
     """∂L/∂input or ∂L/∂target (`wrt`) in that tensor's dtype and layout; p is computed again."""
     result = torch.empty_like(input if wrt == "input" else target)
     for block in _blocks(input):
         here = None if mask is None else mask[block]
-        slope = voxels.gradient(grad, input[block], target[block], here, job, wrt, _precision(input))
-        result[block].copy_(slope)
+        derivative = voxels.gradient(grad, input[block], target[block], here, spec, wrt, _precision(input))
+        result[block].copy_(derivative)
     return result
 
 

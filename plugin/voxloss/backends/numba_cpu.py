@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from voxloss.backends.layout import flatten_spatial
-from voxloss.backends.voxels import TERMS, Pass, range_tolerance, without_differences
+from voxloss.backends.voxels import TERMS, PassSpec, range_tolerance, without_differences
 
 # Voxels of an item that are summed by themselves: the same for any number of threads, so the result is, too.
 PART = 1 << 15
@@ -43,7 +43,9 @@ def takes(device: str, dtype: torch.dtype) -> tuple[bool, str]:
     return device == "cpu" and dtype in _DTYPES, "a float16, bfloat16, float32 or float64 input on the CPU"
 
 
-def region_sums(input: Tensor, target: Tensor, job: Pass, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def region_sums(
+    input: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the sums `[K, B, C]` and whether every voxel was valid.
 
     Rows of up to 1024 voxels are summed in float32 (float64 for float64 input), the rows and parts in float64.
@@ -51,26 +53,26 @@ def region_sums(input: Tensor, target: Tensor, job: Pass, mask: Tensor | None = 
     items, channels, *_ = input.shape
     flat = flatten_spatial([input, target, _weights(mask, input)])
     inputs, targets, masks = (_Items(tensor) for tensor in flat)
-    asked = _asked(input, target, job, mask)
+    config = _config(input, target, spec, mask)
     parts = -(-inputs.voxels // PART)
     sums = np.zeros((items, parts, len(TERMS), channels))
     valid = np.zeros((items, parts), dtype=bool)
 
     def walk(item: int, part: int, start: int, stop: int, scratch: Any) -> None:
         valid[item, part] = _kernels().forward(
-            inputs[item], targets[item], masks[item], start, stop, asked, *scratch, sums[item, part]
+            inputs[item], targets[item], masks[item], start, stop, config, *scratch, sums[item, part]
         )
 
     _in_parallel(walk, items, inputs.voxels, lambda: _scratch(input, target))
-    rows = [list(TERMS).index(name) for name in job.sums]
+    rows = [list(TERMS).index(name) for name in spec.sums]
     return torch.from_numpy(sums.sum(1)[:, rows].swapaxes(0, 1).copy()), torch.tensor(bool(valid.all()))
 
 
 def region_sums_backward(
-    grad: Tensor, input: Tensor, target: Tensor, job: Pass, wrt: str, mask: Tensor | None = None
+    grad: Tensor, input: Tensor, target: Tensor, spec: PassSpec, wrt: str, mask: Tensor | None = None
 ) -> Tensor:
     """∂L/∂input or ∂L/∂target (`wrt`) in that tensor's dtype and layout; p is computed again."""
-    grad, job = without_differences(grad, job)
+    grad, spec = without_differences(grad, spec)
     items, channels, *_ = input.shape
     like = input if wrt == "input" else target
     result = written = torch.empty_like(like)
@@ -79,9 +81,9 @@ def region_sums_backward(
         written = torch.empty(like.shape, dtype=like.dtype)
     flat = flatten_spatial([written, input, target, _weights(mask, input)])
     results, inputs, targets, masks = (_Items(tensor) for tensor in flat)
-    asked, by_target = _asked(input, target, job, mask), wrt == "target"
+    config, by_target = _config(input, target, spec, mask), wrt == "target"
     weights = np.zeros((items, len(TERMS), channels), _precision(input))
-    for name, row in zip(job.sums, grad, strict=True):
+    for name, row in zip(spec.sums, grad, strict=True):
         weights[:, list(TERMS).index(name)] += row.detach().numpy()
 
     def walk(item: int, part: int, start: int, stop: int, scratch: Any) -> None:
@@ -91,7 +93,7 @@ def region_sums_backward(
             masks[item],
             start,
             stop,
-            asked,
+            config,
             *scratch,
             weights[item],
             by_target,
@@ -171,14 +173,14 @@ def _weights(mask: Tensor | None, input: Tensor) -> Tensor:
     return mask.to(dtype)
 
 
-def _asked(input: Tensor, target: Tensor, job: Pass, mask: Tensor | None) -> Any:
-    return _kernels().Asked(
-        activation=("softmax", "sigmoid", "none").index(job.activation),
+def _config(input: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None) -> Any:
+    return _kernels().KernelConfig(
+        activation=("softmax", "sigmoid", "none").index(spec.activation),
         is_map=target.shape[1] != input.shape[1],
-        sums=tuple(name in job.sums for name in TERMS),
-        gamma=float(job.gamma),
-        ignores=job.ignore_index is not None,
-        ignore_index=job.ignore_index or 0,
+        sums=tuple(name in spec.sums for name in TERMS),
+        gamma=float(spec.gamma),
+        ignores=spec.ignore_index is not None,
+        ignore_index=spec.ignore_index or 0,
         slack=range_tolerance(input.dtype),
         target_slack=range_tolerance(target.dtype),
         masked=mask is not None,

@@ -1,12 +1,12 @@
 """The fused pass on the CPU: the loops, compiled by Numba, over blocks of voxels that stay in the cache.
 
 `forward` and `backward` go through the voxels start…stop of one item, block by block: load, activate, then fill
-rows with p, g, log p, log n, and add up the sums that are asked for, or write the slope. The terms and their
+rows with p, g, log p, log n, and add up the requested sums, or write the derivative. The terms and their
 derivatives are those of the table in `voxels`; n is 1 − p.
 
-What is asked for is decided once for a row of voxels and not once for a voxel. So one compiled function for each
-pair of dtypes serves every loss, and each innermost loop is plain enough for LLVM to make vector instructions of
-it. For that every constant in it has the rows' dtype: Numba takes float32 and a bare 1 to float64.
+The configuration is read once per row of voxels, not once per voxel. So one compiled function for each pair of
+dtypes serves every loss, and each innermost loop is plain enough for LLVM to make vector instructions of it. For
+that every constant in it has the rows' dtype: Numba takes float32 and a bare 1 to float64.
 
 All that is compiled stands in this one file, because Numba's cache on disk looks at no other.
 """
@@ -30,7 +30,7 @@ _LOGGER = logging.getLogger("voxloss")
 SOFTMAX, SIGMOID, NONE = range(3)
 NATIVE, HALF, BFLOAT16 = range(3)  # what a 16-bit element is
 
-# Rows of `Asked.sums`, of the sums and of their gradients.
+# Rows of `KernelConfig.sums`, of the sums and of their gradients.
 SUMS = tuple(TERMS)  # in this order:
 INTERSECTION, SOFT_INTERSECTION, PREDICTION, PREDICTION_SQUARED, TARGET, TARGET_SQUARED = range(6)
 CROSS_ENTROPY, CROSS_ENTROPY_NEGATIVE, FOCAL, FOCAL_NEGATIVE, LOG_LOSS, LOG_LOSS_NEGATIVE = range(6, 12)
@@ -53,8 +53,8 @@ class Lines(NamedTuple):
     kind: int  # of its elements
 
 
-class Asked(NamedTuple):
-    """What a pass is asked for, `voxels.Pass`, in numbers."""
+class KernelConfig(NamedTuple):
+    """`voxels.PassSpec` in numbers, as the kernels take it."""
 
     activation: int
     is_map: bool  # the target is a label map
@@ -355,7 +355,7 @@ def _load_weights(item, start, count, weight):
 
 
 @compiled
-def _load_labels(item, start, count, channels, asked, weight, labels):
+def _load_labels(item, start, count, channels, config, weight, labels):
     """Write labels, IGNORED where they are; return whether all that count are classes, and whether all count."""
     memory, lines = item
     valid, all_count = True, True
@@ -364,7 +364,7 @@ def _load_labels(item, start, count, channels, asked, weight, labels):
         value = _widen(memory[first + v * lines.per_voxel], lines.kind)
         label = np.int64(value)
         whole = label == value
-        if (asked.ignores and whole and label == asked.ignore_index) or (asked.masked and weight[v] == 0):
+        if (config.ignores and whole and label == config.ignore_index) or (config.masked and weight[v] == 0):
             labels[v] = IGNORED
             all_count = False
         elif whole and 0 <= label < channels:
@@ -376,25 +376,25 @@ def _load_labels(item, start, count, channels, asked, weight, labels):
 
 
 @compiled
-def _find_ignored(target, count, asked, weight, labels):
+def _find_ignored(target, count, config, weight, labels):
     """The same for targets with one channel per class: labels only say where voxels are ignored."""
-    channels, ignore_index = target.shape[0], asked.ignore_index
-    lowest, highest = target.dtype.type(-asked.target_slack), target.dtype.type(1 + asked.target_slack)
-    named = asked.ignores and channels > 1 and 0 <= ignore_index < channels
+    channels, ignore_index = target.shape[0], config.ignore_index
+    lowest, highest = target.dtype.type(-config.target_slack), target.dtype.type(1 + config.target_slack)
+    named = config.ignores and channels > 1 and 0 <= ignore_index < channels
     all_count = True
     for v in range(count):
-        labels[v] = IGNORED if asked.ignores else 0
+        labels[v] = IGNORED if config.ignores else 0
     if named:
         for v in range(count):
             labels[v] = IGNORED if target[ignore_index, v] == 1 else 0
-    elif asked.ignores:
+    elif config.ignores:
         for c in range(channels):
             for v in range(count):
                 labels[v] = labels[v] if target[c, v] == ignore_index else 0
-    if asked.masked:
+    if config.masked:
         for v in range(count):
             labels[v] = IGNORED if weight[v] == 0 else labels[v]
-    if asked.ignores or asked.masked:
+    if config.ignores or config.masked:
         for v in range(count):
             all_count &= labels[v] != IGNORED
     outside = np.int32(0)
@@ -417,7 +417,7 @@ def _clear(block, count, labels):
             block[c, v] = zero if labels[v] == IGNORED else block[c, v]
 
 
-# What a row of voxels holds, adds to the sums, and gets as its slope.
+# What a row of voxels holds, adds to the sums, and gets as its derivative.
 
 
 @compiled
@@ -548,7 +548,7 @@ def _times_of(x, weight, v):
 
 @compiled
 def _add(c, count, sums, gamma, rows, weight, out):
-    """Add the sums of channel c; of those that share a loop also some that nobody asked for."""
+    """Add the sums of channel c; of those that share a loop also some that were not requested."""
     p, g, n, log_p, log_n, focus = rows[P], rows[G], rows[N], rows[LOG_P], rows[LOG_N], rows[FOCUS]
     zero, one = p.dtype.type(0), p.dtype.type(1)
     if sums[INTERSECTION] or sums[PREDICTION] or sums[TARGET]:
@@ -637,10 +637,10 @@ def _add(c, count, sums, gamma, rows, weight, out):
 
 
 @compiled
-def _by_own(c, count, activation, sums, weights, linear, squared, own, other, n, slope):
-    """Fill `slope` with the derivative, by p or by g (`own`), of the sums without logarithms.
+def _by_own(c, count, activation, sums, weights, linear, squared, own, other, n, derivative):
+    """Fill `derivative` with the derivative, by p or by g (`own`), of the sums without logarithms.
 
-    By p it is multiplied on: by p for a softmax, whose slope is q, and by p·n for a sigmoid.
+    By p it is multiplied on: by p for a softmax, whose derivative is q, and by p·n for a sigmoid.
     """
     constant, cross, soft = weights[linear, c], weights[INTERSECTION, c], weights[SOFT_INTERSECTION, c]
     twice = weights[squared, c] + weights[squared, c]
@@ -656,12 +656,14 @@ def _by_own(c, count, activation, sums, weights, linear, squared, own, other, n,
             by_own *= own[v]
         elif activation == SIGMOID:
             by_own *= own[v] * n[v]
-        slope[v] = by_own
+        derivative[v] = by_own
 
 
 @compiled
-def _add_by_log(count, activation, gamma, cross_entropy, focal, log_loss, negative, p, n, g, log_p, rows, slope):
-    """Add the slope of −(g·(cross_entropy + focal·n^γ) + log_loss)·log p.
+def _add_by_log(
+    count, activation, gamma, cross_entropy, focal, log_loss, negative, p, n, g, log_p, rows, derivative
+):
+    """Add the derivative of −(g·(cross_entropy + focal·n^γ) + log_loss)·log p.
 
     If `negative`, of the terms with 1 − g in the place of g; p and n are given in each other's place, and
     `log_loss` with the other sign.
@@ -675,11 +677,11 @@ def _add_by_log(count, activation, gamma, cross_entropy, focal, log_loss, negati
         for v in range(count):
             by_log = (constant + factor * g[v]) * cross_entropy + log_loss
             if activation == SIGMOID:
-                slope[v] -= by_log * n[v]
+                derivative[v] -= by_log * n[v]
             elif activation == SOFTMAX:
-                slope[v] -= by_log
+                derivative[v] -= by_log
             else:
-                slope[v] -= zero if p[v] <= tiny else by_log / p[v]
+                derivative[v] -= zero if p[v] <= tiny else by_log / p[v]
         return
     _focus(n, count, gamma, rows)
     for v in range(count):
@@ -687,17 +689,19 @@ def _add_by_log(count, activation, gamma, cross_entropy, focal, log_loss, negati
         share = constant + factor * g[v]
         log = floor if log_p[v] < floor else log_p[v]
         if activation == SIGMOID:
-            slope[v] -= share * (cross_entropy * n[v] + power * (n[v] - gamma * p[v] * log)) + log_loss * n[v]
+            derivative[v] -= (
+                share * (cross_entropy * n[v] + power * (n[v] - gamma * p[v] * log)) + log_loss * n[v]
+            )
         else:
             ratio = -one if n[v] <= zero else p[v] * log / n[v]  # its limit
             by_log = share * (cross_entropy + power * (one - gamma * ratio)) + log_loss
             given = zero if p[v] <= tiny else by_log / p[v]
-            slope[v] -= by_log if activation == SOFTMAX else given
+            derivative[v] -= by_log if activation == SOFTMAX else given
 
 
 @compiled
-def _add_by_power(count, activation, factor, negative, p, n, g, rows, slope):
-    """Add the slope of factor·g·(−log p)^γ, whose derivative by −log p is in the row FOCUS.
+def _add_by_power(count, activation, factor, negative, p, n, g, rows, derivative):
+    """Add the derivative of factor·g·(−log p)^γ, whose derivative by −log p is in the row FOCUS.
 
     If `negative`, of that with 1 − g in the place of g; p and n are given in each other's place.
     """
@@ -708,16 +712,16 @@ def _add_by_power(count, activation, factor, negative, p, n, g, rows, slope):
         share = factor * (constant + sign * g[v])
         by_log = zero if share == zero else share * focus[v]
         if activation == SIGMOID:
-            slope[v] -= by_log * n[v]
+            derivative[v] -= by_log * n[v]
         elif activation == SOFTMAX:
-            slope[v] -= by_log
+            derivative[v] -= by_log
         else:
-            slope[v] -= zero if p[v] <= tiny else by_log / p[v]
+            derivative[v] -= zero if p[v] <= tiny else by_log / p[v]
 
 
 @compiled
-def _add_by_error(count, activation, inside, outside, p, n, g, slope):
-    """Add the slope, by p, of (inside·g + outside·(1 − g))·(g − p)², multiplied on as in `_by_own`."""
+def _add_by_error(count, activation, inside, outside, p, n, g, derivative):
+    """Add the derivative, by p, of (inside·g + outside·(1 − g))·(g − p)², multiplied on as in `_by_own`."""
     for v in range(count):
         by_p = (p[v] - g[v]) * (outside + (inside - outside) * g[v])
         by_p += by_p
@@ -725,65 +729,65 @@ def _add_by_error(count, activation, inside, outside, p, n, g, slope):
             by_p *= p[v]
         elif activation == SIGMOID:
             by_p *= p[v] * n[v]
-        slope[v] += by_p
+        derivative[v] += by_p
 
 
 @compiled
-def _slope(c, count, activation, sums, gamma, weights, rows, slope):
-    """Fill `slope`: q = p·∂L/∂p + ∂L/∂log p for a softmax, otherwise ∂L/∂input; `weights` is ∂L/∂sums."""
+def _derivative(c, count, activation, sums, gamma, weights, rows, derivative):
+    """Fill `derivative`: q = p·∂L/∂p + ∂L/∂log p for a softmax, otherwise ∂L/∂input; `weights` is ∂L/∂sums."""
     p, n, g, log_p, log_n = rows[P], rows[N], rows[G], rows[LOG_P], rows[LOG_N]
-    _by_own(c, count, activation, sums, weights, PREDICTION, PREDICTION_SQUARED, p, g, n, slope)
+    _by_own(c, count, activation, sums, weights, PREDICTION, PREDICTION_SQUARED, p, g, n, derivative)
     if sums[CROSS_ENTROPY] or sums[FOCAL] or sums[LOG_LOSS]:
         ce, focal, log_loss = weights[CROSS_ENTROPY, c], weights[FOCAL, c], weights[LOG_LOSS, c]
-        _add_by_log(count, activation, gamma, ce, focal, log_loss, False, p, n, g, log_p, rows, slope)
+        _add_by_log(count, activation, gamma, ce, focal, log_loss, False, p, n, g, log_p, rows, derivative)
     if sums[CROSS_ENTROPY_NEGATIVE] or sums[FOCAL_NEGATIVE] or sums[LOG_LOSS_NEGATIVE]:
         ce, focal = weights[CROSS_ENTROPY_NEGATIVE, c], weights[FOCAL_NEGATIVE, c]
         log_loss = -weights[LOG_LOSS_NEGATIVE, c]
-        _add_by_log(count, activation, gamma, ce, focal, log_loss, True, n, p, g, log_n, rows, slope)
+        _add_by_log(count, activation, gamma, ce, focal, log_loss, True, n, p, g, log_n, rows, derivative)
     if sums[LOG_POWER]:
         _power_of_log(log_p, count, gamma, True, rows)
-        _add_by_power(count, activation, weights[LOG_POWER, c], False, p, n, g, rows, slope)
+        _add_by_power(count, activation, weights[LOG_POWER, c], False, p, n, g, rows, derivative)
     if sums[LOG_POWER_NEGATIVE]:
         _power_of_log(log_n, count, gamma, True, rows)
-        _add_by_power(count, activation, weights[LOG_POWER_NEGATIVE, c], True, n, p, g, rows, slope)
+        _add_by_power(count, activation, weights[LOG_POWER_NEGATIVE, c], True, n, p, g, rows, derivative)
     if sums[SENSITIVITY_ERROR] or sums[SPECIFICITY_ERROR]:
         inside, outside = weights[SENSITIVITY_ERROR, c], weights[SPECIFICITY_ERROR, c]
-        _add_by_error(count, activation, inside, outside, p, n, g, slope)
+        _add_by_error(count, activation, inside, outside, p, n, g, derivative)
 
 
 @compiled
-def _slope_by_target(c, count, sums, gamma, weights, rows, slope):
-    """Fill `slope` with ∂L/∂g."""
+def _derivative_by_target(c, count, sums, gamma, weights, rows, derivative):
+    """Fill `derivative` with ∂L/∂g."""
     p, n, g, log_p, log_n, focus = rows[P], rows[N], rows[G], rows[LOG_P], rows[LOG_N], rows[FOCUS]
     two = p.dtype.type(2)
-    _by_own(c, count, NONE, sums, weights, TARGET, TARGET_SQUARED, g, p, n, slope)
+    _by_own(c, count, NONE, sums, weights, TARGET, TARGET_SQUARED, g, p, n, derivative)
     if sums[CROSS_ENTROPY]:
         for v in range(count):
-            slope[v] -= weights[CROSS_ENTROPY, c] * log_p[v]
+            derivative[v] -= weights[CROSS_ENTROPY, c] * log_p[v]
     if sums[CROSS_ENTROPY_NEGATIVE]:
         for v in range(count):
-            slope[v] += weights[CROSS_ENTROPY_NEGATIVE, c] * log_n[v]
+            derivative[v] += weights[CROSS_ENTROPY_NEGATIVE, c] * log_n[v]
     if sums[FOCAL]:
         _focus(n, count, gamma, rows)
         for v in range(count):
-            slope[v] -= weights[FOCAL, c] * focus[v] * log_p[v]
+            derivative[v] -= weights[FOCAL, c] * focus[v] * log_p[v]
     if sums[FOCAL_NEGATIVE]:
         _focus(p, count, gamma, rows)
         for v in range(count):
-            slope[v] += weights[FOCAL_NEGATIVE, c] * focus[v] * log_n[v]
+            derivative[v] += weights[FOCAL_NEGATIVE, c] * focus[v] * log_n[v]
     if sums[LOG_POWER]:
         _power_of_log(log_p, count, gamma, False, rows)
         for v in range(count):
-            slope[v] += weights[LOG_POWER, c] * focus[v]
+            derivative[v] += weights[LOG_POWER, c] * focus[v]
     if sums[LOG_POWER_NEGATIVE]:
         _power_of_log(log_n, count, gamma, False, rows)
         for v in range(count):
-            slope[v] -= weights[LOG_POWER_NEGATIVE, c] * focus[v]
+            derivative[v] -= weights[LOG_POWER_NEGATIVE, c] * focus[v]
     if sums[SENSITIVITY_ERROR] or sums[SPECIFICITY_ERROR]:
         inside, outside = weights[SENSITIVITY_ERROR, c], weights[SPECIFICITY_ERROR, c]
         for v in range(count):
             error, twice = g[v] - p[v], g[v] + g[v]
-            slope[v] += error * (inside * (twice + error) + outside * (two - twice - error))
+            derivative[v] += error * (inside * (twice + error) + outside * (two - twice - error))
 
 
 # A softmax and a label map, what most networks are trained with: apart from Σp and Σp², the sums need only the
@@ -847,7 +851,9 @@ def _add_at_labels(count, sums, exps, labels, rows, out):
 
 @compiled
 def _slope_at_labels(count, sums, gamma, weights, exps, labels, rows):
-    """Overwrite the exponentials by ∂L/∂logits = q − p·Σq; min(p, g) is p·g here, as p = g leaves no slope."""
+    """Overwrite the exponentials by ∂L/∂logits = q − p·Σq; min(p, g) is p·g here: p = g leaves no
+    derivative.
+    """
     dot, scale, own = rows[DOT], rows[SCALE], rows[OWN]
     zero, one = dot.dtype.type(0), dot.dtype.type(1)
     for v in range(count):
@@ -947,8 +953,8 @@ def _add_answers(c, count, sums, labels, rows, out):
 
 
 @compiled
-def _slope_of_answers(c, count, sums, gamma, weights, labels, rows, slope):
-    """Fill `slope` with ∂L/∂logit; min(p, g) is p·g here, as p = g leaves no slope."""
+def _derivative_of_answers(c, count, sums, gamma, weights, labels, rows, derivative):
+    """Fill `derivative` with ∂L/∂logit; min(p, g) is p·g here, as p = g leaves no derivative."""
     p, n, log_p, focus = rows[P], rows[N], rows[LOG_P], rows[FOCUS]
     label = np.int32(c)
     floor = p.dtype.type(-1e4)  # of log p; p·log p is 0 there
@@ -962,7 +968,7 @@ def _slope_of_answers(c, count, sums, gamma, weights, labels, rows, slope):
             constant = present if labels[v] == label else absent
             cross_entropy = yes if labels[v] == label else no
             prediction = p[v] if labels[v] == label else n[v]
-            slope[v] = n[v] * (p[v] * (constant + twice * prediction) + cross_entropy)
+            derivative[v] = n[v] * (p[v] * (constant + twice * prediction) + cross_entropy)
         return
     for v in range(count):
         constant = present if labels[v] == label else absent
@@ -971,24 +977,24 @@ def _slope_of_answers(c, count, sums, gamma, weights, labels, rows, slope):
         prediction = p[v] if labels[v] == label else n[v]
         log = log_p[v] if log_p[v] > floor else floor
         by_focal = focus[v] * (n[v] - gamma * (p[v] * log))
-        slope[v] = n[v] * (p[v] * (constant + twice * prediction) + cross_entropy) + focal * by_focal
+        derivative[v] = n[v] * (p[v] * (constant + twice * prediction) + cross_entropy) + focal * by_focal
 
 
 # The two passes; blocks, rows and labels are memory to work in.
 
 
 @compiled
-def _knows_by_label(asked):
+def _knows_by_label(config):
     """Whether the labels' channels, or the right answers, are enough: one of the two special cases above."""
-    sums = asked.sums
+    sums = config.sums
     logs = sums[LOG_LOSS] or sums[LOG_LOSS_NEGATIVE] or sums[LOG_POWER] or sums[LOG_POWER_NEGATIVE]
     entries = sums[FALSE_POSITIVES] or sums[FALSE_NEGATIVES] or sums[TRUE_NEGATIVES]
     errors = sums[SENSITIVITY_ERROR] or sums[SPECIFICITY_ERROR]
-    return asked.is_map and not (asked.weighted or logs or entries or errors)
+    return config.is_map and not (config.weighted or logs or entries or errors)
 
 
 @compiled
-def _load_voxels(input, target, mask, first, count, asked, with_logs, by_label, blocks, rows, labels):
+def _load_voxels(input, target, mask, first, count, config, with_logs, by_label, blocks, rows, labels):
     """Fill the blocks and, if `masked`, the row WEIGHT, which is 0 where ignored.
 
     Return whether all voxels that count are valid, and whether all count.
@@ -999,18 +1005,18 @@ def _load_voxels(input, target, mask, first, count, asked, with_logs, by_label, 
     """
     block, other, soft = blocks
     weight = rows[WEIGHT]
-    weighed = _load_weights(mask, first, count, weight) if asked.masked else True
-    finite = block.dtype.type(np.inf if asked.activation == NONE else LARGEST_LOGIT)
+    weighed = _load_weights(mask, first, count, weight) if config.masked else True
+    finite = block.dtype.type(np.inf if config.activation == NONE else LARGEST_LOGIT)
     _load(input, first, count, finite, block)
-    if asked.is_map:
-        valid, all_count = _load_labels(target, first, count, block.shape[0], asked, weight, labels)
+    if config.is_map:
+        valid, all_count = _load_labels(target, first, count, block.shape[0], config, weight, labels)
     else:
         _load(target, first, count, soft.dtype.type(np.inf), soft)
-        valid, all_count = _find_ignored(soft, count, asked, weight, labels)
+        valid, all_count = _find_ignored(soft, count, config, weight, labels)
     if not all_count:
         _clear(block, count, labels)
         _clear(rows[WEIGHT : WEIGHT + 1], count, labels)
-    if asked.activation == SOFTMAX:
+    if config.activation == SOFTMAX:
         if with_logs and by_label:
             for v in range(count):
                 rows[LOG_P, v] = block[max(labels[v], 0), v]
@@ -1021,22 +1027,22 @@ def _load_voxels(input, target, mask, first, count, asked, with_logs, by_label, 
 
 
 @compiled
-def forward(input, target, mask, start, stop, asked, blocks, rows, labels, out):
+def forward(input, target, mask, start, stop, config, blocks, rows, labels, out):
     """Add the sums over voxels start…stop of an item to `out` [SUMS, C]; return whether they were valid."""
     block, other, soft = blocks
-    sums, gamma, activation = asked.sums, rows.dtype.type(asked.gamma), asked.activation
+    sums, gamma, activation = config.sums, rows.dtype.type(config.gamma), config.activation
     with_logs = False
     for k in range(CROSS_ENTROPY, FALSE_POSITIVES):
         with_logs |= sums[k]
-    is_map, by_label = asked.is_map, _knows_by_label(asked)
+    is_map, by_label = config.is_map, _knows_by_label(config)
     all_valid = True
     for first in range(start, stop, rows.shape[1]):
         count = min(rows.shape[1], stop - first)
         valid, all_count = _load_voxels(
-            input, target, mask, first, count, asked, with_logs, by_label, blocks, rows, labels
+            input, target, mask, first, count, config, with_logs, by_label, blocks, rows, labels
         )
         all_valid &= valid
-        if sums[VOXELS] and asked.weighted:
+        if sums[VOXELS] and config.weighted:
             total = rows.dtype.type(0)
             for v in range(count):
                 total += rows[WEIGHT, v]
@@ -1053,22 +1059,22 @@ def forward(input, target, mask, start, stop, asked, blocks, rows, labels, out):
                 _add_answers(c, count, sums, labels, rows, out)
                 continue
             _fill(c, count, activation, with_logs, all_count, block, other, labels, soft, is_map, rows)
-            if asked.weighted:
+            if config.weighted:
                 _add(c, count, sums, gamma, rows, rows[WEIGHT], out)
             else:
                 _add(c, count, sums, gamma, rows, None, out)
             if activation == NONE:
                 for v in range(count):
                     # Written so that NaN passes, as in `voxels`.
-                    all_valid &= not (rows[P, v] < -asked.slack or rows[P, v] > 1 + asked.slack)
+                    all_valid &= not (rows[P, v] < -config.slack or rows[P, v] > 1 + config.slack)
     return all_valid
 
 
 @compiled
-def backward(input, target, mask, start, stop, asked, blocks, rows, labels, weights, by_target, result):
+def backward(input, target, mask, start, stop, config, blocks, rows, labels, weights, by_target, result):
     """Write ∂L/∂input, or ∂L/∂target, of voxels start…stop of an item; `weights` is ∂L/∂sums [SUMS, C]."""
     block, other, soft = blocks
-    sums, gamma, activation = asked.sums, rows.dtype.type(asked.gamma), asked.activation
+    sums, gamma, activation = config.sums, rows.dtype.type(config.gamma), config.activation
     with_logs = (
         (sums[CROSS_ENTROPY] and by_target)
         or (sums[CROSS_ENTROPY_NEGATIVE] and by_target)
@@ -1077,12 +1083,12 @@ def backward(input, target, mask, start, stop, asked, blocks, rows, labels, weig
         or sums[LOG_POWER]
         or sums[LOG_POWER_NEGATIVE]
     )
-    is_map, by_label = asked.is_map, _knows_by_label(asked)
+    is_map, by_label = config.is_map, _knows_by_label(config)
     dot = rows[DOT]
     for first in range(start, stop, rows.shape[1]):
         count = min(rows.shape[1], stop - first)
         _, all_count = _load_voxels(
-            input, target, mask, first, count, asked, with_logs, by_label, blocks, rows, labels
+            input, target, mask, first, count, config, with_logs, by_label, blocks, rows, labels
         )
         if by_label and activation == SOFTMAX:
             _fill_at_labels(count, sums, gamma, with_logs, block, labels, rows)
@@ -1092,13 +1098,13 @@ def backward(input, target, mask, start, stop, asked, blocks, rows, labels, weig
         for c in range(block.shape[0]):
             if by_label and activation == SIGMOID:
                 _fill_answers(c, count, sums, gamma, with_logs, all_count, block, labels, rows)
-                _slope_of_answers(c, count, sums, gamma, weights, labels, rows, other[c])
+                _derivative_of_answers(c, count, sums, gamma, weights, labels, rows, other[c])
                 continue
             _fill(c, count, activation, with_logs, all_count, block, other, labels, soft, is_map, rows)
             if by_target:
-                _slope_by_target(c, count, sums, gamma, weights, rows, other[c])
+                _derivative_by_target(c, count, sums, gamma, weights, rows, other[c])
             else:
-                _slope(c, count, activation, sums, gamma, weights, rows, other[c])
+                _derivative(c, count, activation, sums, gamma, weights, rows, other[c])
         if activation == SOFTMAX and not by_target:
             for v in range(count):
                 dot[v] = 0
@@ -1108,7 +1114,7 @@ def backward(input, target, mask, start, stop, asked, blocks, rows, labels, weig
             for c in range(block.shape[0]):
                 for v in range(count):
                     other[c, v] -= block[c, v] * rows[SCALE, v] * dot[v]
-        if asked.weighted:
+        if config.weighted:
             for c in range(other.shape[0]):
                 for v in range(count):
                     other[c, v] *= rows[WEIGHT, v]

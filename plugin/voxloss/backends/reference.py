@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from voxloss.backends import voxels
-from voxloss.backends.voxels import Pass
+from voxloss.backends.voxels import PassSpec
 
 
 def available() -> tuple[bool, str]:
@@ -19,15 +19,17 @@ def takes(device: str, dtype: torch.dtype) -> tuple[bool, str]:
     return True, "any floating-point input on any device"
 
 
-def region_sums(input: Tensor, target: Tensor, job: Pass, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def region_sums(
+    input: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the sums `[K, B, C]` in float64 and whether every voxel was valid."""
-    rows, valid = voxels.sums(input, target, mask, job, torch.float64)
+    rows, valid = voxels.sums(input, target, mask, spec, torch.float64)
     return torch.stack(rows), valid
 
 
 def region_sums_backward(
-    grad: Tensor, input: Tensor, target: Tensor, job: Pass, wrt: str, mask: Tensor | None = None
+    grad: Tensor, input: Tensor, target: Tensor, spec: PassSpec, wrt: str, mask: Tensor | None = None
 ) -> Tensor:
     """∂L/∂input or ∂L/∂target (`wrt`) in that tensor's dtype and layout."""
     result = torch.empty_like(input if wrt == "input" else target)
-    return result.copy_(voxels.gradient(grad, input, target, mask, job, wrt, torch.float64))
+    return result.copy_(voxels.gradient(grad, input, target, mask, spec, wrt, torch.float64))

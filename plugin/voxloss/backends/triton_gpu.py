@@ -18,7 +18,7 @@ from voxloss.backends.voxels import (
     NEGATIVE,
     POSITIVE,
     SMALLEST_LOGARITHM,
-    Pass,
+    PassSpec,
     range_tolerance,
     without_differences,
 )
@@ -105,27 +105,29 @@ class Launch(NamedTuple):
             self.kernel[(self.programs,)](**self.arguments, **self.options)
 
 
-def region_sums(input: Tensor, target: Tensor, job: Pass, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def region_sums(
+    input: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the sums `[K, B, C]` and whether every voxel was valid.
 
     Float32 for a few voxels (float64 for float64 input), float64 from program to program.
     """
-    launch, partial, valid = forward(input, target, job, mask=mask)
+    launch, partial, valid = forward(input, target, spec, mask=mask)
     launch.start()
     return partial.sum(0, dtype=torch.float64), valid
 
 
 def region_sums_backward(
-    grad: Tensor, input: Tensor, target: Tensor, job: Pass, wrt: str, mask: Tensor | None = None
+    grad: Tensor, input: Tensor, target: Tensor, spec: PassSpec, wrt: str, mask: Tensor | None = None
 ) -> Tensor:
     """∂L/∂input or ∂L/∂target (`wrt`) in that tensor's dtype and layout; p is computed again."""
-    launch, result, written = backward(grad, input, target, job, wrt, mask=mask)
+    launch, result, written = backward(grad, input, target, spec, wrt, mask=mask)
     launch.start()
     return result if written is result else result.copy_(written)
 
 
 def forward(
-    input: Tensor, target: Tensor, job: Pass, largest: int = LARGEST_TILE, mask: Tensor | None = None
+    input: Tensor, target: Tensor, spec: PassSpec, largest: int = LARGEST_TILE, mask: Tensor | None = None
 ) -> tuple[Launch, Tensor, Tensor]:
     """Prepare the forward pass: its launch, the partial sums `[programs, K, B, C]` and the verdict it writes."""
     from voxloss.backends import triton_kernels
@@ -133,24 +135,24 @@ def forward(
     lines = flatten_spatial([input, target, *([] if mask is None else [mask])])
     _, classes, voxels = lines[0].shape
     crowded = mask is not None and lines[0].stride(2) != 1
-    tiles = tiling(classes, voxels, input.dtype, len(job.sums), largest, crowded)
+    tiles = tiling(classes, voxels, input.dtype, len(spec.sums), largest, crowded)
     chunks = -(-voxels // (tiles.voxels * tiles.tiles))
     partial = torch.empty(
-        (chunks, len(job.sums), *input.shape[:2]),
+        (chunks, len(spec.sums), *input.shape[:2]),
         dtype=torch.promote_types(input.dtype, torch.float32),
         device=input.device,
     )
     valid = torch.ones((), dtype=torch.bool, device=input.device)
     kernel = triton_kernels.sums if tiles.whole else triton_kernels.sums_of_many
     outputs = {"partial": partial, "valid": valid.view(torch.uint8)}
-    return _launch(kernel, input, target, job, tiles, chunks, lines, outputs), partial, valid
+    return _launch(kernel, input, target, spec, tiles, chunks, lines, outputs), partial, valid
 
 
 def backward(
     grad: Tensor,
     input: Tensor,
     target: Tensor,
-    job: Pass,
+    spec: PassSpec,
     wrt: str,
     largest: int = LARGEST_TILE,
     mask: Tensor | None = None,
@@ -161,7 +163,7 @@ def backward(
     """
     from voxloss.backends import triton_kernels
 
-    grad, job = without_differences(grad, job)
+    grad, spec = without_differences(grad, spec)
     own = input if wrt == "input" else target
     result = written = torch.empty_like(own)
     volumes = [input, target, *([] if mask is None else [mask])]
@@ -170,11 +172,11 @@ def backward(
         written = torch.empty_like(own, memory_format=torch.contiguous_format)
         lines = flatten_spatial([written, *volumes])
     _, classes, voxels = lines[0].shape
-    tiles = tiling(classes, voxels, input.dtype, len(job.sums), largest)
+    tiles = tiling(classes, voxels, input.dtype, len(spec.sums), largest)
     chunks = -(-voxels // (tiles.voxels * tiles.tiles))
     kernel = triton_kernels.gradient if tiles.whole else triton_kernels.gradient_of_many
     outputs = {"weights": grad.contiguous(), "result": lines[0]}
-    launch = _launch(kernel, input, target, job, tiles, chunks, lines[1:], outputs, wrt == "target")
+    launch = _launch(kernel, input, target, spec, tiles, chunks, lines[1:], outputs, wrt == "target")
     strides = dict(zip(("result_b", "result_c", "result_v"), lines[0].stride(), strict=True))
     return launch._replace(arguments={**launch.arguments, **strides}), result, written
 
@@ -183,7 +185,7 @@ def _launch(
     kernel: Any,
     input: Tensor,
     target: Tensor,
-    job: Pass,
+    spec: PassSpec,
     tiles: Tiling,
     chunks: int,
     lines: list[Tensor],
@@ -192,27 +194,27 @@ def _launch(
 ) -> Launch:
     from triton import language
 
-    from voxloss.backends.triton_kernels import How
+    from voxloss.backends.triton_kernels import KernelConfig
 
     items, channels, count = lines[0].shape
     labels = target.shape[1] != channels
     ignore = "no"
-    if job.ignore_index is not None:
-        is_channel = channels > 1 and 0 <= job.ignore_index < channels
+    if spec.ignore_index is not None:
+        is_channel = channels > 1 and 0 <= spec.ignore_index < channels
         ignore = "label" if labels else "channel" if is_channel else "sentinel"
-    how = How(
-        activation=job.activation,
-        sums=tuple(job.sums),
-        gamma=float(job.gamma),
-        chord=SMALLEST_LOGARITHM ** (float(job.gamma) - 1),
+    config = KernelConfig(
+        activation=spec.activation,
+        sums=tuple(spec.sums),
+        gamma=float(spec.gamma),
+        chord=SMALLEST_LOGARITHM ** (float(spec.gamma) - 1),
         labels=labels,
         ignore=ignore,
-        index=job.ignore_index or 0,
+        index=spec.ignore_index or 0,
         weighted=len(lines) == 3,
         classes=channels,
-        log_p=any(name in POSITIVE for name in job.sums),
-        log_n=any(name in NEGATIVE for name in job.sums),
-        kink="soft_intersection" in job.sums,
+        log_p=any(name in POSITIVE for name in spec.sums),
+        log_n=any(name in NEGATIVE for name in spec.sums),
+        kink="soft_intersection" in spec.sums,
         p_slack=range_tolerance(input.dtype),
         g_slack=range_tolerance(target.dtype),
         by_target=by_target,
@@ -235,7 +237,7 @@ def _launch(
         **dict(zip(("input_b", "input_c", "input_v"), a.stride(), strict=True)),
         **dict(zip(("target_b", "target_c", "target_v"), b.stride(), strict=True)),
         **dict(zip(("mask_b", "mask_v"), c.stride()[::2], strict=True)),
-        "HOW": how,
+        "CONFIG": config,
     }
     # A product and a sum may be rounded once: faster, and no less exact.
     options = {"num_warps": tiles.warps, "num_stages": 1, "enable_fp_fusion": True}

@@ -7,7 +7,7 @@ One program takes every n-th tile of an item, so that programs that run at the s
 A voxel outside the volume and one that is ignored are treated alike: they are not `live`, their logit is −∞ (or
 their probability 0) and their target 0, so that every term of theirs is 0 by itself; so it is with the classes
 that fill a tile up. A voxel of weight 0 is not even loaded: it counts as one outside the volume, but that its
-gradient is written. `HOW` is known when a kernel is compiled: what is not asked for costs nothing.
+gradient is written. `CONFIG` is known when a kernel is compiled: what is not asked for costs nothing.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import triton
 import triton.language as tl
 
 
-class How(NamedTuple):
+class KernelConfig(NamedTuple):
     """What a kernel is compiled for. A tuple, as Triton keeps one compiled kernel for each value."""
 
     activation: str
     sums: tuple[str, ...]
     gamma: float
-    chord: float  # ε^(γ−1), the slope of a power of a logarithm near 0
+    chord: float  # ε^(γ−1), the derivative of a power of a logarithm near 0
     labels: bool  # the target is a label map
     ignore: str  # "no", "label", "channel" (that one is 1) or "sentinel" (all channels are `index`)
     index: int
@@ -56,7 +56,7 @@ ALL = tl.constexpr(tl.PropagateNan.ALL)
 
 
 @triton.jit
-def _from_label_map(target, voxels, stride_v, inside, HOW: tl.constexpr):
+def _from_label_map(target, voxels, stride_v, inside, CONFIG: tl.constexpr):
     """Return the class of each voxel (−1: none), whether it is live, and whether its label is an error."""
     value = tl.load(target + voxels * stride_v, mask=inside, other=0)
     if value.dtype.is_floating():
@@ -69,63 +69,63 @@ def _from_label_map(target, voxels, stride_v, inside, HOW: tl.constexpr):
         label = value.to(tl.int64)  # a uint8 compared with −1 would wrap around to 255
         fraction = label != label
     live = inside
-    if HOW.ignore == "label":
-        live = inside & ((label != HOW.index) | fraction)
-    wrong = live & ((label < 0) | (label >= HOW.classes) | fraction)
+    if CONFIG.ignore == "label":
+        live = inside & ((label != CONFIG.index) | fraction)
+    wrong = live & ((label < 0) | (label >= CONFIG.classes) | fraction)
     return tl.where(live, label, -1).to(tl.int32), live, wrong
 
 
 @triton.jit
-def _from_channels(target, voxels, stride_c, stride_v, inside, HOW: tl.constexpr):
+def _from_channels(target, voxels, stride_c, stride_v, inside, CONFIG: tl.constexpr):
     """Return whether each voxel is live, and whether it is half ignored, for one channel per class."""
     live = inside
     wrong = inside & (voxels < 0)  # never
-    if HOW.ignore == "channel":
+    if CONFIG.ignore == "channel":
         channel = tl.load(
-            target + tl.cast(stride_c, tl.int64) * HOW.index + voxels * stride_v, mask=inside, other=0
-        ).to(HOW.real)
+            target + tl.cast(stride_c, tl.int64) * CONFIG.index + voxels * stride_v, mask=inside, other=0
+        ).to(CONFIG.real)
         live = inside & (channel != 1)
         wrong = live & (channel != 0)
-    elif HOW.ignore == "sentinel":
-        differs = tl.full((HOW.block_v,), 0, tl.int32)
-        for first in tl.range(0, HOW.classes, HOW.block_c):
-            classes = first + tl.arange(0, HOW.block_c)
-            g = _load(target, classes, voxels, stride_c, stride_v, inside, 0, HOW)
-            other = (g != HOW.index) & (classes < HOW.classes)[:, None]
+    elif CONFIG.ignore == "sentinel":
+        differs = tl.full((CONFIG.block_v,), 0, tl.int32)
+        for first in tl.range(0, CONFIG.classes, CONFIG.block_c):
+            classes = first + tl.arange(0, CONFIG.block_c)
+            g = _load(target, classes, voxels, stride_c, stride_v, inside, 0, CONFIG)
+            other = (g != CONFIG.index) & (classes < CONFIG.classes)[:, None]
             differs = tl.maximum(differs, tl.max(other.to(tl.int32), 0))
         live = inside & (differs > 0)
     return live, wrong
 
 
 @triton.jit
-def _look_at_target(target, voxels, stride_c, stride_v, inside, HOW: tl.constexpr):
+def _look_at_target(target, voxels, stride_c, stride_v, inside, CONFIG: tl.constexpr):
     """Return the class of each voxel, if it has one, whether it is live, and whether it is an error."""
-    if HOW.labels:
-        label, live, wrong = _from_label_map(target, voxels, stride_v, inside, HOW)
+    if CONFIG.labels:
+        label, live, wrong = _from_label_map(target, voxels, stride_v, inside, CONFIG)
     else:
-        live, wrong = _from_channels(target, voxels, stride_c, stride_v, inside, HOW)
+        live, wrong = _from_channels(target, voxels, stride_c, stride_v, inside, CONFIG)
         label = live
     return label, live, wrong
 
 
 @triton.jit
-def _look_at(target, mask, voxels, target_c, target_v, mask_v, existing, HOW: tl.constexpr):
+def _look_at(target, mask, voxels, target_c, target_v, mask_v, existing, CONFIG: tl.constexpr):
     """Return what `_look_at_target` does, and the weight of each voxel, and which are inside: not of weight 0."""
-    if HOW.weighted:
-        weight = tl.load(mask + voxels * mask_v, mask=existing, other=0).to(HOW.real)
+    if CONFIG.weighted:
+        weight = tl.load(mask + voxels * mask_v, mask=existing, other=0).to(CONFIG.real)
         inside = existing & (weight != 0)
-        label, live, wrong = _look_at_target(target, voxels, target_c, target_v, inside, HOW)
+        label, live, wrong = _look_at_target(target, voxels, target_c, target_v, inside, CONFIG)
         wrong = wrong | (existing & (((weight >= 0) & (weight < INFINITY)) == 0))
     else:
         weight = existing
         inside = existing
-        label, live, wrong = _look_at_target(target, voxels, target_c, target_v, inside, HOW)
+        label, live, wrong = _look_at_target(target, voxels, target_c, target_v, inside, CONFIG)
     return label, weight, inside, live, wrong
 
 
 @triton.jit
-def _times_weight(x, weight, HOW: tl.constexpr):
-    if HOW.weighted:
+def _times_weight(x, weight, CONFIG: tl.constexpr):
+    if CONFIG.weighted:
         x = x * weight[None, :]
     return x
 
@@ -134,15 +134,15 @@ def _times_weight(x, weight, HOW: tl.constexpr):
 
 
 @triton.jit
-def _tile_of_voxels(tile, HOW: tl.constexpr):
+def _tile_of_voxels(tile, CONFIG: tl.constexpr):
     """64 bits wide, as all that is multiplied by a stride: a volume may have more than 2³¹ elements.
 
     Where neighbouring voxels lie side by side, lane after lane shall take voxel after voxel, with all classes.
     Triton would give a thread several neighbours that it can load at once, and the classes to different threads,
     which would then have to exchange what a softmax needs; the hint, of no alignment, keeps it from that.
     """
-    voxels = tile.to(tl.int64) * HOW.block_v + tl.arange(0, HOW.block_v)
-    if HOW.side_by_side:
+    voxels = tile.to(tl.int64) * CONFIG.block_v + tl.arange(0, CONFIG.block_v)
+    if CONFIG.side_by_side:
         voxels = tl.multiple_of(voxels, 1)
     return voxels
 
@@ -153,53 +153,53 @@ def _offsets(classes, voxels, stride_c, stride_v):
 
 
 @triton.jit
-def _mask(classes, inside, HOW: tl.constexpr):
-    return (classes < HOW.classes)[:, None] & inside[None, :]
+def _mask(classes, inside, CONFIG: tl.constexpr):
+    return (classes < CONFIG.classes)[:, None] & inside[None, :]
 
 
 @triton.jit
-def _load(pointer, classes, voxels, stride_c, stride_v, inside, FILL: tl.constexpr, HOW: tl.constexpr):
+def _load(pointer, classes, voxels, stride_c, stride_v, inside, FILL: tl.constexpr, CONFIG: tl.constexpr):
     offsets = _offsets(classes, voxels, stride_c, stride_v)
-    return tl.load(pointer + offsets, mask=_mask(classes, inside, HOW), other=FILL).to(HOW.real)
+    return tl.load(pointer + offsets, mask=_mask(classes, inside, CONFIG), other=FILL).to(CONFIG.real)
 
 
 @triton.jit
-def _load_input(input, classes, voxels, stride_c, stride_v, inside, live, HOW: tl.constexpr):
-    if HOW.activation == "none":
-        z = _load(input, classes, voxels, stride_c, stride_v, inside, 0, HOW)
-        if HOW.ignore != "no":
+def _load_input(input, classes, voxels, stride_c, stride_v, inside, live, CONFIG: tl.constexpr):
+    if CONFIG.activation == "none":
+        z = _load(input, classes, voxels, stride_c, stride_v, inside, 0, CONFIG)
+        if CONFIG.ignore != "no":
             z = tl.where(live[None, :], z, 0)
     else:
-        z = _load(input, classes, voxels, stride_c, stride_v, inside, MINUS_INFINITY, HOW)
-        lowest = tl.where(classes < HOW.classes, -LARGEST_LOGIT, MINUS_INFINITY).to(HOW.real)
+        z = _load(input, classes, voxels, stride_c, stride_v, inside, MINUS_INFINITY, CONFIG)
+        lowest = tl.where(classes < CONFIG.classes, -LARGEST_LOGIT, MINUS_INFINITY).to(CONFIG.real)
         z = tl.minimum(z, LARGEST_LOGIT, propagate_nan=ALL)
         z = tl.maximum(z, lowest[:, None], propagate_nan=ALL)
-        if HOW.ignore != "no":
+        if CONFIG.ignore != "no":
             z = tl.where(live[None, :], z, MINUS_INFINITY)
     return z
 
 
 @triton.jit
-def _load_target(target, label, classes, voxels, stride_c, stride_v, inside, live, HOW: tl.constexpr):
+def _load_target(target, label, classes, voxels, stride_c, stride_v, inside, live, CONFIG: tl.constexpr):
     """Labels are compared here: there is never a one-hot in memory."""
-    if HOW.labels:
-        g = (label[None, :] == classes[:, None]).to(HOW.real)
+    if CONFIG.labels:
+        g = (label[None, :] == classes[:, None]).to(CONFIG.real)
     else:
-        g = _load(target, classes, voxels, stride_c, stride_v, inside, 0, HOW)
-        if HOW.ignore != "no":
+        g = _load(target, classes, voxels, stride_c, stride_v, inside, 0, CONFIG)
+        if CONFIG.ignore != "no":
             g = tl.where(live[None, :], g, 0)
     return g
 
 
 @triton.jit
-def _out_of_range(p, g, HOW: tl.constexpr):
+def _out_of_range(p, g, CONFIG: tl.constexpr):
     """Say where a probability is outside [0, 1]; a NaN is an error in a target, and passes in a prediction."""
-    if HOW.labels:
-        wrong = (p < -HOW.p_slack) | (p > 1 + HOW.p_slack)
+    if CONFIG.labels:
+        wrong = (p < -CONFIG.p_slack) | (p > 1 + CONFIG.p_slack)
     else:
-        wrong = ((g >= -HOW.g_slack) & (g <= 1 + HOW.g_slack)) == 0
-        if HOW.activation == "none":
-            wrong = wrong | (p < -HOW.p_slack) | (p > 1 + HOW.p_slack)
+        wrong = ((g >= -CONFIG.g_slack) & (g <= 1 + CONFIG.g_slack)) == 0
+        if CONFIG.activation == "none":
+            wrong = wrong | (p < -CONFIG.p_slack) | (p > 1 + CONFIG.p_slack)
     return wrong
 
 
@@ -207,25 +207,25 @@ def _out_of_range(p, g, HOW: tl.constexpr):
 
 
 @triton.jit
-def _normaliser(z, live, HOW: tl.constexpr):
+def _normaliser(z, live, CONFIG: tl.constexpr):
     """Return the largest logit of each voxel, and the sum over its classes of exp(z − largest)."""
-    largest = tl.full((HOW.block_v,), 0, HOW.real)
+    largest = tl.full((CONFIG.block_v,), 0, CONFIG.real)
     total = largest
-    if HOW.activation == "softmax":
+    if CONFIG.activation == "softmax":
         largest = tl.where(live, tl.max(z, 0), 0)
         total = tl.where(live, tl.sum(tl.exp(z - largest[None, :]), 0), 1)
     return largest, total
 
 
 @triton.jit
-def _normaliser_of_many(input, voxels, stride_c, stride_v, inside, live, HOW: tl.constexpr):
+def _normaliser_of_many(input, voxels, stride_c, stride_v, inside, live, CONFIG: tl.constexpr):
     """As `_normaliser`, over tiles of classes: what was summed is rescaled whenever a larger logit comes."""
-    largest = tl.full((HOW.block_v,), MINUS_INFINITY, HOW.real)
-    total = tl.full((HOW.block_v,), 0, HOW.real)
-    if HOW.activation == "softmax":
-        for first in tl.range(0, HOW.classes, HOW.block_c):
-            classes = first + tl.arange(0, HOW.block_c)
-            z = _load_input(input, classes, voxels, stride_c, stride_v, inside, live, HOW)
+    largest = tl.full((CONFIG.block_v,), MINUS_INFINITY, CONFIG.real)
+    total = tl.full((CONFIG.block_v,), 0, CONFIG.real)
+    if CONFIG.activation == "softmax":
+        for first in tl.range(0, CONFIG.classes, CONFIG.block_c):
+            classes = first + tl.arange(0, CONFIG.block_c)
+            z = _load_input(input, classes, voxels, stride_c, stride_v, inside, live, CONFIG)
             larger = tl.maximum(largest, tl.max(z, 0))
             shift = tl.where(larger == MINUS_INFINITY, 0, larger)  # nothing but −∞ up to here
             total = total * tl.exp(largest - shift) + tl.sum(tl.exp(z - shift[None, :]), 0)
@@ -247,28 +247,28 @@ def _log_of_probability(p):
 
 
 @triton.jit
-def _activate(z, largest, total, HOW: tl.constexpr):
+def _activate(z, largest, total, CONFIG: tl.constexpr):
     """Return p, log p and log n; a logarithm that nothing asks for stands for nothing."""
     log_p = z
     log_n = z
-    if HOW.activation == "softmax":
+    if CONFIG.activation == "softmax":
         below = z - largest[None, :]
         p = tl.exp(below) * (1 / total)[None, :]
-        if HOW.log_p:
+        if CONFIG.log_p:
             log_p = below - tl.log(total)[None, :]
-    elif HOW.activation == "sigmoid":
+    elif CONFIG.activation == "sigmoid":
         e = tl.exp(-tl.abs(z))
         larger = 1 / (1 + e)
         p = tl.where(z >= 0, larger, e * larger)
-        if HOW.log_p:
+        if CONFIG.log_p:
             log_p = tl.minimum(z, 0) - _log1p(e)
-        if HOW.log_n:
+        if CONFIG.log_n:
             log_n = tl.minimum(-z, 0) - _log1p(e)
     else:
         p = z
-        if HOW.log_p:
+        if CONFIG.log_p:
             log_p = _log_of_probability(p)
-        if HOW.log_n:
+        if CONFIG.log_n:
             log_n = _log_of_probability(1 - p)
     return p, log_p, log_n
 
@@ -292,19 +292,19 @@ def _power(base, exponent: tl.constexpr):
 
 
 @triton.jit
-def _power_of_log(log, HOW: tl.constexpr):
+def _power_of_log(log, CONFIG: tl.constexpr):
     """(−log)^γ, near 0 its chord."""
     distance = -log
-    power = _power(tl.maximum(distance, SMALLEST_LOGARITHM, propagate_nan=ALL), HOW.gamma)
-    return tl.where(distance < SMALLEST_LOGARITHM, distance * HOW.chord, power)
+    power = _power(tl.maximum(distance, SMALLEST_LOGARITHM, propagate_nan=ALL), CONFIG.gamma)
+    return tl.where(distance < SMALLEST_LOGARITHM, distance * CONFIG.chord, power)
 
 
 @triton.jit
-def _slope_of_power(log, HOW: tl.constexpr):
+def _derivative_of_power(log, CONFIG: tl.constexpr):
     """Its derivative by −log."""
     distance = -log
-    power = HOW.gamma * _power(tl.maximum(distance, SMALLEST_LOGARITHM, propagate_nan=ALL), HOW.gamma - 1)
-    return tl.where(distance < SMALLEST_LOGARITHM, HOW.chord, power)
+    power = CONFIG.gamma * _power(tl.maximum(distance, SMALLEST_LOGARITHM, propagate_nan=ALL), CONFIG.gamma - 1)
+    return tl.where(distance < SMALLEST_LOGARITHM, CONFIG.chord, power)
 
 
 @triton.jit
@@ -314,7 +314,7 @@ def _times(g, log):
 
 
 @triton.jit
-def _term(NAME: tl.constexpr, p, g, log_p, log_n, live, HOW: tl.constexpr):
+def _term(NAME: tl.constexpr, p, g, log_p, log_n, live, CONFIG: tl.constexpr):
     """What a voxel adds to a sum."""
     if NAME == "intersection":
         term = p * g
@@ -333,17 +333,17 @@ def _term(NAME: tl.constexpr, p, g, log_p, log_n, live, HOW: tl.constexpr):
     elif NAME == "cross_entropy_negative":
         term = -_times(1 - g, log_n)
     elif NAME == "focal":
-        term = -_times(g, log_p) * _power(1 - p, HOW.gamma)
+        term = -_times(g, log_p) * _power(1 - p, CONFIG.gamma)
     elif NAME == "focal_negative":
-        term = -_times(1 - g, log_n) * _power(p, HOW.gamma)
+        term = -_times(1 - g, log_n) * _power(p, CONFIG.gamma)
     elif NAME == "log_loss":
         term = tl.where(live[None, :], -log_p, 0)
     elif NAME == "log_loss_negative":
         term = tl.where(live[None, :], -log_n, 0)
     elif NAME == "log_power":
-        term = _times(g, _power_of_log(log_p, HOW))
+        term = _times(g, _power_of_log(log_p, CONFIG))
     elif NAME == "log_power_negative":
-        term = _times(1 - g, _power_of_log(log_n, HOW))
+        term = _times(1 - g, _power_of_log(log_n, CONFIG))
     elif NAME == "false_positives":
         term = p * (1 - g)
     elif NAME == "false_negatives":
@@ -360,103 +360,112 @@ def _term(NAME: tl.constexpr, p, g, log_p, log_n, live, HOW: tl.constexpr):
 
 
 @triton.jit
-def _focal_slope(p, n, log_p, HOW: tl.constexpr):
+def _focal_slope(p, n, log_p, CONFIG: tl.constexpr):
     """n^γ·(1 − γ·p·log p / n), where log p / n tends to −1 as n tends to 0, and p·log p to 0 as p does."""
-    slope = _power(n, HOW.gamma)
-    if HOW.gamma != 0:
+    derivative = _power(n, CONFIG.gamma)
+    if CONFIG.gamma != 0:
         some = n > 0
         ratio = p * tl.maximum(log_p, -1e4, propagate_nan=ALL) / tl.where(some, n, 1)
-        slope = slope * (1 - HOW.gamma * tl.where(some, ratio, -1))
-    return slope
+        derivative = derivative * (1 - CONFIG.gamma * tl.where(some, ratio, -1))
+    return derivative
 
 
 @triton.jit
 def _by_prediction(
-    NAME: tl.constexpr, weight, p, g, log_p, log_n, slope, kink, by_log_p, by_log_n, HOW: tl.constexpr
+    NAME: tl.constexpr, weight, p, g, log_p, log_n, derivative, kink, by_log_p, by_log_n, CONFIG: tl.constexpr
 ):
     """Add the derivatives of weight·term by p, by min(p, g), by log p and by log n."""
     if NAME == "intersection":
-        slope += weight * g
+        derivative += weight * g
     elif NAME == "soft_intersection":
         kink += weight
     elif NAME == "prediction":
-        slope += weight
+        derivative += weight
     elif NAME == "prediction_squared":
-        slope += 2 * weight * p
+        derivative += 2 * weight * p
     elif NAME == "cross_entropy":
         by_log_p -= weight * g
     elif NAME == "cross_entropy_negative":
         by_log_n -= weight * (1 - g)
     elif NAME == "focal":
-        by_log_p -= weight * g * _focal_slope(p, 1 - p, log_p, HOW)
+        by_log_p -= weight * g * _focal_slope(p, 1 - p, log_p, CONFIG)
     elif NAME == "focal_negative":
-        by_log_n -= weight * (1 - g) * _focal_slope(1 - p, p, log_n, HOW)
+        by_log_n -= weight * (1 - g) * _focal_slope(1 - p, p, log_n, CONFIG)
     elif NAME == "log_loss":
         by_log_p -= weight
     elif NAME == "log_loss_negative":
         by_log_n -= weight
     elif NAME == "log_power":
-        by_log_p -= weight * _times(g, _slope_of_power(log_p, HOW))
+        by_log_p -= weight * _times(g, _derivative_of_power(log_p, CONFIG))
     elif NAME == "log_power_negative":
-        by_log_n -= weight * _times(1 - g, _slope_of_power(log_n, HOW))
+        by_log_n -= weight * _times(1 - g, _derivative_of_power(log_n, CONFIG))
     elif NAME == "sensitivity_error":
-        slope += 2 * weight * g * (p - g)
+        derivative += 2 * weight * g * (p - g)
     elif NAME == "specificity_error":
-        slope += 2 * weight * (1 - g) * (p - g)
-    return slope, kink, by_log_p, by_log_n
+        derivative += 2 * weight * (1 - g) * (p - g)
+    return derivative, kink, by_log_p, by_log_n
 
 
 @triton.jit
-def _by_target(NAME: tl.constexpr, weight, p, g, log_p, log_n, slope, kink, by_logs, HOW: tl.constexpr):
+def _by_target(NAME: tl.constexpr, weight, p, g, log_p, log_n, derivative, kink, by_logs, CONFIG: tl.constexpr):
     """Add the derivatives of weight·term by g, by min(p, g), and by the g before a logarithm."""
     if NAME == "intersection":
-        slope += weight * p
+        derivative += weight * p
     elif NAME == "soft_intersection":
         kink += weight
     elif NAME == "target":
-        slope += weight
+        derivative += weight
     elif NAME == "target_squared":
-        slope += 2 * weight * g
+        derivative += 2 * weight * g
     elif NAME == "cross_entropy":
         by_logs -= weight * log_p
     elif NAME == "cross_entropy_negative":
         by_logs += weight * log_n
     elif NAME == "focal":
-        by_logs -= weight * _power(1 - p, HOW.gamma) * log_p
+        by_logs -= weight * _power(1 - p, CONFIG.gamma) * log_p
     elif NAME == "focal_negative":
-        by_logs += weight * _power(p, HOW.gamma) * log_n
+        by_logs += weight * _power(p, CONFIG.gamma) * log_n
     elif NAME == "log_power":
-        by_logs += weight * _power_of_log(log_p, HOW)
+        by_logs += weight * _power_of_log(log_p, CONFIG)
     elif NAME == "log_power_negative":
-        by_logs -= weight * _power_of_log(log_n, HOW)
+        by_logs -= weight * _power_of_log(log_n, CONFIG)
     elif NAME == "sensitivity_error":
-        slope += weight * (g - p) * (3 * g - p)
+        derivative += weight * (g - p) * (3 * g - p)
     elif NAME == "specificity_error":
-        slope += weight * (g - p) * (2 - 3 * g + p)
-    return slope, kink, by_logs
+        derivative += weight * (g - p) * (2 - 3 * g + p)
+    return derivative, kink, by_logs
 
 
 @triton.jit
-def _with_kink(slope, kink, own, other):
-    """Add the slope of kink·min(own, other); where the two are equal the sub-gradient nearest to zero."""
-    below = slope + kink
-    at = tl.maximum(tl.minimum(slope, below), 0) + tl.minimum(tl.maximum(slope, below), 0)
-    return tl.where(own < other, below, tl.where(own > other, slope, at))
+def _with_kink(derivative, kink, own, other):
+    """Add the derivative of kink·min(own, other); where the two are equal the sub-gradient nearest to zero."""
+    below = derivative + kink
+    at = tl.maximum(tl.minimum(derivative, below), 0) + tl.minimum(tl.maximum(derivative, below), 0)
+    return tl.where(own < other, below, tl.where(own > other, derivative, at))
 
 
 @triton.jit
-def _slope_of_target(weights, p, g, log_p, log_n, HOW: tl.constexpr):
+def _derivative_of_target(weights, p, g, log_p, log_n, CONFIG: tl.constexpr):
     """Return ∂L/∂g."""
-    slope = tl.zeros_like(p)
+    derivative = tl.zeros_like(p)
     by_logs = tl.zeros_like(p)
     kink = tl.zeros_like(weights[0])[:, None]
-    for k in tl.static_range(len(HOW.sums)):
-        slope, kink, by_logs = _by_target(
-            tl.constexpr(HOW.sums[k]), weights[k][:, None], p, g, log_p, log_n, slope, kink, by_logs, HOW
+    for k in tl.static_range(len(CONFIG.sums)):
+        derivative, kink, by_logs = _by_target(
+            tl.constexpr(CONFIG.sums[k]),
+            weights[k][:, None],
+            p,
+            g,
+            log_p,
+            log_n,
+            derivative,
+            kink,
+            by_logs,
+            CONFIG,
         )
-    if HOW.kink:
-        slope = _with_kink(slope, kink, g, p)
-    return slope + by_logs
+    if CONFIG.kink:
+        derivative = _with_kink(derivative, kink, g, p)
+    return derivative + by_logs
 
 
 @triton.jit
@@ -466,68 +475,68 @@ def _over(by_log, p):
 
 
 @triton.jit
-def _slope_of_input(weights, p, g, log_p, log_n, HOW: tl.constexpr):
+def _derivative_of_input(weights, p, g, log_p, log_n, CONFIG: tl.constexpr):
     """Return ∂L/∂z, or of a softmax q = p·∂L/∂p + ∂L/∂log p, which still lacks −p·Σq."""
-    slope = tl.zeros_like(p)
+    derivative = tl.zeros_like(p)
     by_log_p = tl.zeros_like(p)
     by_log_n = tl.zeros_like(p)
     kink = tl.zeros_like(weights[0])[:, None]
-    for k in tl.static_range(len(HOW.sums)):
-        slope, kink, by_log_p, by_log_n = _by_prediction(
-            tl.constexpr(HOW.sums[k]),
+    for k in tl.static_range(len(CONFIG.sums)):
+        derivative, kink, by_log_p, by_log_n = _by_prediction(
+            tl.constexpr(CONFIG.sums[k]),
             weights[k][:, None],
             p,
             g,
             log_p,
             log_n,
-            slope,
+            derivative,
             kink,
             by_log_p,
             by_log_n,
-            HOW,
+            CONFIG,
         )
-    if HOW.kink:
-        slope = _with_kink(slope, kink, p, g)
+    if CONFIG.kink:
+        derivative = _with_kink(derivative, kink, p, g)
     n = 1 - p
-    if HOW.activation == "none":
-        if HOW.log_p:
-            slope += _over(by_log_p, p)
-        if HOW.log_n:
-            slope -= _over(by_log_n, n)
+    if CONFIG.activation == "none":
+        if CONFIG.log_p:
+            derivative += _over(by_log_p, p)
+        if CONFIG.log_n:
+            derivative -= _over(by_log_n, n)
     else:
-        slope = p * slope
-        if HOW.log_p:
-            slope += by_log_p
-        if HOW.activation == "sigmoid":
-            slope = n * slope
-            if HOW.log_n:
-                slope -= p * by_log_n
-    return slope
+        derivative = p * derivative
+        if CONFIG.log_p:
+            derivative += by_log_p
+        if CONFIG.activation == "sigmoid":
+            derivative = n * derivative
+            if CONFIG.log_n:
+                derivative -= p * by_log_n
+    return derivative
 
 
 @triton.jit
-def _slope_of(weights, p, g, log_p, log_n, HOW: tl.constexpr):
-    if HOW.by_target:
-        slope = _slope_of_target(weights, p, g, log_p, log_n, HOW)
+def _derivative_of(weights, p, g, log_p, log_n, CONFIG: tl.constexpr):
+    if CONFIG.by_target:
+        derivative = _derivative_of_target(weights, p, g, log_p, log_n, CONFIG)
     else:
-        slope = _slope_of_input(weights, p, g, log_p, log_n, HOW)
-    return slope
+        derivative = _derivative_of_input(weights, p, g, log_p, log_n, CONFIG)
+    return derivative
 
 
 @triton.jit
-def _load_weights(weights, item, items, classes, HOW: tl.constexpr):
+def _load_weights(weights, item, items, classes, CONFIG: tl.constexpr):
     """Load ∂L/∂sums of one item: for each sum a vector over the classes."""
     rows = ()
-    for k in tl.static_range(len(HOW.sums)):
-        row = weights + (k * items + item).to(tl.int64) * HOW.classes + classes
-        rows = rows + (tl.load(row, mask=classes < HOW.classes, other=0).to(HOW.real),)
+    for k in tl.static_range(len(CONFIG.sums)):
+        row = weights + (k * items + item).to(tl.int64) * CONFIG.classes + classes
+        rows = rows + (tl.load(row, mask=classes < CONFIG.classes, other=0).to(CONFIG.real),)
     return rows
 
 
 @triton.jit
-def _store_sum(partial, total, k, chunk, item, items, classes, HOW: tl.constexpr):
-    row = partial + ((chunk.to(tl.int64) * len(HOW.sums) + k) * items + item) * HOW.classes + classes
-    tl.store(row, total, mask=classes < HOW.classes)
+def _store_sum(partial, total, k, chunk, item, items, classes, CONFIG: tl.constexpr):
+    row = partial + ((chunk.to(tl.int64) * len(CONFIG.sums) + k) * items + item) * CONFIG.classes + classes
+    tl.store(row, total, mask=classes < CONFIG.classes)
 
 
 # --- Kernels ---
@@ -551,7 +560,7 @@ def sums(
     target_v,
     mask_b,
     mask_v,
-    HOW: tl.constexpr,
+    CONFIG: tl.constexpr,
 ):
     """Write the sums over some tiles to partial `[chunks, K, items, classes]`, and on an error 0 to `valid`.
 
@@ -563,35 +572,35 @@ def sums(
     input += item.to(tl.int64) * input_b
     target += item.to(tl.int64) * target_b
     mask += item.to(tl.int64) * mask_b
-    classes = tl.arange(0, HOW.block_c)
+    classes = tl.arange(0, CONFIG.block_c)
     totals = ()
-    for _ in tl.static_range(len(HOW.sums)):
-        totals = totals + (tl.full((HOW.block_c, HOW.block_v), 0, HOW.real),)
+    for _ in tl.static_range(len(CONFIG.sums)):
+        totals = totals + (tl.full((CONFIG.block_c, CONFIG.block_v), 0, CONFIG.real),)
     # A label map alone can be wrong once per voxel.
-    if HOW.labels and HOW.activation != "none":
-        wrong = tl.full((1, HOW.block_v), 0, tl.int1)
+    if CONFIG.labels and CONFIG.activation != "none":
+        wrong = tl.full((1, CONFIG.block_v), 0, tl.int1)
     else:
-        wrong = tl.full((HOW.block_c, HOW.block_v), 0, tl.int1)
-    for tile in tl.range(0, HOW.tiles):
-        voxels = _tile_of_voxels(chunk.to(tl.int64) + tile * tl.cast(chunks, tl.int64), HOW)
+        wrong = tl.full((CONFIG.block_c, CONFIG.block_v), 0, tl.int1)
+    for tile in tl.range(0, CONFIG.tiles):
+        voxels = _tile_of_voxels(chunk.to(tl.int64) + tile * tl.cast(chunks, tl.int64), CONFIG)
         existing = voxels < count
         label, weight, inside, live, bad = _look_at(
-            target, mask, voxels, target_c, target_v, mask_v, existing, HOW
+            target, mask, voxels, target_c, target_v, mask_v, existing, CONFIG
         )
-        g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, HOW)
-        z = _load_input(input, classes, voxels, input_c, input_v, inside, live, HOW)
-        largest, total = _normaliser(z, live, HOW)
-        p, log_p, log_n = _activate(z, largest, total, HOW)
+        g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, CONFIG)
+        z = _load_input(input, classes, voxels, input_c, input_v, inside, live, CONFIG)
+        largest, total = _normaliser(z, live, CONFIG)
+        p, log_p, log_n = _activate(z, largest, total, CONFIG)
         wrong = wrong | bad[None, :]
-        if not HOW.labels or HOW.activation == "none":
-            wrong = wrong | _out_of_range(p, g, HOW)
+        if not CONFIG.labels or CONFIG.activation == "none":
+            wrong = wrong | _out_of_range(p, g, CONFIG)
         longer = ()
-        for k in tl.static_range(len(HOW.sums)):
-            term = _term(tl.constexpr(HOW.sums[k]), p, g, log_p, log_n, live, HOW)
-            longer = longer + (totals[k] + _times_weight(term, weight, HOW),)
+        for k in tl.static_range(len(CONFIG.sums)):
+            term = _term(tl.constexpr(CONFIG.sums[k]), p, g, log_p, log_n, live, CONFIG)
+            longer = longer + (totals[k] + _times_weight(term, weight, CONFIG),)
         totals = longer
-    for k in tl.static_range(len(HOW.sums)):
-        _store_sum(partial, tl.sum(totals[k], 1), k, chunk, item, items, classes, HOW)
+    for k in tl.static_range(len(CONFIG.sums)):
+        _store_sum(partial, tl.sum(totals[k], 1), k, chunk, item, items, classes, CONFIG)
     # All that find an error write the same: their order does not matter.
     tl.store(valid, 0, mask=tl.max(tl.max(wrong.to(tl.int32), 1), 0) > 0)
 
@@ -614,7 +623,7 @@ def sums_of_many(
     target_v,
     mask_b,
     mask_v,
-    HOW: tl.constexpr,
+    CONFIG: tl.constexpr,
 ):
     """As `sums`, for one tile of voxels and any number of classes."""
     item = tl.program_id(0) // chunks
@@ -622,21 +631,25 @@ def sums_of_many(
     input += item.to(tl.int64) * input_b
     target += item.to(tl.int64) * target_b
     mask += item.to(tl.int64) * mask_b
-    voxels = _tile_of_voxels(chunk, HOW)
+    voxels = _tile_of_voxels(chunk, CONFIG)
     existing = voxels < count
-    label, weight, inside, live, bad = _look_at(target, mask, voxels, target_c, target_v, mask_v, existing, HOW)
-    largest, total = _normaliser_of_many(input, voxels, input_c, input_v, inside, live, HOW)
+    label, weight, inside, live, bad = _look_at(
+        target, mask, voxels, target_c, target_v, mask_v, existing, CONFIG
+    )
+    largest, total = _normaliser_of_many(input, voxels, input_c, input_v, inside, live, CONFIG)
     wrong = bad.to(tl.int32)
-    for first in tl.range(0, HOW.classes, HOW.block_c):
-        classes = first + tl.arange(0, HOW.block_c)
-        g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, HOW)
-        z = _load_input(input, classes, voxels, input_c, input_v, inside, live, HOW)
-        p, log_p, log_n = _activate(z, largest, total, HOW)
-        if not HOW.labels or HOW.activation == "none":
-            wrong = tl.maximum(wrong, tl.max(_out_of_range(p, g, HOW).to(tl.int32), 0))
-        for k in tl.static_range(len(HOW.sums)):
-            term = _term(tl.constexpr(HOW.sums[k]), p, g, log_p, log_n, live, HOW)
-            _store_sum(partial, tl.sum(_times_weight(term, weight, HOW), 1), k, chunk, item, items, classes, HOW)
+    for first in tl.range(0, CONFIG.classes, CONFIG.block_c):
+        classes = first + tl.arange(0, CONFIG.block_c)
+        g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, CONFIG)
+        z = _load_input(input, classes, voxels, input_c, input_v, inside, live, CONFIG)
+        p, log_p, log_n = _activate(z, largest, total, CONFIG)
+        if not CONFIG.labels or CONFIG.activation == "none":
+            wrong = tl.maximum(wrong, tl.max(_out_of_range(p, g, CONFIG).to(tl.int32), 0))
+        for k in tl.static_range(len(CONFIG.sums)):
+            term = _term(tl.constexpr(CONFIG.sums[k]), p, g, log_p, log_n, live, CONFIG)
+            _store_sum(
+                partial, tl.sum(_times_weight(term, weight, CONFIG), 1), k, chunk, item, items, classes, CONFIG
+            )
     tl.store(valid, 0, mask=tl.max(wrong, 0) > 0)
 
 
@@ -661,7 +674,7 @@ def gradient(
     result_b,
     result_c,
     result_v,
-    HOW: tl.constexpr,
+    CONFIG: tl.constexpr,
 ):
     """Write ∂L/∂input or ∂L/∂target of some tiles of voxels, from weights = ∂L/∂sums `[K, items, classes]`."""
     item = tl.program_id(0) // chunks
@@ -670,23 +683,25 @@ def gradient(
     target += item.to(tl.int64) * target_b
     mask += item.to(tl.int64) * mask_b
     result += item.to(tl.int64) * result_b
-    classes = tl.arange(0, HOW.block_c)
-    rows = _load_weights(weights, item, items, classes, HOW)
-    for tile in tl.range(0, HOW.tiles):
-        voxels = _tile_of_voxels(chunk.to(tl.int64) + tile * tl.cast(chunks, tl.int64), HOW)
+    classes = tl.arange(0, CONFIG.block_c)
+    rows = _load_weights(weights, item, items, classes, CONFIG)
+    for tile in tl.range(0, CONFIG.tiles):
+        voxels = _tile_of_voxels(chunk.to(tl.int64) + tile * tl.cast(chunks, tl.int64), CONFIG)
         existing = voxels < count
-        label, weight, inside, live, _ = _look_at(target, mask, voxels, target_c, target_v, mask_v, existing, HOW)
-        g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, HOW)
-        z = _load_input(input, classes, voxels, input_c, input_v, inside, live, HOW)
-        largest, total = _normaliser(z, live, HOW)
-        p, log_p, log_n = _activate(z, largest, total, HOW)
-        slope = _slope_of(rows, p, g, log_p, log_n, HOW)
-        if HOW.activation == "softmax" and not HOW.by_target:
-            slope -= p * tl.sum(slope, 0)[None, :]
-        if HOW.ignore != "no" or HOW.weighted:
-            slope = _times_weight(tl.where(live[None, :], slope, 0), weight, HOW)
+        label, weight, inside, live, _ = _look_at(
+            target, mask, voxels, target_c, target_v, mask_v, existing, CONFIG
+        )
+        g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, CONFIG)
+        z = _load_input(input, classes, voxels, input_c, input_v, inside, live, CONFIG)
+        largest, total = _normaliser(z, live, CONFIG)
+        p, log_p, log_n = _activate(z, largest, total, CONFIG)
+        derivative = _derivative_of(rows, p, g, log_p, log_n, CONFIG)
+        if CONFIG.activation == "softmax" and not CONFIG.by_target:
+            derivative -= p * tl.sum(derivative, 0)[None, :]
+        if CONFIG.ignore != "no" or CONFIG.weighted:
+            derivative = _times_weight(tl.where(live[None, :], derivative, 0), weight, CONFIG)
         offsets = _offsets(classes, voxels, result_c, result_v)
-        tl.store(result + offsets, slope, mask=_mask(classes, existing, HOW))
+        tl.store(result + offsets, derivative, mask=_mask(classes, existing, CONFIG))
 
 
 @triton.jit
@@ -710,7 +725,7 @@ def gradient_of_many(
     result_b,
     result_c,
     result_v,
-    HOW: tl.constexpr,
+    CONFIG: tl.constexpr,
 ):
     """As `gradient`, for one tile of voxels and any number of classes."""
     item = tl.program_id(0) // chunks
@@ -719,29 +734,29 @@ def gradient_of_many(
     target += item.to(tl.int64) * target_b
     mask += item.to(tl.int64) * mask_b
     result += item.to(tl.int64) * result_b
-    voxels = _tile_of_voxels(chunk, HOW)
+    voxels = _tile_of_voxels(chunk, CONFIG)
     existing = voxels < count
-    label, weight, inside, live, _ = _look_at(target, mask, voxels, target_c, target_v, mask_v, existing, HOW)
-    largest, total = _normaliser_of_many(input, voxels, input_c, input_v, inside, live, HOW)
-    sum_q = tl.full((HOW.block_v,), 0, HOW.real)
-    if HOW.activation == "softmax" and not HOW.by_target:
-        for first in tl.range(0, HOW.classes, HOW.block_c):
-            classes = first + tl.arange(0, HOW.block_c)
-            rows = _load_weights(weights, item, items, classes, HOW)
-            g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, HOW)
-            z = _load_input(input, classes, voxels, input_c, input_v, inside, live, HOW)
-            p, log_p, log_n = _activate(z, largest, total, HOW)
-            sum_q += tl.sum(_slope_of(rows, p, g, log_p, log_n, HOW), 0)
-    for first in tl.range(0, HOW.classes, HOW.block_c):
-        classes = first + tl.arange(0, HOW.block_c)
-        rows = _load_weights(weights, item, items, classes, HOW)
-        g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, HOW)
-        z = _load_input(input, classes, voxels, input_c, input_v, inside, live, HOW)
-        p, log_p, log_n = _activate(z, largest, total, HOW)
-        slope = _slope_of(rows, p, g, log_p, log_n, HOW)
-        if HOW.activation == "softmax" and not HOW.by_target:
-            slope -= p * sum_q[None, :]
-        if HOW.ignore != "no" or HOW.weighted:
-            slope = _times_weight(tl.where(live[None, :], slope, 0), weight, HOW)
+    label, weight, inside, live, _ = _look_at(target, mask, voxels, target_c, target_v, mask_v, existing, CONFIG)
+    largest, total = _normaliser_of_many(input, voxels, input_c, input_v, inside, live, CONFIG)
+    sum_q = tl.full((CONFIG.block_v,), 0, CONFIG.real)
+    if CONFIG.activation == "softmax" and not CONFIG.by_target:
+        for first in tl.range(0, CONFIG.classes, CONFIG.block_c):
+            classes = first + tl.arange(0, CONFIG.block_c)
+            rows = _load_weights(weights, item, items, classes, CONFIG)
+            g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, CONFIG)
+            z = _load_input(input, classes, voxels, input_c, input_v, inside, live, CONFIG)
+            p, log_p, log_n = _activate(z, largest, total, CONFIG)
+            sum_q += tl.sum(_derivative_of(rows, p, g, log_p, log_n, CONFIG), 0)
+    for first in tl.range(0, CONFIG.classes, CONFIG.block_c):
+        classes = first + tl.arange(0, CONFIG.block_c)
+        rows = _load_weights(weights, item, items, classes, CONFIG)
+        g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, CONFIG)
+        z = _load_input(input, classes, voxels, input_c, input_v, inside, live, CONFIG)
+        p, log_p, log_n = _activate(z, largest, total, CONFIG)
+        derivative = _derivative_of(rows, p, g, log_p, log_n, CONFIG)
+        if CONFIG.activation == "softmax" and not CONFIG.by_target:
+            derivative -= p * sum_q[None, :]
+        if CONFIG.ignore != "no" or CONFIG.weighted:
+            derivative = _times_weight(tl.where(live[None, :], derivative, 0), weight, CONFIG)
         offsets = _offsets(classes, voxels, result_c, result_v)
-        tl.store(result + offsets, slope, mask=_mask(classes, existing, HOW))
+        tl.store(result + offsets, derivative, mask=_mask(classes, existing, CONFIG))

@@ -34,7 +34,7 @@ smoothing adds the log losses (Szegedy et al. 2016, "Rethinking the Inception Ar
 
 The squared errors inside and outside of the target are those of Brosch et al. 2015, "Deep Convolutional Encoder
 Networks for Multiple Sclerosis Lesion Segmentation"; the powers of logarithms those of Wong et al. 2018, "3D
-Segmentation with Exponential Logarithmic Loss for Highly Unbalanced Object Sizes". For γ < 1 their slope is
+Segmentation with Exponential Logarithmic Loss for Highly Unbalanced Object Sizes". For γ < 1 their derivative is
 infinite at ℓ = 0: below ε = 2⁻²³, the resolution of a float32 probability, the chord ℓ·ε^(γ−1) takes the place of
 the power.
 
@@ -60,7 +60,7 @@ LARGEST_LOGIT = 1e15
 SMALLEST_LOGARITHM = 2.0**-23
 
 
-class Pass(NamedTuple):
+class PassSpec(NamedTuple):
     """What a pass is asked to do; every backend's functions take one."""
 
     activation: str  # "softmax", "sigmoid" or "none"
@@ -69,18 +69,18 @@ class Pass(NamedTuple):
     gamma: float = 2.0  # ≥ 0, the exponent of the focal sums and of the powers of logarithms
 
 
-def require_job(job: Pass) -> None:
+def require_spec(spec: PassSpec) -> None:
     """Check that a pass is asked for what it can do."""
-    unknown = sorted(set(job.sums) - set(TERMS))
+    unknown = sorted(set(spec.sums) - set(TERMS))
     if unknown:
         raise ValueError(f"sums: expected names out of {sorted(TERMS)}, got {unknown}.")
-    if job.activation == "softmax" and set(job.sums) & set(NEGATIVE):
+    if spec.activation == "softmax" and set(spec.sums) & set(NEGATIVE):
         raise ValueError(
-            f"sums: {sorted(set(job.sums) & set(NEGATIVE))} are of binary losses, one for each channel. "
+            f"sums: {sorted(set(spec.sums) & set(NEGATIVE))} are of binary losses, one for each channel. "
             'Take activation="sigmoid" for them; with "softmax" the positive ones are the whole loss.'
         )
-    if not 0 <= job.gamma < float("inf"):
-        raise ValueError(f"gamma: expected a finite number ≥ 0, got {job.gamma!r}.")
+    if not 0 <= spec.gamma < float("inf"):
+        raise ValueError(f"gamma: expected a finite number ≥ 0, got {spec.gamma!r}.")
 
 
 class Voxels(NamedTuple):
@@ -157,15 +157,15 @@ _DIFFERENCES = {
 }
 
 
-def without_differences(grad: Tensor, job: Pass) -> tuple[Tensor, Pass]:
+def without_differences(grad: Tensor, spec: PassSpec) -> tuple[Tensor, PassSpec]:
     """Return ∂L/∂sums `[K, B, C]` for sums that are no differences of others, and the pass with these sums."""
-    if not set(job.sums) & set(_DIFFERENCES):
-        return grad, job
+    if not set(spec.sums) & set(_DIFFERENCES):
+        return grad, spec
     rows: dict[str, Tensor] = {}
-    for name, row in zip(job.sums, grad, strict=True):
+    for name, row in zip(spec.sums, grad, strict=True):
         for part, factor in _DIFFERENCES.get(name, {name: 1}).items():
             rows[part] = rows[part] + factor * row if part in rows else factor * row
-    return torch.stack(list(rows.values())), job._replace(sums=list(rows))
+    return torch.stack(list(rows.values())), spec._replace(sums=list(rows))
 
 
 def range_tolerance(dtype: torch.dtype) -> float:
@@ -173,17 +173,17 @@ def range_tolerance(dtype: torch.dtype) -> float:
     return 1e-2 if dtype in (torch.float16, torch.bfloat16) else 1e-3
 
 
-def prepare(input: Tensor, target: Tensor, mask: Tensor | None, job: Pass, dtype: torch.dtype) -> Voxels:
+def prepare(input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec, dtype: torch.dtype) -> Voxels:
     """Apply the activation, compare the labels and take the ignored voxels out, all in `dtype`."""
     z = input.flatten(2).to(dtype)
-    if job.activation != "none":
+    if spec.activation != "none":
         z = z.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
     log_p = log_n = None
-    with_log_p, with_log_n = any(s in POSITIVE for s in job.sums), any(s in NEGATIVE for s in job.sums)
-    if job.activation == "softmax":
+    with_log_p, with_log_n = any(s in POSITIVE for s in spec.sums), any(s in NEGATIVE for s in spec.sums)
+    if spec.activation == "softmax":
         p = torch.softmax(z, 1)
         log_p = torch.log_softmax(z, 1) if with_log_p else None
-    elif job.activation == "sigmoid":
+    elif spec.activation == "sigmoid":
         p = torch.sigmoid(z)
         log_p = F.logsigmoid(z) if with_log_p else None
         log_n = F.logsigmoid(-z) if with_log_n else None
@@ -191,7 +191,7 @@ def prepare(input: Tensor, target: Tensor, mask: Tensor | None, job: Pass, dtype
         p = z
         log_p = p.clamp(min=SMALLEST_PROBABILITY).log() if with_log_p else None
         log_n = (1 - p).clamp(min=SMALLEST_PROBABILITY).log() if with_log_n else None
-    g, ignored, valid = _encode(target.flatten(2), p.shape[1], job.ignore_index, dtype)
+    g, ignored, valid = _encode(target.flatten(2), p.shape[1], spec.ignore_index, dtype)
     weight = weighed = None
     if mask is not None:
         weight = mask.flatten(2).to(dtype)
@@ -203,7 +203,7 @@ def prepare(input: Tensor, target: Tensor, mask: Tensor | None, job: Pass, dtype
         log_n = None if log_n is None else log_n.masked_fill(ignored, 0)
         valid = valid | ignored
     valid = valid.all() if weighed is None else valid.all() & weighed
-    if job.activation == "none":
+    if spec.activation == "none":
         tolerance = range_tolerance(input.dtype)
         # Written so that NaN passes: in a prediction it must reach the loss, where GradScaler looks for it.
         valid = valid & ~((p < -tolerance) | (p > 1 + tolerance)).any()
@@ -238,42 +238,42 @@ def _encode(
 
 
 def sums(
-    input: Tensor, target: Tensor, mask: Tensor | None, job: Pass, dtype: torch.dtype
+    input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec, dtype: torch.dtype
 ) -> tuple[list[Tensor], Tensor]:
     """Return each sum `[B, C]` over the given voxels, in `dtype`, and whether all of them were valid."""
-    voxels = prepare(input, target, mask, job, dtype)
-    terms = (TERMS[name](voxels, job.gamma) for name in job.sums)
+    voxels = prepare(input, target, mask, spec, dtype)
+    terms = (TERMS[name](voxels, spec.gamma) for name in spec.sums)
     weight = voxels.weight
     return [(term if weight is None else weight * term).sum(-1) for term in terms], voxels.valid
 
 
 def gradient(
-    grad: Tensor, input: Tensor, target: Tensor, mask: Tensor | None, job: Pass, wrt: str, dtype: torch.dtype
+    grad: Tensor, input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec, wrt: str, dtype: torch.dtype
 ) -> Tensor:
     """∂L/∂input (`wrt="input"`) or ∂L/∂target from grad = ∂L/∂sums `[K, B, C]`, in `dtype`."""
-    grad, job = without_differences(grad, job)
-    voxels = prepare(input, target, mask, job, dtype)
-    weights = {name: row.to(dtype).unsqueeze(-1) for name, row in zip(job.sums, grad, strict=True)}
-    slope = _by_target(weights, voxels, job.gamma) if wrt == "target" else _by_input(weights, voxels, job)
+    grad, spec = without_differences(grad, spec)
+    voxels = prepare(input, target, mask, spec, dtype)
+    weights = {name: row.to(dtype).unsqueeze(-1) for name, row in zip(spec.sums, grad, strict=True)}
+    derivative = _by_target(weights, voxels, spec.gamma) if wrt == "target" else _by_input(weights, voxels, spec)
     if voxels.weight is not None:
-        slope = slope * voxels.weight
+        derivative = derivative * voxels.weight
     if voxels.ignored is not None:
-        slope = slope.masked_fill(voxels.ignored, 0)
-    return slope.view(input.shape)
+        derivative = derivative.masked_fill(voxels.ignored, 0)
+    return derivative.view(input.shape)
 
 
-def _by_input(weights: dict[str, Tensor], v: Voxels, job: Pass) -> Tensor:
-    by_p = _slope(weights, v.p, v.g, "prediction")
+def _by_input(weights: dict[str, Tensor], v: Voxels, spec: PassSpec) -> Tensor:
+    by_p = _derivative(weights, v.p, v.g, "prediction")
     for name, share in (("sensitivity_error", v.g), ("specificity_error", 1 - v.g)):
         if name in weights:
             by_p = by_p + 2 * weights[name] * share * (v.p - v.g)
     n = 1 - v.p
-    by_log_p = _by_log(weights, POSITIVE, v.g, v.p, n, v.log_p, job.gamma)
-    by_log_n = _by_log(weights, NEGATIVE, 1 - v.g, n, v.p, v.log_n, job.gamma)
-    if job.activation == "softmax":
+    by_log_p = _by_log(weights, POSITIVE, v.g, v.p, n, v.log_p, spec.gamma)
+    by_log_n = _by_log(weights, NEGATIVE, 1 - v.g, n, v.p, v.log_n, spec.gamma)
+    if spec.activation == "softmax":
         q = v.p * by_p + by_log_p
         return q - v.p * q.sum(1, keepdim=True)
-    if job.activation == "sigmoid":
+    if spec.activation == "sigmoid":
         return n * (v.p * by_p + by_log_p) - v.p * by_log_n
     return by_p + _over(by_log_p, v.p) - _over(by_log_n, n)
 
@@ -294,57 +294,57 @@ def _by_log(
 ) -> Tensor:
     """∂L/∂log p of the terms −share·log p, −share·n^γ·log p, −log p and share·(−log p)^γ: those of the table."""
     cross_entropy, focal, log_loss, log_power = (weights.get(name) for name in names)
-    slope = torch.zeros_like(p)
+    derivative = torch.zeros_like(p)
     if log_loss is not None:
-        slope = slope - log_loss
+        derivative = derivative - log_loss
     if cross_entropy is not None:
-        slope = slope - cross_entropy * share
+        derivative = derivative - cross_entropy * share
     if focal is not None:
         assert log_p is not None
         # log p / n tends to −1 as n tends to 0; p·log p to 0 as p does.
         ratio = torch.where(n > 0, p * log_p.clamp(min=-1e4) / torch.where(n > 0, n, 1), -1)
-        slope = slope - focal * share * _power(n, gamma) * (1 - gamma * ratio)
+        derivative = derivative - focal * share * _power(n, gamma) * (1 - gamma * ratio)
     if log_power is not None:
         assert log_p is not None
         distance = -log_p
         chord = torch.full_like(distance, SMALLEST_LOGARITHM ** (gamma - 1))
         power = gamma * distance.clamp(min=SMALLEST_LOGARITHM) ** (gamma - 1)
-        slope = slope - log_power * share * torch.where(distance < SMALLEST_LOGARITHM, chord, power)
-    return slope
+        derivative = derivative - log_power * share * torch.where(distance < SMALLEST_LOGARITHM, chord, power)
+    return derivative
 
 
 def _by_target(weights: dict[str, Tensor], v: Voxels, gamma: float) -> Tensor:
-    slope = _slope(weights, v.g, v.p, "target")
+    derivative = _derivative(weights, v.g, v.p, "target")
     error = v.g - v.p
     if "sensitivity_error" in weights:
-        slope = slope + weights["sensitivity_error"] * error * (2 * v.g + error)
+        derivative = derivative + weights["sensitivity_error"] * error * (2 * v.g + error)
     if "specificity_error" in weights:
-        slope = slope + weights["specificity_error"] * error * (2 * (1 - v.g) - error)
+        derivative = derivative + weights["specificity_error"] * error * (2 * (1 - v.g) - error)
     for names, log, other, sign in ((POSITIVE, v.log_p, 1 - v.p, -1), (NEGATIVE, v.log_n, v.p, 1)):
         cross_entropy, focal, _, log_power = (weights.get(name) for name in names)
         if log is None:
             continue
         if cross_entropy is not None:
-            slope = slope + sign * cross_entropy * log
+            derivative = derivative + sign * cross_entropy * log
         if focal is not None:
-            slope = slope + sign * focal * _power(other, gamma) * log
+            derivative = derivative + sign * focal * _power(other, gamma) * log
         if log_power is not None:
-            slope = slope - sign * log_power * _log_power(log, gamma)
-    return slope
+            derivative = derivative - sign * log_power * _log_power(log, gamma)
+    return derivative
 
 
-def _slope(weights: dict[str, Tensor], own: Tensor, other: Tensor, name: str) -> Tensor:
-    slope = torch.zeros_like(own)
+def _derivative(weights: dict[str, Tensor], own: Tensor, other: Tensor, name: str) -> Tensor:
+    derivative = torch.zeros_like(own)
     if name in weights:
-        slope = slope + weights[name]
+        derivative = derivative + weights[name]
     if f"{name}_squared" in weights:
-        slope = slope + 2 * weights[f"{name}_squared"] * own
+        derivative = derivative + 2 * weights[f"{name}_squared"] * own
     if "intersection" in weights:
-        slope = slope + weights["intersection"] * other
+        derivative = derivative + weights["intersection"] * other
     if "soft_intersection" in weights:
-        below = slope + weights["soft_intersection"]
-        # At p = g every value between the two one-sided slopes is a sub-gradient. The one nearest to zero
+        below = derivative + weights["soft_intersection"]
+        # At p = g every value between the two one-sided derivatives is a sub-gradient. The one nearest to zero
         # makes a perfect prediction stationary for every formula, also where α ≠ β.
-        at = torch.minimum(slope, below).clamp(min=0) + torch.maximum(slope, below).clamp(max=0)
-        slope = torch.where(own < other, below, torch.where(own > other, slope, at))
-    return slope
+        at = torch.minimum(derivative, below).clamp(min=0) + torch.maximum(derivative, below).clamp(max=0)
+        derivative = torch.where(own < other, below, torch.where(own > other, derivative, at))
+    return derivative

@@ -162,7 +162,7 @@ class StatisticsLoss(_Loss, ABC):
         return "softmax" if self.softmax else "sigmoid" if self.sigmoid else "none"
 
     @property
-    def focusing(self) -> float | None:
+    def pass_gamma(self) -> float | None:
         """γ of the focal sums, None if there are none."""
         return None
 
@@ -216,7 +216,7 @@ class StatisticsLoss(_Loss, ABC):
             label_map=self.to_onehot_y,
             ignore_index=self.ignore_index,
             backend=self.backend,
-            gamma=self.focusing or 0.0,
+            gamma=self.pass_gamma or 0.0,
             mask=mask,
         )
         inputs.warn_if_single(input.shape[1], self.to_onehot_y, self.include_background)

@@ -46,9 +46,9 @@ class CompoundLoss(StatisticsLoss):
         """λ_k and L_k."""
 
     @property
-    def focusing(self) -> float | None:
+    def pass_gamma(self) -> float | None:
         """The γ of those parts that have one."""
-        found = {part.focusing for _, part in self.parts()} - {None}
+        found = {part.pass_gamma for _, part in self.parts()} - {None}
         if len(found) > 1:
             raise ValueError(f"gamma: expected one for all parts of a compound, got {sorted(map(str, found))}.")
         return found.pop() if found else None

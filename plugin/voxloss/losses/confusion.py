@@ -1,6 +1,6 @@
 """Losses of all four entries of a confusion matrix: what is neither in the target nor predicted counts as well.
 
-They need more sums than intersection, prediction and target, and name them in `further`.
+They need more sums than intersection, prediction and target, and name them in `extra_sums`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class MCCLoss(RegionLoss):
     FP = Σ p(1 − g), FN = Σ (1 − p)g and TN = Σ (1 − p)(1 − g). In [0, 2]; 0 where nothing is wrong. Arguments as
     `monai.losses.MCCLoss`.
 
-    A class that is absent from the target costs 1 for any prediction of it, without a slope: `absent="skip"`
+    A class that is absent from the target costs 1 for any prediction of it, without a derivative: `absent="skip"`
     leaves it out.
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
@@ -36,11 +36,11 @@ class MCCLoss(RegionLoss):
 
     Args:
         smooth_nr: s_n ≥ 0, in voxels².
-        smooth_dr: s_d ≥ 0, in voxels⁴; it keeps the slope finite where nothing is predicted.
+        smooth_dr: s_d ≥ 0, in voxels⁴; it keeps the derivative finite where nothing is predicted.
     """
 
     keeps_spatial_axes = False
-    further = ("false_positives", "false_negatives", "true_negatives")
+    extra_sums = ("false_positives", "false_negatives", "true_negatives")
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class SensitivitySpecificityLoss(RegionLoss):
     """
 
     keeps_spatial_axes = False
-    further = ("sensitivity_error", "specificity_error", "voxels")
+    extra_sums = ("sensitivity_error", "specificity_error", "voxels")
 
     def __init__(
         self,

@@ -62,7 +62,7 @@ class LogarithmicCrossEntropyLoss(VoxelMean):
         self.register_buffer("frequencies", found, persistent=False)
 
     @property
-    def focusing(self) -> float:
+    def pass_gamma(self) -> float:
         """γ."""
         return self.gamma
 
@@ -99,9 +99,9 @@ class ExponentialLogarithmicLoss(CompoundLoss):
 
     Wong et al. 2018, "3D Segmentation with Exponential Logarithmic Loss for Highly Unbalanced Object Sizes", with
     y the right class of a voxel, f_c how many voxels of class c there are and w_c = √(Σ_k f_k / f_c): small
-    classes, and what is nearly right already, keep a slope. With a sigmoid the second term is the mean over
+    classes, and what is nearly right already, keep a derivative. With a sigmoid the second term is the mean over
     voxels and classes of √(1/f_c) g (−log p)^γ + √(1/(1 − f_c)) (1 − g)(−log(1 − p))^γ, with f_c a share of the
-    voxels. Below 2⁻²³ a power gives way to its chord, so that a perfect prediction has a finite slope.
+    voxels. Below 2⁻²³ a power gives way to its chord, so that a perfect prediction has a finite derivative.
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
     `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,

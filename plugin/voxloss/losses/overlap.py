@@ -207,8 +207,8 @@ class FocalTverskyLoss(TverskyLoss):
     Segmentation": γ = 4/3, weight 0.7 for false negatives (which they call α, here `beta`) and 0.3 for false
     positives. Libraries disagree on the exponent: one that raises 1 − TI to the power g is this loss with
     γ = 1/g; Yeung et al. 2022 raise it to 1 − g, γ = 1/(1 − g); and some take the power after the mean over the
-    classes, which is another loss. γ = 1 is `TverskyLoss`. See `voxloss.formulas.focal_power` for the slope at
-    a perfect prediction.
+    classes, which is another loss. γ = 1 is `TverskyLoss`. See `voxloss.formulas.focal_power` for the derivative
+    at a perfect prediction.
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
     `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,
@@ -331,7 +331,7 @@ class GeneralizedDiceLoss(RegionLoss):
     def terms(
         self,
         statistics: RegionStatistics,
-        further: Mapping[str, Tensor],
+        extra_sums: Mapping[str, Tensor],
         weight: Tensor | None,
         counts: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:

@@ -83,7 +83,7 @@ class RegionLoss(StatisticsLoss):
     keeps_spatial_axes: ClassVar[bool] = True
 
     # Sums of `voxloss.backends.voxels.TERMS` that `per_class` needs beside the three, as arguments.
-    further: ClassVar[tuple[str, ...]] = ()
+    extra_sums: ClassVar[tuple[str, ...]] = ()
 
     class_weight: Tensor | None
 
@@ -119,7 +119,7 @@ class RegionLoss(StatisticsLoss):
             group=group,
             shard=shard,
         )
-        inputs.require_arguments(self.per_class, self.further)
+        inputs.require_arguments(self.per_class, self.extra_sums)
         class_weight = None if weight is None else torch.as_tensor(weight)
         require_weight(class_weight)
         require_classes(classes, include_background)
@@ -132,13 +132,13 @@ class RegionLoss(StatisticsLoss):
         self.absent = absent
 
     @abstractmethod
-    def per_class(self, statistics: RegionStatistics, *args: Any, **further: Any) -> Tensor:
-        """The loss of each item and class, `[B, C]`, from the statistics and the `further` sums, `[B, C]`."""
+    def per_class(self, statistics: RegionStatistics, *args: Any, **extra_sums: Any) -> Tensor:
+        """The loss of each item and class, `[B, C]`, from the statistics and the `extra_sums` sums, `[B, C]`."""
 
     def terms(
         self,
         statistics: RegionStatistics,
-        further: Mapping[str, Tensor],
+        extra_sums: Mapping[str, Tensor],
         weight: Tensor | None,
         counts: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
@@ -146,14 +146,14 @@ class RegionLoss(StatisticsLoss):
 
         `weight`: `[]` or `[C]`; `counts`: which classes do, bool `[B, C]`, or None where all of them do.
         """
-        loss = self.per_class(statistics, **further)
+        loss = self.per_class(statistics, **extra_sums)
         inputs.require_per_class(loss, statistics.target.shape)
         return loss if weight is None else loss * weight, counts
 
     def needs(self, binary: bool) -> Sequence[str]:
-        """Intersection, prediction and target, and `further` ones."""
+        """Intersection, prediction and target, and `extra_sums` ones."""
         three = region_sums(self.squared_pred, self.soft_label)
-        return *three, *(name for name in self.further if name not in three)
+        return *three, *(name for name in self.extra_sums if name not in three)
 
     def of(self, measured: Measured) -> Tensor:
         """The loss: `[]`, or without reduction one value per item (unless `batch`) and class."""
@@ -161,7 +161,7 @@ class RegionLoss(StatisticsLoss):
         chosen, counting = select_classes(channels, self.classes, self.include_background, self.ignore_index)
         found = measured.of_batch if self.batch else measured.of_items
         statistics = RegionStatistics(*map(found, region_sums(self.squared_pred, self.soft_label)))
-        further = {name: of_classes(found(name), counting) for name in self.further}
+        extra_sums = {name: of_classes(found(name), counting) for name in self.extra_sums}
         weight = self.class_weight
         if weight is not None:
             weight = class_weights(weight.to(statistics.target), channels, chosen, counting)
@@ -172,7 +172,7 @@ class RegionLoss(StatisticsLoss):
             counts = (statistics.target > 0) & (True if counts is None else counts)
         # Of a batch all ranks have the same terms already.
         over_ranks = None if self.batch else measured.over_ranks
-        loss = reduce(*self.terms(statistics, further, weight, counts), self.reduction, over_ranks)
+        loss = reduce(*self.terms(statistics, extra_sums, weight, counts), self.reduction, over_ranks)
         if self.reduction == "none":
             loss = loss[0] if self.batch else loss
             if self.keeps_spatial_axes:

@@ -37,7 +37,7 @@ class ModifiedFocalLoss(VoxelMean):
         self.asymmetric = asymmetric
 
     @property
-    def focusing(self) -> float:
+    def pass_gamma(self) -> float:
         """γ."""
         return self.gamma
 

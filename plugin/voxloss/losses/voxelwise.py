@@ -252,7 +252,7 @@ class FocalLoss(VoxelMean):
         self.register_buffer("alpha", factors, persistent=False)
 
     @property
-    def focusing(self) -> float:
+    def pass_gamma(self) -> float:
         """γ."""
         return self.gamma
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import voxloss
-from voxloss.backends.voxels import Pass
+from voxloss.backends.voxels import PassSpec
 from voxloss_app.bench import in_cache, plain
 from voxloss_app.bench.cases import ALPHA, BETA, GAMMA, SMOOTH, Case
 
@@ -206,8 +206,10 @@ def _in_cache(case: Case, input: Tensor, target: Tensor) -> Prepared:
     if why_not:
         raise Unavailable(why_not)
     loss = our_loss(case, None)
-    job = Pass(case.activation, loss.needs(binary=case.activation == "sigmoid"), None, loss.focusing or 0.0)
-    run = in_cache.arithmetic(input, target, job)
+    spec = PassSpec(
+        case.activation, loss.needs(binary=case.activation == "sigmoid"), None, loss.pass_gamma or 0.0
+    )
+    run = in_cache.arithmetic(input, target, spec)
 
     def step(input: Tensor, target: Tensor) -> Tensor:
         run()

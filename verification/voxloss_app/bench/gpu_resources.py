@@ -21,7 +21,7 @@ from torch import Tensor
 
 from voxloss.backends import triton_gpu
 from voxloss.backends.triton_gpu import Launch
-from voxloss.backends.voxels import NEGATIVE, TERMS, Pass
+from voxloss.backends.voxels import NEGATIVE, TERMS, PassSpec
 
 DICE = ("intersection", "prediction", "target")
 SOFT = ("soft_intersection", "prediction", "target")
@@ -36,32 +36,32 @@ class Case(NamedTuple):
     name: str
     classes: int
     dtype: torch.dtype
-    job: Pass
+    spec: PassSpec
     target: torch.dtype | None = None  # of one channel per class; None: a label map of bytes
     memory_format: torch.memory_format = torch.contiguous_format
 
 
 CASES = [
     *(
-        Case(name, classes, dtype, Pass("softmax", DICE, None))
+        Case(name, classes, dtype, PassSpec("softmax", DICE, None))
         for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float64", torch.float64))
         for classes in (2, 4, 14, 32, 64, 118, 256, 512, 600)
     ),
-    Case("channels last", 14, torch.float32, Pass("softmax", DICE, None), None, torch.channels_last_3d),
-    Case("Dice, ignore", 118, torch.float32, Pass("softmax", DICE, 255)),
-    Case("Dice, cross entropy", 14, torch.float32, Pass("softmax", (*DICE, "cross_entropy"), None)),
-    Case("Dice, cross entropy", 118, torch.float32, Pass("softmax", (*DICE, "cross_entropy"), None)),
-    Case("Dice, focal 1.5", 118, torch.float32, Pass("softmax", (*DICE, "focal"), None, 1.5)),
-    Case("soft labels", 14, torch.float32, Pass("softmax", SOFT, None), torch.float32),
-    Case("soft labels", 118, torch.bfloat16, Pass("softmax", SOFT, None), torch.bfloat16),
-    Case("sigmoid, one-hot", 1, torch.float32, Pass("sigmoid", DICE, None), torch.uint8),
-    Case("sigmoid, one-hot", 3, torch.bfloat16, Pass("sigmoid", DICE, None), torch.float32),
-    Case("sigmoid, Dice, focal 2", 3, torch.float32, Pass("sigmoid", (*DICE, *FOCAL), None), torch.float32),
-    Case("sigmoid, focal 1.5", 14, torch.float32, Pass("sigmoid", FOCAL, None, 1.5), torch.float32),
-    Case("probabilities", 14, torch.float32, Pass("none", DICE, None), torch.float32),
-    Case("everything", 118, torch.float32, Pass("softmax", EVERYTHING_OF_SOFTMAX, 255, 1.5)),
-    Case("everything, sigmoid", 14, torch.float32, Pass("sigmoid", EVERYTHING, 0, 1.5), torch.float32),
-    Case("everything, sigmoid", 118, torch.float64, Pass("sigmoid", EVERYTHING, 255, 1.5), torch.float64),
+    Case("channels last", 14, torch.float32, PassSpec("softmax", DICE, None), None, torch.channels_last_3d),
+    Case("Dice, ignore", 118, torch.float32, PassSpec("softmax", DICE, 255)),
+    Case("Dice, cross entropy", 14, torch.float32, PassSpec("softmax", (*DICE, "cross_entropy"), None)),
+    Case("Dice, cross entropy", 118, torch.float32, PassSpec("softmax", (*DICE, "cross_entropy"), None)),
+    Case("Dice, focal 1.5", 118, torch.float32, PassSpec("softmax", (*DICE, "focal"), None, 1.5)),
+    Case("soft labels", 14, torch.float32, PassSpec("softmax", SOFT, None), torch.float32),
+    Case("soft labels", 118, torch.bfloat16, PassSpec("softmax", SOFT, None), torch.bfloat16),
+    Case("sigmoid, one-hot", 1, torch.float32, PassSpec("sigmoid", DICE, None), torch.uint8),
+    Case("sigmoid, one-hot", 3, torch.bfloat16, PassSpec("sigmoid", DICE, None), torch.float32),
+    Case("sigmoid, Dice, focal 2", 3, torch.float32, PassSpec("sigmoid", (*DICE, *FOCAL), None), torch.float32),
+    Case("sigmoid, focal 1.5", 14, torch.float32, PassSpec("sigmoid", FOCAL, None, 1.5), torch.float32),
+    Case("probabilities", 14, torch.float32, PassSpec("none", DICE, None), torch.float32),
+    Case("everything", 118, torch.float32, PassSpec("softmax", EVERYTHING_OF_SOFTMAX, 255, 1.5)),
+    Case("everything, sigmoid", 14, torch.float32, PassSpec("sigmoid", EVERYTHING, 0, 1.5), torch.float32),
+    Case("everything, sigmoid", 118, torch.float64, PassSpec("sigmoid", EVERYTHING, 255, 1.5), torch.float64),
 ]
 
 
@@ -83,22 +83,22 @@ def launches(case: Case, side: int = 128) -> Iterator[Launch]:
     input = torch.empty(shape, dtype=case.dtype, device="meta", memory_format=case.memory_format)
     channels = 1 if case.target is None else case.classes
     target = torch.empty((2, channels, *shape[2:]), dtype=case.target or torch.uint8, device="meta")
-    grad = torch.empty((len(case.job.sums), *shape[:2]), dtype=torch.float64, device="meta")
-    yield triton_gpu.forward(input, target, case.job)[0]
-    yield triton_gpu.backward(grad, input, target, case.job, "input")[0]
+    grad = torch.empty((len(case.spec.sums), *shape[:2]), dtype=torch.float64, device="meta")
+    yield triton_gpu.forward(input, target, case.spec)[0]
+    yield triton_gpu.backward(grad, input, target, case.spec, "input")[0]
     if target.is_floating_point() and case.target is not None:
-        yield triton_gpu.backward(grad, input, target, case.job, "target")[0]
+        yield triton_gpu.backward(grad, input, target, case.spec, "target")[0]
 
 
 def resources(case: Case, architecture: int | str = 90) -> list[Resources]:
     """Compile a case's kernels for an NVIDIA architecture (90) or one of AMD's ("gfx942"); read the report."""
     found = []
     for launch in launches(case):
-        how = launch.arguments["HOW"]
+        config = launch.arguments["CONFIG"]
         registers, spills, shared = _measured(*compiled(launch, architecture))
-        name = launch.kernel.__name__ + (" by target" if how.by_target else "")
+        name = launch.kernel.__name__ + (" by target" if config.by_target else "")
         described = f"{case.name}, C = {case.classes}"
-        tile = f"{how.block_c} × {how.block_v}"
+        tile = f"{config.block_c} × {config.block_v}"
         found.append(Resources(name, described, tile, launch.options["num_warps"], registers, spills, shared))
     return found
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from voxloss.backends import numba_cpu, select
 from voxloss.backends.layout import flatten_spatial
-from voxloss.backends.voxels import TERMS, Pass
+from voxloss.backends.voxels import TERMS, PassSpec
 from voxloss_app.bench.cases import Case
 
 # Logits of a piece: with their gradient they fill half of a usual second cache. Voxels come in whole rows.
@@ -28,14 +28,14 @@ def why_not(case: Case) -> str:
     return "" if backend == "numba_cpu" else f"of the backend numba_cpu only, and {backend} was chosen"
 
 
-def arithmetic(input: Tensor, target: Tensor, job: Pass) -> Callable[[], None]:
+def arithmetic(input: Tensor, target: Tensor, spec: PassSpec) -> Callable[[], None]:
     """A function that takes as many voxels as the tensors have through both passes, by all of torch's threads."""
     flat_input, flat_target = flatten_spatial([input.detach(), target])
     rows = max(1, _LOGITS // input.shape[1] // numba_cpu.WIDTH)
     voxels = min(rows * numba_cpu.WIDTH, flat_input.shape[2])
     threads = torch.get_num_threads()
     turns = max(1, round(flat_input.shape[0] * flat_input.shape[2] / voxels / threads))
-    walks = [_walk(flat_input[:1, :, :voxels], flat_target[:1, :, :voxels], job) for _ in range(threads)]
+    walks = [_walk(flat_input[:1, :, :voxels], flat_target[:1, :, :voxels], spec) for _ in range(threads)]
 
     def run() -> None:
         with ThreadPoolExecutor(threads) as pool:
@@ -50,18 +50,18 @@ def _times(turns: int, walk: Callable[[], None]) -> None:
         walk()
 
 
-def _walk(input: Tensor, target: Tensor, job: Pass) -> Callable[[], None]:
+def _walk(input: Tensor, target: Tensor, spec: PassSpec) -> Callable[[], None]:
     """Forward and backward over one piece, a copy of its own with its own memory to work in."""
     input, target = input.contiguous().clone(), target.contiguous().clone()
     kernels, voxels, channels = numba_cpu._kernels(), input.shape[2], input.shape[1]
-    asked, scratch = numba_cpu._asked(input, target, job, None), numba_cpu._scratch(input, target)
+    config, scratch = numba_cpu._config(input, target, spec, None), numba_cpu._scratch(input, target)
     volumes = (input, target, numba_cpu._weights(None, input), torch.zeros_like(input))
     inputs, targets, masks, results = (numba_cpu._Items(each)[0] for each in volumes)
     sums = np.zeros((len(TERMS), channels))
     weights = np.full((len(TERMS), channels), 1e-6, numba_cpu._precision(input))
 
     def walk() -> None:
-        kernels.forward(inputs, targets, masks, 0, voxels, asked, *scratch, sums)
-        kernels.backward(inputs, targets, masks, 0, voxels, asked, *scratch, weights, False, results)
+        kernels.forward(inputs, targets, masks, 0, voxels, config, *scratch, sums)
+        kernels.backward(inputs, targets, masks, 0, voxels, config, *scratch, weights, False, results)
 
     return walk

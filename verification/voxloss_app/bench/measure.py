@@ -24,7 +24,7 @@ from voxloss_app.bench.contenders import (
 )
 from voxloss_app.bench.exact import Exact, errors, exact, verdict
 from voxloss_app.bench.memory import allocated_peak, resident_peak
-from voxloss_app.bench.results import Measured, Result, State
+from voxloss_app.bench.results import Measurement, Result, State
 from voxloss_app.bench.timing import interleaved, seconds
 
 # Where the two float64 truths are compared; below so many bytes the system's view of memory is noise.
@@ -52,7 +52,7 @@ def measure(case: Case, options: Options, report: Report = lambda share, what: N
     truth = exact(case, input, target)
     require_agreement(case, input, target)
     contenders = contenders_for(case, options.compile)
-    found: dict[str, Measured] = {}
+    found: dict[str, Measurement] = {}
     steps: dict[str, Step] = {}
     for number, contender in enumerate(contenders):
         report(0.1 + 0.4 * number / len(contenders), contender.title)
@@ -74,17 +74,17 @@ def measure(case: Case, options: Options, report: Report = lambda share, what: N
 
 def examine(
     case: Case, contender: Contender, input: Tensor, target: Tensor, truth: Exact, available: int
-) -> tuple[Measured, Step | None]:
+) -> tuple[Measurement, Step | None]:
     """Run a contender until it is warm; its step if it may be timed."""
     needed = int(contender.peak(case) * case.logit_bytes) + needed_beside(case)
     if needed > available:
-        return Measured(State.skipped.value, f"needs about {needed / 2**30:.1f} GiB"), None
+        return Measurement(State.skipped.value, f"needs about {needed / 2**30:.1f} GiB"), None
     try:
         return _examine(case, contender, input, target, truth)
     except Unavailable as error:
-        return Measured(State.skipped.value, str(error)), None
+        return Measurement(State.skipped.value, str(error)), None
     except Exception as error:
-        return Measured(State.failed.value, first_line(error)), None
+        return Measurement(State.failed.value, first_line(error)), None
     finally:
         input.grad = None
         gc.collect()
@@ -92,13 +92,13 @@ def examine(
 
 def _examine(
     case: Case, contender: Contender, input: Tensor, target: Tensor, truth: Exact
-) -> tuple[Measured, Step | None]:
+) -> tuple[Measurement, Step | None]:
     ready = contender.prepare(case, input, target)
     input.grad = None
     start = time.perf_counter()
     value = ready.step(input, target).item()
     first_call = time.perf_counter() - start if ready.first_call is None else ready.first_call
-    measured = Measured(State.measured.value, note=ready.note, first_call=first_call)
+    measured = Measurement(State.measured.value, note=ready.note, first_call=first_call)
     if contender.is_loss:
         by_value, by_gradient = errors(value, input.grad, truth)
         measured = replace(measured, value_error=by_value, gradient_error=by_gradient)

@@ -11,7 +11,7 @@ from typing import Any
 from voxloss_app.bench.cases import ALPHA, BETA, FAMILIES, GAMMA, SMOOTH, Case
 from voxloss_app.bench.contenders import COMPARED, CONTENDERS, FLOOR, OURS
 from voxloss_app.bench.goals import judge
-from voxloss_app.bench.results import Measured, Result, Run, State
+from voxloss_app.bench.results import Measurement, Result, Run, State
 from voxloss_app.bench.timing import ENOUGH_SECONDS, LEAST_ROUNDS, Spread, short
 from voxloss_app.templates import environment
 from voxloss_data.files import save_bytes
@@ -194,7 +194,7 @@ def _any_times(results: Sequence[Result], name: str) -> bool:
 
 def _reasons(results: Sequence[Result], name: str) -> set[str]:
     """Why a contender has no times, each reason once."""
-    found: list[Measured] = [r.contenders[name] for r in results if name in r.contenders]
+    found: list[Measurement] = [r.contenders[name] for r in results if name in r.contenders]
     return {str(each) for each in found if each.state != State.measured.value}
 
 

@@ -105,17 +105,17 @@ def _by_input(case: Case, by_sums: Tensor, input: Tensor, target: Tensor) -> Ten
     q = by_overlap * g + by_prediction
     if case.activation == "softmax":
         p = z.softmax(1)
-        slope = p * (q - (p * q).sum(1, keepdim=True))
+        derivative = p * (q - (p * q).sum(1, keepdim=True))
         if case.family == "dice_ce":
-            slope = slope + p * (by_own * g).sum(1, keepdim=True) - by_own * g
+            derivative = derivative + p * (by_own * g).sum(1, keepdim=True) - by_own * g
     else:
         p = z.sigmoid()
-        slope = p * (1 - p) * q
+        derivative = p * (1 - p) * q
         if case.family == "dice_focal":
             miss, surprise = _miss(p, g), _surprise(z, g)
             by_miss = GAMMA * miss ** (GAMMA - 1) * (1 - 2 * g) * p * (1 - p)
-            slope = slope + by_own * (by_miss * surprise + miss**GAMMA * (p - g))
-    gradient: Tensor = slope.to(input.dtype).view_as(input)
+            derivative = derivative + by_own * (by_miss * surprise + miss**GAMMA * (p - g))
+    gradient: Tensor = derivative.to(input.dtype).view_as(input)
     return gradient
 
 

@@ -15,7 +15,7 @@ from voxloss_app.bench.results import Result, Run
 from voxloss_app.theme import LIGHT
 from voxloss_data.files import save_bytes
 
-# Okabe and Ito 2008, told apart by the colour-blind too; and every line has a mark of its own.
+# Okabe and Ito 2008, distinct to the colour-blind too; and every line has a mark of its own.
 _STYLES = {
     OURS: ("voxloss", "#0072b2", "o"),
     "eager": ("voxloss, eager", "#56b4e9", "v"),

@@ -27,7 +27,7 @@ class State(str, Enum):
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """One contender in one case.
 
     Attributes:
@@ -69,7 +69,7 @@ class Result:
     why: str = ""
     backend: str = ""
     exact: float | None = None
-    contenders: Mapping[str, Measured] = field(default_factory=dict)
+    contenders: Mapping[str, Measurement] = field(default_factory=dict)
 
     def times(self, name: str) -> Sequence[float]:
         """Seconds per round; none of a contender that was not measured. Those of the copy are of 3 N bytes."""
@@ -129,7 +129,7 @@ def to_json(result: Result) -> dict[str, Any]:
 
 def from_json(content: Mapping[str, Any]) -> Result:
     """A result from plain data."""
-    contenders = {name: Measured(**measured) for name, measured in content["contenders"].items()}
+    contenders = {name: Measurement(**measured) for name, measured in content["contenders"].items()}
     fields = {name: value for name, value in content.items() if name not in ("id", "case", "contenders")}
     return Result(case=Case(**content["case"]), contenders=contenders, **fields)
 

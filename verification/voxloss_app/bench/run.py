@@ -106,7 +106,7 @@ def bench(request: Request) -> int:
         threads=request.threads or torch.get_num_threads(),
         seed=request.seed,
         compile=request.compile,
-        available=0,  # each case is told when it begins
+        available=0,  # set for each case when it begins
     )
     found, where, revision = versions(), machine(device), commit()
     kept, key = Finished(request.out, "bench"), depends_on(found, where, options)

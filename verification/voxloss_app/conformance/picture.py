@@ -18,7 +18,7 @@ from voxloss_app.theme import DARK, LIGHT, Theme
 from voxloss_verify.laws.law import Law
 from voxloss_verify.laws.record import Status
 
-# Okabe and Ito 2008, told apart by the colour-blind too; and broken laws have a cross.
+# Okabe and Ito 2008, distinct to the colour-blind too; and broken laws have a cross.
 HOLDS, BROKEN = "#009e73", "#d55e00"
 _NOT_ASKED = {LIGHT: "#e9edf1", DARK: "#232a33"}
 _STATES = (Status.holds, Status.broken, Status.not_asked)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from voxloss_app.demo.data import CLASSES
 from voxloss_app.theme import DARK, Theme
 
-# Okabe and Ito 2008, told apart by the colour-blind too; the background has none.
+# Okabe and Ito 2008, distinct to the colour-blind too; the background has none.
 COLOURS = (None, "#56b4e9", "#e69f00", "#009e73")
 MISTAKE = "#ff4d6d"
 

@@ -57,7 +57,7 @@ def bounds(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findi
         yield Finding(
             what, float(loss.ravel()[0]), 0.0, wanted.tolerance, max(0.0, excess) if excess == excess else excess
         )
-    p, g = exact.probabilities(volume.input, claims.activation), exact.goal(volume)
+    p, g = exact.probabilities(volume.input, claims.activation), exact.one_hot_target(volume)
     masks = np.isin(p, (0, 1)).all() and np.isin(g, (0, 1)).all()
     unclear = any(
         each.empty != "perfect" or each.family == "generalized_dice" or each.label_smoothing
@@ -105,7 +105,7 @@ def _monotone(subject: Subject, setting: Setting) -> str | None:
 def repair(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
     """Putting one wrong voxel of a hard prediction right strictly lowers the loss."""
     claims = subject.claims
-    p, g = exact.probabilities(volume.input, claims.activation) == 1, exact.goal(volume) == 1
+    p, g = exact.probabilities(volume.input, claims.activation) == 1, exact.one_hot_target(volume) == 1
     counting = claims.counting(volume.channels)
     wrong = np.argwhere((p != g)[:, counting].any(1))
     if not len(wrong):
@@ -152,9 +152,9 @@ def signs(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
     counting = claims.counting(volume.channels)
     found = subject.gradient(volume)
     assert found.gradient is not None
-    slope, g = found.gradient[:, counting], exact.goal(volume)[:, counting] == 1
+    derivative, g = found.gradient[:, counting], exact.one_hot_target(volume)[:, counting] == 1
     wanted = exact.gradient(claims, volume)[:, counting]
-    inside, outside = slope[g & (wanted < 0)], slope[~g]
+    inside, outside = derivative[g & (wanted < 0)], derivative[~g]
     if inside.size:
         yield is_true("∂L/∂p < 0 where g = 1", bool((inside < 0).all()), float(inside.max()))
     if outside.size:

@@ -74,10 +74,10 @@ def huge(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding
     yield close("loss", found.value, wanted.value, wanted.tolerance, found.dtype)
     assert found.gradient is not None
     edge = volume.input.shape[-1]
-    slopes = exact.gradient(claims, repeated)
-    slack = GRADIENT[volume.dtype] * float(abs(slopes).max()) + 2.0**-24 * (volume.dtype == "float16")
+    derivatives = exact.gradient(claims, repeated)
+    slack = GRADIENT[volume.dtype] * float(abs(derivatives).max()) + 2.0**-24 * (volume.dtype == "float16")
     for what, part in (("first", found.gradient[..., :edge]), ("last", found.gradient[..., -edge:])):
-        yield close(f"∂L/∂input of the {what} voxels", part, slopes, slack, volume.dtype)
+        yield close(f"∂L/∂input of the {what} voxels", part, derivatives, slack, volume.dtype)
 
 
 def _narrow(target: Image) -> Image:
@@ -226,12 +226,14 @@ def shards(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findi
             raise Raised from error
         values = torch.stack([step[0] for step in steps])
         # DDP divides the sum of the gradients by the number of processes.
-        slopes = torch.cat([step[1] for step in steps], axis) / len(steps)
+        derivatives = torch.cat([step[1] for step in steps], axis) / len(steps)
         tolerance = 2 * exact.expected(claims, volume).tolerance
         slack = 2 * exact.gradient_tolerance(claims, volume, volume.dtype)
         findings = [
             close(f"loss, {kind}", values.mean(0).double().numpy(), first.value, tolerance, first.dtype),
-            close(f"∂L/∂input, {kind}", slopes.double().numpy(), by_input.double().numpy(), slack, volume.dtype),
+            close(
+                f"∂L/∂input, {kind}", derivatives.double().numpy(), by_input.double().numpy(), slack, volume.dtype
+            ),
         ]
         findings += [
             close(f"∂L/∂parameter, {kind}", step[2].numpy(), by_parameter.numpy(), slack * input.numel())

@@ -27,12 +27,12 @@ def smooth(claims: Claims, volume: Volume) -> bool:
     """Whether the loss has a derivative there.
 
     No p = g in Σ min(p, g), no power at distance 0, no probability where the logarithm has its floor, no infinite
-    slope of a formula of its own.
+    derivative of a formula of its own.
     """
     if claims.parts:
         return all(smooth(part, volume) for _, part in claims.parts)
     p = exact.probabilities(volume.input, claims.activation)
-    if claims.overlap == "min" and (abs(p - exact.goal(volume)) < 2.0**-20).any():
+    if claims.overlap == "min" and (abs(p - exact.one_hot_target(volume)) < 2.0**-20).any():
         return False
     if claims.by_voxel and claims.activation == "none":
         return bool(((p > SMALLEST) & (1 - p > SMALLEST)).all())
@@ -47,7 +47,7 @@ def smooth(claims: Claims, volume: Volume) -> bool:
         distances = [1 - float(exact.score(claims, s)) for row in rows for s in row]
         return all(distance > 2.0**-10 for distance in distances)
     if claims.family == "formula":
-        return bool(np.isfinite(exact.sum_slopes(claims, exact.region_sums(claims, volume))).all())
+        return bool(np.isfinite(exact.sum_derivatives(claims, exact.region_sums(claims, volume))).all())
     return True
 
 
@@ -122,7 +122,7 @@ def _degree(claims: Claims) -> int | None:
     oracle="the loss of halved values",
     domain=_euler,
     strategy=lambda claims: volumes(claims, prediction="soft", ignored=False).filter(
-        lambda volume: bool(exact.goal(volume).any((0, *range(2, volume.target.ndim))).all())
+        lambda volume: bool(exact.one_hot_target(volume).any((0, *range(2, volume.target.ndim))).all())
     ),
 )
 def homogeneity(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
@@ -200,7 +200,7 @@ def finite(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findi
     yield from each_finite(found)
     assert found.gradient is not None
     claims = subject.claims
-    ignored = ~np.broadcast_to(exact.kept(claims, volume)[:, None], found.gradient.shape)
+    ignored = ~np.broadcast_to(exact.valid_mask(claims, volume)[:, None], found.gradient.shape)
     if ignored.any():
         worst = found.gradient[ignored]
         yield is_true("no gradient at ignored voxels", not worst.any(), float(abs(worst).max()))

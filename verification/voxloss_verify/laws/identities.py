@@ -97,7 +97,7 @@ def dice_and_jaccard(subject: Subject, volume: Volume, setting: Setting) -> Iter
 
 def _scikit_learn(claims: Claims, volume: Volume) -> float | None:
     """The other score of class 0 by scikit-learn, if prediction and target are masks and nothing is smoothed."""
-    p, g = exact.probabilities(volume.input, claims.activation)[:, 0], exact.goal(volume)[:, 0]
+    p, g = exact.probabilities(volume.input, claims.activation)[:, 0], exact.one_hot_target(volume)[:, 0]
     if claims.smooth_nr or not (np.isin(p, (0, 1)).all() and np.isin(g, (0, 1)).all() and (p.any() or g.any())):
         return None
     other = jaccard_score if claims.family == "dice" else f1_score
@@ -188,7 +188,7 @@ def swapped(claims: Claims, volume: Volume) -> Volume:
     masks = exact.probabilities(volume.input, claims.activation) == 1
     labels = masks.argmax(1, keepdims=True)
     target = masks if claims.labels == "one-hot" else target_for(claims, labels, volume.channels)
-    input = certain(claims, exact.goal(volume)).astype(volume.input.dtype)
+    input = certain(claims, exact.one_hot_target(volume)).astype(volume.input.dtype)
     return volume.changed(input=input, target=target)
 
 
@@ -247,10 +247,10 @@ def perfect_soft(subject: Subject, volume: Volume, setting: Setting) -> Iterator
         tolerance = exact.expected(claims, perfect).tolerance
         wanted = np.full(found.value.shape, float(terms))
         yield replace(close("L(q, q)", found.value, wanted, tolerance, found.dtype), volume=perfect)
-        slopes = subject.gradient(perfect).gradient
-        assert slopes is not None
+        derivatives = subject.gradient(perfect).gradient
+        assert derivatives is not None
         slack = exact.gradient_tolerance(claims, perfect, volume.dtype)
-        rest = close("∂L/∂p at p = g", slopes, np.zeros_like(slopes), slack, volume.dtype)
+        rest = close("∂L/∂p at p = g", derivatives, np.zeros_like(derivatives), slack, volume.dtype)
         yield replace(rest, volume=perfect)
     if claims.family == "jaccard" and claims.overlap == "min" and not claims.smooth_dr and claims.offset == 1:
         # a = p, b = g, c = the mean of p and an upside-down g.

@@ -298,7 +298,7 @@ def _ignoring(subject: Subject, setting: Setting) -> str | None:
 def ignored(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
     """Value and gradient as without the voxel, whatever stands in its input: NaN, Inf or any number."""
     claims = subject.claims
-    keep = exact.kept(claims, volume)[0]
+    keep = exact.valid_mask(claims, volume)[0]
     first = subject.gradient(volume)
     assert first.gradient is not None
     count = int(keep.sum())

@@ -72,7 +72,7 @@ def half_precision(subject: Subject, volume: Volume, setting: Setting) -> Iterat
     wanted = abs(exact.gradient(subject.claims, volume))
     if any(each.overlap == "min" for each in subject.claims.formulas):
         p = exact.probabilities(volume.input, subject.claims.activation)
-        wanted = wanted[p != exact.goal(volume)]  # elsewhere 0 is a sub-gradient
+        wanted = wanted[p != exact.one_hot_target(volume)]  # elsewhere 0 is a sub-gradient
     smallest = 2.0**-24 if volume.dtype == "float16" else 2.0**-133
     rounds_to_zero = wanted.max(initial=0.0) <= 2 * smallest
     yield is_true("a gradient that is not all zero", rounds_to_zero, 0.0)

@@ -362,8 +362,8 @@ class _Quotient(torch.autograd.Function):
         return n / d
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:
-        return slope / ctx.d, -slope * ctx.n / ctx.d**2
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor]:
+        return grad_output / ctx.d, -grad_output * ctx.n / ctx.d**2
 
 
 @caught_by("23a", **SOFTMAX)
@@ -476,8 +476,8 @@ class _AllReduce(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Tensor:
-        return _AllReduce.forward(ctx, slope)
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+        return _AllReduce.forward(ctx, grad_output)
 
 
 class AcrossProcesses(Textbook):
@@ -548,10 +548,10 @@ def _operator(name: str, fake: Callable[[Tensor, Tensor], Tensor]) -> Callable[[
     def remember(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
 
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor]:
         p, g = ctx.saved_tensors
-        slope = slope.reshape(*slope.shape, *[1] * (p.ndim - 2))
-        return slope * g, slope * p
+        grad_output = grad_output.reshape(*grad_output.shape, *[1] * (p.ndim - 2))
+        return grad_output * g, grad_output * p
 
     operator = torch.library.custom_op(name, forward, mutates_args=(), schema="(Tensor p, Tensor g) -> Tensor")
     operator.register_fake(fake)
@@ -587,11 +587,11 @@ class Masked(Textbook):
         self.weights = None if mask is None else mask.double()
         return super().forward(input, target)
 
-    def kept(self, target: Tensor) -> Tensor | None:
-        kept = super().kept(target)
+    def valid_mask(self, target: Tensor) -> Tensor | None:
+        valid = super().valid_mask(target)
         if self.weights is None:
-            return kept
-        return self.weights > 0 if kept is None else kept & (self.weights > 0)
+            return valid
+        return self.weights > 0 if valid is None else valid & (self.weights > 0)
 
     def total(self, x: Tensor) -> Tensor:
         return super().total(x if self.weights is None else x * self.weights)

@@ -82,7 +82,7 @@ class Textbook(nn.Module):
             self.check_shapes(input, target)
             self.check_target(target, input.shape[1])
             self.check_prediction(input, target)
-        p = self.probabilities(self.precise(input), self.kept(target))
+        p = self.probabilities(self.precise(input), self.valid_mask(target))
         # Where the label is the ignored one, no class that counts has a 1.
         g = self.encode(target, input.shape[1]).to(p.dtype)
         p, g = self.counting(p), self.counting(g)
@@ -122,7 +122,7 @@ class Textbook(nn.Module):
     def check_prediction(self, input: Tensor, target: Tensor) -> None:
         """Refuse what is no probability, unless it becomes one."""
         if not (self.softmax or self.sigmoid):
-            p = self.mask(input.detach().double(), self.kept(target))
+            p = self.mask(input.detach().double(), self.valid_mask(target))
             if not ((p >= 0) & (p <= 1)).all():
                 raise ValueError("expected probabilities, got values outside [0, 1].")
 
@@ -130,7 +130,7 @@ class Textbook(nn.Module):
         """In the dtype to compute in."""
         return input.double()
 
-    def kept(self, target: Tensor) -> Tensor | None:
+    def valid_mask(self, target: Tensor) -> Tensor | None:
         """Which voxels count, [B, 1, ...]; None if all do."""
         if not self.to_onehot_y or self.ignore_index is None:
             return None
@@ -250,9 +250,9 @@ class TextbookCompound(Textbook):
             by_voxel = Claims(family="cross_entropy", class_weight=weight)
         else:
             by_voxel = Claims(family="focal", gamma=self.focus, class_weight=weight)
-        told: dict[str, Any] = {name: getattr(region, name) for name in OF_THE_CALL}
+        shared: dict[str, Any] = {name: getattr(region, name) for name in OF_THE_CALL}
         parts = (self.lambda_region, region), (self.lambda_voxels, by_voxel)
-        return Claims(family="compound", parts=parts, **told)
+        return Claims(family="compound", parts=parts, **shared)
 
     def check_arguments(self) -> None:
         """Refuse what makes no sense."""
@@ -263,7 +263,7 @@ class TextbookCompound(Textbook):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The weighted sum."""
         region = super().forward(input, target)
-        keep = self.kept(target)
+        keep = self.valid_mask(target)
         x = self.mask(self.precise(input), keep)
         g = self.mask(self.encode(target, input.shape[1]).to(x.dtype), keep)
         voxels = torch.ones_like(x[:, :1]) if keep is None else keep.to(x.dtype)

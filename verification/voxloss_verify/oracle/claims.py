@@ -52,14 +52,14 @@ OF_THE_CALL = (
 class Formula(Protocol):
     """A formula that is known by what it does, for an item of so many classes.
 
-    If it has an attribute `further`, these are sums that it takes beside intersection, prediction and target, by
-    voxloss's names.
+    If it has an attribute `extra_sums`, these sums, by voxloss's names, follow intersection, prediction and
+    target in what it takes.
     """
 
     def __call__(
         self, sums: Sequence[Sequence[float]], weights: Sequence[float]
     ) -> tuple[list[float], list[list[float]]]:
-        """From the sums of each class its loss, and the slopes of Σ weight·loss by these sums."""
+        """From the sums of each class its loss, and the derivatives of Σ weight·loss by these sums."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,18 +217,18 @@ class Claims:
             )
         if self.reduction == "none" and (self.by_voxel or self.parts):
             raise ValueError(f'claim reduction: expected "mean" or "sum" of {self.family}, got "none".')
-        told = {name: getattr(self, name) for name in OF_THE_CALL}
-        parts = tuple((float(factor), replace(part, **told)) for factor, part in self.parts)
+        shared = {name: getattr(self, name) for name in OF_THE_CALL}
+        parts = tuple((float(factor), replace(part, **shared)) for factor, part in self.parts)
         object.__setattr__(self, "parts", parts)
 
     def __str__(self) -> str:
         """The family, and what differs from the defaults."""
         return " ".join(self._differing(set()))
 
-    def _differing(self, told: set[str]) -> Iterator[str]:
+    def _differing(self, shared: set[str]) -> Iterator[str]:
         for field in fields(self):
             value = getattr(self, field.name)
-            if value == field.default or field.name in told:
+            if value == field.default or field.name in shared:
                 continue
             if field.name == "parts":
                 each = ((factor, " ".join(part._differing({*OF_THE_CALL}))) for factor, part in self.parts)

@@ -9,7 +9,7 @@ import math
 from fractions import Fraction
 
 from voxloss_verify.oracle.claims import Claims
-from voxloss_verify.oracle.sums import AllSums, Slopes
+from voxloss_verify.oracle.sums import AllSums, Derivatives
 
 FAMILIES = ("mcc", "sensitivity_specificity")
 
@@ -24,18 +24,18 @@ def value(claims: Claims, s: AllSums) -> float:
     return 1 - float(numerator) / math.sqrt(product) if product > 0 else 1.0
 
 
-def slopes(claims: Claims, s: AllSums) -> Slopes:
+def derivatives(claims: Claims, s: AllSums) -> Derivatives:
     """By Σpg and Σp, or by the squared errors inside and outside of the target."""
     if claims.family == "sensitivity_specificity":
         by_errors = (float(share / over) if over else 0.0 for share, _, over in _errors(claims, s))
-        return Slopes(0.0, 0.0, *by_errors)
+        return Derivatives(0.0, 0.0, *by_errors)
     numerator, product = _matthews(claims, s)
     if product <= 0 or s.intersection == s.prediction == s.target:
-        return Slopes(0.0, 0.0)
+        return Derivatives(0.0, 0.0)
     root = math.sqrt(product)
     product_by_p = s.target * (s.voxels - s.target) * (s.voxels - 2 * s.prediction)
     by_p = float(s.target) / root + float(numerator * product_by_p / product) / (2 * root)
-    return Slopes(-float(s.voxels) / root, by_p)
+    return Derivatives(-float(s.voxels) / root, by_p)
 
 
 def tolerance(claims: Claims, s: AllSums, rounding: float) -> float:

@@ -34,12 +34,12 @@ class Voxels:
     g: Image
 
 
-def value(claims: Claims, input: Image, target: Image, kept: NDArray[np.bool_], times: int = 1) -> float:
-    """The loss; `kept` [B, ...] are the voxels that count, each of them so many `times`."""
+def value(claims: Claims, input: Image, target: Image, valid_mask: NDArray[np.bool_], times: int = 1) -> float:
+    """The loss; `valid_mask` [B, ...] are the voxels that count, each of them so many `times`."""
     channels = input.shape[1]
-    v = _voxels(claims, input, target, kept)
-    shares = _shares(claims, v.g, channels, int(kept.sum()))
-    divisors = _divisors(claims, v.g, kept, times)
+    v = _voxels(claims, input, target, valid_mask)
+    shares = _shares(claims, v.g, channels, int(valid_mask.sum()))
+    divisors = _divisors(claims, v.g, valid_mask, times)
     total = 0.0
     for k, c in enumerate(claims.counting(channels)):
         there, missing = (share[:, k] for share in shares)
@@ -47,36 +47,36 @@ def value(claims: Claims, input: Image, target: Image, kept: NDArray[np.bool_], 
         terms = _product(there * n ** _focus_there(claims, c, channels), _log(claims, log_p)[0])
         if claims.is_binary(channels):
             terms = terms + _product(missing * p ** _focus(claims), _log(claims, log_n)[0])
-        sums = np.where(kept, terms, 0).reshape(len(input), -1).sum(1, dtype=np.longdouble)
+        sums = np.where(valid_mask, terms, 0).reshape(len(input), -1).sum(1, dtype=np.longdouble)
         total -= times * float((sums / divisors).sum())
     return total
 
 
-def wobble(
-    claims: Claims, input: Image, target: Image, kept: NDArray[np.bool_], times: int, rounding: float
+def value_tolerance(
+    claims: Claims, input: Image, target: Image, valid_mask: NDArray[np.bool_], times: int, rounding: float
 ) -> float:
     """How far the loss may be off if each logarithm may be, by `rounding`: more than that only of a power."""
     if claims.family != "logarithmic_cross_entropy":
         return rounding
     channels = input.shape[1]
-    v = _voxels(claims, input, target, kept)
-    shares = _shares(claims, v.g, channels, int(kept.sum()))
-    divisors = _divisors(claims, v.g, kept, times).reshape(-1, *[1] * (v.p.ndim - 2))
+    v = _voxels(claims, input, target, valid_mask)
+    shares = _shares(claims, v.g, channels, int(valid_mask.sum()))
+    divisors = _divisors(claims, v.g, valid_mask, times).reshape(-1, *[1] * (v.p.ndim - 2))
     total = 0.0
     for k, c in enumerate(claims.counting(channels)):
         for share, log in ((shares[0][:, k], v.log_p[:, c]), (shares[1][:, k], v.log_n[:, c])):
             here, near, far = (_log(claims, x)[0] for x in (log, np.minimum(log + rounding, 0), log - rounding))
             off = share * np.maximum(abs(near - here), abs(far - here)) / divisors
-            total += times * float(np.where(kept, off, 0).sum())
+            total += times * float(np.where(valid_mask, off, 0).sum())
             if not claims.is_binary(channels):
                 break
     return max(rounding, total)
 
 
-def gradient(claims: Claims, input: Image, target: Image, kept: NDArray[np.bool_], times: int = 1) -> Image:
+def gradient(claims: Claims, input: Image, target: Image, valid_mask: NDArray[np.bool_], times: int = 1) -> Image:
     """∂L/∂input, by way of u = ∂L/∂log p and v = ∂L/∂log n, which are finite where p or n is 0."""
-    found = _voxels(claims, input, target, kept)
-    u, v = _slopes(claims, found, kept, times)
+    found = _voxels(claims, input, target, valid_mask)
+    u, v = _derivatives(claims, found, valid_mask, times)
     p, n = found.p, found.n
     if claims.activation == "softmax":
         by_input = u - p * u.sum(1, keepdims=True)
@@ -88,27 +88,29 @@ def gradient(claims: Claims, input: Image, target: Image, kept: NDArray[np.bool_
     return np.asarray(by_input, np.float64)
 
 
-def steepest(claims: Claims, input: Image, target: Image, kept: NDArray[np.bool_], times: int = 1) -> float:
+def gradient_scale(
+    claims: Claims, input: Image, target: Image, valid_mask: NDArray[np.bool_], times: int = 1
+) -> float:
     """The largest addend of ∂L/∂input, before anything cancels."""
     if claims.activation == "none":
-        return float(abs(gradient(claims, input, target, kept, times)).max())
-    u, v = _slopes(claims, _voxels(claims, input, target, kept), kept, times)
+        return float(abs(gradient(claims, input, target, valid_mask, times)).max())
+    u, v = _derivatives(claims, _voxels(claims, input, target, valid_mask), valid_mask, times)
     return float(max(abs(u).max(), abs(v).max()))
 
 
-def _slopes(claims: Claims, found: Voxels, kept: NDArray[np.bool_], times: int) -> tuple[Image, Image]:
+def _derivatives(claims: Claims, found: Voxels, valid_mask: NDArray[np.bool_], times: int) -> tuple[Image, Image]:
     """∂L/∂log p and ∂L/∂log n of every voxel; 0 in voxels that do not count."""
     channels = found.p.shape[1]
-    shares = _shares(claims, found.g, channels, int(kept.sum()))
-    divisors = _divisors(claims, found.g, kept, times).reshape(-1, *[1] * (found.p.ndim - 2))
+    shares = _shares(claims, found.g, channels, int(valid_mask.sum()))
+    divisors = _divisors(claims, found.g, valid_mask, times).reshape(-1, *[1] * (found.p.ndim - 2))
     u, v = np.zeros_like(found.p), np.zeros_like(found.p)
     for k, c in enumerate(claims.counting(channels)):
         p, n, log_p, log_n = (each[:, c] for each in (found.p, found.n, found.log_p, found.log_n))
         there = _focused(p, n, log_p, _focus_there(claims, c, channels)) * _log(claims, log_p)[1]
-        u[:, c] = np.where(kept, -shares[0][:, k] * there / divisors, 0)
+        u[:, c] = np.where(valid_mask, -shares[0][:, k] * there / divisors, 0)
         if claims.is_binary(channels):
             missing = _focused(n, p, log_n, _focus(claims)) * _log(claims, log_n)[1]
-            v[:, c] = np.where(kept, -shares[1][:, k] * missing / divisors, 0)
+            v[:, c] = np.where(valid_mask, -shares[1][:, k] * missing / divisors, 0)
     return u, v
 
 
@@ -127,9 +129,9 @@ def _log(claims: Claims, log: Image) -> tuple[Image, Image]:
     if claims.family != "logarithmic_cross_entropy":
         return log, np.ones_like(log)
     near, gamma = claims.linear_below, claims.gamma
-    slope, safe = (near ** (gamma - 1) if near else 0.0), np.maximum(-log, near or 1e-300)
-    power = np.where(-log < near, -log * slope, safe**gamma)
-    return -power, np.where(-log < near, slope, gamma * safe ** (gamma - 1))
+    derivative, safe = (near ** (gamma - 1) if near else 0.0), np.maximum(-log, near or 1e-300)
+    power = np.where(-log < near, -log * derivative, safe**gamma)
+    return -power, np.where(-log < near, derivative, gamma * safe ** (gamma - 1))
 
 
 def _focused(own: Image, other: Image, log: Image, gamma: float) -> Image:
@@ -139,8 +141,8 @@ def _focused(own: Image, other: Image, log: Image, gamma: float) -> Image:
     return np.asarray(other**gamma * (1 - gamma * ratio))
 
 
-def _voxels(claims: Claims, input: Image, target: Image, kept: NDArray[np.bool_]) -> Voxels:
-    inside = kept[:, None]
+def _voxels(claims: Claims, input: Image, target: Image, valid_mask: NDArray[np.bool_]) -> Voxels:
+    inside = valid_mask[:, None]
     x = np.asarray(input, np.longdouble if input.size <= EXTENDED else np.float64)
     g = np.where(inside, target, 0).astype(x.dtype)
     if claims.activation == "softmax":
@@ -192,11 +194,11 @@ def _by_frequency(claims: Claims, g: Image, voxels: int) -> tuple[Image, Image]:
     return rare, common
 
 
-def _divisors(claims: Claims, g: Image, kept: NDArray[np.bool_], times: int) -> Image:
+def _divisors(claims: Claims, g: Image, valid_mask: NDArray[np.bool_], times: int) -> Image:
     """What the terms of each item are divided by, `[B]`; infinite where there is nothing to divide."""
     channels = g.shape[1]
     counting = claims.counting(channels)
-    voxels = kept.reshape(len(kept), -1).sum(1).astype(g.dtype)
+    voxels = valid_mask.reshape(len(valid_mask), -1).sum(1).astype(g.dtype)
     if claims.reduction == "sum":
         below = voxels if claims.family in FOCAL else np.full_like(voxels, 1 / times)
     elif claims.is_binary(channels) or (claims.family in FOCAL and claims.mean_over == "voxels and classes"):

@@ -22,9 +22,9 @@ from voxloss_verify.oracle import confusion, entropy
 from voxloss_verify.oracle.claims import Claims
 from voxloss_verify.oracle.sums import (
     AllSums,
+    Derivatives,
     Image,
     Number,
-    Slopes,
     Sums,
     all_sums,
     dice,
@@ -65,12 +65,12 @@ def probabilities(input: Image, activation: str) -> NDArray[np.float64]:
     return np.asarray(np.where(np.greater_equal(x, 0), 1, e) / (1 + e), np.float64)
 
 
-def goal(volume: Volume) -> NDArray[Any]:
+def one_hot_target(volume: Volume) -> NDArray[Any]:
     """The target as one channel per class, `[B, C, ...]`."""
     return volume.target if volume.is_one_hot else one_hot(volume.target, volume.channels)
 
 
-def kept(claims: Claims, volume: Volume) -> NDArray[np.bool_]:
+def valid_mask(claims: Claims, volume: Volume) -> NDArray[np.bool_]:
     """Which voxels count, `[B, ...]`."""
     if claims.ignore_index is None or volume.is_one_hot:
         return np.ones((len(volume.target), *volume.target.shape[2:]), bool)
@@ -79,14 +79,14 @@ def kept(claims: Claims, volume: Volume) -> NDArray[np.bool_]:
 
 def region_sums(claims: Claims, volume: Volume) -> list[list[Sums]]:
     """The exact sums of every item and channel."""
-    of_all = claims.family in confusion.FAMILIES or bool(_further(claims))
+    of_all = claims.family in confusion.FAMILIES or bool(_extra_sums(claims))
     if volume.sums is not None and not of_all:
         return [list(row) for row in volume.sums]
     known = _known.setdefault(volume, {})
     key = claims.activation, claims.ignore_index, of_all
     add_up = all_sums if of_all else sums
     if key not in known:
-        keep, g = kept(claims, volume), goal(volume)
+        keep, g = valid_mask(claims, volume), one_hot_target(volume)
         with np.errstate(invalid="ignore"):  # of what stands in ignored voxels
             p = probabilities(volume.input, claims.activation)
         known[key] = [
@@ -111,13 +111,13 @@ def expected(claims: Claims, volume: Volume, dtype: str | None = None) -> Expect
         value = np.asarray(entropy.value(claims, *images))
         # A factor is one of the error, too, where the loss itself is small.
         scale = max(1.0, float(value), *claims.weights(volume.channels))
-        return Expected(value, max(LOSS[dtype] * scale, entropy.wobble(claims, *images, LOSS[dtype])))
+        return Expected(value, max(LOSS[dtype] * scale, entropy.value_tolerance(claims, *images, LOSS[dtype])))
     return of_sums(claims, region_sums(claims, volume), dtype)
 
 
 def _images(claims: Claims, volume: Volume) -> tuple[Image, Image, NDArray[np.bool_], int]:
     """What `entropy` is asked with."""
-    return volume.input, goal(volume), kept(claims, volume), volume.times
+    return volume.input, one_hot_target(volume), valid_mask(claims, volume), volume.times
 
 
 def of_sums(claims: Claims, rows: Rows, dtype: str) -> Expected:
@@ -164,43 +164,43 @@ def gradient(claims: Claims, volume: Volume) -> NDArray[np.float64]:
 
 def probability_gradient(claims: Claims, volume: Volume) -> NDArray[np.float64]:
     """∂(sum of the losses)/∂p, by way of sums: ∂L/∂I·∂I/∂p + ∂L/∂P·∂P/∂p, with Dice (2g − D)/(P + Q) of old."""
-    slopes = sum_slopes(claims, region_sums(claims, volume))
-    p, g = probabilities(volume.input, claims.activation), np.asarray(goal(volume), np.float64)
-    keep = kept(claims, volume)[:, None]
+    derivatives = sum_derivatives(claims, region_sums(claims, volume))
+    p, g = probabilities(volume.input, claims.activation), np.asarray(one_hot_target(volume), np.float64)
+    keep = valid_mask(claims, volume)[:, None]
     shape = (*p.shape[:2], *[1] * (p.ndim - 2))
-    by_intersection = np.array([[s.intersection for s in row] for row in slopes]).reshape(shape)
-    by_prediction = np.array([[s.prediction for s in row] for row in slopes]).reshape(shape)
+    by_intersection = np.array([[s.intersection for s in row] for row in derivatives]).reshape(shape)
+    by_prediction = np.array([[s.prediction for s in row] for row in derivatives]).reshape(shape)
     intersection_by_p = g if claims.overlap == "product" else np.where(p < g, 1.0, 0.0)
     prediction_by_p = 2 * p if claims.squared else 1.0
     found = by_intersection * intersection_by_p + by_prediction * prediction_by_p
     for name, share in (("inside", g), ("outside", 1 - g)):
-        by_error = np.array([[getattr(s, name) for s in row] for row in slopes]).reshape(shape)
+        by_error = np.array([[getattr(s, name) for s in row] for row in derivatives]).reshape(shape)
         found = found + by_error * 2 * share * (p - g)
     return np.where(keep, found, 0.0)
 
 
-def sum_slopes(claims: Claims, rows: Rows) -> list[list[Slopes]]:
+def sum_derivatives(claims: Claims, rows: Rows) -> list[list[Derivatives]]:
     """∂(sum of the losses)/∂I and /∂P for every item and channel; 0 for channels that do not count."""
     items, channels = len(rows), len(rows[0])
     counting = claims.counting(channels)
     entering = _entering(claims, rows)
     weights = _reduction_weights(claims, entering, channels)
-    found = [[Slopes(0.0, 0.0)] * channels for _ in range(items)]
+    found = [[Derivatives(0.0, 0.0)] * channels for _ in range(items)]
     for b in range(items):
         row, row_weights = (entering[0], weights[0]) if claims.batch else (entering[b], weights[b])
         if claims.formula is not None:
             by_sums = claims.formula(_arguments(claims, row), [float(w) for w in row_weights])[1]
             for c, (by_intersection, by_prediction, _, *others) in zip(counting, by_sums, strict=True):
-                slope = np.array([by_intersection, by_prediction, 0.0, 0.0])
-                for name, by_other in zip(_further(claims), others, strict=True):
-                    slope += by_other * np.array(_FURTHER[name][1])
-                found[b][c] = Slopes(*slope.tolist())
+                derivative = np.array([by_intersection, by_prediction, 0.0, 0.0])
+                for name, by_other in zip(_extra_sums(claims), others, strict=True):
+                    derivative += by_other * np.array(_EXTRA_SUMS[name][1])
+                found[b][c] = Derivatives(*derivative.tolist())
             continue
-        slopes = _row_slopes(claims, row, channels)
+        derivatives = _row_derivatives(claims, row, channels)
         for k, c in enumerate(counting):
             at = 0 if claims.average == "micro" else k
             w = float(row_weights[0 if claims.family == "generalized_dice" else at])
-            found[b][c] = Slopes(*(w * slope for slope in slopes[at]))
+            found[b][c] = Derivatives(*(w * derivative for derivative in derivatives[at]))
     return found
 
 
@@ -212,11 +212,13 @@ def gradient_tolerance(claims: Claims, volume: Volume, dtype: str) -> float:
     if claims.parts:
         return sum(factor * gradient_tolerance(part, volume, dtype) for factor, part in claims.parts)
     if claims.by_voxel:
-        return GRADIENT[dtype] * entropy.steepest(claims, *_images(claims, volume))
-    slopes = [slope for row in sum_slopes(claims, region_sums(claims, volume)) for slope in row]
+        return GRADIENT[dtype] * entropy.gradient_scale(claims, *_images(claims, volume))
+    derivatives = [
+        derivative for row in sum_derivatives(claims, region_sums(claims, volume)) for derivative in row
+    ]
     largest = max(
         abs(s.intersection) + (1 + claims.squared) * abs(s.prediction) + 2 * abs(s.inside) + 2 * abs(s.outside)
-        for s in slopes
+        for s in derivatives
     )
     return GRADIENT[dtype] * largest
 
@@ -257,7 +259,7 @@ def _squared(claims: Claims, s: Sums) -> Sums:
 
 
 def _denominator(claims: Claims, s: Sums) -> Fraction:
-    """Of the score, in the form that `_row_slopes` takes the derivatives of."""
+    """Of the score, in the form that `_row_derivatives` takes the derivatives of."""
     i = s.soft_intersection if claims.overlap == "min" else s.intersection
     s = _squared(claims, s)
     by_i, by_p, by_t = _coefficients(claims)[1:]
@@ -313,7 +315,7 @@ def _generalized(claims: Claims, row: Sequence[Sums], channels: int) -> tuple[Fr
 
 # Of further sums that a formula of its own is given: what they are, and their derivatives by Σpg, by Σp, and by
 # the errors inside and outside of the target.
-_FURTHER: dict[str, tuple[Callable[[AllSums], Fraction], tuple[float, float, float, float]]] = {
+_EXTRA_SUMS: dict[str, tuple[Callable[[AllSums], Fraction], tuple[float, float, float, float]]] = {
     "voxels": (lambda s: s.voxels, (0, 0, 0, 0)),
     "false_positives": (lambda s: s.prediction - s.intersection, (-1, 1, 0, 0)),
     "false_negatives": (lambda s: s.target - s.intersection, (-1, 0, 0, 0)),
@@ -322,11 +324,11 @@ _FURTHER: dict[str, tuple[Callable[[AllSums], Fraction], tuple[float, float, flo
     "specificity_error": (lambda s: s.outside, (0, 0, 0, 1)),
 }
 # Those that a formula may be given.
-FURTHER = tuple(_FURTHER)
+EXTRA_SUMS = tuple(_EXTRA_SUMS)
 
 
-def _further(claims: Claims) -> tuple[str, ...]:
-    return tuple(getattr(claims.formula, "further", ()))
+def _extra_sums(claims: Claims) -> tuple[str, ...]:
+    return tuple(getattr(claims.formula, "extra_sums", ()))
 
 
 def _arguments(claims: Claims, row: Sequence[Sums]) -> list[list[float]]:
@@ -335,8 +337,8 @@ def _arguments(claims: Claims, row: Sequence[Sums]) -> list[list[float]]:
     found = []
     for s in row:
         overlap, others = s.soft_intersection if claims.overlap == "min" else s.intersection, _squared(claims, s)
-        further = [_FURTHER[name][0](s) for name in _further(claims) if isinstance(s, AllSums)]
-        found.append([float(each) for each in (overlap, others.prediction, others.target, *further)])
+        extra_sums = [_EXTRA_SUMS[name][0](s) for name in _extra_sums(claims) if isinstance(s, AllSums)]
+        found.append([float(each) for each in (overlap, others.prediction, others.target, *extra_sums)])
     return found
 
 
@@ -413,7 +415,7 @@ _OUTER: dict[str, Outer] = {
     "log_cosh_dice": _log_cosh,
     "logarithmic_dice": _log_power,
 }
-_OUTER_SLOPE: dict[str, Outer] = {
+_OUTER_DERIVATIVE: dict[str, Outer] = {
     "focal_tversky": _power_slope,
     "log_cosh_dice": _log_cosh_slope,
     "logarithmic_dice": _log_power_slope,
@@ -469,28 +471,31 @@ def _reduction_weights(claims: Claims, rows: Rows, channels: int) -> list[list[F
     ]
 
 
-def _row_slopes(claims: Claims, row: Sequence[Sums], channels: int) -> list[Slopes]:
+def _row_derivatives(claims: Claims, row: Sequence[Sums], channels: int) -> list[Derivatives]:
     if claims.family == "generalized_dice":
         numerator, denominator, weights = _generalized(claims, row, channels)
         if not denominator:
-            return [Slopes(0.0, 0.0)] * len(row)
+            return [Derivatives(0.0, 0.0)] * len(row)
         ratio, k = numerator / denominator, Fraction(claims.penalty)
         outer = (1 + k) / (1 + k * ratio) ** 2
         return [
-            Slopes(float(-2 * w * outer / denominator), float(w * outer * ratio / denominator)) for w in weights
+            Derivatives(float(-2 * w * outer / denominator), float(w * outer * ratio / denominator))
+            for w in weights
         ]
     if claims.family in confusion.FAMILIES:
-        return [confusion.slopes(claims, _all(s)) for s in row]
+        return [confusion.derivatives(claims, _all(s)) for s in row]
     found = []
     by_i, a, b, _ = _coefficients(claims)
-    for s, slope in zip(row, _outers(claims, _OUTER_SLOPE, channels, len(row)), strict=True):
+    for s, derivative in zip(row, _outers(claims, _OUTER_DERIVATIVE, channels, len(row)), strict=True):
         denominator = _denominator(claims, s)
         if not denominator:
-            found.append(Slopes(0.0, 0.0))
+            found.append(Derivatives(0.0, 0.0))
             continue
         value = score(claims, s)
-        factor = slope(claims, 1 - value) if slope is not None else 1.0
+        factor = derivative(claims, 1 - value) if derivative is not None else 1.0
         found.append(
-            Slopes(-factor * float((by_i - value * a) / denominator), factor * float(value * b / denominator))
+            Derivatives(
+                -factor * float((by_i - value * a) / denominator), factor * float(value * b / denominator)
+            )
         )
     return found

@@ -59,17 +59,17 @@ def volumes(
         wanted = np.where(spared, claims.ignore_index, wanted)
     softness = target == "soft" or (target == "any" and draw(st.booleans()))
     if softness and claims.soft_labels and claims.labels == "one-hot":
-        goal: Image = _eighths(draw, claims, (shape[0], channels, *shape[1:]))
+        wanted_target: Image = _eighths(draw, claims, (shape[0], channels, *shape[1:]))
     elif claims.labels == "one-hot" and claims.activation != "softmax" and draw(st.booleans()):
         # Classes may overlap where each has a prediction of its own.
-        goal = draw(
+        wanted_target = draw(
             arrays.arrays(bool, (shape[0], channels, *shape[1:]), elements=st.booleans(), fill=st.nothing())
         )
     else:
-        goal = target_for(claims, wanted, channels)
-    input = _input(draw, claims, (shape[0], channels, *shape[1:]), goal, prediction)
-    goal = goal.astype(STORED[dtype]) if goal.dtype.kind == "f" else goal
-    return Volume("generated", input.astype(STORED[dtype]), goal, dtype)
+        wanted_target = target_for(claims, wanted, channels)
+    input = _input(draw, claims, (shape[0], channels, *shape[1:]), wanted_target, prediction)
+    wanted_target = wanted_target.astype(STORED[dtype]) if wanted_target.dtype.kind == "f" else wanted_target
+    return Volume("generated", input.astype(STORED[dtype]), wanted_target, dtype)
 
 
 def _labels(draw: st.DrawFn, claims: Claims, shape: tuple[int, ...], channels: int) -> Image:
@@ -101,7 +101,9 @@ def _eighths(draw: st.DrawFn, claims: Claims, shape: tuple[int, ...]) -> Image:
     return np.asarray(whole / 8)
 
 
-def _input(draw: st.DrawFn, claims: Claims, shape: tuple[int, ...], goal: Image, prediction: Prediction) -> Image:
+def _input(
+    draw: st.DrawFn, claims: Claims, shape: tuple[int, ...], wanted_target: Image, prediction: Prediction
+) -> Image:
     kinds = {
         "hard": ["hard", "perfect"],
         "soft": ["soft"],
@@ -109,8 +111,8 @@ def _input(draw: st.DrawFn, claims: Claims, shape: tuple[int, ...], goal: Image,
     }[prediction]
     kind = draw(st.sampled_from(kinds))
     channels = shape[1]
-    if kind == "perfect" and goal.dtype.kind != "f":
-        return certain(claims, goal if goal.dtype == bool else one_hot(goal, channels))
+    if kind == "perfect" and wanted_target.dtype.kind != "f":
+        return certain(claims, wanted_target if wanted_target.dtype == bool else one_hot(wanted_target, channels))
     if kind in ("hard", "perfect"):
         if claims.activation == "softmax" or channels == 1:
             labels = draw(

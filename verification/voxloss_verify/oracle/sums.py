@@ -47,7 +47,7 @@ class AllSums(Sums):
     outside: Fraction  # Σ (1 − g)·(g − p)²
 
 
-class Slopes(NamedTuple):
+class Derivatives(NamedTuple):
     """Derivatives of the reduced loss by the sums of one class."""
 
     intersection: float

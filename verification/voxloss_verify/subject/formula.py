@@ -14,7 +14,7 @@ class OwnFormula:
 
     def __init__(self, loss: RegionLoss) -> None:
         self.loss = loss
-        self.further = loss.further
+        self.extra_sums = loss.extra_sums
 
     def __repr__(self) -> str:
         return f"{type(self.loss).__name__}.per_class"
@@ -26,8 +26,8 @@ class OwnFormula:
         fields = torch.tensor(sums, dtype=torch.float64).T.unsqueeze(1).unbind()
         with torch.enable_grad():
             leaves = [field.clone().requires_grad_() for field in fields]
-            further = dict(zip(self.further, leaves[3:], strict=True))
-            losses = self.loss.per_class(RegionStatistics(*leaves[:3]), **further)
+            extra_sums = dict(zip(self.extra_sums, leaves[3:], strict=True))
+            losses = self.loss.per_class(RegionStatistics(*leaves[:3]), **extra_sums)
             total = (losses * losses.new_tensor(weights)).sum()
-            slopes = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
-        return losses[0].tolist(), torch.cat(slopes).T.tolist()
+            derivatives = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+        return losses[0].tolist(), torch.cat(derivatives).T.tolist()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from voxloss_verify.oracle.claims import Claims, Family
-from voxloss_verify.oracle.exact import FURTHER
+from voxloss_verify.oracle.exact import EXTRA_SUMS
 
 
 def claims_of(loss: object, given: Mapping[str, Any] | None = None) -> Claims | None:
@@ -171,7 +171,7 @@ def _compound(**parts: tuple[str, Callable[[Any], Claims]]) -> Callable[[Any], C
     def read(loss: Any) -> Claims:
         region = getattr(loss, next(iter(parts.values()))[0])
         call = _call(loss if _is_ours(loss) else region)
-        if getattr(loss, "to_onehot_y", False):  # of which MONAI's Dice is told nothing
+        if getattr(loss, "to_onehot_y", False):  # which MONAI does not pass on to its Dice
             call |= {"labels": "map", "soft_labels": False}
         each = [(name, read_part(getattr(loss, part))) for name, (part, read_part) in parts.items()]
         factors = tuple((float(getattr(loss, name)), part) for name, part in each)
@@ -331,11 +331,11 @@ def _formula(loss: Any) -> Claims | None:
     base = next(kind for kind in type(loss).__mro__ if kind.__name__ == "RegionLoss")
     if any(getattr(type(loss), name) is not getattr(base, name) for name in ("needs", "of", "terms")):
         return None
-    if not set(loss.further) <= set(FURTHER):
-        others = sorted(set(loss.further) - set(FURTHER))
+    if not set(loss.extra_sums) <= set(EXTRA_SUMS):
+        others = sorted(set(loss.extra_sums) - set(EXTRA_SUMS))
         raise ValueError(
-            f"claims cannot be read off a formula of {others}: expected some of {', '.join(FURTHER)} in "
-            "`further`, whose exact sums are known here."
+            f"claims cannot be read off a formula of {others}: expected some of {', '.join(EXTRA_SUMS)} in "
+            "`extra_sums`, whose exact sums are known here."
         )
     shape = ("C" if loss.batch else "B C") + " 1" * 3 * loss.keeps_spatial_axes
     return _monai_like(loss, "formula", formula=OwnFormula(loss), unreduced=shape)

@@ -128,18 +128,18 @@ class Subject:
         """The same for tensors; `input` requires a gradient."""
         value = self.call(input, target, *others)
         try:
-            (slope,) = torch.autograd.grad(value.sum(), input)
+            (derivative,) = torch.autograd.grad(value.sum(), input)
         except Exception as error:
             raise Raised from error
-        return outcome(value, slope)
+        return outcome(value, derivative)
 
 
 def outcome(value: Tensor, gradient: Tensor | None = None) -> Outcome:
     """Tensors as float64 arrays; an empty value is no loss."""
     if not value.numel():
         raise Raised from ValueError(f"returned an empty tensor {list(value.shape)}")
-    slope = None if gradient is None else gradient.detach().double().cpu().numpy()
-    return Outcome(value.detach().double().cpu().numpy(), str(value.dtype).removeprefix("torch."), slope)
+    derivative = None if gradient is None else gradient.detach().double().cpu().numpy()
+    return Outcome(value.detach().double().cpu().numpy(), str(value.dtype).removeprefix("torch."), derivative)
 
 
 def subject_of(
