@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import voxloss
 from voxloss import RegionStatistics
 from voxloss.losses import overlap
-from voxloss.losses.base import Measured
+from voxloss.statistics import PassSums
 from voxloss_app.demo import checks
 from voxloss_app.demo.checks import Case, Record, check_losses, phantom_cases, shipped_losses, volume_cases
 from voxloss_data import Phantom, all_phantoms
@@ -184,20 +184,20 @@ class BetaNotSquared(voxloss.AsymmetricSimilarityLoss):
 
 
 class SmoothingForgotten(voxloss.CrossEntropyLoss):
-    def of(self, measured: Measured) -> Tensor:
-        return voxloss.CrossEntropyLoss(softmax=True).of(measured)
+    def compute(self, sums: PassSums) -> Tensor:
+        return voxloss.CrossEntropyLoss(softmax=True).compute(sums)
 
 
 class DividedByClasses(voxloss.FocalLoss):
-    def of(self, measured: Measured) -> Tensor:
-        return super().of(measured) / measured.channels
+    def compute(self, sums: PassSums) -> Tensor:
+        return super().compute(sums) / sums.channels
 
 
 class NegativesForgotten(voxloss.FocalLoss):
-    def of(self, measured: Measured) -> Tensor:
-        measured = copy(measured)
-        measured.binary = False
-        return super().of(measured)
+    def compute(self, sums: PassSums) -> Tensor:
+        sums = copy(sums)
+        sums.binary = False
+        return super().compute(sums)
 
 
 class LambdaForgotten(voxloss.DiceCELoss):

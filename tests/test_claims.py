@@ -316,12 +316,12 @@ def test_every_shipped_loss_is_read(name: str) -> None:
 
 def test_a_compound_of_ones_own() -> None:
     class Two(voxloss.CompoundLoss):
+        weighted_parts = (("lambda_first", "first"), ("lambda_second", "second"))
+
         def __init__(self, **options: Any) -> None:
             super().__init__(**options)
             self.first, self.second = SquareRootDice(**options), voxloss.CrossEntropyLoss(**options)
-
-        def parts(self) -> Any:
-            return [(0.5, self.first), (2.0, self.second)]
+            self.lambda_first, self.lambda_second = 0.5, 2.0
 
     claims = read(Two(softmax=True, to_onehot_y=True, ignore_index=255))
     assert [(factor, part.family) for factor, part in claims.parts] == [(0.5, "formula"), (2.0, "cross_entropy")]
@@ -337,7 +337,7 @@ def test_a_formula_of_further_sums() -> None:
 
     claims = read(Rate(softmax=True))
     assert claims.formula is not None
-    losses, derivatives = claims.formula([[1.0, 2.0, 3.0, 10.0, 0.5]], [1.0])
+    losses, derivatives = claims.formula([[1.0, 2.0, 3.0, 10.0, 0.5]], [1.0], [0], 1)
     assert losses == [0.25]
     assert derivatives == [[0, 0.1, 0, pytest.approx(-0.025), 0.1]]
 

@@ -349,12 +349,11 @@ def test_lambdas_may_follow_a_schedule() -> None:
 
 def test_one_gamma_for_a_pass() -> None:
     class Two(voxloss.CompoundLoss):
+        weighted_parts = (("one", "first"), ("one", "second"))
+
         def __init__(self) -> None:
             super().__init__(sigmoid=True)
-            self.first, self.second = FocalLoss(gamma=1.0), FocalLoss(gamma=2.0)
-
-        def parts(self) -> list[tuple[float, StatisticsLoss]]:
-            return [(1.0, self.first), (1.0, self.second)]
+            self.first, self.second, self.one = FocalLoss(gamma=1.0), FocalLoss(gamma=2.0), 1.0
 
     x = logits()
     with pytest.raises(

@@ -199,7 +199,7 @@ def test_a_compound_by_hand() -> None:
 
 
 def test_a_formula_of_its_own_by_hand() -> None:
-    def misses(sums: Any, weights: Any) -> Any:
+    def misses(sums: Any, weights: Any, counting: Any, channels: Any) -> Any:
         losses = [(t - i) / t for i, _, t in sums]
         return losses, [(-w / t, 0.0, w * i / t**2) for w, (i, _, t) in zip(weights, sums, strict=True)]
 
@@ -208,7 +208,7 @@ def test_a_formula_of_its_own_by_hand() -> None:
     assert value(rows, **vars(claims)) == (3 / 4 + 1 + 2 * (0 + 1 / 2)) / 4
     derivatives = exact.sum_derivatives(claims, rows)
     assert [[s.intersection for s in row] for row in derivatives] == [[-1 / 16, -1 / 12], [-1 / 4, -1 / 4]]
-    steep = replace(claims, formula=lambda sums, weights: ([100 * i for i, _, _ in sums], []))
+    steep = replace(claims, formula=lambda sums, weights, *_: ([100 * i for i, _, _ in sums], []))
     tolerance = exact.of_sums(steep, rows, "float32").tolerance
     assert tolerance == pytest.approx(1.5 * 600e-6)  # Σ w/4 times 1e-6 of the largest loss
 

@@ -275,7 +275,15 @@ def test_unified_focal_of_many_classes(activation: str, asymmetric: bool) -> Non
 
 
 @pytest.mark.parametrize(
-    "options", [{"include_background": False}, {"classes": [2, 0]}, {"ignore_index": 0}], ids=str
+    "options",
+    [
+        {"include_background": False},
+        {"classes": [2, 0]},
+        {"classes": [0]},
+        {"classes": [1, 0], "ignore_index": 1},
+        {"ignore_index": 0},
+    ],
+    ids=str,
 )
 def test_the_background_of_the_unified_focal_loss_is_found(options: dict[str, Any]) -> None:
     x, labels = logits(), label_map()
@@ -283,8 +291,9 @@ def test_the_background_of_the_unified_focal_loss_is_found(options: dict[str, An
     shared: dict[str, Any] = {**MAP, "alpha": 0.4, "beta": 0.6, "reduction": "none"}
     plain = voxloss.TverskyLoss(**shared, **options)(x, labels)
     steep = plain.sqrt()
-    if options.get("classes"):
-        steep[:, 1] = plain[:, 1]
+    chosen = [c for c in options.get("classes", []) if c != options.get("ignore_index")]
+    if 0 in chosen:
+        steep[:, chosen.index(0)] = plain[:, chosen.index(0)]
     torch.testing.assert_close(part(x, labels), steep.mean())
 
 
@@ -414,11 +423,23 @@ def test_errors(make_it: Callable[[], Any], message: str) -> None:
         make_it()
 
 
-@pytest.mark.parametrize("name", ["MCCLoss", "SensitivitySpecificityLoss", "UnifiedFocalLoss", "DiceCELoss"])
-def test_an_option_that_means_nothing_is_refused(name: str) -> None:
-    option = "squared" if name == "DiceCELoss" else "squared_pred"
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("MCCLoss", "squared_pred"),
+        ("SensitivitySpecificityLoss", "soft_label"),
+        ("TverskyLoss", "squared_pred"),
+        ("AsymmetricSimilarityLoss", "alpha"),
+        ("UnifiedFocalLoss", "squared_pred"),
+        ("DiceCELoss", "squared"),
+        ("CrossEntropyLoss", "absent"),
+        ("FocalLoss", "softmax"),
+    ],
+)
+def test_an_option_that_means_nothing_is_refused(name: str, option: str) -> None:
+    """Also one that a base class knows: what is accepted has an effect."""
     loss: Any = LOSSES[name]
-    with pytest.raises(TypeError, match=rf"got an unexpected keyword argument '{option}'\. Beside"):
+    with pytest.raises(TypeError, match=rf"{name} got an unexpected keyword argument '{option}'\. Beside"):
         loss(**{option: True})
 
 

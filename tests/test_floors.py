@@ -40,6 +40,7 @@ ORDER = {
     ],
     "voxloss.losses": [
         [""],
+        ["options"],
         ["base"],
         ["region", "voxelwise"],
         ["overlap", "confusion"],

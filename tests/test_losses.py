@@ -272,7 +272,7 @@ class Untaken(HalfDice):
 
 def test_a_formula_takes_the_sums_that_its_class_names() -> None:
     message = (
-        r"Unnamed.per_class: expected .*\['statistics'\].*, got .*Say extra_sums = \('voxels',\) in the class"
+        r"Unnamed.per_class: expected .*\['statistics'\].*, got .*Set extra_sums = \('voxels',\) in the class"
     )
     with pytest.raises(TypeError, match=message):
         Unnamed(**MAP)

@@ -20,6 +20,7 @@ from voxloss.losses.compound import (
 )
 from voxloss.losses.confusion import MCCLoss, SensitivitySpecificityLoss
 from voxloss.losses.exponential_logarithmic import ExponentialLogarithmicLoss
+from voxloss.losses.options import RegionOptions, VoxelOptions
 from voxloss.losses.overlap import (
     DiceLoss,
     FocalTverskyLoss,
@@ -29,7 +30,7 @@ from voxloss.losses.overlap import (
     TverskyLoss,
 )
 from voxloss.losses.overlap_variants import AsymmetricSimilarityLoss, LogCoshDiceLoss, PenaltyGeneralizedDiceLoss
-from voxloss.losses.region import RegionLoss, RegionOptions
+from voxloss.losses.region import RegionLoss
 from voxloss.losses.unified_focal import UnifiedFocalLoss
 from voxloss.losses.voxelwise import CrossEntropyLoss, FocalLoss
 from voxloss.statistics import RegionStatistics, region_statistics
@@ -64,6 +65,7 @@ __all__ = [
     "TverskyCELoss",
     "TverskyLoss",
     "UnifiedFocalLoss",
+    "VoxelOptions",
     "formulas",
     "region_statistics",
 ]

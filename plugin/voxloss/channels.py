@@ -1,11 +1,37 @@
-"""Some channels of a tensor that has few."""
+"""Some channels of a tensor that has few, and which of them count."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Channels(NamedTuple):
+    """The channels that count in a loss, in the order of the columns of its sums `[B, len(numbers)]`.
+
+    Attributes:
+        numbers: of the channels, 0 … total − 1.
+        total: C, the number of channels of the input.
+        binary: whether each channel is an independent binary question (a sigmoid, or a single channel), and the
+            channels are not mutually exclusive classes.
+    """
+
+    numbers: list[int]
+    total: int
+    binary: bool
+
+    @property
+    def background(self) -> int | None:
+        """The column of channel 0 if it is the background of mutually exclusive classes, and counts."""
+        return None if self.binary or 0 not in self.numbers else self.numbers.index(0)
+
+    def is_background(self, like: Tensor) -> Tensor:
+        """1 in the column of the background and 0 elsewhere, `[len(numbers)]`, as `like` in dtype and device."""
+        columns = torch.arange(len(self.numbers), device=like.device)
+        return (columns == (-1 if self.background is None else self.background)).to(like)
 
 
 def of_classes(tensor: Tensor, classes: Sequence[int]) -> Tensor:

@@ -194,18 +194,20 @@ def require_ignore_index(ignore_index: int | None) -> None:
         raise TypeError(f"ignore_index: expected an int or None, got {ignore_index!r}.")
 
 
-def require_arguments(per_class: Callable[..., Tensor], extra_sums: Sequence[str]) -> None:
-    """Check that a formula takes the sums that its class names, and no others."""
+def require_arguments(per_class: Callable[..., Tensor], extra_sums: Sequence[str]) -> bool:
+    """Check that a formula takes the sums that its class names; return whether it takes `channels` as well."""
     first, *arguments = signature(per_class).parameters.values()
     by_name = [a for a in arguments if a.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)]
-    unnamed = [a.name for a in by_name if a.name not in extra_sums and a.default is Parameter.empty]
+    takes_channels = any(a.name == "channels" for a in by_name)
+    known = (*extra_sums, "channels")
+    unnamed = [a.name for a in by_name if a.name not in known and a.default is Parameter.empty]
     takes_any = any(a.kind is Parameter.VAR_KEYWORD for a in arguments)
     untaken = [] if takes_any else [name for name in extra_sums if name not in {a.name for a in by_name}]
     if not unnamed and not untaken:
-        return
+        return takes_channels
     expected = f"the arguments {[first.name, *extra_sums]}, as extra_sums = {tuple(extra_sums)!r} names them"
     remedy = (
-        f"Say extra_sums = {(*extra_sums, *unnamed)!r} in the class"
+        f"Set extra_sums = {(*extra_sums, *unnamed)!r} in the class"
         if unnamed
         else f"Add {', '.join(untaken)} to its arguments"
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from voxloss import inputs, operators
 from voxloss.channels import of_classes
+from voxloss.distributed import Group, Shard, sum_over_ranks
 
 Activation = Literal["softmax", "sigmoid", "none"] | Callable[[Tensor], Tensor]
 
@@ -54,19 +55,101 @@ class RegionStatistics(NamedTuple):
         return RegionStatistics(*(of_classes(field, classes) for field in self))
 
 
-def measure(
+class PassSums:
+    """The sums of one pass over the voxels, and what a formula needs to know of the pass.
+
+    Attributes:
+        names: of the sums, out of `voxloss.backends.voxels.TERMS`.
+        tensor: the sums `[K, B, C]` in the order of the names, unit voxels, float64. Of this rank's part of a
+            volume that is spread over a group they are those of the whole volume.
+        binary: whether each channel is an independent binary question (a sigmoid, or a single channel), so that
+            cross entropy and focal terms have a negative part as well.
+        spatial_axes: how many the input has.
+        annotated: bool `[B, C]`, None if every class was annotated in every sample. Other sums are 0.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        tensor: Tensor,
+        *,
+        binary: bool,
+        spatial_axes: int,
+        annotated: Tensor | None = None,
+        group: Group = None,
+        shard: Shard = "batch",
+    ) -> None:
+        if shard == "volume":
+            tensor = sum_over_ranks(tensor, group)
+        if annotated is not None:
+            tensor = torch.where(annotated, tensor, 0.0)
+        self.names = tuple(names)
+        self.tensor = tensor
+        self.binary = binary
+        self.spatial_axes = spatial_axes
+        self.annotated = annotated
+        self._group = group if shard == "batch" else None
+        self._rows = {name: row for row, name in enumerate(self.names)}
+        self._over_batch: Tensor | None = None
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.tensor.shape[2]
+
+    def per_sample(self, name: str) -> Tensor:
+        """A sum for each sample of this rank, `[B, C]`."""
+        return self.tensor[self._rows[name]]
+
+    def over_batch(self, name: str) -> Tensor:
+        """A sum over the samples, those of all ranks if there are several, `[1, C]`."""
+        return self._batch()[self._rows[name]]
+
+    def counts(self, batch: bool) -> Tensor | None:
+        """Which classes were annotated, `[B, C]`, or anywhere in the batch, `[1, C]`; None if all were."""
+        if self.annotated is None:
+            return None
+        return self._batch()[-1] > 0 if batch else self.annotated
+
+    def over_ranks(self, tensor: Tensor) -> Tensor:
+        """Add up a sum over samples over those of all ranks."""
+        return sum_over_ranks(tensor, self._group)
+
+    def _batch(self) -> Tensor:
+        if self._over_batch is None:
+            rows = self.tensor
+            if self.annotated is not None:
+                rows = torch.cat([rows, self.annotated[None].to(rows)])
+            self._over_batch = self.over_ranks(rows.sum(1, keepdim=True))
+        return self._over_batch
+
+
+class Volumes(NamedTuple):
+    """What a pass goes over: tensors that fit together, and the activation that is left for the pass to apply."""
+
+    input: Tensor  # [B, C, spatial...]
+    target: Tensor  # [B, 1, spatial...] or [B, C, spatial...]
+    mask: Tensor | None  # [B, 1, spatial...], bool or floating point
+    activation: Literal["softmax", "sigmoid", "none"]
+
+    @property
+    def binary(self) -> bool:
+        """Whether each channel is an independent binary question; see `PassSums`."""
+        return self.activation == "sigmoid" or self.input.shape[1] == 1
+
+
+def fitting_volumes(
     input: Tensor,
     target: Tensor,
-    sums: Sequence[str],
+    mask: Tensor | None = None,
     *,
     activation: Activation = "none",
     label_map: bool | None = None,
-    ignore_index: int | None = None,
-    backend: str | None = None,
-    gamma: float = 0.0,
-    mask: Tensor | None = None,
-) -> dict[str, Tensor]:
-    """Sum terms out of `voxloss.backends.voxels.TERMS` in one pass: `[B, C]` by name; the rest as below."""
+) -> Volumes:
+    """Check everything about the tensors that does not depend on their voxels, and apply a callable activation.
+
+    Arguments and errors are those of `region_statistics`.
+    """
     input, target = inputs.plain(input), inputs.plain(target)
     inputs.require_pair(input, target, label_map, softmax=activation == "softmax")
     if mask is not None:
@@ -82,8 +165,32 @@ def measure(
     elif activation not in ("softmax", "sigmoid", "none"):
         raise ValueError(f'activation: expected "softmax", "sigmoid", "none" or a callable, got {activation!r}.')
     inputs.require_reverse_mode(input, target)
-    found = operators.region_sums(input, target, mask, activation, list(sums), ignore_index, backend, gamma)
-    return dict(zip(sums, found.unbind(0), strict=True))
+    return Volumes(input, target, mask, activation)
+
+
+def measure(
+    volumes: Volumes,
+    names: Sequence[str],
+    *,
+    ignore_index: int | None = None,
+    backend: str | None = None,
+    gamma: float = 0.0,
+    annotated: Tensor | None = None,
+    group: Group = None,
+    shard: Shard = "batch",
+) -> PassSums:
+    """Compute the sums of these names, out of `voxloss.backends.voxels.TERMS`, in one pass."""
+    input, target, mask, activation = volumes
+    tensor = operators.region_sums(input, target, mask, activation, list(names), ignore_index, backend, gamma)
+    return PassSums(
+        names,
+        tensor,
+        binary=volumes.binary,
+        spatial_axes=input.ndim - 2,
+        annotated=annotated,
+        group=group,
+        shard=shard,
+    )
 
 
 def region_sums(squared: bool, soft_label: bool) -> tuple[str, str, str]:
@@ -135,15 +242,7 @@ def region_statistics(
             fail as a device-side assertion, so that the host need not wait.
         NotImplementedError: inside torch.func.grad or jvp, and for forward-mode derivatives.
     """
+    volumes = fitting_volumes(input, target, mask, activation=activation, label_map=label_map)
     names = region_sums(squared, soft_label)
-    sums = measure(
-        input,
-        target,
-        names,
-        activation=activation,
-        label_map=label_map,
-        ignore_index=ignore_index,
-        backend=backend,
-        mask=mask,
-    )
-    return RegionStatistics(*(sums[name] for name in names))
+    sums = measure(volumes, names, ignore_index=ignore_index, backend=backend)
+    return RegionStatistics(*map(sums.per_sample, names))

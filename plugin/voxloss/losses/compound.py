@@ -1,10 +1,10 @@
-"""Weighted sums of losses over ONE pass: a region loss, and a loss that is a mean over voxels."""
+"""Weighted sums of losses over ONE pass: a region loss, and a voxel-wise mean."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypedDict, cast
+from typing import TYPE_CHECKING
 
 import torch
 from monai.utils.enums import LossReduction
@@ -13,37 +13,32 @@ from torch import Tensor
 
 from voxloss import inputs
 from voxloss.backends.voxels import TERMS
-from voxloss.losses.base import Measured, PassOptions, StatisticsLoss, Weight
+from voxloss.losses.base import StatisticsLoss
+from voxloss.losses.options import RegionOptions, Weight, pass_options, shared_options
 from voxloss.losses.overlap import DiceLoss, FocalTverskyLoss, GeneralizedDiceLoss, TverskyLoss
-from voxloss.losses.region import RegionOptions, require_known
 from voxloss.losses.voxelwise import CrossEntropyLoss, FocalLoss
+from voxloss.statistics import PassSums
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class Told(TypedDict):
-    """What the parts of a compound are told alike."""
-
-    to_onehot_y: bool
-    sigmoid: bool
-    softmax: bool
-    other_act: Callable[[Tensor], Tensor] | None
-    reduction: LossReduction | str
-    ignore_index: int | None
-
-
 class CompoundLoss(StatisticsLoss):
     """L = Σ_k λ_k L_k, where all L_k are computed from the sums of the same pass.
 
-    A subclass makes its losses in `__init__`, and says in `parts` which they are and what λ each has. They are
-    told about classes, weights and reductions themselves; what makes probabilities, which voxels are ignored and
-    which backend sums is told to the compound. λ is read at every call, so that it may follow a schedule.
+    A subclass sets its losses and their λ as attributes in `__init__`, and names these in `weighted_parts`.
+    Classes, weights and reductions are options of the parts; the activation, the ignored label, the backend and
+    the group are those of the compound. λ is read at every call, so that it may follow a schedule.
     """
 
+    @property
     @abstractmethod
+    def weighted_parts(self) -> Sequence[tuple[str, str]]:
+        """The names of the attributes that hold λ_k and L_k, as in `(("lambda_dice", "dice"),)`."""
+
     def parts(self) -> Sequence[tuple[float, StatisticsLoss]]:
         """λ_k and L_k."""
+        return [(getattr(self, factor), getattr(self, part)) for factor, part in self.weighted_parts]
 
     @property
     def pass_gamma(self) -> float | None:
@@ -54,21 +49,13 @@ class CompoundLoss(StatisticsLoss):
         return found.pop() if found else None
 
     def needs(self, binary: bool) -> Sequence[str]:
-        """What any part needs."""
-        asked = {name for _, part in self.parts() for name in part.needs(binary)}
-        return [name for name in TERMS if name in asked]
+        """The sums that any part needs."""
+        needed = {name for _, part in self.parts() for name in part.needs(binary)}
+        return [name for name in TERMS if name in needed]
 
-    def of(self, measured: Measured) -> Tensor:
+    def compute(self, sums: PassSums) -> Tensor:
         """The sum, `[]`."""
-        return torch.stack([factor * part.of(measured) for factor, part in self.parts()]).sum()
-
-
-def of_the_pass(options: RegionOptions) -> PassOptions:
-    """Those of the options that are about the pass, and not about a part."""
-    require_known(options)
-    return cast(
-        PassOptions, {name: value for name, value in options.items() if name in PassOptions.__annotations__}
-    )
+        return torch.stack([factor * part.compute(sums) for factor, part in self.parts()]).sum()
 
 
 class DiceCELoss(CompoundLoss):
@@ -90,6 +77,8 @@ class DiceCELoss(CompoundLoss):
         lambda_dice, lambda_ce: λ ≥ 0.
         label_smoothing: of cross entropy.
     """
+
+    weighted_parts = (("lambda_dice", "dice"), ("lambda_ce", "cross_entropy"))
 
     def __init__(
         self,
@@ -114,15 +103,8 @@ class DiceCELoss(CompoundLoss):
         **options: Unpack[RegionOptions],
     ) -> None:
         inputs.require_share(lambda_dice=lambda_dice, lambda_ce=lambda_ce)
-        told: Told = {
-            "to_onehot_y": to_onehot_y,
-            "sigmoid": sigmoid,
-            "softmax": softmax,
-            "other_act": other_act,
-            "reduction": reduction,
-            "ignore_index": ignore_index,
-        }
-        super().__init__(include_background=include_background, **of_the_pass(options), **told)
+        shared = shared_options(to_onehot_y, sigmoid, softmax, other_act, reduction, ignore_index)
+        super().__init__(include_background=include_background, **pass_options(options), **shared)
         self.dice = DiceLoss(
             include_background=include_background,
             squared_pred=squared_pred,
@@ -132,16 +114,12 @@ class DiceCELoss(CompoundLoss):
             batch=batch,
             weight=weight,
             soft_label=soft_label,
-            **told,
+            **shared,
             **options,
         )
-        self.cross_entropy = CrossEntropyLoss(weight=weight, label_smoothing=label_smoothing, **told)
+        self.cross_entropy = CrossEntropyLoss(weight=weight, label_smoothing=label_smoothing, **shared)
         self.lambda_dice = lambda_dice
         self.lambda_ce = lambda_ce
-
-    def parts(self) -> Sequence[tuple[float, StatisticsLoss]]:
-        """Dice and cross entropy."""
-        return [(self.lambda_dice, self.dice), (self.lambda_ce, self.cross_entropy)]
 
 
 class DiceFocalLoss(CompoundLoss):
@@ -162,6 +140,8 @@ class DiceFocalLoss(CompoundLoss):
         weight: a factor ≥ 0 per channel.
         lambda_dice, lambda_focal: λ ≥ 0.
     """
+
+    weighted_parts = (("lambda_dice", "dice"), ("lambda_focal", "focal"))
 
     def __init__(
         self,
@@ -187,15 +167,8 @@ class DiceFocalLoss(CompoundLoss):
         **options: Unpack[RegionOptions],
     ) -> None:
         inputs.require_share(lambda_dice=lambda_dice, lambda_focal=lambda_focal)
-        told: Told = {
-            "to_onehot_y": to_onehot_y,
-            "sigmoid": sigmoid,
-            "softmax": softmax,
-            "other_act": other_act,
-            "reduction": reduction,
-            "ignore_index": ignore_index,
-        }
-        super().__init__(include_background=include_background, **of_the_pass(options), **told)
+        shared = shared_options(to_onehot_y, sigmoid, softmax, other_act, reduction, ignore_index)
+        super().__init__(include_background=include_background, **pass_options(options), **shared)
         self.dice = DiceLoss(
             include_background=include_background,
             squared_pred=squared_pred,
@@ -205,7 +178,7 @@ class DiceFocalLoss(CompoundLoss):
             batch=batch,
             weight=weight,
             soft_label=soft_label,
-            **told,
+            **shared,
             **options,
         )
         self.focal = FocalLoss(
@@ -220,10 +193,6 @@ class DiceFocalLoss(CompoundLoss):
         )
         self.lambda_dice = lambda_dice
         self.lambda_focal = lambda_focal
-
-    def parts(self) -> Sequence[tuple[float, StatisticsLoss]]:
-        """Dice and focal loss."""
-        return [(self.lambda_dice, self.dice), (self.lambda_focal, self.focal)]
 
 
 class GeneralizedDiceFocalLoss(CompoundLoss):
@@ -244,6 +213,8 @@ class GeneralizedDiceFocalLoss(CompoundLoss):
         weight: a factor ≥ 0 per channel, of the focal loss.
         lambda_gdl, lambda_focal: λ ≥ 0.
     """
+
+    weighted_parts = (("lambda_gdl", "generalized_dice"), ("lambda_focal", "focal"))
 
     def __init__(
         self,
@@ -267,15 +238,8 @@ class GeneralizedDiceFocalLoss(CompoundLoss):
         **options: Unpack[RegionOptions],
     ) -> None:
         inputs.require_share(lambda_gdl=lambda_gdl, lambda_focal=lambda_focal)
-        told: Told = {
-            "to_onehot_y": to_onehot_y,
-            "sigmoid": sigmoid,
-            "softmax": softmax,
-            "other_act": other_act,
-            "reduction": reduction,
-            "ignore_index": ignore_index,
-        }
-        super().__init__(include_background=include_background, **of_the_pass(options), **told)
+        shared = shared_options(to_onehot_y, sigmoid, softmax, other_act, reduction, ignore_index)
+        super().__init__(include_background=include_background, **pass_options(options), **shared)
         self.generalized_dice = GeneralizedDiceLoss(
             include_background=include_background,
             w_type=w_type,
@@ -283,7 +247,7 @@ class GeneralizedDiceFocalLoss(CompoundLoss):
             smooth_dr=smooth_dr,
             batch=batch,
             soft_label=soft_label,
-            **told,
+            **shared,
             **options,
         )
         self.focal = FocalLoss(
@@ -297,10 +261,6 @@ class GeneralizedDiceFocalLoss(CompoundLoss):
         )
         self.lambda_gdl = lambda_gdl
         self.lambda_focal = lambda_focal
-
-    def parts(self) -> Sequence[tuple[float, StatisticsLoss]]:
-        """Generalised Dice and focal loss."""
-        return [(self.lambda_gdl, self.generalized_dice), (self.lambda_focal, self.focal)]
 
 
 class TverskyCELoss(CompoundLoss):
@@ -320,6 +280,8 @@ class TverskyCELoss(CompoundLoss):
         lambda_tversky, lambda_ce: λ ≥ 0.
         label_smoothing: of cross entropy.
     """
+
+    weighted_parts = (("lambda_tversky", "tversky"), ("lambda_ce", "cross_entropy"))
 
     def __init__(
         self,
@@ -344,15 +306,8 @@ class TverskyCELoss(CompoundLoss):
         **options: Unpack[RegionOptions],
     ) -> None:
         inputs.require_share(lambda_tversky=lambda_tversky, lambda_ce=lambda_ce)
-        told: Told = {
-            "to_onehot_y": to_onehot_y,
-            "sigmoid": sigmoid,
-            "softmax": softmax,
-            "other_act": other_act,
-            "reduction": reduction,
-            "ignore_index": ignore_index,
-        }
-        super().__init__(include_background=include_background, **of_the_pass(options), **told)
+        shared = shared_options(to_onehot_y, sigmoid, softmax, other_act, reduction, ignore_index)
+        super().__init__(include_background=include_background, **pass_options(options), **shared)
         self.tversky = TverskyLoss(
             include_background=include_background,
             alpha=alpha,
@@ -362,16 +317,12 @@ class TverskyCELoss(CompoundLoss):
             batch=batch,
             weight=weight,
             soft_label=soft_label,
-            **told,
+            **shared,
             **options,
         )
-        self.cross_entropy = CrossEntropyLoss(weight=weight, label_smoothing=label_smoothing, **told)
+        self.cross_entropy = CrossEntropyLoss(weight=weight, label_smoothing=label_smoothing, **shared)
         self.lambda_tversky = lambda_tversky
         self.lambda_ce = lambda_ce
-
-    def parts(self) -> Sequence[tuple[float, StatisticsLoss]]:
-        """Tversky and cross entropy."""
-        return [(self.lambda_tversky, self.tversky), (self.lambda_ce, self.cross_entropy)]
 
 
 class FocalTverskyCELoss(CompoundLoss):
@@ -392,6 +343,8 @@ class FocalTverskyCELoss(CompoundLoss):
         lambda_tversky, lambda_ce: λ ≥ 0.
         label_smoothing: of cross entropy.
     """
+
+    weighted_parts = (("lambda_tversky", "focal_tversky"), ("lambda_ce", "cross_entropy"))
 
     def __init__(
         self,
@@ -417,15 +370,8 @@ class FocalTverskyCELoss(CompoundLoss):
         **options: Unpack[RegionOptions],
     ) -> None:
         inputs.require_share(lambda_tversky=lambda_tversky, lambda_ce=lambda_ce)
-        told: Told = {
-            "to_onehot_y": to_onehot_y,
-            "sigmoid": sigmoid,
-            "softmax": softmax,
-            "other_act": other_act,
-            "reduction": reduction,
-            "ignore_index": ignore_index,
-        }
-        super().__init__(include_background=include_background, **of_the_pass(options), **told)
+        shared = shared_options(to_onehot_y, sigmoid, softmax, other_act, reduction, ignore_index)
+        super().__init__(include_background=include_background, **pass_options(options), **shared)
         self.focal_tversky = FocalTverskyLoss(
             include_background=include_background,
             alpha=alpha,
@@ -436,16 +382,12 @@ class FocalTverskyCELoss(CompoundLoss):
             batch=batch,
             weight=weight,
             soft_label=soft_label,
-            **told,
+            **shared,
             **options,
         )
-        self.cross_entropy = CrossEntropyLoss(weight=weight, label_smoothing=label_smoothing, **told)
+        self.cross_entropy = CrossEntropyLoss(weight=weight, label_smoothing=label_smoothing, **shared)
         self.lambda_tversky = lambda_tversky
         self.lambda_ce = lambda_ce
-
-    def parts(self) -> Sequence[tuple[float, StatisticsLoss]]:
-        """Focal Tversky and cross entropy."""
-        return [(self.lambda_tversky, self.focal_tversky), (self.lambda_ce, self.cross_entropy)]
 
 
 class ComboLoss(CompoundLoss):
@@ -468,6 +410,8 @@ class ComboLoss(CompoundLoss):
         weight: a factor ≥ 0 per channel.
     """
 
+    weighted_parts = (("alpha", "cross_entropy"), ("lambda_dice", "dice"))
+
     def __init__(
         self,
         include_background: bool = True,
@@ -488,15 +432,8 @@ class ComboLoss(CompoundLoss):
         **options: Unpack[RegionOptions],
     ) -> None:
         inputs.require_fraction(alpha=alpha, beta=beta)
-        told: Told = {
-            "to_onehot_y": to_onehot_y,
-            "sigmoid": sigmoid,
-            "softmax": softmax,
-            "other_act": other_act,
-            "reduction": reduction,
-            "ignore_index": ignore_index,
-        }
-        super().__init__(include_background=include_background, **of_the_pass(options), **told)
+        shared = shared_options(to_onehot_y, sigmoid, softmax, other_act, reduction, ignore_index)
+        super().__init__(include_background=include_background, **pass_options(options), **shared)
         self.dice = DiceLoss(
             include_background=include_background,
             smooth_nr=smooth_nr,
@@ -504,7 +441,7 @@ class ComboLoss(CompoundLoss):
             batch=batch,
             weight=weight,
             soft_label=soft_label,
-            **told,
+            **shared,
             **options,
         )
         self.cross_entropy = FocalLoss(
@@ -518,6 +455,7 @@ class ComboLoss(CompoundLoss):
         )
         self.alpha = alpha
 
-    def parts(self) -> Sequence[tuple[float, StatisticsLoss]]:
-        """Cross entropy and Dice."""
-        return [(self.alpha, self.cross_entropy), (1 - self.alpha, self.dice)]
+    @property
+    def lambda_dice(self) -> float:
+        """1 − α."""
+        return 1 - self.alpha

@@ -12,8 +12,8 @@ from monai.utils.enums import LossReduction
 from torch import Tensor
 
 from voxloss import formulas, inputs
-from voxloss.losses.base import Weight
-from voxloss.losses.region import RegionLoss, RegionOptions, require_known
+from voxloss.losses.options import RegionOptions, Weight, shared_options
+from voxloss.losses.region import RegionLoss
 from voxloss.statistics import RegionStatistics
 
 if TYPE_CHECKING:
@@ -58,19 +58,8 @@ class MCCLoss(RegionLoss):
         ignore_index: int | None = None,
         **options: Unpack[RegionOptions],
     ) -> None:
-        require_known(options)
-        super().__init__(
-            include_background=include_background,
-            to_onehot_y=to_onehot_y,
-            sigmoid=sigmoid,
-            softmax=softmax,
-            other_act=other_act,
-            reduction=reduction,
-            batch=batch,
-            weight=weight,
-            ignore_index=ignore_index,
-            **options,
-        )
+        shared = shared_options(to_onehot_y, sigmoid, softmax, other_act, reduction, ignore_index)
+        super().__init__(include_background=include_background, batch=batch, weight=weight, **shared, **options)
         inputs.require_non_negative(smooth_nr=smooth_nr, smooth_dr=smooth_dr)
         self.smooth_nr = float(smooth_nr)
         self.smooth_dr = float(smooth_dr)
@@ -119,19 +108,8 @@ class SensitivitySpecificityLoss(RegionLoss):
         ignore_index: int | None = None,
         **options: Unpack[RegionOptions],
     ) -> None:
-        require_known(options)
-        super().__init__(
-            include_background=include_background,
-            to_onehot_y=to_onehot_y,
-            sigmoid=sigmoid,
-            softmax=softmax,
-            other_act=other_act,
-            reduction=reduction,
-            batch=batch,
-            weight=weight,
-            ignore_index=ignore_index,
-            **options,
-        )
+        shared = shared_options(to_onehot_y, sigmoid, softmax, other_act, reduction, ignore_index)
+        super().__init__(include_background=include_background, batch=batch, weight=weight, **shared, **options)
         inputs.require_fraction(r=r)
         self.r = r
 

@@ -10,14 +10,12 @@ from monai.utils.enums import LossReduction
 from torch import Tensor
 
 from voxloss import formulas, inputs
-from voxloss.channels import of_classes
-from voxloss.losses.base import Measured, StatisticsLoss, Weight
-from voxloss.losses.compound import CompoundLoss, Told, of_the_pass
+from voxloss.channels import Channels, of_classes
+from voxloss.losses.compound import CompoundLoss
+from voxloss.losses.options import RegionOptions, Weight, pass_options, shared_options
 from voxloss.losses.overlap import DiceLoss
-from voxloss.losses.region import RegionOptions
 from voxloss.losses.voxelwise import VoxelMean
-from voxloss.reduction import class_weights, select_classes
-from voxloss.statistics import RegionStatistics
+from voxloss.statistics import PassSums, RegionStatistics
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -71,22 +69,20 @@ class LogarithmicCrossEntropyLoss(VoxelMean):
         names = ["log_power", "log_power_negative"] if binary else ["log_power"]
         return [*names, "target", "voxels"]
 
-    def factors(self, measured: Measured) -> tuple[Sequence[int], Mapping[str, Tensor | float]]:
+    def factors(self, sums: PassSums) -> tuple[Channels, Mapping[str, Tensor | float]]:
         """w of what is there, and of what is not."""
-        counting, weight = self.select(measured, self.class_weight, "weight")
+        channels, weight = self.select(sums, self.class_weight, "weight")
         if self.frequencies is not None:
-            channels = measured.channels
-            chosen, _ = select_classes(channels, self.classes, self.include_background, self.ignore_index)
-            there = class_weights(self.frequencies.to(weight), channels, chosen, list(counting), "frequencies")
-            total = there.new_ones(()) if measured.binary else self.frequencies.to(weight).sum()
+            _, there = self.select(sums, self.frequencies, "frequencies")
+            total = there.new_ones(()) if sums.binary else self.frequencies.to(there).sum()
         else:
-            frequencies = measured.of_batch("target").detach()
-            there = of_classes(frequencies, counting)
-            total = of_classes(measured.of_batch("voxels"), counting) if measured.binary else frequencies.sum()
+            frequencies = sums.over_batch("target").detach()
+            there = of_classes(frequencies, channels.numbers)
+            total = of_classes(sums.over_batch("voxels"), channels.numbers) if sums.binary else frequencies.sum()
         factors: dict[str, Tensor | float] = {"log_power": weight * _root(total, there)}
-        if measured.binary:
+        if sums.binary:
             factors["log_power_negative"] = weight * _root(total, total - there)
-        return counting, factors
+        return channels, factors
 
 
 def _root(total: Tensor, part: Tensor) -> Tensor:
@@ -117,6 +113,8 @@ class ExponentialLogarithmicLoss(CompoundLoss):
         weight: a further factor ≥ 0 per channel.
     """
 
+    weighted_parts = (("lambda_dice", "dice"), ("lambda_ce", "cross_entropy"))
+
     def __init__(
         self,
         include_background: bool = True,
@@ -141,15 +139,8 @@ class ExponentialLogarithmicLoss(CompoundLoss):
     ) -> None:
         inputs.require_share(lambda_dice=lambda_dice, lambda_ce=lambda_ce)
         inputs.require_positive(gamma_dice=gamma_dice, gamma_ce=gamma_ce)
-        told: Told = {
-            "to_onehot_y": to_onehot_y,
-            "sigmoid": sigmoid,
-            "softmax": softmax,
-            "other_act": other_act,
-            "reduction": reduction,
-            "ignore_index": ignore_index,
-        }
-        super().__init__(include_background=include_background, **of_the_pass(options), **told)
+        shared = shared_options(to_onehot_y, sigmoid, softmax, other_act, reduction, ignore_index)
+        super().__init__(include_background=include_background, **pass_options(options), **shared)
         self.dice = LogarithmicDiceLoss(
             gamma_dice,
             include_background=include_background,
@@ -158,13 +149,9 @@ class ExponentialLogarithmicLoss(CompoundLoss):
             batch=batch,
             weight=weight,
             soft_label=soft_label,
-            **told,
+            **shared,
             **options,
         )
-        self.cross_entropy = LogarithmicCrossEntropyLoss(gamma_ce, frequencies, weight=weight, **told)
+        self.cross_entropy = LogarithmicCrossEntropyLoss(gamma_ce, frequencies, weight=weight, **shared)
         self.lambda_dice = lambda_dice
         self.lambda_ce = lambda_ce
-
-    def parts(self) -> Sequence[tuple[float, StatisticsLoss]]:
-        """The powers of the logarithms of Dice and of the probabilities."""
-        return [(self.lambda_dice, self.dice), (self.lambda_ce, self.cross_entropy)]

@@ -1,20 +1,20 @@
 """The losses as modules, with MONAI's argument names, order and defaults; each is a formula and its arguments.
 
-Every class takes, after MONAI's own arguments and by keyword only, the `RegionOptions` of `region.py`.
+Every class takes, after MONAI's own arguments and by keyword only, the `RegionOptions` of `options.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from monai.utils.enums import LossReduction
 from monai.utils.enums import Weight as WeightType
 from torch import Tensor
 
 from voxloss import formulas, inputs
-from voxloss.losses.base import Weight
-from voxloss.losses.region import RegionLoss, RegionOptions
+from voxloss.losses.options import RegionOptions, Weight, shared_options
+from voxloss.losses.region import RegionLoss
 from voxloss.statistics import RegionStatistics
 
 if TYPE_CHECKING:
@@ -54,18 +54,14 @@ class DiceLoss(RegionLoss):
         ignore_index: int | None = None,
         **options: Unpack[RegionOptions],
     ) -> None:
+        shared = shared_options(to_onehot_y, sigmoid, softmax, other_act, reduction, ignore_index)
         super().__init__(
             include_background=include_background,
-            to_onehot_y=to_onehot_y,
-            sigmoid=sigmoid,
-            softmax=softmax,
-            other_act=other_act,
             squared_pred=squared_pred,
-            reduction=reduction,
             batch=batch,
             weight=weight,
             soft_label=soft_label,
-            ignore_index=ignore_index,
+            **shared,
             **options,
         )
         inputs.require_non_negative(smooth_nr=smooth_nr, smooth_dr=smooth_dr)
@@ -111,18 +107,14 @@ class JaccardLoss(RegionLoss):
         ignore_index: int | None = None,
         **options: Unpack[RegionOptions],
     ) -> None:
+        shared = shared_options(to_onehot_y, sigmoid, softmax, other_act, reduction, ignore_index)
         super().__init__(
             include_background=include_background,
-            to_onehot_y=to_onehot_y,
-            sigmoid=sigmoid,
-            softmax=softmax,
-            other_act=other_act,
             squared_pred=squared_pred,
-            reduction=reduction,
             batch=batch,
             weight=weight,
             soft_label=soft_label,
-            ignore_index=ignore_index,
+            **shared,
             **options,
         )
         inputs.require_non_negative(smooth_nr=smooth_nr, smooth_dr=smooth_dr)
@@ -175,17 +167,13 @@ class TverskyLoss(RegionLoss):
         weight: Weight = None,
         **options: Unpack[RegionOptions],
     ) -> None:
+        shared = shared_options(to_onehot_y, sigmoid, softmax, other_act, reduction, ignore_index)
         super().__init__(
             include_background=include_background,
-            to_onehot_y=to_onehot_y,
-            sigmoid=sigmoid,
-            softmax=softmax,
-            other_act=other_act,
-            reduction=reduction,
             batch=batch,
             weight=weight,
             soft_label=soft_label,
-            ignore_index=ignore_index,
+            **shared,
             **options,
         )
         inputs.require_non_negative(alpha=alpha, beta=beta, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
@@ -240,21 +228,17 @@ class FocalTverskyLoss(TverskyLoss):
         weight: Weight = None,
         **options: Unpack[RegionOptions],
     ) -> None:
+        shared = shared_options(to_onehot_y, sigmoid, softmax, other_act, reduction, ignore_index)
         super().__init__(
             include_background=include_background,
-            to_onehot_y=to_onehot_y,
-            sigmoid=sigmoid,
-            softmax=softmax,
-            other_act=other_act,
             alpha=alpha,
             beta=beta,
             smooth_nr=smooth_nr,
             smooth_dr=smooth_dr,
-            reduction=reduction,
             batch=batch,
             weight=weight,
             soft_label=soft_label,
-            ignore_index=ignore_index,
+            **shared,
             **options,
         )
         inputs.require_positive(gamma=gamma)
@@ -302,17 +286,13 @@ class GeneralizedDiceLoss(RegionLoss):
         ignore_index: int | None = None,
         **options: Unpack[RegionOptions],
     ) -> None:
+        shared = shared_options(to_onehot_y, sigmoid, softmax, other_act, reduction, ignore_index)
         super().__init__(
             include_background=include_background,
-            to_onehot_y=to_onehot_y,
-            sigmoid=sigmoid,
-            softmax=softmax,
-            other_act=other_act,
-            reduction=reduction,
             batch=batch,
             weight=weight,
             soft_label=soft_label,
-            ignore_index=ignore_index,
+            **shared,
             **options,
         )
         inputs.require_non_negative(smooth_nr=smooth_nr, smooth_dr=smooth_dr)
@@ -331,7 +311,7 @@ class GeneralizedDiceLoss(RegionLoss):
     def terms(
         self,
         statistics: RegionStatistics,
-        extra_sums: Mapping[str, Tensor],
+        arguments: Mapping[str, Any],
         weight: Tensor | None,
         counts: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:

@@ -10,9 +10,8 @@ from monai.utils.enums import Weight as WeightType
 from torch import Tensor
 
 from voxloss import formulas, inputs
-from voxloss.losses.base import Weight
+from voxloss.losses.options import RegionOptions, Weight, shared_options
 from voxloss.losses.overlap import DiceLoss, GeneralizedDiceLoss, TverskyLoss
-from voxloss.losses.region import RegionOptions
 from voxloss.statistics import RegionStatistics
 
 if TYPE_CHECKING:
@@ -75,21 +74,17 @@ class AsymmetricSimilarityLoss(TverskyLoss):
         **options: Unpack[RegionOptions],
     ) -> None:
         inputs.require_positive(f_beta=f_beta)
+        shared = shared_options(to_onehot_y, sigmoid, softmax, other_act, reduction, ignore_index)
         super().__init__(
             include_background=include_background,
-            to_onehot_y=to_onehot_y,
-            sigmoid=sigmoid,
-            softmax=softmax,
-            other_act=other_act,
             alpha=1 / (1 + f_beta**2),
             beta=f_beta**2 / (1 + f_beta**2),
-            reduction=reduction,
             smooth_nr=smooth_nr,
             smooth_dr=smooth_dr,
             batch=batch,
             soft_label=soft_label,
-            ignore_index=ignore_index,
             weight=weight,
+            **shared,
             **options,
         )
         self.f_beta = f_beta
@@ -133,20 +128,16 @@ class PenaltyGeneralizedDiceLoss(GeneralizedDiceLoss):
         ignore_index: int | None = None,
         **options: Unpack[RegionOptions],
     ) -> None:
+        shared = shared_options(to_onehot_y, sigmoid, softmax, other_act, reduction, ignore_index)
         super().__init__(
             include_background=include_background,
-            to_onehot_y=to_onehot_y,
-            sigmoid=sigmoid,
-            softmax=softmax,
-            other_act=other_act,
             w_type=w_type,
-            reduction=reduction,
             smooth_nr=smooth_nr,
             smooth_dr=smooth_dr,
             batch=batch,
             soft_label=soft_label,
             weight=weight,
-            ignore_index=ignore_index,
+            **shared,
             **options,
         )
         inputs.require_non_negative(k=k)

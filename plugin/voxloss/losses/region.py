@@ -11,9 +11,10 @@ from monai.utils.enums import LossReduction
 from torch import Tensor
 
 from voxloss import inputs
-from voxloss.channels import of_classes
+from voxloss.channels import Channels, of_classes
 from voxloss.distributed import Group, Shard
-from voxloss.losses.base import Measured, PassOptions, StatisticsLoss, Weight
+from voxloss.losses.base import StatisticsLoss
+from voxloss.losses.options import Weight
 from voxloss.reduction import (
     Absent,
     class_weights,
@@ -23,36 +24,11 @@ from voxloss.reduction import (
     require_weight,
     select_classes,
 )
-from voxloss.statistics import RegionStatistics, region_sums
-
-
-class RegionOptions(PassOptions, total=False):
-    """Keyword arguments of every loss that MONAI's losses do not have.
-
-    * `classes`: the channels that count, say the rare ones; the softmax still runs over all channels.
-    * `absent`: "count" (MONAI's way) lets a class without a target voxel count with its smoothed score;
-      "skip" leaves it out of the sum and the mean: per item, or per batch with `batch=True`.
-    * `backend`: force one of `voxloss.backends.list_backends()`; None chooses.
-    * `group`, `shard`: processes that share a batch or a volume; see `StatisticsLoss`.
-    """
-
-    classes: Sequence[int] | None
-    absent: Absent
-
-
-def require_known(options: Mapping[str, Any]) -> None:
-    """Check that further keyword arguments are `RegionOptions`, as a signature would."""
-    known = sorted({*RegionOptions.__annotations__, *PassOptions.__annotations__})
-    for name in options:
-        if name not in known:
-            raise TypeError(
-                f"got an unexpected keyword argument {name!r}. Beside the arguments in the class's signature it "
-                f"takes {', '.join(known)}."
-            )
+from voxloss.statistics import PassSums, RegionStatistics, region_sums
 
 
 class RegionLoss(StatisticsLoss):
-    """A formula of `RegionStatistics` as a loss: a subclass says what a class costs in `per_class`.
+    """A formula of `RegionStatistics` as a loss: a subclass defines in `per_class` what a class costs.
 
     Args:
         include_background: False leaves channel 0 out (after the softmax, which runs over all channels).
@@ -82,7 +58,7 @@ class RegionLoss(StatisticsLoss):
     # Without reduction MONAI's Dice losses return [B, C, 1, 1, 1], its Tversky loss [B, C].
     keeps_spatial_axes: ClassVar[bool] = True
 
-    # Sums of `voxloss.backends.voxels.TERMS` that `per_class` needs beside the three, as arguments.
+    # Sums of `voxloss.backends.voxels.TERMS` that `per_class` takes beside the three, as arguments of that name.
     extra_sums: ClassVar[tuple[str, ...]] = ()
 
     class_weight: Tensor | None
@@ -119,7 +95,7 @@ class RegionLoss(StatisticsLoss):
             group=group,
             shard=shard,
         )
-        inputs.require_arguments(self.per_class, self.extra_sums)
+        self._takes_channels = inputs.require_arguments(self.per_class, self.extra_sums)
         class_weight = None if weight is None else torch.as_tensor(weight)
         require_weight(class_weight)
         require_classes(classes, include_background)
@@ -132,49 +108,56 @@ class RegionLoss(StatisticsLoss):
         self.absent = absent
 
     @abstractmethod
-    def per_class(self, statistics: RegionStatistics, *args: Any, **extra_sums: Any) -> Tensor:
-        """The loss of each item and class, `[B, C]`, from the statistics and the `extra_sums` sums, `[B, C]`."""
+    def per_class(self, statistics: RegionStatistics, *args: Any, **arguments: Any) -> Tensor:
+        """The loss of each sample and class, `[B, C]`, from the statistics and the `extra_sums`, all `[B, C]`.
+
+        A formula that treats the background in its own way takes an argument `channels` as well: the `Channels`
+        that the columns belong to.
+        """
 
     def terms(
         self,
         statistics: RegionStatistics,
-        extra_sums: Mapping[str, Tensor],
+        arguments: Mapping[str, Any],
         weight: Tensor | None,
         counts: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return what is to be reduced, one term per item and class, and which of the terms count.
+        """Return what is to be reduced, one term per sample and class, and which of the terms count.
 
-        `weight`: `[]` or `[C]`; `counts`: which classes do, bool `[B, C]`, or None where all of them do.
+        `arguments`: those of `per_class` beside the statistics; `weight`: `[]` or `[C]`; `counts`: which classes
+        do, bool `[B, C]`, or None where all of them do.
         """
-        loss = self.per_class(statistics, **extra_sums)
+        loss = self.per_class(statistics, **arguments)
         inputs.require_per_class(loss, statistics.target.shape)
         return loss if weight is None else loss * weight, counts
 
     def needs(self, binary: bool) -> Sequence[str]:
-        """Intersection, prediction and target, and `extra_sums` ones."""
+        """Intersection, prediction and target, and the `extra_sums`."""
         three = region_sums(self.squared_pred, self.soft_label)
         return *three, *(name for name in self.extra_sums if name not in three)
 
-    def of(self, measured: Measured) -> Tensor:
-        """The loss: `[]`, or without reduction one value per item (unless `batch`) and class."""
-        channels = measured.channels
-        chosen, counting = select_classes(channels, self.classes, self.include_background, self.ignore_index)
-        found = measured.of_batch if self.batch else measured.of_items
+    def compute(self, sums: PassSums) -> Tensor:
+        """The loss: `[]`, or without reduction one value per sample (unless `batch`) and class."""
+        total = sums.channels
+        chosen, counting = select_classes(total, self.classes, self.include_background, self.ignore_index)
+        found = sums.over_batch if self.batch else sums.per_sample
         statistics = RegionStatistics(*map(found, region_sums(self.squared_pred, self.soft_label)))
-        extra_sums = {name: of_classes(found(name), counting) for name in self.extra_sums}
+        arguments: dict[str, Any] = {name: of_classes(found(name), counting) for name in self.extra_sums}
+        if self._takes_channels:
+            arguments["channels"] = Channels(counting, total, sums.binary)
         weight = self.class_weight
         if weight is not None:
-            weight = class_weights(weight.to(statistics.target), channels, chosen, counting)
+            weight = class_weights(weight.to(statistics.target), total, chosen, counting)
         statistics = statistics.of_classes(counting)
-        counts = measured.counts(self.batch)
+        counts = sums.counts(self.batch)
         counts = None if counts is None else of_classes(counts, counting)
         if self.absent == "skip":
             counts = (statistics.target > 0) & (True if counts is None else counts)
         # Of a batch all ranks have the same terms already.
-        over_ranks = None if self.batch else measured.over_ranks
-        loss = reduce(*self.terms(statistics, extra_sums, weight, counts), self.reduction, over_ranks)
+        over_ranks = None if self.batch else sums.over_ranks
+        loss = reduce(*self.terms(statistics, arguments, weight, counts), self.reduction, over_ranks)
         if self.reduction == "none":
             loss = loss[0] if self.batch else loss
             if self.keeps_spatial_axes:
-                loss = loss.reshape(*loss.shape, *[1] * measured.spatial_axes)
+                loss = loss.reshape(*loss.shape, *[1] * sums.spatial_axes)
         return loss

@@ -10,12 +10,12 @@ from monai.utils.enums import LossReduction
 from torch import Tensor
 
 from voxloss import formulas, inputs
-from voxloss.losses.base import Measured, StatisticsLoss, Weight
-from voxloss.losses.compound import CompoundLoss, Told, of_the_pass
+from voxloss.channels import Channels
+from voxloss.losses.compound import CompoundLoss
+from voxloss.losses.options import RegionOptions, Weight, pass_options, shared_options
 from voxloss.losses.overlap import TverskyLoss
-from voxloss.losses.region import RegionOptions
 from voxloss.losses.voxelwise import VoxelMean
-from voxloss.statistics import RegionStatistics
+from voxloss.statistics import PassSums, RegionStatistics
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -47,17 +47,16 @@ class ModifiedFocalLoss(VoxelMean):
         other = "focal_negative" if binary else "focal"
         return [*names, *([other] if other not in names else []), "voxels"]
 
-    def factors(self, measured: Measured) -> tuple[Sequence[int], Mapping[str, Tensor | float]]:
+    def factors(self, sums: PassSums) -> tuple[Channels, Mapping[str, Tensor | float]]:
         """δ for the foreground, 1 − δ for the background."""
-        counting, weight = self.select(measured, self.class_weight, "weight")
+        channels, weight = self.select(sums, self.class_weight, "weight")
         rare = "cross_entropy" if self.asymmetric else "focal"
-        if measured.binary:
-            return counting, {rare: weight * self.delta, "focal_negative": weight * (1 - self.delta)}
-        place = torch.arange(len(counting), device=weight.device)
-        foreground = (place != (counting.index(0) if 0 in counting else -1)).to(weight)
-        found = {"focal": weight * (1 - self.delta) * (1 - foreground)}
-        found[rare] = found.get(rare, 0.0) + weight * self.delta * foreground
-        return counting, found
+        if sums.binary:
+            return channels, {rare: weight * self.delta, "focal_negative": weight * (1 - self.delta)}
+        background = channels.is_background(weight)
+        found = {"focal": weight * (1 - self.delta) * background}
+        found[rare] = found.get(rare, 0.0) + weight * self.delta * (1 - background)
+        return channels, found
 
 
 class EnhancedTverskyLoss(TverskyLoss):
@@ -73,16 +72,13 @@ class EnhancedTverskyLoss(TverskyLoss):
         self.gamma = gamma
         self.asymmetric = asymmetric
 
-    def per_class(self, statistics: RegionStatistics) -> Tensor:
+    def per_class(self, statistics: RegionStatistics, channels: Channels) -> Tensor:  # type: ignore[override]
         """(1 − TI)^(1−γ), of the background perhaps 1 − TI."""
         distance = super().per_class(statistics)
         power = formulas.focal_power(distance, 1 / (1 - self.gamma))
-        counting = [c for c in self.classes or [0] * self.include_background if c != self.ignore_index]
-        several = distance.shape[-1] > 1 and not self.sigmoid
-        if not (self.asymmetric and several and 0 in counting):
+        if not self.asymmetric:
             return power
-        at = counting.index(0)
-        return torch.cat([power[:, :at], distance[:, at : at + 1], power[:, at + 1 :]], -1)
+        return torch.where(channels.is_background(distance) > 0, distance, power)
 
 
 class UnifiedFocalLoss(CompoundLoss):
@@ -115,6 +111,8 @@ class UnifiedFocalLoss(CompoundLoss):
         weight: a factor ≥ 0 per channel.
     """
 
+    weighted_parts = (("lambda_focal", "focal"), ("lambda_tversky", "focal_tversky"))
+
     def __init__(
         self,
         include_background: bool = True,
@@ -137,17 +135,10 @@ class UnifiedFocalLoss(CompoundLoss):
         **options: Unpack[RegionOptions],
     ) -> None:
         inputs.require_fraction(lambda_focal=lambda_focal, delta=delta)
-        told: Told = {
-            "to_onehot_y": to_onehot_y,
-            "sigmoid": sigmoid,
-            "softmax": softmax,
-            "other_act": other_act,
-            "reduction": reduction,
-            "ignore_index": ignore_index,
-        }
-        super().__init__(include_background=include_background, **of_the_pass(options), **told)
+        shared = shared_options(to_onehot_y, sigmoid, softmax, other_act, reduction, ignore_index)
+        super().__init__(include_background=include_background, **pass_options(options), **shared)
         self.focal = ModifiedFocalLoss(
-            delta, gamma, asymmetric, include_background=include_background, weight=weight, **told
+            delta, gamma, asymmetric, include_background=include_background, weight=weight, **shared
         )
         self.focal_tversky = EnhancedTverskyLoss(
             gamma,
@@ -160,7 +151,7 @@ class UnifiedFocalLoss(CompoundLoss):
             batch=batch,
             weight=weight,
             soft_label=soft_label,
-            **told,
+            **shared,
             **options,
         )
         self.delta = delta
@@ -168,6 +159,7 @@ class UnifiedFocalLoss(CompoundLoss):
         self.lambda_focal = lambda_focal
         self.asymmetric = asymmetric
 
-    def parts(self) -> Sequence[tuple[float, StatisticsLoss]]:
-        """The focal and the Tversky part."""
-        return [(self.lambda_focal, self.focal), (1 - self.lambda_focal, self.focal_tversky)]
+    @property
+    def lambda_tversky(self) -> float:
+        """1 − λ."""
+        return 1 - self.lambda_focal

@@ -1,7 +1,7 @@
 """Losses that are a mean over voxels, cross entropy and focal loss, from sums of the same pass.
 
-One answer of many classes (softmax) has a term for the right class only. With a sigmoid, or a single channel,
-each channel is a yes-or-no question and has a term either way.
+Mutually exclusive classes (softmax) have a term for the true class only. With a sigmoid, or a single channel,
+each channel is an independent binary question and has a term either way.
 """
 
 from __future__ import annotations
@@ -9,16 +9,21 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from voxloss import inputs
-from voxloss.channels import of_classes
+from voxloss.channels import Channels, of_classes
 from voxloss.distributed import Group, Shard
-from voxloss.losses.base import Measured, StatisticsLoss, Weight
+from voxloss.losses.base import StatisticsLoss
+from voxloss.losses.options import VoxelOptions, Weight, shared_options
 from voxloss.reduction import class_weights, require_classes, require_weight, select_classes
+from voxloss.statistics import PassSums
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Reduction = Literal["mean", "sum"]
 
@@ -67,19 +72,18 @@ class VoxelLoss(StatisticsLoss):
         self.register_buffer("class_weight", class_weight)
         self.classes = classes
 
-    def select(self, measured: Measured, weight: Tensor | None, name: str) -> tuple[list[int], Tensor]:
-        """Return the channels that count, and a factor for each, `[C]`.
+    def select(self, sums: PassSums, weight: Tensor | None, name: str) -> tuple[Channels, Tensor]:
+        """Return the channels that count, and a factor for each, `[len(numbers)]`.
 
-        Of one answer of many the ignored class is still one: voxels are ignored, not probabilities.
+        Of mutually exclusive classes the ignored one still counts: voxels are ignored, not probabilities.
         """
-        channels = measured.channels
-        chosen, counting = select_classes(channels, self.classes, self.include_background, self.ignore_index)
-        counting = counting if measured.binary else chosen
-        like = measured.of_items(measured.names[0])
-        factors = like.new_ones(len(counting))
+        total = sums.channels
+        chosen, counting = select_classes(total, self.classes, self.include_background, self.ignore_index)
+        counting = counting if sums.binary else chosen
+        factors = sums.tensor.new_ones(len(counting))
         if weight is not None:
-            factors = factors * class_weights(weight.to(like), channels, chosen, counting, name)
-        return counting, factors
+            factors = factors * class_weights(weight.to(factors), total, chosen, counting, name)
+        return Channels(counting, total, sums.binary), factors
 
 
 class CrossEntropyLoss(VoxelLoss):
@@ -90,14 +94,14 @@ class CrossEntropyLoss(VoxelLoss):
     over voxels and classes of −w_c (g log p + (1 − g) log(1 − p)), `torch.nn.BCEWithLogitsLoss`.
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
-    `to_onehot_y`, else `[B, C, spatial...]`. `StatisticsLoss` explains the arguments that all losses share.
+    `to_onehot_y`, else `[B, C, spatial...]`. `StatisticsLoss` explains the arguments that all losses
+    share, `VoxelOptions` those that torch and MONAI do not have.
 
     Args:
         reduction: "mean", or "sum" over voxels and classes.
         weight: w_c ≥ 0: one number, one per channel, or one per class that counts.
-        label_smoothing: ε in [0, 1]: the target is (1 − ε) g + ε/C, for a yes-or-no question (1 − ε) g + ε/2
+        label_smoothing: ε in [0, 1]: the target is (1 − ε) g + ε/C, for a binary question (1 − ε) g + ε/2
             (Szegedy et al. 2016, "Rethinking the Inception Architecture for Computer Vision").
-        classes: the channels that count.
     """
 
     def __init__(
@@ -112,25 +116,10 @@ class CrossEntropyLoss(VoxelLoss):
         weight: Weight = None,
         label_smoothing: float = 0.0,
         ignore_index: int | None = None,
-        classes: Sequence[int] | None = None,
-        backend: str | None = None,
-        group: Group = None,
-        shard: Shard = "batch",
+        **options: Unpack[VoxelOptions],
     ) -> None:
-        super().__init__(
-            include_background=include_background,
-            to_onehot_y=to_onehot_y,
-            sigmoid=sigmoid,
-            softmax=softmax,
-            other_act=other_act,
-            reduction=reduction,
-            weight=weight,
-            ignore_index=ignore_index,
-            classes=classes,
-            backend=backend,
-            group=group,
-            shard=shard,
-        )
+        shared = shared_options(to_onehot_y, sigmoid, softmax, other_act, reduction, ignore_index)
+        super().__init__(include_background=include_background, weight=weight, **shared, **options)
         inputs.require_fraction(label_smoothing=label_smoothing)
         self.label_smoothing = label_smoothing
 
@@ -142,48 +131,47 @@ class CrossEntropyLoss(VoxelLoss):
             names += ["log_loss", "log_loss_negative"] if binary else ["log_loss"]
         return names
 
-    def of(self, measured: Measured) -> Tensor:
+    def compute(self, sums: PassSums) -> Tensor:
         """The loss, `[]`."""
-        counting, weight = self.select(measured, self.class_weight, "weight")
+        channels, weight = self.select(sums, self.class_weight, "weight")
         entropy, smooth = (
             sum(
-                of_classes(measured.of_batch(name), counting)
-                for name in self.needs(measured.binary)
+                of_classes(sums.over_batch(name), channels.numbers)
+                for name in self.needs(sums.binary)
                 if name.startswith(kind)
             )
             for kind in ("cross_entropy", "log_loss")
         )
-        share = self.label_smoothing / (2 if measured.binary else measured.channels)
+        share = self.label_smoothing / (2 if sums.binary else sums.channels)
         total = (weight * ((1 - self.label_smoothing) * entropy + share * smooth)).sum()
         if self.reduction == "sum":
             return total
-        if measured.binary:
-            return mean(total, of_classes(measured.of_batch("voxels"), counting).sum())
-        return mean(total, (weight * of_classes(measured.of_batch("target"), counting)).sum())
+        if sums.binary:
+            return mean(total, of_classes(sums.over_batch("voxels"), channels.numbers).sum())
+        return mean(total, (weight * of_classes(sums.over_batch("target"), channels.numbers)).sum())
 
 
 class VoxelMean(VoxelLoss):
     """A mean over voxels of terms with a factor for each class: a subclass names the `factors`."""
 
     @abstractmethod
-    def factors(self, measured: Measured) -> tuple[Sequence[int], Mapping[str, Tensor | float]]:
-        """Return the channels that count, and by the name of a sum what it is multiplied by, `[]` or one each."""
+    def factors(self, sums: PassSums) -> tuple[Channels, Mapping[str, Tensor | float]]:
+        """Return the channels that count, and by the name of a sum its factor, `[]` or one per channel."""
 
-    def of(self, measured: Measured) -> Tensor:
+    def compute(self, sums: PassSums) -> Tensor:
         """The loss, `[]`."""
-        counting, factors = self.factors(measured)
-        # A sum is over items, of what is a mean over the voxels of each.
-        found = measured.of_items if self.reduction == "sum" else measured.of_batch
-        total = torch.stack([factor * of_classes(found(name), counting) for name, factor in factors.items()]).sum(
-            0
-        )
-        voxels = of_classes(found("voxels"), counting)
-        if not measured.binary and measured.annotated is None:
+        channels, factors = self.factors(sums)
+        # A sum is over samples, of the mean over the voxels of each.
+        found = sums.per_sample if self.reduction == "sum" else sums.over_batch
+        terms = [factor * of_classes(found(name), channels.numbers) for name, factor in factors.items()]
+        total = torch.stack(terms).sum(0)
+        voxels = of_classes(found("voxels"), channels.numbers)
+        if not sums.binary and sums.annotated is None:
             voxels = voxels[:, :1]
-        elif not measured.binary:  # those whose class was annotated
+        elif not sums.binary:  # those whose class was annotated
             voxels = found("target").sum(1, keepdim=True)
         if self.reduction == "sum":
-            return measured.over_ranks(mean(total, voxels).sum())
+            return sums.over_ranks(mean(total, voxels).sum())
         return mean(total.sum(), voxels.sum())
 
 
@@ -195,15 +183,15 @@ class FocalLoss(VoxelMean):
     and the mean is over voxels, C times MONAI's. γ = 0 is cross entropy.
 
     input: logits `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with `to_onehot_y`, else
-    `[B, C, spatial...]`. `StatisticsLoss` explains the arguments that all losses share.
+    `[B, C, spatial...]`. `StatisticsLoss` explains the arguments that all losses
+    share, `VoxelOptions` those that torch and MONAI do not have.
 
     Args:
         gamma: γ ≥ 0; the larger, the less a voxel counts that is nearly right.
         alpha: α in [0, 1] for what is there, 1 − α for what is not (with `use_softmax`: for the background), or
             one factor α_c per class for what is there. None: no factor.
         weight: w_c ≥ 0: one number, one per channel, or one per class that counts.
-        reduction: "mean", or "sum" over items and classes of the mean over an item's voxels, as in MONAI.
-        classes: the channels that count.
+        reduction: "mean", or "sum" over samples and classes of the mean over a sample's voxels, as in MONAI.
     """
 
     alpha: Tensor | None
@@ -218,25 +206,10 @@ class FocalLoss(VoxelMean):
         reduction: Reduction | str = "mean",
         use_softmax: bool = False,
         ignore_index: int | None = None,
-        *,
-        classes: Sequence[int] | None = None,
-        backend: str | None = None,
-        group: Group = None,
-        shard: Shard = "batch",
+        **options: Unpack[VoxelOptions],
     ) -> None:
-        super().__init__(
-            include_background=include_background,
-            to_onehot_y=to_onehot_y,
-            sigmoid=not use_softmax,
-            softmax=use_softmax,
-            reduction=reduction,
-            weight=weight,
-            ignore_index=ignore_index,
-            classes=classes,
-            backend=backend,
-            group=group,
-            shard=shard,
-        )
+        shared = shared_options(to_onehot_y, not use_softmax, use_softmax, None, reduction, ignore_index)
+        super().__init__(include_background=include_background, weight=weight, **shared, **options)
         inputs.require_non_negative(gamma=gamma)
         self.gamma = gamma
         self.use_softmax = use_softmax
@@ -260,26 +233,23 @@ class FocalLoss(VoxelMean):
         """The focal sums, and what the mean is over."""
         return ["focal", "focal_negative", "voxels"] if binary else ["focal", "voxels"]
 
-    def factors(self, measured: Measured) -> tuple[Sequence[int], Mapping[str, Tensor | float]]:
+    def factors(self, sums: PassSums) -> tuple[Channels, Mapping[str, Tensor | float]]:
         """Class weights, and α for what is there and for what is not."""
-        counting, weight = self.select(measured, self.class_weight, "weight")
-        positive, negative = self._balance(measured)
+        channels, weight = self.select(sums, self.class_weight, "weight")
+        positive, negative = self._balance(sums)
         factors = {"focal": weight * positive, "focal_negative": weight * negative}
-        return counting, {name: factors[name] for name in self.needs(measured.binary) if name in factors}
+        return channels, {name: factors[name] for name in self.needs(sums.binary) if name in factors}
 
-    def _balance(self, measured: Measured) -> tuple[Tensor | float, Tensor | float]:
+    def _balance(self, sums: PassSums) -> tuple[Tensor | float, Tensor | float]:
         """The factors of what is there and of what is not."""
         if self.alpha is None:
             return 1.0, 1.0
-        counting, factors = self.select(measured, self.alpha, "alpha")
+        channels, factors = self.select(sums, self.alpha, "alpha")
         if self.alpha.ndim:
             return factors, 1.0
-        if measured.binary:
+        if sums.binary:
             return factors, 1 - factors
-        if 0 in counting:
-            place = torch.arange(len(counting), device=factors.device)
-            factors = torch.where(place == counting.index(0), 1 - factors, factors)
-        return factors, 1.0
+        return torch.where(channels.is_background(factors) > 0, 1 - factors, factors), 1.0
 
 
 def mean(total: Tensor, count: Tensor) -> Tensor:

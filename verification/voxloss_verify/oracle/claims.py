@@ -57,9 +57,12 @@ class Formula(Protocol):
     """
 
     def __call__(
-        self, sums: Sequence[Sequence[float]], weights: Sequence[float]
+        self, sums: Sequence[Sequence[float]], weights: Sequence[float], counting: Sequence[int], channels: int
     ) -> tuple[list[float], list[list[float]]]:
-        """From the sums of each class its loss, and the derivatives of Σ weight·loss by these sums."""
+        """From the sums of each class its loss, and the derivatives of Σ weight·loss by these sums.
+
+        The classes are those of the channels `counting`, of so many `channels`.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)

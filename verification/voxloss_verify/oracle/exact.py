@@ -129,7 +129,7 @@ def of_sums(claims: Claims, rows: Rows, dtype: str) -> Expected:
         return Expected(np.full(shape, np.nan), LOSS[dtype])
     losses = [_row_losses(claims, row, channels) for row in rows]
     weights = _reduction_weights(claims, rows, channels)
-    per_term = max((_row_tolerance(claims, row, LOSS[dtype]) for row in rows), default=0.0)
+    per_term = max((_row_tolerance(claims, row, channels, LOSS[dtype]) for row in rows), default=0.0)
     if claims.reduction == "none":
         values = [
             [float(w * x) if w else 0.0 for w, x in zip(*row, strict=True)]
@@ -189,7 +189,9 @@ def sum_derivatives(claims: Claims, rows: Rows) -> list[list[Derivatives]]:
     for b in range(items):
         row, row_weights = (entering[0], weights[0]) if claims.batch else (entering[b], weights[b])
         if claims.formula is not None:
-            by_sums = claims.formula(_arguments(claims, row), [float(w) for w in row_weights])[1]
+            by_sums = claims.formula(
+                _arguments(claims, row), [float(w) for w in row_weights], counting, channels
+            )[1]
             for c, (by_intersection, by_prediction, _, *others) in zip(counting, by_sums, strict=True):
                 derivative = np.array([by_intersection, by_prediction, 0.0, 0.0])
                 for name, by_other in zip(_extra_sums(claims), others, strict=True):
@@ -344,7 +346,9 @@ def _arguments(claims: Claims, row: Sequence[Sums]) -> list[list[float]]:
 
 def _row_losses(claims: Claims, row: Sequence[Sums], channels: int) -> list[Number]:
     if claims.formula is not None:
-        return list(claims.formula(_arguments(claims, row), [1.0] * len(row))[0])
+        return list(
+            claims.formula(_arguments(claims, row), [1.0] * len(row), claims.counting(channels), channels)[0]
+        )
     if claims.family in confusion.FAMILIES:
         return [claims.offset - 1 + confusion.value(claims, _all(s)) for s in row]
     if claims.family == "generalized_dice":
@@ -379,7 +383,7 @@ def _power(claims: Claims, distance: Fraction) -> float:
     return math.pow(max(distance, Fraction(0)), claims.exponent)
 
 
-def _power_slope(claims: Claims, distance: Fraction) -> float:
+def _power_derivative(claims: Claims, distance: Fraction) -> float:
     if claims.linear_below and distance < claims.linear_below:
         return math.pow(claims.linear_below, claims.exponent - 1)
     if distance <= 0:
@@ -393,7 +397,7 @@ def _log_cosh(claims: Claims, distance: Fraction) -> float:
     return math.log1p(2 * math.sinh(x / 2) ** 2) if x < 300 else x - math.log(2)
 
 
-def _log_cosh_slope(claims: Claims, distance: Fraction) -> float:
+def _log_cosh_derivative(claims: Claims, distance: Fraction) -> float:
     return math.tanh(distance)
 
 
@@ -401,8 +405,8 @@ def _log_power(claims: Claims, distance: Fraction) -> float:
     return _power(claims, _minus_log(distance))
 
 
-def _log_power_slope(claims: Claims, distance: Fraction) -> float:
-    return _power_slope(claims, _minus_log(distance)) / float(1 - distance)
+def _log_power_derivative(claims: Claims, distance: Fraction) -> float:
+    return _power_derivative(claims, _minus_log(distance)) / float(1 - distance)
 
 
 def _minus_log(distance: Fraction) -> Fraction:
@@ -416,22 +420,22 @@ _OUTER: dict[str, Outer] = {
     "logarithmic_dice": _log_power,
 }
 _OUTER_DERIVATIVE: dict[str, Outer] = {
-    "focal_tversky": _power_slope,
-    "log_cosh_dice": _log_cosh_slope,
-    "logarithmic_dice": _log_power_slope,
+    "focal_tversky": _power_derivative,
+    "log_cosh_dice": _log_cosh_derivative,
+    "logarithmic_dice": _log_power_derivative,
 }
 
 
-def _row_tolerance(claims: Claims, row: Sequence[Sums], tolerance: float) -> float:
+def _row_tolerance(claims: Claims, row: Sequence[Sums], channels: int, tolerance: float) -> float:
     """How far the losses of a row may be off if scores may be, or the sums that a formula of its own is given."""
     if claims.formula is None:
         return max((_term_tolerance(claims, s, tolerance) for s in row), default=0.0)
-    given, weights = _arguments(claims, row), [1.0] * len(row)
-    here, _ = claims.formula(given, weights)
+    given, others = _arguments(claims, row), ([1.0] * len(row), claims.counting(channels), channels)
+    here, _ = claims.formula(given, *others)
     found = [tolerance]
     for at, sign in product(range(len(given[0])), (1, -1)):
         moved = [[x * (1 + sign * tolerance * (k == at)) for k, x in enumerate(sums)] for sums in given]
-        there, _ = claims.formula(moved, weights)
+        there, _ = claims.formula(moved, *others)
         # Off its domain a formula may be no number.
         found += [abs(a - b) for a, b in zip(there, here, strict=True) if math.isfinite(a - b)]
     return max(found)

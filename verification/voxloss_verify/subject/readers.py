@@ -165,23 +165,33 @@ def _focal_part(loss: Any) -> Claims:
     )
 
 
-def _compound(**parts: tuple[str, Callable[[Any], Claims]]) -> Callable[[Any], Claims]:
-    """By the name of each λ: the name of its part, and what reads that. What `parts` says is to be checked."""
+def _compound(loss: Any) -> Claims | None:
+    """λ and parts by the names that the class declares, also of one's own; None if a part is unknown."""
+    parts: list[tuple[float, Claims]] = []
+    for factor, name in loss.weighted_parts:
+        part = claims_of(getattr(loss, name))
+        if part is None:
+            return None
+        parts.append((float(getattr(loss, factor)), part))
+    each = [claims for _, part in parts for claims in part.formulas]
+    rows = [row for claims in each for row in (claims.class_weight, claims.balance) if isinstance(row, tuple)]
+    # There is a factor per channel; a part whose number of channels is known has left out an ignored class.
+    channels = max([claims.channels for claims in each if claims.channels] or map(len, rows), default=None)
+    if channels is None:
+        return Claims(family="compound", parts=tuple(parts), **_call(loss))
+    fitted = tuple((f, part if part.channels else _per_channel(part, channels)) for f, part in parts)
+    return Claims(family="compound", parts=fitted, **{**_call(loss), "channels": channels})
+
+
+def _monai_compound(**parts: tuple[str, Callable[[Any], Claims]]) -> Callable[[Any], Claims]:
+    """By the name of each λ: the name of its part, and what reads that."""
 
     def read(loss: Any) -> Claims:
-        region = getattr(loss, next(iter(parts.values()))[0])
-        call = _call(loss if _is_ours(loss) else region)
+        call = _call(getattr(loss, next(iter(parts.values()))[0]))
         if getattr(loss, "to_onehot_y", False):  # which MONAI does not pass on to its Dice
             call |= {"labels": "map", "soft_labels": False}
-        each = [(name, read_part(getattr(loss, part))) for name, (part, read_part) in parts.items()]
-        factors = tuple((float(getattr(loss, name)), part) for name, part in each)
-        claims = Claims(family="compound", parts=factors, **call)
-        rows = [row for part in claims.formulas for row in (part.class_weight, part.balance)]
-        channels = max((len(row) for row in rows if isinstance(row, tuple)), default=None)
-        if not _is_ours(loss) or channels is None:
-            return claims
-        fitted = tuple((factor, _per_channel(part, channels)) for factor, part in claims.parts)
-        return replace(claims, channels=channels, parts=fitted)
+        each = [(float(getattr(loss, name)), read(getattr(loss, part))) for name, (part, read) in parts.items()]
+        return Claims(family="compound", parts=tuple(each), **call)
 
     return read
 
@@ -312,24 +322,12 @@ def _enhanced_tversky(loss: Any) -> Claims:
     return replace(claims, focused="foreground") if loss.asymmetric else claims
 
 
-def _unified_focal(loss: Any) -> Claims:
-    share = float(loss.lambda_focal)
-    parts = (share, _modified_focal(loss.focal)), (1 - share, _enhanced_tversky(loss.focal_tversky))
-    return Claims(family="compound", parts=parts, **_call(loss))
-
-
-def _combo(loss: Any) -> Claims:
-    share = float(loss.alpha)
-    parts = (share, _focal_part(loss.cross_entropy)), (1 - share, _dice(loss.dice))
-    return Claims(family="compound", parts=parts, **_call(loss))
-
-
 def _formula(loss: Any) -> Claims | None:
     """Of a loss that is a `per_class` and nothing else: all that is said of it but the formula."""
     from voxloss_verify.subject.formula import OwnFormula
 
     base = next(kind for kind in type(loss).__mro__ if kind.__name__ == "RegionLoss")
-    if any(getattr(type(loss), name) is not getattr(base, name) for name in ("needs", "of", "terms")):
+    if any(getattr(type(loss), name) is not getattr(base, name) for name in ("needs", "compute", "terms")):
         return None
     if not set(loss.extra_sums) <= set(EXTRA_SUMS):
         others = sorted(set(loss.extra_sums) - set(EXTRA_SUMS))
@@ -339,15 +337,6 @@ def _formula(loss: Any) -> Claims | None:
         )
     shape = ("C" if loss.batch else "B C") + " 1" * 3 * loss.keeps_spatial_axes
     return _monai_like(loss, "formula", formula=OwnFormula(loss), unreduced=shape)
-
-
-def _own_compound(loss: Any) -> Claims | None:
-    """Of a compound of one's own: λ and parts are those that it says, and the sum is what is verified."""
-    parts = [(float(factor), claims_of(part)) for factor, part in loss.parts()]
-    known = tuple((factor, claims) for factor, claims in parts if claims is not None)
-    if len(known) < len(parts):
-        return None
-    return Claims(family="compound", parts=known, **_call(loss))
 
 
 def _kornia(loss: Any, family: Family, **own: Any) -> Claims:
@@ -380,9 +369,9 @@ def _kornia_tversky(loss: Any) -> Claims:
     return _kornia(loss, "tversky", alpha=float(loss.alpha), beta=float(loss.beta))
 
 
-_DICE_CE = _compound(lambda_dice=("dice", _dice), lambda_ce=("cross_entropy", _cross_entropy_part))
-_DICE_FOCAL = _compound(lambda_dice=("dice", _dice), lambda_focal=("focal", _focal_part))
-_GENERALIZED_DICE_FOCAL = _compound(
+_DICE_CE = _monai_compound(lambda_dice=("dice", _dice), lambda_ce=("cross_entropy", _cross_entropy_part))
+_DICE_FOCAL = _monai_compound(lambda_dice=("dice", _dice), lambda_focal=("focal", _focal_part))
+_GENERALIZED_DICE_FOCAL = _monai_compound(
     lambda_gdl=("generalized_dice", _generalized_dice), lambda_focal=("focal", _focal_part)
 )
 
@@ -391,31 +380,23 @@ _READERS: dict[tuple[str, str], Callable[[Any], Claims | None]] = {
     **{(library, "TverskyLoss"): _tversky for library in ("voxloss", "monai")},
     **{(library, "GeneralizedDiceLoss"): _generalized_dice for library in ("voxloss", "monai")},
     **{(library, "FocalLoss"): _focal for library in ("voxloss", "monai")},
-    **{(library, "DiceCELoss"): _DICE_CE for library in ("voxloss", "monai")},
-    **{(library, "DiceFocalLoss"): _DICE_FOCAL for library in ("voxloss", "monai")},
-    **{(library, "GeneralizedDiceFocalLoss"): _GENERALIZED_DICE_FOCAL for library in ("voxloss", "monai")},
+    ("monai", "DiceCELoss"): _DICE_CE,
+    ("monai", "DiceFocalLoss"): _DICE_FOCAL,
+    ("monai", "GeneralizedDiceFocalLoss"): _GENERALIZED_DICE_FOCAL,
     ("voxloss", "JaccardLoss"): lambda loss: _monai_like(loss, "jaccard"),
     ("voxloss", "FocalTverskyLoss"): _focal_tversky,
     ("voxloss", "LogCoshDiceLoss"): _log_cosh_dice,
     ("voxloss", "AsymmetricSimilarityLoss"): _f_beta,
     ("voxloss", "CrossEntropyLoss"): _cross_entropy,
-    ("voxloss", "TverskyCELoss"): _compound(
-        lambda_tversky=("tversky", _tversky), lambda_ce=("cross_entropy", _cross_entropy_part)
-    ),
-    ("voxloss", "FocalTverskyCELoss"): _compound(
-        lambda_tversky=("focal_tversky", _focal_tversky), lambda_ce=("cross_entropy", _cross_entropy_part)
-    ),
     ("voxloss", "PenaltyGeneralizedDiceLoss"): _penalty,
     **{(library, "MCCLoss"): lambda loss: _monai_like(loss, "mcc") for library in ("voxloss", "monai")},
     ("voxloss", "SensitivitySpecificityLoss"): _sensitivity_specificity,
     ("voxloss", "LogarithmicDiceLoss"): _logarithmic_dice,
-    ("voxloss", "ExponentialLogarithmicLoss"): _compound(
-        lambda_dice=("dice", _logarithmic_dice), lambda_ce=("cross_entropy", _logarithmic_cross_entropy)
-    ),
-    ("voxloss", "ComboLoss"): _combo,
-    ("voxloss", "UnifiedFocalLoss"): _unified_focal,
+    ("voxloss", "LogarithmicCrossEntropyLoss"): _logarithmic_cross_entropy,
+    ("voxloss", "ModifiedFocalLoss"): _modified_focal,
+    ("voxloss", "EnhancedTverskyLoss"): _enhanced_tversky,
     ("voxloss", "RegionLoss"): _formula,
-    ("voxloss", "CompoundLoss"): _own_compound,
+    ("voxloss", "CompoundLoss"): _compound,
     ("nnunetv2", "SoftDiceLoss"): _nnunet,
     ("nnunetv2", "MemoryEfficientSoftDiceLoss"): _nnunet,
     ("nnunetv2", "DC_and_CE_loss"): _nnunet_with_cross_entropy,
