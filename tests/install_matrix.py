@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +24,8 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -32,11 +33,12 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 TRIED = Path(__file__).with_name("installed.py")
-EXTRAS = ("cpu", "verify", "demo", "train")
+EXTRAS = ("verify", "demo", "train")
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 SHOWN = ("torch", "monai", "numpy", "numba", "nibabel", "typer")
 # Each of these with its oldest version, among the newest of all others.
 ALONE = ("torch", "monai", "numpy")
+_ENVIRONMENTS = [{"python_version": version} for version in PYTHONS]
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,16 @@ class Result:
 
 
 def lower_bounds() -> dict[str, str]:
-    """The oldest version of every package that an installation with `EXTRAS` has, without markers."""
+    """The oldest version of every package that an installation with `EXTRAS` has on all of `PYTHONS`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     lines = [*project["dependencies"], *(line for extra in EXTRAS for line in extras[extra])]
-    return dict(found for line in lines for found in re.findall(r"^([a-z][a-z0-9-]*)>=([0-9.]+)$", line))
+    requirements = [Requirement(line) for line in lines]
+    return {
+        one.name: str(one.specifier).removeprefix(">=")
+        for one in requirements
+        if one.name != "voxloss" and (one.marker is None or all(map(one.marker.evaluate, _ENVIRONMENTS)))
+    }
 
 
 def main() -> int:

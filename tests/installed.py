@@ -53,7 +53,7 @@ def main() -> None:
     """Stop at the first thing that is wrong, with a line that says what."""
     chosen, _ = select(None, "cpu", torch.float32)
     if chosen != "numba_cpu":
-        raise SystemExit(f"expected the backend numba_cpu with voxloss[cpu], got {chosen}")
+        raise SystemExit(f"expected the backend numba_cpu got {chosen}")
     found = losses()
     if len(found) < 15:
         raise SystemExit(f"expected some twenty losses, got {[loss.__name__ for loss in found]}")

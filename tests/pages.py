@@ -18,12 +18,12 @@ WORK = (
     "conformance.build",
     "demo.run_demo",
     "doctor.show_doctor",
-    "kill_matrix.run_mutants",
-    "phantom_table.write_and_show",
-    "score_table.score_and_show",
+    "verify.mutants.run_mutants",
+    "phantoms.write_and_show",
+    "score.table.score_and_show",
     "train.predict_and_write",
     "train.train_and_score",
-    "verify_table.verify_and_show",
+    "verify.table.verify_and_show",
 )
 
 
@@ -66,7 +66,7 @@ def parse_commands(page: str, monkeypatch: pytest.MonkeyPatch) -> int:
         return 0
 
     for where in WORK:
-        monkeypatch.setattr(f"voxloss_verify.{where}", run)
+        monkeypatch.setattr(f"voxloss_app.{where}", run)
     lines = commands((ROOT / page).read_text(encoding="utf-8"))
     for line in lines:
         with pytest.raises(SystemExit) as left:

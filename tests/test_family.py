@@ -439,7 +439,7 @@ def test_errors(make_it: Callable[[], Any], message: str) -> None:
 def test_an_option_that_means_nothing_is_refused(name: str, option: str) -> None:
     """Also one that a base class knows: what is accepted has an effect."""
     loss: Any = LOSSES[name]
-    with pytest.raises(TypeError, match=rf"{name} got an unexpected keyword argument '{option}'\. Beside"):
+    with pytest.raises(TypeError, match=rf"{name} got an unexpected keyword argument '{option}'\..* Beside"):
         loss(**{option: True})
 
 

@@ -18,6 +18,7 @@ import torch
 import voxloss
 from test_statistics import LargestTensor
 from volumes import label_map, logits
+from voxloss import backends
 from voxloss.backends import eager, numba_cpu, reference, select
 from voxloss.backends.voxels import PassSpec
 from voxloss_verify.tolerances import LOSS
@@ -322,9 +323,27 @@ def test_it_is_chosen_on_the_cpu_and_says_why_not_elsewhere(monkeypatch: pytest.
     monkeypatch.setattr(numba_cpu, "_INSTALLED", False)
     name, reason = select()
     assert name == "eager"
-    assert "pip install 'voxloss[cpu]'" in reason
+    assert "pip install numba" in reason
     with pytest.raises(ValueError, match=r"numba_cpu.* cannot run here: Numba is not installed"):
         voxloss.DiceLoss(backend="numba_cpu")
+
+
+def test_without_numba_it_says_once_what_would_be_faster(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not where the eager backend was named, and not of an input that Numba would not take."""
+    monkeypatch.setattr(numba_cpu, "_INSTALLED", False)
+    backends._recommend.cache_clear()
+    loss, x, labels = voxloss.DiceLoss(softmax=True, to_onehot_y=True), torch.randn(1, 2, 3), torch.zeros(1, 1, 3)
+    voxloss.DiceLoss(softmax=True, to_onehot_y=True, backend="eager")(x, labels)
+    monkeypatch.setenv("VOXLOSS_BACKEND", "eager")
+    loss(x, labels)
+    assert caplog.messages == []
+    monkeypatch.delenv("VOXLOSS_BACKEND")
+    for _ in range(2):
+        loss(x.requires_grad_(), labels).backward()
+    (said,) = caplog.messages
+    assert "Numba is not installed; pip install numba" in said
 
 
 def test_the_fused_pass_is_no_further_from_the_truth_than_eager() -> None:

@@ -526,7 +526,10 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
             ["FLAWS:Fussy", "--kwargs", '{"size": 5}'],
             r".*:Fussy\(size=5\) cannot be made: ValueError: size 5 is odd",
         ),
-        (["voxloss:DiceLoss", "--kwargs", '{"sofmax": 1}'], r".* cannot be made: TypeError: .*'sofmax'"),
+        (
+            ["voxloss:DiceLoss", "--kwargs", '{"sofmax": 1}'],
+            r".* cannot be made: TypeError: .*'sofmax'. Did you mean 'softmax'.*",
+        ),
         (["FLAWS:Raises", "--as", "dice"], r".*:Raises raised RuntimeError: out of luck; it was called with .*"),
         (
             ["voxloss:DiceLoss", "--kwargs", "{softmax: true}"],

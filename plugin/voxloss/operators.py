@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from voxloss import inputs
-from voxloss.backends import BACKENDS, Backend, select, voxels
+from voxloss.backends import Backend, backend_for, voxels
 from voxloss.backends.voxels import PassSpec
 
 _VOLUMES = "Tensor input, Tensor target, Tensor? mask"
@@ -22,7 +22,7 @@ _OPTIONS = "str activation, str[] sums, int? ignore_index, str? backend, float g
 
 def _chosen(backend: str | None, input: Tensor) -> Backend:
     """Here and not before, since torch.compile cannot trace how one looks around a machine."""
-    return BACKENDS[select(backend, input.device.type, input.dtype)[0]]
+    return backend_for(backend, input.device.type, input.dtype)
 
 
 @torch.library.custom_op("voxloss::region_sums", mutates_args=(), schema=f"({_VOLUMES}, {_OPTIONS}) -> Tensor")

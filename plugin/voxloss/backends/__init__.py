@@ -6,7 +6,9 @@ to have it chosen by itself, enter it in `_FASTEST` as well. Nothing else change
 
 from __future__ import annotations
 
+import logging
 import os
+from functools import cache
 from typing import NamedTuple, Protocol
 
 import torch
@@ -16,6 +18,7 @@ from voxloss.backends import eager, numba_cpu, reference, triton_gpu
 from voxloss.backends.voxels import PassSpec
 
 ENVIRONMENT_VARIABLE = "VOXLOSS_BACKEND"
+_LOGGER = logging.getLogger("voxloss")
 
 
 class Backend(Protocol):
@@ -99,6 +102,23 @@ def select(
     if can and takes:
         return fastest, reason
     return "eager", f"{fastest} takes {taken} only" if can else f"{fastest} cannot run here: {reason}"
+
+
+def backend_for(requested: str | None, device: str, dtype: torch.dtype) -> Backend:
+    """Return the backend that `select` chooses; log once if a CPU gets the eager one only for want of Numba."""
+    name, _ = select(requested, device, dtype)
+    if name == "eager" and device == "cpu" and requested is None and _from_environment() is None:
+        available, reason = numba_cpu.available()
+        if not available and numba_cpu.takes(device, dtype)[0]:
+            _recommend(reason)
+    return BACKENDS[name]
+
+
+@cache
+def _recommend(reason: str) -> None:
+    _LOGGER.warning(
+        "voxloss: the eager backend runs on this CPU. The fused pass is several times faster: %s.", reason
+    )
 
 
 def require_backend(name: str | None, by: str = "backend") -> None:

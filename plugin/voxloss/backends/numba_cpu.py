@@ -34,7 +34,7 @@ Walk = Callable[[int, int, int, int, Any], None]
 def available() -> tuple[bool, str]:
     """Whether Numba is installed."""
     if not _INSTALLED:
-        return False, "Numba is not installed; pip install 'voxloss[cpu]' brings it"
+        return False, "Numba is not installed; pip install numba"
     return True, "one fused pass on the CPU, compiled by Numba"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from inspect import Parameter, signature
 from typing import Any, TypedDict, TypeVar, cast
 
@@ -113,9 +114,10 @@ def refusing_others(constructor: Constructor) -> Constructor:
     def checked(self: Any, *args: Any, **arguments: Any) -> None:
         for name in arguments:
             if name not in known:
+                near = "".join(f" Did you mean {match!r}?" for match in get_close_matches(name, known, 1))
                 raise TypeError(
-                    f"{type(self).__name__} got an unexpected keyword argument {name!r}. Beside the arguments in "
-                    f"its signature it takes {', '.join(sorted(options))}."
+                    f"{type(self).__name__} got an unexpected keyword argument {name!r}.{near} Beside the arguments "
+                    f"in its signature it takes {', '.join(sorted(options))}."
                 )
         constructor(self, *args, **arguments)
 
