@@ -116,7 +116,7 @@ def refusing_others(constructor: Constructor) -> Constructor:
             if name not in known:
                 near = "".join(f" Did you mean {match!r}?" for match in get_close_matches(name, known, 1))
                 raise TypeError(
-                    f"{type(self).__name__} got an unexpected keyword argument {name!r}.{near} Beside the arguments "
+                    f"{type(self).__name__} got an unexpected keyword argument {name!r}.{near} Beside those "
                     f"in its signature it takes {', '.join(sorted(options))}."
                 )
         constructor(self, *args, **arguments)
