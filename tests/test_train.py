@@ -25,7 +25,7 @@ from voxloss_app.names import LOSSES
 from voxloss_app.train import Plan, Request, make_plan, predict_and_write, train_and_score
 from voxloss_app.train.checkpoint import Checkpoint
 from voxloss_app.train.loop import validation_dice
-from voxloss_app.train.network import loss_of
+from voxloss_app.train.network import Steps, loss_of, network_of
 from voxloss_app.train.prediction import predicted_classes, write_prediction
 from voxloss_app.train.volumes import IGNORED, batches, image_transforms, training_patches
 from voxloss_data.ct import write_ct_set
@@ -325,6 +325,23 @@ def test_mixed_precision_trains(ct: Path, tmp_path: Path) -> None:
     assert train_and_score(request_of(ct, tmp_path, precision="bfloat16", epochs=2, validation=0)) == 0
     losses = [float(row["loss"]) for row in curves(tmp_path)]
     assert losses[-1] < losses[0]
+
+
+def test_a_gradient_that_is_not_finite_is_left_out(ct: Path, tmp_path: Path) -> None:
+    """In mixed precision. Clipping by the norm would spread it to all weights."""
+    plan = make_plan(request_of(ct, tmp_path, precision="bfloat16"))
+    network = network_of(plan)
+    steps = Steps(plan, network, loss_of(plan), CPU, total=2)
+    weight, *others = network.parameters()
+    hook = weight.register_hook(lambda gradient: gradient * math.nan)  # type: ignore[no-untyped-call]
+    before = [parameter.detach().clone() for parameter in (weight, *others)]
+    image, label = torch.randn(1, plan.channels, *plan.patch), torch.zeros(1, 1, *plan.patch)
+    steps.take(image, label, 0)
+    assert all(map(torch.equal, before, (weight, *others)))
+    hook.remove()
+    steps.take(image, label, 1)
+    assert not torch.equal(before[0], weight)
+    assert weight.isfinite().all()
 
 
 def test_tensorboard_has_the_numbers_of_the_curves(unbroken: Path) -> None:
