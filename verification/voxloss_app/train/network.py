@@ -46,9 +46,9 @@ class Steps:
         self.plan, self.network, self.loss, self.device, self.total = plan, network, loss, device, total
         self.optimiser = torch.optim.AdamW(network.parameters(), plan.learning_rate)
         self.dtype = precision(plan.precision, device)
-        # float16 gradients vanish below 6e-8 unless they are scaled. bfloat16 has float32's range, but a step whose
-        # gradient is not finite has to be left out there as well: torch's bfloat16 convolutions on a CPU return a
-        # NaN in the gradient of a weight now and then.
+        # float16 gradients vanish below 6e-8 unless they are scaled. bfloat16 has the range of float32, but steps
+        # without a finite gradient are skipped as well: torch's bfloat16 convolutions on a CPU return a NaN in a
+        # weight's gradient now and then.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is not None)
 
     def take(self, image: Tensor, label: Tensor, step: int) -> Tensor:
