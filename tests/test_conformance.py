@@ -29,7 +29,7 @@ from voxloss_app.conformance import cases, pages, results
 from voxloss_app.conformance.cases import Case
 from voxloss_app.conformance.picture import BROKEN, HOLDS
 from voxloss_app.finished import Finished
-from voxloss_verify.check import ask_law, chosen_laws
+from voxloss_verify.check import chosen_laws, run_check
 from voxloss_verify.laws.record import Status
 from voxloss_verify.laws.setting import Profile, Setting
 from voxloss_verify.subject.readers import claims_of
@@ -152,7 +152,7 @@ def require_exact(kind: Any, kwargs: dict[str, Any], **options: Any) -> None:
     subject = subject_of(kind, kwargs=kwargs, **options)
     for law in chosen_laws(["20", "24"]):
         # How precise a large sum is does not depend on what was read.
-        record = ask_law(subject, Setting(Profile(12, (), ""), derandomize=True), replace(law, given=None))
+        record = run_check(subject, Setting(Profile(12, (), ""), derandomize=True), replace(law, given=None))
         assert record.status is Status.holds, f"{kind.__name__}({kwargs}): {record.reason}"
 
 
@@ -258,7 +258,7 @@ TWO = [
     Case("voxloss", "voxloss:DiceLoss", "squared", SQUARED),
     Case("MONAI", "monai.losses:DiceLoss", "squared", SQUARED),
 ]
-# The second is not asked of these two; the first and the last are broken by MONAI's.
+# The second does not apply to these two; the first and the last are broken by MONAI's.
 LAWS = ["9", "10", "31b", "31d"]
 BROKEN_CELLS = ["9", "31d"]
 
@@ -414,7 +414,7 @@ def test_snippets_run_and_show_the_broken_law(built: Path, page: str) -> None:
             assert math.isfinite(float(shown[0]))
 
 
-def test_snippet_of_a_large_volume_asks_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snippet_of_a_large_volume_checks_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conformance, "all_cases", lambda: TWO[1:])
     monkeypatch.setattr(conformance, "LAWS", chosen_laws(["29a"]))  # two items of three classes in 2³ voxels
     monkeypatch.setattr(results, "LITERAL", 10)

@@ -9,7 +9,7 @@ import pytest
 
 import voxloss
 from every_loss import LOSSES
-from voxloss_verify.check import ask_law, chosen_laws
+from voxloss_verify.check import chosen_laws, run_check
 from voxloss_verify.laws.record import Status
 from voxloss_verify.laws.setting import Profile, Setting
 from voxloss_verify.subject.subject import subject_of
@@ -82,7 +82,7 @@ def test_every_law_that_is_asked_holds(loss: Any, options: dict[str, Any]) -> No
     subject = subject_of(loss, kwargs=options)
     setting = Setting(Profile(12, (), "eager"), derandomize=True)
     laws = [law if law.strategy is None else replace(law, given=None) for law in chosen_laws(LAWS)]
-    records = [ask_law(subject, setting, law) for law in laws]
+    records = [run_check(subject, setting, law) for law in laws]
     assert [f"{record.law}: {record.reason}" for record in records if record.status is Status.broken] == []
     asked = {record.law for record in records if record.status is Status.holds}
     assert asked >= {"13a", "20", "23b", "24", "31d"}
@@ -95,7 +95,7 @@ def test_every_law_can_be_asked_of_every_loss(name: str) -> None:
     subject = subject_of(LOSSES[name], kwargs={"to_onehot_y": True, "ignore_index": 255, **activation})
     setting = Setting(Profile(1, (4,), "eager"), derandomize=True)
     slow = ("1", "2", "3", "4", "5", "24", "25", "28a", "28c", "28d")
-    records = [ask_law(subject, setting, law) for law in chosen_laws(None) if law.id not in slow]
+    records = [run_check(subject, setting, law) for law in chosen_laws(None) if law.id not in slow]
     assert [f"{record.law}: {record.reason}" for record in records if record.status is Status.broken] == []
 
 

@@ -111,7 +111,7 @@ class _LawCollector(pytest.Collector):
 
 
 class _LawItem(pytest.Item):
-    """Asks one law."""
+    """Runs the check of one law."""
 
     def __init__(self, *, law: Law, verification: Verification, **node: Any) -> None:
         super().__init__(**node)
@@ -125,14 +125,14 @@ class _LawItem(pytest.Item):
         with warnings.catch_warnings():
             # The user's filters may make errors of those of torch; the loss is to be judged by its values.
             warnings.simplefilter("ignore")
-            record = self.verification.ask(self.law)
+            record = self.verification.run_check(self.law)
         if record.status is Status.broken:
             pytest.fail(self.verification.explanation(record), pytrace=False)
         if xfails.fails(record, self.verification.xfails):
             pytest.fail(f"{record.status.value}, {record.reason}", pytrace=False)
         if record.status is Status.expected:
             pytest.xfail(record.reason)
-        if record.status is Status.not_asked:
+        if record.status is Status.not_applicable:
             pytest.skip(record.reason)
 
     def reportinfo(self) -> tuple[Path, None, str]:
@@ -141,9 +141,8 @@ class _LawItem(pytest.Item):
 
 
 def _name(law: Law) -> str:
-    digits = law.id.rstrip("abcdefghijklmnopqrstuvwxyz")
     words = re.sub(r"\W+", "_", law.name).strip("_").lower()
-    return f"law_{digits:>02}{law.id[len(digits) :]}_{words}"
+    return f"law_{law.number:02}{law.part}_{words}"
 
 
 def _prepared(config: pytest.Config) -> Verification:

@@ -1,6 +1,6 @@
 """`voxloss conformance`: which laws hold for which losses of which library, as Markdown, a page and a picture.
 
-One room per job: `cases` which losses, `results` what came of asking them, `pages` the texts, `picture` the
+One room per job: `cases` which losses, `results` their records, `pages` the texts, `picture` the
 picture.
 """
 
@@ -32,7 +32,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def build(out: Path, profile: ProfileName = "quick", seed: int = 0) -> int:
-    """Ask every loss every law, and write conformance.md, .html and .png to `out`.
+    """Run every check on every loss, and write conformance.md, .html and .png to `out`.
 
     Losses that are finished are kept in a folder beside `out`, for the next run to go on. Returns the exit code:
     0; 1 if a loss of voxloss breaks a law or could not be made; 130 after Ctrl-C, when nothing is written.
@@ -71,7 +71,7 @@ def _examine_all(
             task = progress.add_task("", total=len(cases) * len(LAWS))
             for number, (case, name) in enumerate(zip(cases, names, strict=True)):
                 row = kept.read(name, partial(from_json, case))
-                _LOG.info("%s is %s", _title(case), f"kept in {kept.path(name)}" if row else "asked every law")
+                _LOG.info("%s is %s", _title(case), f"kept in {kept.path(name)}" if row else "checked")
                 if row is None:
                     row = examine(case, LAWS, setting, profile, partial(_show, progress, task, case))
                     kept.write(name, to_json(row))
@@ -92,6 +92,6 @@ def _title(case: Case) -> str:
 def _summary(row: Row) -> str:
     if row.error:
         return row.error
-    line = f"{row.count(Status.holds)} hold, {row.count(Status.not_asked)} not asked"
+    line = f"{row.count(Status.holds)} hold, {row.count(Status.not_applicable)} not applicable"
     broken = [cell.law for cell in row.cells if cell.status == Status.broken.value]
     return f"{line}, {len(broken)} broken: {', '.join(broken)}" if broken else line

@@ -27,7 +27,7 @@ from voxloss_verify.laws.setting import PROFILES
 from voxloss_verify.request import ProfileName
 from voxloss_verify.tolerances import GRADIENT, LOSS
 
-MARKS = {Status.holds.value: "✓", Status.broken.value: "✗", Status.not_asked.value: "–"}
+MARKS = {Status.holds.value: "✓", Status.broken.value: "✗", Status.not_applicable.value: "–"}
 # Of the rooms of `voxloss_verify.laws`, those with another name here.
 GROUPS = {"numerics": "numerics, engines", "engines": "numerics, engines"}
 

@@ -1,9 +1,9 @@
-"""What came of asking each loss each law, as data to show and to keep."""
+"""The records of each loss, as data to show and to keep."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +14,7 @@ import voxloss_data
 import voxloss_verify
 from voxloss_app.conformance.cases import Case
 from voxloss_app.finished import digest
-from voxloss_verify.check import ask_law, require_callable
+from voxloss_verify.check import run_checks
 from voxloss_verify.laws.law import Law
 from voxloss_verify.laws.record import LITERAL, Record, Status
 from voxloss_verify.laws.setting import Setting
@@ -29,10 +29,10 @@ _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
 
 @dataclass(frozen=True)
 class Cell:
-    """One law, asked of one loss.
+    """The check of one law on one loss.
 
     Attributes:
-        reason: of a broken law what was expected and what came, of one not asked why not.
+        reason: of a broken law what was expected and received, of one that does not apply why not.
         where: the volume that broke it.
         snippet: Python that shows the broken law.
     """
@@ -87,34 +87,37 @@ def examine(
     laws: Sequence[Law],
     setting: Setting,
     profile: ProfileName,
-    asking: Callable[[Law], None] = lambda law: None,
+    starting: Callable[[Law], None] = lambda law: None,
 ) -> Row:
-    """Ask a loss every law; `asking` is called before each."""
+    """Run every check on a loss; `starting` is called before each."""
     module, _, name = case.target.partition(":")
     try:
         subject = subject_of(getattr(import_module(module), name), kwargs=case.kwargs)
         subject = replace(subject, source=case.source)
-        require_callable(subject)
+        records = list(run_checks(subject, setting, _announced(laws, starting)))
     except TargetError as error:
         return Row(case, [], _anywhere(str(error)))
-    cells = []
+    return Row(case, [_cell(case, record, profile, setting.seed) for record in records])
+
+
+def _announced(laws: Sequence[Law], starting: Callable[[Law], None]) -> Iterator[Law]:
     for law in laws:
-        asking(law)
-        record = ask_law(subject, setting, law)
-        cells.append(
-            Cell(
-                law.id,
-                record.status.value,
-                _anywhere(record.reason),
-                record.worst_where if record.status is Status.broken else "",
-                _anywhere(_snippet(case, law, record, profile, setting.seed)),
-            )
-        )
-    return Row(case, cells)
+        starting(law)
+        yield law
 
 
-def _snippet(case: Case, law: Law, record: Record, profile: ProfileName, seed: int) -> str:
-    """Python that shows a broken law: on its volume, or by asking again if that is too large to write out."""
+def _cell(case: Case, record: Record, profile: ProfileName, seed: int) -> Cell:
+    return Cell(
+        record.law,
+        record.status.value,
+        _anywhere(record.reason),
+        record.worst_where if record.status is Status.broken else "",
+        _anywhere(_snippet(case, record, profile, seed)),
+    )
+
+
+def _snippet(case: Case, record: Record, profile: ProfileName, seed: int) -> str:
+    """Python that shows a broken law: on its volume, or by checking again if that is too large to write out."""
     example = record.counterexample
     if example is None:
         return ""
@@ -127,7 +130,7 @@ def _snippet(case: Case, law: Law, record: Record, profile: ProfileName, seed: i
             case.imports,
             "from voxloss_verify import check_loss",
             f"kwargs = dict({kwargs})",
-            f"options = dict(laws=[{law.id!r}], profile={profile!r}, seed={seed})",
+            f"options = dict(laws=[{record.law!r}], profile={profile!r}, seed={seed})",
             f"(record,) = check_loss({case.name}, kwargs=kwargs, **options)",
             "print(record.status.value, record.reason, sep=': ')",
         ]
@@ -147,6 +150,8 @@ def plain(row: Row) -> dict[str, Any]:
         "call": row.case.call,
         "imports": row.case.imports,
         "error": row.error,
-        "counts": {status.value: row.count(status) for status in (Status.holds, Status.broken, Status.not_asked)},
+        "counts": {
+            status.value: row.count(status) for status in (Status.holds, Status.broken, Status.not_applicable)
+        },
         "cells": [asdict(cell) for cell in row.cells],
     }

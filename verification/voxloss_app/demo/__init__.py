@@ -1,6 +1,6 @@
 """`voxloss demo`: train on a real brain MRI, check every loss, write a report.
 
-One room per job: `settings` what was asked, `data` the MONAI pipeline, `training` the loop, `figures` the
+One room per job: `settings` the options, `data` the MONAI pipeline, `training` the loop, `figures` the
 pictures, `report` the files.
 """
 

@@ -1,4 +1,4 @@
-"""What a training will do: what was asked for, and what follows from the scans where nothing was."""
+"""What a training will do: what was requested, and what follows from the scans where nothing was."""
 
 from __future__ import annotations
 
