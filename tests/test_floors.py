@@ -47,7 +47,7 @@ ORDER = {
         ["exponential_logarithmic", "unified_focal"],
     ],
     "voxloss_verify": [
-        ["tolerances", "request"],
+        ["tolerances", "request", "configurations"],
         ["oracle"],
         ["subject"],
         ["laws"],

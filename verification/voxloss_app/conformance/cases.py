@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib import import_module, metadata
 from typing import Any
 
+from voxloss_verify.configurations import ALL_VOXELS, COMPOUND, CONFIGURATIONS, FOCAL, REGION, SHARED, shared
+
 
 @dataclass(frozen=True)
 class Case:
@@ -70,45 +72,12 @@ def _spelled(value: Any) -> str:
     return str(value.__name__) if callable(value) else repr(value)
 
 
-_LABELS: dict[str, Any] = {"softmax": True, "to_onehot_y": True}
-_UNSMOOTHED: dict[str, Any] = {"smooth_nr": 0.0, "smooth_dr": 0.0}
-
-# What MONAI's and voxloss's Dice losses are made with. Without activation the input is probabilities, the target
-# one channel per class.
-CONFIGURATIONS: dict[str, dict[str, Any]] = {
-    "softmax": _LABELS,
-    "sigmoid": {"sigmoid": True},
-    "probabilities, s = 0": _UNSMOOTHED,
-    "softmax, s = 0": {**_LABELS, **_UNSMOOTHED},
-    "squared": {**_LABELS, "squared_pred": True},
-    "jaccard": {**_LABELS, "jaccard": True},
-    "batch": {**_LABELS, "batch": True},
-    "soft labels": {"soft_label": True},
-    "ignore 255": {**_LABELS, "ignore_index": 255},
-    "no background": {**_LABELS, "include_background": False},
-    # As many as the brain MRI has classes.
-    "class weights": {**_LABELS, "weight": [1.0, 1.0, 2.0, 4.0]},
-    "soft labels, s = 0": {"soft_label": True, **_UNSMOOTHED},
-}
-# Of the other losses, those that touch their own formula.
-_FEWER = ("softmax", "sigmoid", "softmax, s = 0", "batch", "soft labels", "ignore 255", "no background")
-
-
-_OF_ALL_VOXELS = ("softmax", "sigmoid", "batch", "ignore 255")
-# Of means over voxels and of compounds, those that touch more than the region loss.
-_COMPOUND = ("softmax", "sigmoid", "batch", "ignore 255", "no background", "class weights")
-
-
 def _configured(library: str, target: str, *labels: str, **own: Any) -> list[Case]:
-    """A class in all configurations, or in those named, as far as its constructor takes them."""
+    """A class in the shared configurations of these labels, none for all, if its constructor takes them."""
     module, _, name = target.partition(":")
     make = getattr(import_module(module), name)
-    cases = []
-    for label in labels or CONFIGURATIONS:
-        kwargs = {**CONFIGURATIONS[label], **own}
-        if _takes(make, kwargs):
-            cases.append(Case(library, target, label, kwargs))
-    return cases
+    each = shared(*labels, **own)
+    return [Case(library, target, label, kwargs) for label, kwargs in each.items() if _takes(make, kwargs)]
 
 
 def _takes(make: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
@@ -121,55 +90,26 @@ def _takes(make: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
     return True
 
 
-def _focal(library: str, target: str) -> list[Case]:
-    """Focal loss, whose sigmoid is what is not `use_softmax`."""
-    configurations: dict[str, dict[str, Any]] = {
-        "softmax": {"use_softmax": True},
-        "sigmoid": {},
-        "ignore 255": {"use_softmax": True, "ignore_index": 255},
-        "no background": {"use_softmax": True, "include_background": False},
-        "class weights": {"use_softmax": True, "weight": [1.0, 1.0, 2.0, 4.0]},
-    }
-    return [
-        Case(library, target, label, {"to_onehot_y": True, **kwargs}) for label, kwargs in configurations.items()
-    ]
-
-
 def _voxloss() -> list[Case]:
+    """Its losses in the configurations that libraries share."""
     return [
-        *_configured("voxloss", "voxloss:DiceLoss"),
-        *_configured("voxloss", "voxloss:JaccardLoss", "softmax", "softmax, s = 0", "soft labels, s = 0"),
-        *_configured("voxloss", "voxloss:TverskyLoss", *_FEWER, alpha=0.3, beta=0.7),
-        *_configured("voxloss", "voxloss:FocalTverskyLoss", "softmax", "sigmoid", "soft labels", "ignore 255"),
-        *_configured("voxloss", "voxloss:GeneralizedDiceLoss", *_FEWER),
-        *_configured("voxloss", "voxloss:LogCoshDiceLoss", "softmax"),
-        *_configured("voxloss", "voxloss:AsymmetricSimilarityLoss", "softmax"),
-        *_configured("voxloss", "voxloss:PenaltyGeneralizedDiceLoss", "softmax", "sigmoid"),
-        *_configured("voxloss", "voxloss:MCCLoss", *_OF_ALL_VOXELS),
-        *_configured("voxloss", "voxloss:SensitivitySpecificityLoss", *_OF_ALL_VOXELS),
-        *_configured("voxloss", "voxloss:CrossEntropyLoss", *_COMPOUND),
-        *_focal("voxloss", "voxloss:FocalLoss"),
-        *_configured("voxloss", "voxloss:DiceCELoss", *_COMPOUND),
-        *_configured("voxloss", "voxloss:DiceFocalLoss", *_COMPOUND),
-        *_configured("voxloss", "voxloss:GeneralizedDiceFocalLoss", *_COMPOUND),
-        *_configured("voxloss", "voxloss:TverskyCELoss", *_COMPOUND, alpha=0.3, beta=0.7),
-        *_configured("voxloss", "voxloss:FocalTverskyCELoss", *_COMPOUND),
-        *_configured("voxloss", "voxloss:ComboLoss", "softmax", "sigmoid", "ignore 255"),
-        *_configured("voxloss", "voxloss:ExponentialLogarithmicLoss", "softmax", "sigmoid", "ignore 255"),
-        *_configured("voxloss", "voxloss:UnifiedFocalLoss", "softmax", "sigmoid", "ignore 255"),
+        Case("voxloss", f"voxloss:{name}", label, kwargs)
+        for name, each in CONFIGURATIONS.items()
+        for label, kwargs in each.items()
+        if label in SHARED
     ]
 
 
 def _monai() -> list[Case]:
     return [
         *_configured("MONAI", "monai.losses:DiceLoss"),
-        *_configured("MONAI", "monai.losses:TverskyLoss", *_FEWER, alpha=0.3, beta=0.7),
-        *_configured("MONAI", "monai.losses:GeneralizedDiceLoss", *_FEWER),
-        *_configured("MONAI", "monai.losses:MCCLoss", *_OF_ALL_VOXELS),
-        *_focal("MONAI", "monai.losses:FocalLoss"),
-        *_configured("MONAI", "monai.losses:DiceCELoss", *_COMPOUND),
-        *_configured("MONAI", "monai.losses:DiceFocalLoss", *_COMPOUND),
-        *_configured("MONAI", "monai.losses:GeneralizedDiceFocalLoss", *_COMPOUND),
+        *_configured("MONAI", "monai.losses:TverskyLoss", *REGION, alpha=0.3, beta=0.7),
+        *_configured("MONAI", "monai.losses:GeneralizedDiceLoss", *REGION),
+        *_configured("MONAI", "monai.losses:MCCLoss", *ALL_VOXELS),
+        *(Case("MONAI", "monai.losses:FocalLoss", label, kwargs) for label, kwargs in FOCAL.items()),
+        *_configured("MONAI", "monai.losses:DiceCELoss", *COMPOUND),
+        *_configured("MONAI", "monai.losses:DiceFocalLoss", *COMPOUND),
+        *_configured("MONAI", "monai.losses:GeneralizedDiceFocalLoss", *COMPOUND),
     ]
 
 
