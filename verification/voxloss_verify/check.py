@@ -162,7 +162,7 @@ def _examined(subject: Subject, setting: Setting, law: Law) -> Record:
         record = replace(
             record,
             status=Status.broken,
-            reason=broken.message + _hint(subject, law, broken.volume),
+            reason=broken.message + (_hint(subject, law, broken.volume) if setting.hints else ""),
             worst=broken.finding,
             worst_where=str(broken.volume),
             counterexample=example,

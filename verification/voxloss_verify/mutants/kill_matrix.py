@@ -116,7 +116,7 @@ def _trials(
     """In the order of the specimens."""
     here = [law.id for law in laws if jobs <= 1 or law.id in WITH_PROCESSES]
     there = [law.id for law in laws if law.id not in here]
-    setting = Setting(profile, seed, shrink=False)
+    setting = Setting(profile, seed, shrink=False, hints=False)
     # Not forked: threads, such as that of a progress bar, do not survive a fork.
     executor = ProcessPoolExecutor(max(1, jobs), multiprocessing.get_context("spawn"))
     try:
@@ -149,4 +149,4 @@ def run_all(specimen: Specimen, setting: Setting, laws: Sequence[str] | None = N
 def _run_there(specimen: Specimen, profile: Profile, seed: int, laws: Sequence[str]) -> dict[str, Record]:
     """The same in a worker."""
     torch.set_num_threads(1)  # there are as many workers as cores
-    return run_all(specimen, Setting(profile, seed, shrink=False), laws)
+    return run_all(specimen, Setting(profile, seed, shrink=False, hints=False), laws)
