@@ -11,7 +11,7 @@ import pytest
 from every_loss import LOSSES
 from pages import ROOT
 from voxloss_app import names
-from voxloss_app.conformance.cases import LIBRARIES
+from voxloss_app.conformance.losses import LIBRARIES
 from voxloss_verify.configurations import CONFIGURATIONS, SHARED
 from voxloss_verify.subject.subject import subject_of
 
@@ -47,7 +47,7 @@ def test_every_loss_is_on_the_pages(page: str) -> None:
 
 
 def test_every_loss_is_compared_with_other_libraries() -> None:
-    assert {examined.name for examined in LIBRARIES[0].cases()} == {*CLASSES}
+    assert {examined.name for examined in LIBRARIES[0].losses()} == {*CLASSES}
 
 
 def test_a_loss_that_is_nowhere_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

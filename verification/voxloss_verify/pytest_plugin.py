@@ -147,7 +147,7 @@ def _name(law: Law) -> str:
 
 def _prepared(config: pytest.Config) -> Verification:
     try:
-        from voxloss_verify.request import COUNTEREXAMPLES, Request, parse_kwargs
+        from voxloss_verify.request import COUNTEREXAMPLES, VerifyRequest, parse_kwargs
         from voxloss_verify.verification import Verification
     except ImportError as error:
         raise pytest.UsageError(f"--voxloss-target needs {error.name}: pip install 'voxloss[verify]'") from error
@@ -159,7 +159,7 @@ def _prepared(config: pytest.Config) -> Verification:
     seed = option("voxloss_seed")
     if not 0 <= seed < 2**32:
         raise pytest.UsageError(f"--voxloss-seed: expected a whole number from 0 to 2³² − 1, got {seed}.")
-    request = Request(
+    request = VerifyRequest(
         target=option("voxloss_target"),
         kwargs=kwargs,
         family=option("voxloss_as"),

@@ -14,7 +14,7 @@ COUNTEREXAMPLES = Path("voxloss-counterexamples")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class VerifyRequest:
     """One verification, as it was requested.
 
     Attributes:

@@ -14,7 +14,7 @@ from voxloss_verify.laws.record import Record, Status, forget
 from voxloss_verify.laws.setting import PROFILES, Setting
 from voxloss_verify.laws.sources import read_pairs
 from voxloss_verify.oracle.claims import parse_claims
-from voxloss_verify.request import Request
+from voxloss_verify.request import VerifyRequest
 from voxloss_verify.subject.devices import chosen_device
 from voxloss_verify.subject.subject import Subject, said, subject_of
 
@@ -34,7 +34,7 @@ class Verification:
         unwritten: of each broken law without files, the reason.
     """
 
-    request: Request
+    request: VerifyRequest
     subject: Subject
     setting: Setting
     laws: Sequence[Law]
@@ -44,7 +44,7 @@ class Verification:
     unwritten: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, request: Request, prefix: str = "--") -> Verification:
+    def of(cls, request: VerifyRequest, prefix: str = "--") -> Verification:
         """Find the loss, call it once, and read the files; `close` the result.
 
         Raises ValueError, in one line, for whatever is not as it should be; `prefix` begins the names of options.

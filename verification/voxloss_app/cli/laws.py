@@ -20,7 +20,7 @@ from voxloss_app.cli.options import (
     starting,
 )
 from voxloss_verify.oracle.claims import Family
-from voxloss_verify.request import COUNTEREXAMPLES, Request, parse_kwargs
+from voxloss_verify.request import COUNTEREXAMPLES, VerifyRequest, parse_kwargs
 
 GROUP = "Laws of losses"
 
@@ -120,7 +120,7 @@ def verify(
     require_writable("--html", html)
     require_writable("--json", json)
     require_folder("--counterexamples", counterexamples)
-    request = Request(
+    request = VerifyRequest(
         target=target,
         kwargs=arguments,
         family=family,

@@ -12,7 +12,7 @@ from voxloss_verify.configurations import ALL_VOXELS, COMPOUND, CONFIGURATIONS, 
 
 
 @dataclass(frozen=True)
-class Case:
+class ExaminedLoss:
     """A loss with arguments.
 
     Attributes:
@@ -56,7 +56,7 @@ class Library:
 
     name: str
     package: str
-    cases: Callable[[], list[Case]]
+    losses: Callable[[], list[ExaminedLoss]]
 
     @property
     def version(self) -> str | None:
@@ -72,12 +72,14 @@ def _spelled(value: Any) -> str:
     return str(value.__name__) if callable(value) else repr(value)
 
 
-def _configured(library: str, target: str, *labels: str, **own: Any) -> list[Case]:
+def _configured(library: str, target: str, *labels: str, **own: Any) -> list[ExaminedLoss]:
     """A class in the shared configurations of these labels, none for all, if its constructor takes them."""
     module, _, name = target.partition(":")
     make = getattr(import_module(module), name)
     each = shared(*labels, **own)
-    return [Case(library, target, label, kwargs) for label, kwargs in each.items() if _takes(make, kwargs)]
+    return [
+        ExaminedLoss(library, target, label, kwargs) for label, kwargs in each.items() if _takes(make, kwargs)
+    ]
 
 
 def _takes(make: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
@@ -90,30 +92,30 @@ def _takes(make: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
     return True
 
 
-def _voxloss() -> list[Case]:
+def _voxloss() -> list[ExaminedLoss]:
     """Its losses in the configurations that libraries share."""
     return [
-        Case("voxloss", f"voxloss:{name}", label, kwargs)
+        ExaminedLoss("voxloss", f"voxloss:{name}", label, kwargs)
         for name, each in CONFIGURATIONS.items()
         for label, kwargs in each.items()
         if label in SHARED
     ]
 
 
-def _monai() -> list[Case]:
+def _monai() -> list[ExaminedLoss]:
     return [
         *_configured("MONAI", "monai.losses:DiceLoss"),
         *_configured("MONAI", "monai.losses:TverskyLoss", *REGION, alpha=0.3, beta=0.7),
         *_configured("MONAI", "monai.losses:GeneralizedDiceLoss", *REGION),
         *_configured("MONAI", "monai.losses:MCCLoss", *ALL_VOXELS),
-        *(Case("MONAI", "monai.losses:FocalLoss", label, kwargs) for label, kwargs in FOCAL.items()),
+        *(ExaminedLoss("MONAI", "monai.losses:FocalLoss", label, kwargs) for label, kwargs in FOCAL.items()),
         *_configured("MONAI", "monai.losses:DiceCELoss", *COMPOUND),
         *_configured("MONAI", "monai.losses:DiceFocalLoss", *COMPOUND),
         *_configured("MONAI", "monai.losses:GeneralizedDiceFocalLoss", *COMPOUND),
     ]
 
 
-def _nnunet() -> list[Case]:
+def _nnunet() -> list[ExaminedLoss]:
     softmax = import_module("nnunetv2.utilities.helpers").softmax_helper_dim1
     # Outside of a process group the batch form runs with ddp=False only.
     configurations: dict[str, dict[str, Any]] = {
@@ -123,7 +125,7 @@ def _nnunet() -> list[Case]:
         "batch": {"apply_nonlin": softmax, "batch_dice": True, "ddp": False},
     }
     found = [
-        Case("nnU-Net", f"nnunetv2.training.loss.dice:{name}", label, kwargs)
+        ExaminedLoss("nnU-Net", f"nnunetv2.training.loss.dice:{name}", label, kwargs)
         for name in ("SoftDiceLoss", "MemoryEfficientSoftDiceLoss")
         for label, kwargs in configurations.items()
     ]
@@ -132,16 +134,16 @@ def _nnunet() -> list[Case]:
     target = "nnunetv2.training.loss.compound_losses:DC_and_CE_loss"
     for label, own in (("batch, no background", {}), ("ignore 255", {"ignore_label": 255})):
         # It writes to `ce_kwargs`.
-        found.append(Case("nnU-Net", target, label, {"soft_dice_kwargs": dice, "ce_kwargs": {}, **own}))
+        found.append(ExaminedLoss("nnU-Net", target, label, {"soft_dice_kwargs": dice, "ce_kwargs": {}, **own}))
     return found
 
 
-def _kornia() -> list[Case]:
+def _kornia() -> list[ExaminedLoss]:
     return [
-        Case("kornia", "kornia.losses:DiceLoss", "micro", {}),
-        Case("kornia", "kornia.losses:DiceLoss", "micro, ignore 255", {"ignore_index": 255}),
-        Case("kornia", "kornia.losses:DiceLoss", "macro", {"average": "macro"}),
-        Case("kornia", "kornia.losses:TverskyLoss", "macro", {"alpha": 0.3, "beta": 0.7}),
+        ExaminedLoss("kornia", "kornia.losses:DiceLoss", "micro", {}),
+        ExaminedLoss("kornia", "kornia.losses:DiceLoss", "micro, ignore 255", {"ignore_index": 255}),
+        ExaminedLoss("kornia", "kornia.losses:DiceLoss", "macro", {"average": "macro"}),
+        ExaminedLoss("kornia", "kornia.losses:TverskyLoss", "macro", {"alpha": 0.3, "beta": 0.7}),
     ]
 
 
@@ -153,6 +155,6 @@ LIBRARIES = (
 )
 
 
-def all_cases() -> list[Case]:
+def examined_losses() -> list[ExaminedLoss]:
     """The losses of all libraries that are installed."""
-    return [case for library in LIBRARIES if library.version is not None for case in library.cases()]
+    return [examined for library in LIBRARIES if library.version is not None for examined in library.losses()]

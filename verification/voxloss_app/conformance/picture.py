@@ -40,9 +40,9 @@ def heat_map_png(
 ) -> bytes:
     """Draw the rows under the heading of their library, and the laws under that of their group."""
     lines: list[_Line] = []
-    for library, own in groupby(rows, lambda row: row.case.library):
+    for library, own in groupby(rows, lambda row: row.examined.library):
         lines.append(_Line(headings[library]))
-        lines += [_Line(f"{row.case.name}  {row.case.label}", row) for row in own]
+        lines += [_Line(f"{row.examined.name}  {row.examined.label}", row) for row in own]
     width, height = _NAMES + _CELL * (len(laws) + 1), _HEADING + _CELL * len(lines) + _LEGEND
     figure = Figure(figsize=(width, height), facecolor=theme.paper)
     axes = figure.add_axes(

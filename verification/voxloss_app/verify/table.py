@@ -13,7 +13,7 @@ from voxloss_app.exits import ExitCode, Refused
 from voxloss_app.terminal import is_quiet, progress_bar, results_console
 from voxloss_app.verify.report import write_html, write_json
 from voxloss_verify.laws.record import Record, Status
-from voxloss_verify.request import Request
+from voxloss_verify.request import VerifyRequest
 from voxloss_verify.subject.devices import device_name
 from voxloss_verify.verification import Verification
 
@@ -26,7 +26,7 @@ STYLES = {
 }
 
 
-def verify_and_show(request: Request, html: Path | None, json: Path | None) -> int:
+def verify_and_show(request: VerifyRequest, html: Path | None, json: Path | None) -> int:
     """Verify a loss, print the records, and write the requested reports, even if interrupted.
 
     Returns the exit code. Raises Refused if the loss could not be loaded or called.
