@@ -104,6 +104,8 @@ def test_a_broken_law_comes_with_the_smallest_volume_that_breaks_it() -> None:
     assert record.counterexample is not None
     volume = record.counterexample.volume
     assert volume.input.shape == (1, 1, 1, 1, 1)
+    assert record.worst_where == "drawn (labels: random, prediction: soft), float64 [1, 1, 1, 1, 1]"
+    assert f"# {record.worst_where}\n" in record.counterexample.snippet(), "which draws made it"
     assert record.worst is not None
     assert record.worst.error > record.worst.tolerance
 

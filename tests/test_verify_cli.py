@@ -162,6 +162,14 @@ def test_a_snippet_shows_the_gradient_that_differs(verify: Verify) -> None:
     assert float(re.findall(r"tensor\(([\d.e-]+)", run.stdout)[-1]) > 0
 
 
+def test_a_broken_law_tells_the_draws_of_its_volume(verify: Verify) -> None:
+    _, out, _ = verify(*flawed("Off", "24"))
+    drawn = r"drawn \(labels: [a-z ]+, prediction: [a-z]+\), float(32|64) \[1, 2, 1, 1, 1\]"
+    assert re.search(rf" {drawn}: loss$", rows(out)["24"])
+    (snippet,) = snippets(out)
+    assert re.search(rf"^# {drawn}$", snippet, flags=re.M)
+
+
 def test_of_several_broken_laws_the_first_to_look_at_is_named(verify: Verify) -> None:
     _, out, _ = verify(*flawed("Off", "1", "24", "25"))
     assert "\n\nlook at law 24 first: " in out

@@ -89,7 +89,8 @@ class CounterExample:
 
     def snippet(self, folder: Path | None = None) -> str:
         """Python that shows the broken law; large volumes are read from the files that `save` wrote."""
-        lines = ["import torch", self.setup, *self._tensors(self.volume, "", folder)]
+        lines = ["import torch", self.setup, f"# {' '.join(str(self.volume).split())}"]
+        lines += self._tensors(self.volume, "", folder)
         if self.other is not None:
             lines += self._tensors(self.other, "other_", folder)
         lines += [*self.code, "input.requires_grad_()", "value = loss(input, target)", "value.sum().backward()"]
