@@ -46,13 +46,13 @@ def exact(case: BenchCase, input: Tensor, target: Tensor) -> Exact:
     return Exact(value.item(), gradient)
 
 
-def errors(found: float, gradient: Tensor | None, truth: Exact) -> tuple[float, float]:
+def errors(found: float, gradient: Tensor | None, reference: Exact) -> tuple[float, float]:
     """Distances of a value, relative to one above 1, and of a gradient, relative to its largest element."""
-    by_value = abs(found - truth.value) / max(1.0, abs(truth.value))
+    by_value = abs(found - reference.value) / max(1.0, abs(reference.value))
     if gradient is None:
         return by_value, float("inf")
-    largest = max(float(truth.gradient[slab].abs().max()) for slab in _slabs(truth.gradient))
-    parts = [(gradient[slab].double() - truth.gradient[slab]).abs().max() for slab in _slabs(gradient)]
+    largest = max(float(reference.gradient[slab].abs().max()) for slab in _slabs(reference.gradient))
+    parts = [(gradient[slab].double() - reference.gradient[slab]).abs().max() for slab in _slabs(gradient)]
     return by_value, float(torch.stack(parts).max()) / largest  # NaN in any part is NaN here
 
 

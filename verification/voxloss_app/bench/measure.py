@@ -49,18 +49,18 @@ def measure(case: BenchCase, options: Options, report: Report = lambda share, wh
     torch.set_num_threads(options.threads)
     input, target = tensors(case, options.seed)
     report(0.0, "float64")
-    truth = exact(case, input, target)
+    reference = exact(case, input, target)
     require_agreement(case, input, target)
     contenders = contenders_for(case, options.compile)
     found: dict[str, Measurement] = {}
     steps: dict[str, Step] = {}
     for number, contender in enumerate(contenders):
         report(0.1 + 0.4 * number / len(contenders), contender.title)
-        found[contender.name], step = examine(case, contender, input, target, truth, options.available)
+        found[contender.name], step = examine(case, contender, input, target, reference, options.available)
         if step is not None:
             steps[contender.name] = step
-    value = truth.value
-    del truth
+    value = reference.value
+    del reference
     if case.timed:
         runs = {name: partial(_timed, case, step, input, target) for name, step in steps.items()}
         rounds = options.rounds + 1
@@ -73,14 +73,14 @@ def measure(case: BenchCase, options: Options, report: Report = lambda share, wh
 
 
 def examine(
-    case: BenchCase, contender: Contender, input: Tensor, target: Tensor, truth: Exact, available: int
+    case: BenchCase, contender: Contender, input: Tensor, target: Tensor, reference: Exact, available: int
 ) -> tuple[Measurement, Step | None]:
     """Run a contender until it is warm; its step if it may be timed."""
     needed = int(contender.peak(case) * case.logit_bytes) + needed_beside(case)
     if needed > available:
         return Measurement(State.skipped.value, f"needs about {needed / 2**30:.1f} GiB"), None
     try:
-        return _examine(case, contender, input, target, truth)
+        return _examine(case, contender, input, target, reference)
     except Unavailable as error:
         return Measurement(State.skipped.value, str(error)), None
     except Exception as error:
@@ -91,7 +91,7 @@ def examine(
 
 
 def _examine(
-    case: BenchCase, contender: Contender, input: Tensor, target: Tensor, truth: Exact
+    case: BenchCase, contender: Contender, input: Tensor, target: Tensor, reference: Exact
 ) -> tuple[Measurement, Step | None]:
     ready = contender.prepare(case, input, target)
     input.grad = None
@@ -100,7 +100,7 @@ def _examine(
     first_call = time.perf_counter() - start if ready.first_call is None else ready.first_call
     measured = Measurement(State.measured.value, note=ready.note, first_call=first_call)
     if contender.is_loss:
-        by_value, by_gradient = errors(value, input.grad, truth)
+        by_value, by_gradient = errors(value, input.grad, reference)
         measured = replace(measured, value_error=by_value, gradient_error=by_gradient)
         wrong = verdict(case, by_value, by_gradient)
         if wrong:
@@ -127,9 +127,9 @@ def require_agreement(case: BenchCase, input: Tensor, target: Tensor) -> None:
     small = replace(case, edge=edge, dtype="float64")
     z, y = (each.detach()[:, :, :edge, :edge, :edge].contiguous() for each in (input, target))
     z = z.double().requires_grad_()
-    truth = exact(small, z, y)
+    reference = exact(small, z, y)
     value = training_step(small, our_loss(small, "reference"))(z, y).item()
-    wrong = verdict(small, *errors(value, z.grad, truth))
+    wrong = verdict(small, *errors(value, z.grad, reference))
     if wrong:
         raise ArithmeticError(f"voxloss's reference and the textbook formula differ: {wrong}")
 

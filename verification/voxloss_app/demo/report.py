@@ -148,7 +148,7 @@ def write_report(results: Results) -> Path:
     numbers = metrics(results)
     segmentation = figures.Segmentation(
         image=results.image[0].numpy(),
-        truth=training.labels,
+        reference=training.labels,
         prediction=training.prediction,
         affine=results.image.affine.numpy(),
     )

@@ -75,7 +75,7 @@ def show(matrix: KillMatrix, console: Console) -> None:
     console.print(f"\n{', '.join(f'{cell} {words}' for cell, words in meaning.items())}, blank: not applicable")
     for number, mutant in enumerate(matrix.mutants, 1):
         loss, killers = mutant.specimen.loss.__name__, ", ".join(mutant.specimen.killers)
-        console.print(f"{number:>4} {loss:<26} {killers:<8} {mutant.specimen.mistake}")
+        console.print(f"{number:>4} {loss:<26} {killers:<8} {mutant.specimen.flaw}")
     console.print("")
     for id in (law for law in matrix.idle if law in CANNOT):
         console.print(f"law {id} caught no mutant: {CANNOT[id]}")

@@ -136,9 +136,11 @@ def of_scores(subject: Subject) -> str | None:
     return None if known else f"a law of scores of sums over voxels, not of {family}"
 
 
-def is_true(what: str, truth: bool | np.bool_, got: float | None = None, code: tuple[str, ...] = ()) -> Finding:
+def is_true(
+    what: str, statement: bool | np.bool_, got: float | None = None, code: tuple[str, ...] = ()
+) -> Finding:
     """A statement that has no distance: its error is 0 or infinite."""
-    return Finding(what, got, None, 0.0, 0.0 if truth else float("inf"), code=code)
+    return Finding(what, got, None, 0.0, 0.0 if statement else float("inf"), code=code)
 
 
 def close_value(

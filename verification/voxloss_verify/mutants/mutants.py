@@ -29,7 +29,7 @@ class Specimen:
     killers: tuple[str, ...] = ()
 
     @property
-    def mistake(self) -> str:
+    def flaw(self) -> str:
         """What is wrong, in one line."""
         return (self.loss.__doc__ or "").strip().splitlines()[0]
 
