@@ -25,12 +25,21 @@ import voxloss
 from voxloss.backends import numba_cpu
 from voxloss_app.__main__ import main
 from voxloss_app.bench import contenders, exact, measure, page, plain, plot, run, timing
-from voxloss_app.bench.cases import Case, choose, default_cases, full_cases, quick_cases, tensors
+from voxloss_app.bench.cases import BenchCase, choose, default_cases, full_cases, quick_cases, tensors
 from voxloss_app.bench.contenders import COPY, FLOOR, IN_CACHE, OURS, Contender, Prepared, training_step
 from voxloss_app.bench.goals import GOALS, ROUNDING, judge
 from voxloss_app.bench.measure import Options, examine
 from voxloss_app.bench.memory import allocated_peak, resident_peak
-from voxloss_app.bench.results import Measurement, Result, Run, State, from_json, load_runs, save_runs, to_json
+from voxloss_app.bench.results import (
+    BenchResult,
+    Measurement,
+    Run,
+    State,
+    from_json,
+    load_runs,
+    save_runs,
+    to_json,
+)
 from voxloss_app.bench.timing import Spread, interleaved, ratios, spread
 from voxloss_app.finished import Finished
 
@@ -46,7 +55,7 @@ LOSSES = [
     ("dice_ce", "softmax"),
     ("dice_focal", "sigmoid"),
 ]
-SMALL = [Case(*loss, 3, 9, one_hot=one_hot) for loss in LOSSES for one_hot in (False, True)]
+SMALL = [BenchCase(*loss, 3, 9, one_hot=one_hot) for loss in LOSSES for one_hot in (False, True)]
 
 
 # Statistics.
@@ -165,7 +174,7 @@ def test_peak_of_the_process_counts_what_torch_does_not_allocate() -> None:
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.id)
-def test_the_two_truths_agree(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_two_truths_agree(case: BenchCase, monkeypatch: pytest.MonkeyPatch) -> None:
     input, target = tensors(case)
     measure.require_agreement(case, input, target)
     whole = exact.exact(case, input, target)
@@ -182,7 +191,7 @@ def test_truths_that_differ_are_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.id)
-def test_everyone_computes_the_same(case: Case) -> None:
+def test_everyone_computes_the_same(case: BenchCase) -> None:
     input, target = tensors(case)
     truth = exact.exact(case, input, target)
     for contender in contenders.contenders_for(case, compile=False):
@@ -198,7 +207,7 @@ def test_everyone_computes_the_same(case: Case) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_is_compared_with_the_rounded_inputs(dtype: str) -> None:
-    case = Case("dice_ce", "softmax", 3, 16, dtype=dtype)
+    case = BenchCase("dice_ce", "softmax", 3, 16, dtype=dtype)
     result = measure.measure(case, OPTIONS)
     assert result.contenders[OURS].state == "measured", result.contenders[OURS]
     input, target = tensors(case)
@@ -245,7 +254,7 @@ def test_a_wrong_answer_gets_no_speed(
 ) -> None:
     both = (_contender(_loss(_dice), "right"), _contender(_loss(loss), "wrong"))
     monkeypatch.setattr(contenders, "CONTENDERS", both)
-    result = measure.measure(Case("dice", "softmax", 3, 8), OPTIONS)
+    result = measure.measure(BenchCase("dice", "softmax", 3, 8), OPTIONS)
     right, wrong = (result.contenders[name] for name in ("right", "wrong"))
     assert right.state == "measured"
     assert len(right.times) == OPTIONS.rounds
@@ -256,7 +265,7 @@ def test_a_wrong_answer_gets_no_speed(
 
 
 def _examined(contender: Contender, available: int = 1 << 34) -> Measurement:
-    case = Case("dice", "softmax", 3, 8)
+    case = BenchCase("dice", "softmax", 3, 8)
     input, target = tensors(case)
     measured, step = examine(case, contender, input, target, exact.exact(case, input, target), available)
     assert (step is None) == (measured.state != "measured")
@@ -334,7 +343,7 @@ def _dice_and_ce(dice: dict[str, Any], ce: dict[str, Any], dice_class: Any) -> C
 
 
 @pytest.mark.parametrize("case", [case for case in SMALL if contenders._has_nnunet(case) and not case.one_hot])
-def test_nnunet_gets_the_arguments_that_make_it_equal(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nnunet_gets_the_arguments_that_make_it_equal(case: BenchCase, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in = SimpleNamespace(
         SoftDiceLoss=_Dice,
         MemoryEfficientSoftDiceLoss=_Dice,
@@ -366,7 +375,7 @@ def test_cases_have_names_of_their_own_and_the_goals_have_their_cases() -> None:
 
 
 def test_tensors_are_of_the_case() -> None:
-    case = Case("dice", "softmax", 5, 20, one_hot=True)
+    case = BenchCase("dice", "softmax", 5, 20, one_hot=True)
     input, target = tensors(case)
     assert input.shape == target.shape == case.shape
     assert input.requires_grad
@@ -382,13 +391,13 @@ def test_tensors_are_of_the_case() -> None:
 
 
 def test_the_copy_moves_two_gibibytes() -> None:
-    case = Case("dice", "softmax", 8, 256, device="cuda")
+    case = BenchCase("dice", "softmax", 8, 256, device="cuda")
     assert case.logit_bytes == 1 << 30
     assert contenders.copied_share(case) == 1.5
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.id)
-def test_arithmetic_in_cache_is_as_many_voxels(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arithmetic_in_cache_is_as_many_voxels(case: BenchCase, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them, through both passes, with the sums that the loss itself asks for."""
     pytest.importorskip("numba")
     case = replace(case, edge=24, channels=20)
@@ -422,7 +431,7 @@ def test_arithmetic_in_cache_is_as_many_voxels(case: Case, monkeypatch: pytest.M
 
 def test_arithmetic_in_cache_is_of_the_fused_cpu_pass_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VOXLOSS_BACKEND", "eager")
-    case = Case("dice", "softmax", 3, 9)
+    case = BenchCase("dice", "softmax", 3, 9)
     input, target = tensors(case)
     with pytest.raises(contenders.Unavailable, match="eager was chosen"):
         contenders._in_cache(case, input, target)
@@ -431,7 +440,7 @@ def test_arithmetic_in_cache_is_of_the_fused_cpu_pass_only(monkeypatch: pytest.M
 # Goals and pages, of figures that are made up.
 
 
-def _result(case: Case, slower: float = 1000.0, peak: float = 1.0, error: float = 1e-8) -> Result:
+def _result(case: BenchCase, slower: float = 1000.0, peak: float = 1.0, error: float = 1e-8) -> BenchResult:
     """voxloss takes 1 s, then 2 s, …; the floor half of it, everyone else `slower` times as much."""
     ours = [1.0, 2.0, 3.0]
     found = {}
@@ -445,10 +454,10 @@ def _result(case: Case, slower: float = 1000.0, peak: float = 1.0, error: float 
             first_call=1.0,
             times=[factor * seconds for seconds in ours] if case.timed else (),
         )
-    return Result(case, "measured", backend="made_up", exact=0.5, contenders=found)
+    return BenchResult(case, "measured", backend="made_up", exact=0.5, contenders=found)
 
 
-def _run(device: str = "cpu", results: list[Result] | None = None) -> Run:
+def _run(device: str = "cpu", results: list[BenchResult] | None = None) -> Run:
     if results is None:
         results = [_result(case) for case in default_cases(device)]
     settings = {"rounds": 3, "threads": 1, "seed": 0, "compile": True, "OMP_WAIT_POLICY": "passive"}
@@ -458,7 +467,7 @@ def _run(device: str = "cpu", results: list[Result] | None = None) -> Run:
     )
 
 
-def _with(result: Result, name: str, measured: Measurement) -> Result:
+def _with(result: BenchResult, name: str, measured: Measurement) -> BenchResult:
     return replace(result, contenders={**result.contenders, name: measured})
 
 
@@ -492,7 +501,7 @@ def test_goals_that_were_not_measured_say_why() -> None:
     cpu_only = judge([_run("cpu")])
     assert {v.shown for v in cpu_only if v.goal.device == "cuda"} == {"no CUDA device"}
     assert {v.reached for v in cpu_only if v.goal.device == "cuda"} == {None}
-    nothing = judge([_run("cpu", [_result(Case("tversky", "softmax", 2, 8))])])
+    nothing = judge([_run("cpu", [_result(BenchCase("tversky", "softmax", 2, 8))])])
     assert {(v.reached, v.shown) for v in nothing if v.goal.device == "cpu"} == {(None, "not in this run")}
     failing = [_with(_result(c), "plain_compiled", Measurement("failed", "no g++")) for c in default_cases("cpu")]
     shown = {v.goal.text: (v.reached, v.shown) for v in judge([_run("cpu", failing)])}
@@ -510,7 +519,7 @@ def test_a_wrong_voxloss_misses_its_goals() -> None:
 
 def test_the_goal_of_memory_takes_what_the_system_saw() -> None:
     """An engine that allocates beside torch does not look small."""
-    case = Case("dice", "softmax", 14, 96)
+    case = BenchCase("dice", "softmax", 14, 96)
     hidden = replace(_result(case).contenders[OURS], resident=2 * case.logit_bytes)
     (found,) = (
         v for v in judge([_run(results=[_with(_result(case), OURS, hidden)])]) if "Dice: peak" in v.goal.text
@@ -521,7 +530,7 @@ def test_the_goal_of_memory_takes_what_the_system_saw() -> None:
 def test_runs_are_written_and_read_again(tmp_path: Path) -> None:
     runs = [
         _run("cpu"),
-        _run("cuda", [replace(_result(Case("dice", "softmax", 2, 8)), state="skipped", why="big")]),
+        _run("cuda", [replace(_result(BenchCase("dice", "softmax", 2, 8)), state="skipped", why="big")]),
     ]
     save_runs(tmp_path / "performance.json", runs)
     assert page.render(load_runs(tmp_path / "performance.json")) == page.render(runs)
@@ -560,10 +569,10 @@ def test_page() -> None:
 
 
 def test_picture(tmp_path: Path) -> None:
-    for runs in ([_run("cpu"), _run("cuda")], [_run("cpu", [_result(Case("tversky", "softmax", 2, 8))])]):
+    for runs in ([_run("cpu"), _run("cuda")], [_run("cpu", [_result(BenchCase("tversky", "softmax", 2, 8))])]):
         pixels = image.imread(plot.write(tmp_path, runs))
         assert pixels.shape[0] == len(runs) * 533
-    assert plot._ratio_to_ours(_result(Case("dice", "softmax", 2, 8)), "monai") == 1000
+    assert plot._ratio_to_ours(_result(BenchCase("dice", "softmax", 2, 8)), "monai") == 1000
 
 
 def test_the_committed_page_is_that_of_the_committed_figures() -> None:
@@ -597,7 +606,7 @@ def test_a_run_from_the_command_line(
         "performance.png",
     ]
     ((result,),) = (each.results for each in load_runs(out / "performance.json"))
-    assert result.case == Case("dice", "softmax", 2, 8)
+    assert result.case == BenchCase("dice", "softmax", 2, 8)
     assert {"voxloss", "eager", "monai", "cross_entropy", "floor"} <= set(result.contenders)
     assert "plain_compiled" not in result.contenders
     assert all(len(each.times) == 2 for each in result.contenders.values() if each.state == "measured")
@@ -622,7 +631,7 @@ def test_an_interrupted_run_goes_on(
 ) -> None:
     begun: list[str] = []
 
-    def apart(case: Case, options: Options, kept: Finished, name: str, show: Any) -> Result:
+    def apart(case: BenchCase, options: Options, kept: Finished, name: str, show: Any) -> BenchResult:
         if len(begun) == 2 and stop:
             raise KeyboardInterrupt
         begun.append(case.id)
@@ -632,7 +641,7 @@ def test_an_interrupted_run_goes_on(
         return found
 
     monkeypatch.setattr(run, "_measured_apart", apart)
-    request = run.Request(extent="quick", pattern="dice_ce", out=tmp_path / "docs")
+    request = run.BenchRequest(extent="quick", pattern="dice_ce", out=tmp_path / "docs")
     stop = True
     assert run.bench(request) == 130
     assert f"interrupted: 2 of 3 cases are finished and kept in {tmp_path}" in capsys.readouterr().out
@@ -652,7 +661,7 @@ def test_an_interrupted_run_goes_on(
 def test_a_run_on_another_device_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "_measured_apart", lambda case, *_: _result(case))
     save_runs(tmp_path / "performance.json", [_run("cuda"), _run("cpu", [])])
-    assert run.bench(run.Request(extent="quick", out=tmp_path)) == 0
+    assert run.bench(run.BenchRequest(extent="quick", out=tmp_path)) == 0
     cpu, cuda = load_runs(tmp_path / "performance.json")
     assert (cpu.device, len(cpu.results)) == ("cpu", len(quick_cases("cpu")))
     assert (cuda.device, len(cuda.results)) == ("cuda", len(default_cases("cuda")))
@@ -662,7 +671,10 @@ def test_check_fails_for_a_missed_goal(tmp_path: Path, monkeypatch: pytest.Monke
     for peak, missed in ((1.0, 0), (1.2, 1)):
         monkeypatch.setattr(run, "_measured_apart", lambda case, *_, peak=peak: _result(case, peak=peak))
         for check in (False, True):
-            assert run.bench(run.Request(extent="quick", out=tmp_path, fresh=True, check=check)) == missed * check
+            assert (
+                run.bench(run.BenchRequest(extent="quick", out=tmp_path, fresh=True, check=check))
+                == missed * check
+            )
 
 
 @pytest.mark.parametrize(
@@ -682,13 +694,15 @@ def test_a_process_that_dies_is_not_fatal(
     dies.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(dies))
     kept = Finished(tmp_path / "out", "bench")
-    found = run._measured_apart(Case("dice", "softmax", 2, 8), OPTIONS, kept, "made up", lambda share, what: None)
+    found = run._measured_apart(
+        BenchCase("dice", "softmax", 2, 8), OPTIONS, kept, "made up", lambda share, what: None
+    )
     assert found.state == State.failed.value
     assert why in found.why
 
 
 def test_a_case_that_does_not_fit_is_not_begun(tmp_path: Path) -> None:
-    case = Case("dice", "softmax", 118, 257)
+    case = BenchCase("dice", "softmax", 118, 257)
     kept, options = Finished(tmp_path / "out", "bench"), replace(OPTIONS, available=1 << 30)
     found = run._measured_apart(case, options, kept, "made up", lambda share, what: None)
     assert found.state == State.skipped.value

@@ -25,11 +25,11 @@ pytest.importorskip("matplotlib")
 from matplotlib import image
 
 from voxloss_app import conformance
-from voxloss_app.conformance import cases, pages, results
-from voxloss_app.conformance.cases import Case
+from voxloss_app.conformance import losses, pages, results
+from voxloss_app.conformance.losses import ExaminedLoss
 from voxloss_app.conformance.picture import BROKEN, HOLDS
 from voxloss_app.finished import Finished
-from voxloss_verify.check import ask_law, chosen_laws
+from voxloss_verify.check import chosen_laws, run_check
 from voxloss_verify.laws.record import Status
 from voxloss_verify.laws.setting import Profile, Setting
 from voxloss_verify.subject.readers import claims_of
@@ -152,7 +152,7 @@ def require_exact(kind: Any, kwargs: dict[str, Any], **options: Any) -> None:
     subject = subject_of(kind, kwargs=kwargs, **options)
     for law in chosen_laws(["20", "24"]):
         # How precise a large sum is does not depend on what was read.
-        record = ask_law(subject, Setting(Profile(12, (), ""), derandomize=True), replace(law, given=None))
+        record = run_check(subject, Setting(Profile(12, (), ""), derandomize=True), replace(law, given=None))
         assert record.status is Status.holds, f"{kind.__name__}({kwargs}): {record.reason}"
 
 
@@ -255,10 +255,10 @@ def test_what_cannot_be_read_is_an_error(loss: nn.Module, named: str) -> None:
 
 SQUARED = {"softmax": True, "to_onehot_y": True, "squared_pred": True}
 TWO = [
-    Case("voxloss", "voxloss:DiceLoss", "squared", SQUARED),
-    Case("MONAI", "monai.losses:DiceLoss", "squared", SQUARED),
+    ExaminedLoss("voxloss", "voxloss:DiceLoss", "squared", SQUARED),
+    ExaminedLoss("MONAI", "monai.losses:DiceLoss", "squared", SQUARED),
 ]
-# The second is not asked of these two; the first and the last are broken by MONAI's.
+# The second does not apply to these two; the first and the last are broken by MONAI's.
 LAWS = ["9", "10", "31b", "31d"]
 BROKEN_CELLS = ["9", "31d"]
 
@@ -266,7 +266,7 @@ BROKEN_CELLS = ["9", "31d"]
 @pytest.fixture
 def two(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two losses and a few laws."""
-    monkeypatch.setattr(conformance, "all_cases", lambda: TWO)
+    monkeypatch.setattr(conformance, "examined_losses", lambda: TWO)
     monkeypatch.setattr(conformance, "LAWS", chosen_laws(LAWS))
 
 
@@ -274,7 +274,7 @@ def two(monkeypatch: pytest.MonkeyPatch) -> None:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The pages of those two."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(conformance, "all_cases", lambda: TWO)
+        patched.setattr(conformance, "examined_losses", lambda: TWO)
         patched.setattr(conformance, "LAWS", chosen_laws(LAWS))
         out = tmp_path_factory.mktemp("built") / "docs"
         assert conformance.build(out) == 0  # voxloss holds, and others may break what they like
@@ -308,7 +308,7 @@ def test_markdown(built: Path) -> None:
 def test_missing_libraries_are_named(tmp_path: Path, two: None, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {**pages.versions(), "kornia": None, "nnU-Net": None}
     monkeypatch.setattr(conformance, "versions", lambda: found)
-    monkeypatch.setattr(conformance, "all_cases", lambda: TWO[:1])
+    monkeypatch.setattr(conformance, "examined_losses", lambda: TWO[:1])
     monkeypatch.setattr(conformance, "LAWS", chosen_laws(["10"]))
     assert conformance.build(tmp_path / "docs") == 0
     for name in ("conformance.md", "conformance.html"):
@@ -345,10 +345,10 @@ def test_same_bytes_again(built: Path, two: None, tmp_path: Path) -> None:
 def test_interrupted_run_goes_on(
     built: Path, two: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    examined: list[Case] = []
+    examined: list[ExaminedLoss] = []
     original = results.examine
 
-    def examine(case: Case, *arguments: Any) -> results.Row:
+    def examine(case: ExaminedLoss, *arguments: Any) -> results.Row:
         if case is TWO[1] and stop:
             raise KeyboardInterrupt
         examined.append(case)
@@ -414,8 +414,8 @@ def test_snippets_run_and_show_the_broken_law(built: Path, page: str) -> None:
             assert math.isfinite(float(shown[0]))
 
 
-def test_snippet_of_a_large_volume_asks_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conformance, "all_cases", lambda: TWO[1:])
+def test_snippet_of_a_large_volume_checks_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conformance, "examined_losses", lambda: TWO[1:])
     monkeypatch.setattr(conformance, "LAWS", chosen_laws(["29a"]))  # two items of three classes in 2³ voxels
     monkeypatch.setattr(results, "LITERAL", 10)
     assert conformance.build(tmp_path / "docs") == 0
@@ -428,15 +428,15 @@ def test_snippet_of_a_large_volume_asks_again(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_broken_law_of_voxloss_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs = Case("voxloss", "monai.losses:DiceLoss", "squared", SQUARED)
-    monkeypatch.setattr(conformance, "all_cases", lambda: [theirs])
+    theirs = ExaminedLoss("voxloss", "monai.losses:DiceLoss", "squared", SQUARED)
+    monkeypatch.setattr(conformance, "examined_losses", lambda: [theirs])
     monkeypatch.setattr(conformance, "LAWS", chosen_laws(["31d"]))
     assert conformance.build(tmp_path / "docs") == 1
 
 
 def test_a_loss_that_cannot_be_made_is_said_to_be_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    newer = Case("MONAI", "monai.losses:DiceLoss", "of the future", {"from_the_future": 1})
-    monkeypatch.setattr(conformance, "all_cases", lambda: [TWO[0], newer])
+    newer = ExaminedLoss("MONAI", "monai.losses:DiceLoss", "of the future", {"from_the_future": 1})
+    monkeypatch.setattr(conformance, "examined_losses", lambda: [TWO[0], newer])
     monkeypatch.setattr(conformance, "LAWS", chosen_laws(["10"]))
     assert conformance.build(tmp_path / "docs") == 0
     for name in ("conformance.md", "conformance.html"):
@@ -450,8 +450,8 @@ def test_what_is_true_on_one_machine_only_is_left_out() -> None:
     assert results._anywhere(f"f({softmax_helper_dim1}, {torch.sigmoid})") == "f(softmax_helper_dim1, sigmoid)"
 
 
-def test_cases_are_distinct_and_made_by_their_source() -> None:
-    every = cases.all_cases()
+def test_losses_are_distinct_and_made_by_their_source() -> None:
+    every = losses.examined_losses()
     assert {case.library for case in every} >= {"voxloss", "MONAI"}
     assert len({(case.library, case.name, case.label) for case in every}) == len(every)
     assert len({case.source for case in every}) == len(every)

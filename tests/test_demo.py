@@ -32,8 +32,11 @@ import voxloss
 from voxloss_app import demo
 from voxloss_app.__main__ import main
 from voxloss_app.demo import data, figures, report, training
-from voxloss_app.demo.checks import Record, check_losses, phantom_cases, shipped_losses
-from voxloss_data import BrainMRI, brain_mri
+from voxloss_app.demo.checks import ACCURACY, ValueCheck, check_losses, on_phantoms
+from voxloss_data import BrainMRI, all_phantoms, brain_mri
+from voxloss_verify.configurations import CONFIGURATIONS
+from voxloss_verify.laws.law import close
+from voxloss_verify.laws.record import Finding, Record, Status
 
 STEPS = 3
 
@@ -82,10 +85,10 @@ def finished(brain: BrainMRI, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture
 def quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Check on two phantoms only."""
+    """Check on one phantom only."""
 
-    def check(*_: object) -> Iterator[Record]:
-        return check_losses(phantom_cases()[:2])
+    def check(*_: object) -> Iterator[ValueCheck]:
+        return check_losses([on_phantoms(all_phantoms()[:1])])
 
     monkeypatch.setattr(demo, "_check", check)
 
@@ -126,8 +129,8 @@ def test_the_page_needs_nothing_else(finished: Run) -> None:
 
 
 def test_the_page_names_every_loss_class_and_version(finished: Run) -> None:
-    for loss in shipped_losses():
-        assert finished.page.count(f">{loss.__name__}</th>") == 2, "once in float32, once in float64"
+    for name in CONFIGURATIONS:
+        assert finished.page.count(f">{name}</th>") == 2, "once in float32, once in float64"
     for name in BrainMRI.class_names:
         assert f"</span>{name}</th>" in finished.page
     for version in (voxloss.__version__, torch.__version__, monai.__version__, sys.version.split()[0]):
@@ -313,8 +316,8 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path, monkeypatch: pytest.Monk
 def test_ctrl_c_during_the_checks_loses_neither_the_training_nor_the_checks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def check(*_: object) -> Iterator[Record]:
-        yield next(check_losses(phantom_cases()[:1]))
+    def check(*_: object) -> Iterator[ValueCheck]:
+        yield next(check_losses([on_phantoms(all_phantoms()[:1])]))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(demo, "_check", check)
@@ -331,14 +334,14 @@ def test_a_real_ctrl_c(brain: BrainMRI, tmp_path: Path) -> None:
     code = f"""
 import voxloss
 from voxloss_app import demo
-from voxloss_app.demo.checks import check_losses, phantom_cases
+from voxloss_app.demo.checks import check_losses, on_phantoms
 from voxloss_app.__main__ import main
 forward = voxloss.DiceLoss.forward
 def said(*arguments):
     print("training", flush=True)
     return forward(*arguments)
 voxloss.DiceLoss.forward = said
-demo._check = lambda *_: check_losses(phantom_cases()[:1])
+demo._check = lambda *_: check_losses([on_phantoms()])
 main(["demo", "--steps", "1000", "--device", "cpu", "--out", {str(tmp_path)!r}])
 """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -378,9 +381,13 @@ def test_a_failed_check_is_shown_and_fails_the_command(
 
 
 def test_records_without_a_value_are_written_as_json() -> None:
-    nan, none = (Record("DiceLoss", "", "case", "float32", 0.5, got, 1e-6, "why") for got in (float("nan"), None))
-    good = Record("DiceLoss", "", "case", "float32", 0.5, 0.5, 1e-6)
-    for bad in (nan, none):
+    def check(status: Status, worst: Finding | None, reason: str = "") -> ValueCheck:
+        record = Record(ACCURACY.id, ACCURACY.name, status, reason, worst=worst)
+        return ValueCheck("DiceLoss", "softmax", record, "ramp", "float32")
+
+    good = check(Status.holds, close("loss", 0.5, 0.5, 1e-6))
+    nan = check(Status.broken, close("loss", float("nan"), 0.5, 1e-6), "why")
+    for bad in (nan, check(Status.broken, None, "why")):
         [row] = report.worst_by_loss([good, bad, good])
         assert (row["count"], row["failed"]) == (3, 1)
         assert row["worst"]["error"] is None

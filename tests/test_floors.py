@@ -48,7 +48,7 @@ ORDER = {
         ["exponential_logarithmic", "unified_focal"],
     ],
     "voxloss_verify": [
-        ["tolerances", "request"],
+        ["tolerances", "request", "configurations"],
         ["oracle"],
         ["subject"],
         ["laws"],

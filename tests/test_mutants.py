@@ -12,7 +12,8 @@ from torch import Tensor
 import voxloss
 from voxloss.backends import BACKENDS, eager
 from voxloss_app.verify.mutants import run_mutants
-from voxloss_verify.check import ask_law, chosen_laws
+from voxloss_verify import check
+from voxloss_verify.check import chosen_laws, run_check
 from voxloss_verify.laws import (
     LAWS,
     bounds,
@@ -28,7 +29,7 @@ from voxloss_verify.laws import (
 from voxloss_verify.laws.record import Finding, Record, Status
 from voxloss_verify.laws.setting import Setting
 from voxloss_verify.mutants import kill_matrix
-from voxloss_verify.mutants.kill_matrix import PROFILE, ask_all
+from voxloss_verify.mutants.kill_matrix import PROFILE, run_all
 from voxloss_verify.mutants.mutants import (
     CANNOT,
     CONTROLS,
@@ -58,12 +59,12 @@ def broken(records: dict[str, Record]) -> dict[str, str]:
 
 @pytest.mark.parametrize("control", CONTROLS, ids=str)
 def test_a_correct_loss_keeps_every_law(control: Specimen, setting: Setting) -> None:
-    assert broken(ask_all(control, setting)) == {}
+    assert broken(run_all(control, setting)) == {}
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.loss.__name__)
 def test_a_wrong_loss_is_caught_by_the_laws_that_speak_of_its_mistake(mutant: Specimen, setting: Setting) -> None:
-    assert set(broken(ask_all(mutant, setting, mutant.killers))) == set(mutant.killers)
+    assert set(broken(run_all(mutant, setting, mutant.killers))) == set(mutant.killers)
 
 
 def test_every_law_catches_a_wrong_loss_or_has_a_reason_not_to() -> None:
@@ -72,12 +73,12 @@ def test_every_law_catches_a_wrong_loss_or_has_a_reason_not_to() -> None:
     assert not useful & CANNOT.keys()
 
 
-def test_every_control_is_asked_many_laws(setting: Setting) -> None:
+def test_many_laws_apply_to_every_control(setting: Setting) -> None:
     """A control that claims next to nothing would keep all laws, too."""
     for control in CONTROLS:
         subject = control.subject()
-        asked = [each.id for each in LAWS if each.domain(subject, setting) is None]
-        assert len(asked) >= 28, control
+        applicable = [each.id for each in LAWS if each.domain(subject, setting) is None]
+        assert len(applicable) >= 28, control
 
 
 def test_law_26_with_fewer_elements(monkeypatch: pytest.MonkeyPatch, setting: Setting) -> None:
@@ -105,7 +106,7 @@ def test_law_28b_catches_a_wrong_backend(monkeypatch: pytest.MonkeyPatch, settin
 
     def statuses() -> Status:
         subject = subject_of(voxloss.DiceLoss, kwargs={**SOFTMAX, "smooth_nr": 1, "smooth_dr": 1})
-        return ask_law(subject, setting, chosen_laws(["28b"])[0]).status
+        return run_check(subject, setting, chosen_laws(["28b"])[0]).status
 
     parts = {"available": eager.available, "takes": eager.takes, "region_sums": eager.region_sums}
     parts["region_sums_backward"] = eager.region_sums_backward
@@ -147,6 +148,20 @@ def test_a_comparison_that_always_holds_is_noticed(
     assert f"law {law_id} caught no mutant: no reason given" in out
 
 
+def test_a_check_that_raises_catches_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def examined(*_: object) -> Record:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(check, "_examined", examined)
+    monkeypatch.setattr(kill_matrix, "CONTROLS", [])
+    monkeypatch.setattr(kill_matrix, "MUTANTS", [Specimen(FactorTwoDropped, SOFTMAX, ("1",))])
+    assert run_mutants(laws=["1"], jobs=1) == 1
+    reason = "the check could not be run: ZeroDivisionError"
+    assert f"mutant 1 FactorTwoDropped, law 1: {reason}" in capsys.readouterr().out
+
+
 def test_a_finding_that_always_holds_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Finding, "holds", True)
     assert run_mutants(laws=["16"], jobs=1) == 1
@@ -170,13 +185,13 @@ def test_a_law_that_catches_nothing_is_noticed(
     assert "law 26 caught no mutant: no reason given" in capsys.readouterr().out
 
 
-def test_a_mutant_that_is_not_asked_is_noticed(
+def test_a_mutant_to_which_its_law_does_not_apply_is_noticed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(kill_matrix, "MUTANTS", [Specimen(FactorTwoDropped, SOFTMAX, ("8", "31d"))])
     assert run_mutants(laws=["8", "31d"], jobs=1) == 1
     out = capsys.readouterr().out
-    assert "mutant 1 FactorTwoDropped is not caught by law 8: not asked, a law of focal_tversky" in out
+    assert "mutant 1 FactorTwoDropped is not caught by law 8: not applicable, a law of focal_tversky" in out
     assert "mutant 1 FactorTwoDropped is not caught by law 31d: it holds" in out
 
 
@@ -192,7 +207,7 @@ def test_ctrl_c_proves_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(kill_matrix, "ask_all", interrupted)
+    monkeypatch.setattr(kill_matrix, "run_all", interrupted)
     assert run_mutants(laws=["1"], jobs=1) == 130
     assert capsys.readouterr().err == "interrupted: nothing is proved\n"
 

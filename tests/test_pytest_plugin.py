@@ -133,7 +133,7 @@ def test_expected_failures_that_are_none(verify: Verify, pytester: pytest.Pytest
     result.assert_outcomes(failed=2, deselected=len(LAWS) - 2)
     assert "unexpectedly holds, expected to be broken: boxes" in result.outlines
     assert (
-        "not asked, no half-precision dtype is claimed; but expected to be broken: it is imprecise"
+        "not applicable, no half-precision dtype is claimed; but expected to be broken: it is imprecise"
         in result.outlines
     )
 

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from sklearn.metrics import f1_score, jaccard_score
 
 from voxloss_app.__main__ import main
-from voxloss_app.score.scores import ClassScore, score_cases, score_pair
+from voxloss_app.score.scores import ClassScore, score_pair, score_pairs
 from voxloss_app.score.table import COLUMNS
 from voxloss_data import Phantom, all_phantoms, write_phantoms
-from voxloss_data.label_maps import Case, find_cases
+from voxloss_data.label_maps import LabelMapPair, find_pairs
 from voxloss_verify.oracle.sums import pair_counts
 
 Image = NDArray[Any]
@@ -139,7 +139,7 @@ def test_phantoms_through_files(tmp_path: Path) -> None:
     assert len(phantoms) > 8
     write_phantoms(tmp_path)
     folders = tmp_path / "predictions", tmp_path / "references"
-    results = score_cases(find_cases(*folders))
+    results = score_pairs(find_pairs(*folders))
     assert len(results) == len(phantoms) + 2, "and two pairs of spheres"
     assert [result.error for result in results] == [None] * len(results)
     for phantom in phantoms:
@@ -303,10 +303,10 @@ def test_means_are_over_the_cases_where_the_label_is_present(tmp_path: Path, sco
 
 def test_jobs_change_nothing(folders: tuple[Path, Path]) -> None:
     (folders[1] / "b[red].nii.gz").write_bytes(b"nonsense")
-    cases = find_cases(*folders)
+    cases = find_pairs(*folders)
     calls: list[int] = []
-    one = score_cases(cases, labels=[4, 200], ignore=117, jobs=1, advance=lambda: calls.append(1))
-    two = score_cases(cases, labels=[4, 200], ignore=117, jobs=2, advance=lambda: calls.append(2))
+    one = score_pairs(cases, labels=[4, 200], ignore=117, jobs=1, advance=lambda: calls.append(1))
+    two = score_pairs(cases, labels=[4, 200], ignore=117, jobs=2, advance=lambda: calls.append(2))
     assert one == two
     assert [result.case.name for result in one] == ["a.nii.gz", "b[red].nii.gz", "z.nii"]
     assert [result.error is None for result in one] == [True, False, True]
@@ -520,7 +520,7 @@ def test_cases_of_a_dead_process_are_failures(tmp_path: Path) -> None:
         for worker in multiprocessing.active_children():
             worker.kill()
 
-    results = score_cases([Case(str(i), noise, noise) for i in range(60)], jobs=2, advance=kill)
+    results = score_pairs([LabelMapPair(str(i), noise, noise) for i in range(60)], jobs=2, advance=kill)
     assert [result.case.name for result in results] == [str(i) for i in range(60)]
     assert results[0].error is None
     assert "a process died" in str(results[-1].error)

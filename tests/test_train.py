@@ -22,7 +22,7 @@ from scipy.ndimage import binary_dilation, binary_erosion
 
 from voxloss_app.__main__ import main
 from voxloss_app.names import LOSSES
-from voxloss_app.train import Plan, Request, make_plan, predict_and_write, train_and_score
+from voxloss_app.train import Plan, TrainRequest, make_plan, predict_and_write, train_and_score
 from voxloss_app.train.checkpoint import Checkpoint
 from voxloss_app.train.loop import validation_dice
 from voxloss_app.train.network import Steps, loss_of, network_of
@@ -43,8 +43,8 @@ def ct(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def request_of(ct: Path, out: Path, **changes: Any) -> Request:
-    small = Request(
+def request_of(ct: Path, out: Path, **changes: Any) -> TrainRequest:
+    small = TrainRequest(
         data=ct, out=out, width=4, patch=(16, 16, 24), epochs=EPOCHS, patches=2, validate_every=2, device="cpu"
     )
     return replace(small, **changes)
@@ -218,7 +218,7 @@ def test_whatever_the_orientation_and_spacing_a_voxel_is_predicted_where_it_is(a
     affine[:, 3] = (10, -20, 30, 1)
     save_nifti(tmp_path / "image.nii.gz", image, affine)
     save_nifti(tmp_path / "image_label.nii.gz", (image > 0).astype(np.uint8), affine)
-    request = Request(tmp_path, tmp_path / "out", spacing=(1.0, 1.0, 1.0), patch=(32, 32, 32), validation=0)
+    request = TrainRequest(tmp_path, tmp_path / "out", spacing=(1.0, 1.0, 1.0), patch=(32, 32, 32), validation=0)
     plan = make_plan(request)
     seen: Any = image_transforms(plan)({"image": str(tmp_path / "image.nii.gz")})["image"]
     assert seen.affine[:3, :3].numpy() == pytest.approx(np.eye(3))
@@ -241,7 +241,9 @@ def two_scans(folder: Path, labels: list[int], image: Any = None) -> Path:
 
 def test_labels_with_gaps_are_classes_and_come_back_as_labels(tmp_path: Path) -> None:
     data = two_scans(tmp_path / "data", [3, 117, 300])
-    request = Request(data, tmp_path / "out", patch=(16, 16, 16), width=2, epochs=1, patches=1, validation=0.5)
+    request = TrainRequest(
+        data, tmp_path / "out", patch=(16, 16, 16), width=2, epochs=1, patches=1, validation=0.5
+    )
     plan = make_plan(replace(request, spacing=(1.0, 1.0, 1.0)))
     assert plan.labels == [0, 3, 117, 300]
 
@@ -257,7 +259,7 @@ def test_labels_with_gaps_are_classes_and_come_back_as_labels(tmp_path: Path) ->
 
 def test_ignored_voxels_are_no_class_and_teach_nothing(tmp_path: Path) -> None:
     data = two_scans(tmp_path / "data", [1, 1, 9])
-    plan = make_plan(Request(data, tmp_path, ignore=9, patch=(32, 16, 16)))
+    plan = make_plan(TrainRequest(data, tmp_path, ignore=9, patch=(32, 16, 16)))
     assert (plan.labels, plan.ignored) == ([0, 1], 9)
     patches = training_patches(plan.scans(training_set(data))[0], plan, 1.0)
     (batch,) = batches(patches, replace(plan, batch=len(patches)))
@@ -276,27 +278,27 @@ def test_the_modality_follows_from_the_darkest_voxel(
     tmp_path: Path, darkest: int, modality: str, window: list[float] | None
 ) -> None:
     image = np.linspace(darkest, 1000, 16**3).reshape(16, 16, 16).astype(np.float32)
-    plan = make_plan(Request(two_scans(tmp_path / "data", [1], image), tmp_path, patch=(16, 16, 32)))
+    plan = make_plan(TrainRequest(two_scans(tmp_path / "data", [1], image), tmp_path, patch=(16, 16, 32)))
     assert (plan.modality, plan.window) == (modality, window)
 
 
 def test_the_grid_follows_from_the_scans(ct: Path, tmp_path: Path) -> None:
-    plan = make_plan(Request(ct, tmp_path))
+    plan = make_plan(TrainRequest(ct, tmp_path))
     assert plan.spacing == pytest.approx([2, 2, 3])
     assert plan.patch == [32, 32, 16]
     assert plan.class_names == ["background", "organ", "lesion"]
     assert len(plan.training) == 4
     assert len(plan.validation) == 1
     assert not {*plan.training} & {*plan.validation}
-    assert make_plan(Request(ct, tmp_path)) == plan
-    assert make_plan(Request(ct, tmp_path, seed=3)).validation != plan.validation
+    assert make_plan(TrainRequest(ct, tmp_path)) == plan
+    assert make_plan(TrainRequest(ct, tmp_path, seed=3)).validation != plan.validation
 
 
 def test_an_image_on_another_grid_than_its_labels_is_named(ct: Path, tmp_path: Path) -> None:
     data = two_scans(tmp_path / "data", [1])
     save_nifti(data / "b.nii.gz", np.zeros((16, 16, 16), np.int16), np.diag([2, 1, 1, 1.0]))
     with pytest.raises(ValueError, match=r"b\.nii\.gz: expected the affine .*, got .*b_label\.nii\.gz has"):
-        make_plan(Request(data, tmp_path))
+        make_plan(TrainRequest(data, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -312,13 +314,13 @@ def test_an_image_on_another_grid_than_its_labels_is_named(ct: Path, tmp_path: P
 def test_what_cannot_be_says_which_option(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     data = two_scans(tmp_path / "data", [1])
     with pytest.raises(ValueError, match=said):
-        train_and_score(Request(data, tmp_path / "out", **{"validation": 0.5, "device": "cpu", **changes}))
+        train_and_score(TrainRequest(data, tmp_path / "out", **{"validation": 0.5, "device": "cpu", **changes}))
     assert not (tmp_path / "out").exists()  # nothing that the corrected command would have to go on with
 
 
 def test_negative_labels_are_asked_about(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--ignore -1"):
-        make_plan(Request(two_scans(tmp_path / "data", [-1, 1]), tmp_path))
+        make_plan(TrainRequest(two_scans(tmp_path / "data", [-1, 1]), tmp_path))
 
 
 def test_mixed_precision_trains(ct: Path, tmp_path: Path) -> None:
@@ -406,7 +408,7 @@ def test_wrong_command_lines_end_with_2_and_one_line(
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_trains_on_logits_and_a_label_map_with_ignored_voxels(name: str, tmp_path: Path) -> None:
     data = two_scans(tmp_path / "data", [1, 2, 9])
-    plan = make_plan(Request(data, tmp_path, loss=name, ignore=9, patch=(32, 16, 16)))
+    plan = make_plan(TrainRequest(data, tmp_path, loss=name, ignore=9, patch=(32, 16, 16)))
     logits = torch.randn(1, 3, 4, 4, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
     label = torch.arange(64.0).reshape(1, 1, 4, 4, 4) % 4 - 1
     loss_of(plan)(logits, label).backward()
@@ -416,7 +418,7 @@ def test_every_loss_trains_on_logits_and_a_label_map_with_ignored_voxels(name: s
 
 
 def test_validation_does_not_count_ignored_voxels(tmp_path: Path) -> None:
-    plan = make_plan(Request(two_scans(tmp_path / "data", [1, 9]), tmp_path, ignore=9, patch=(16, 16, 32)))
+    plan = make_plan(TrainRequest(two_scans(tmp_path / "data", [1, 9]), tmp_path, ignore=9, patch=(16, 16, 32)))
     image = torch.zeros(1, 16, 16, 16)
     image[:, :8] = 1
     label = image.clone()

@@ -27,8 +27,8 @@ from test_score import ignores_sigint
 from voxloss_app import templates
 from voxloss_app.__main__ import main
 from voxloss_app.verify import report, table
-from voxloss_verify import Claims
-from voxloss_verify.check import ask_law, check_loss
+from voxloss_verify import Claims, check
+from voxloss_verify.check import check_loss
 from voxloss_verify.laws import LAWS
 from voxloss_verify.laws.record import Record, Status
 from voxloss_verify.xfails import read_xfails
@@ -162,6 +162,14 @@ def test_a_snippet_shows_the_gradient_that_differs(verify: Verify) -> None:
     assert float(re.findall(r"tensor\(([\d.e-]+)", run.stdout)[-1]) > 0
 
 
+def test_a_broken_law_tells_the_draws_of_its_volume(verify: Verify) -> None:
+    _, out, _ = verify(*flawed("Off", "24"))
+    drawn = r"drawn \(labels: [a-z ]+, prediction: [a-z]+\), float(32|64) \[1, 2, 1, 1, 1\]"
+    assert re.search(rf" {drawn}: loss$", rows(out)["24"])
+    (snippet,) = snippets(out)
+    assert re.search(rf"^# {drawn}$", snippet, flags=re.M)
+
+
 def test_of_several_broken_laws_the_first_to_look_at_is_named(verify: Verify) -> None:
     _, out, _ = verify(*flawed("Off", "1", "24", "25"))
     assert "\n\nlook at law 24 first: " in out
@@ -169,11 +177,11 @@ def test_of_several_broken_laws_the_first_to_look_at_is_named(verify: Verify) ->
     assert "look at law" not in out
 
 
-def test_what_is_not_claimed_is_not_asked(verify: Verify) -> None:
+def test_what_is_not_claimed_does_not_apply(verify: Verify) -> None:
     code, out, _ = verify(*flawed("Imprecise", "25"), "--claim", 'dtypes=["float32", "float64"]')
     assert code == 0
-    assert re.fullmatch(r"25 .* not asked +no half-precision dtype is claimed", rows(out)["25"])
-    assert re.search(r"\n\n0 hold, 1 not asked in 0 s\n$", out)
+    assert re.fullmatch(r"25 .* not applicable +no half-precision dtype is claimed", rows(out)["25"])
+    assert re.search(r"\n\n0 hold, 1 not applicable in 0 s\n$", out)
     assert verify(*flawed("Imprecise", "25"))[0] == 1
 
 
@@ -223,8 +231,8 @@ def test_a_formula_of_ones_own_claims_nothing(options: dict[str, Any], verify: V
     code, out, err = verify(*laws, "--kwargs", json.dumps(options))
     assert (code, err) == (0, "")
     assert "formula=SquareRootDice.per_class" in out
-    asked = {law for law, row in rows(out).items() if " holds " in row}
-    assert asked >= {"20", "28b", "29a", "30"}
+    checked = {law for law, row in rows(out).items() if " holds " in row}
+    assert checked >= {"20", "28b", "29a", "30"}
 
 
 @pytest.mark.parametrize(
@@ -314,7 +322,7 @@ def test_expected_failures_that_are_none(verify: Verify) -> None:
         "no half-precision dtype is claimed; but expected to be broken: it is imprecise"
     )
     assert re.search(
-        r"0 hold, 1 unexpectedly holds, 1 not asked in .*; expected to be .*, but not asked: 25\n", out
+        r"0 hold, 1 unexpectedly holds, 1 not applicable in .*; expected to be .*, but not applicable: 25\n", out
     )
     assert [record["failed"] for record in strictly(Path("r.json"))["records"]] == [True, True]
     # Each alone is enough.
@@ -344,7 +352,7 @@ def test_json_says_everything(verify: Verify) -> None:
     assert written["counts"] == {
         "holds": 0,
         "broken": 2,
-        "not asked": 1,
+        "not applicable": 1,
         "expected broken": 0,
         "unexpectedly holds": 0,
     }
@@ -471,7 +479,7 @@ def test_ctrl_c_reports_what_there_is(verify: Verify) -> None:
     assert (written["complete"], written["laws"]) == (False, 3)
     assert [record["law"] for record in written["records"]] == ["1", "24"]
     text = Path("r.html").read_text(encoding="utf-8")
-    assert "Interrupted: 2 of 3 laws were asked." in text
+    assert "Interrupted: 2 of 3 checks were run." in text
     assert "Every law holds" not in text
 
 
@@ -583,26 +591,25 @@ def test_counter_examples_that_cannot_be_written_are_no_excuse(
     assert strictly(Path("r.json"))["records"][0]["counterexample"]["files"] == []
 
 
-def test_a_law_that_stumbles_does_not_stop_the_others(verify: Verify, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_that_raises_does_not_stop_the_others(verify: Verify, monkeypatch: pytest.MonkeyPatch) -> None:
     """As one may over what a loss returns."""
 
     def stumble(subject: Any, setting: Any, law: Any) -> Record:
         if law.id == "1":
             raise TypeError("unsupported\nand so on")
-        return ask_law(subject, setting, law)
+        return examined(subject, setting, law)
 
-    monkeypatch.setattr("voxloss_verify.verification.ask_law", stumble)
+    examined = check._examined
+    monkeypatch.setattr(check, "_examined", stumble)
     code, out, err = verify(
         "voxloss:DiceLoss", "--law", "1", "--law", "4", "--json", "r.json", "--html", "r.html"
     )
     assert (code, err) == (1, "")
-    assert re.search(r" broken .* could not be asked: TypeError: unsupported$", rows(out)["1"])
-    assert (
-        "boxes and nested cubes: broken\ncould not be asked: TypeError: unsupported\n\n1 holds, 1 broken in"
-        in out
-    )
-    assert strictly(Path("r.json"))["records"][0]["reason"] == "could not be asked: TypeError: unsupported"
-    assert "could not be asked: TypeError: unsupported" in Path("r.html").read_text(encoding="utf-8")
+    reason = "the check could not be run: TypeError: unsupported"
+    assert re.search(rf" broken .* {reason}$", rows(out)["1"])
+    assert f"boxes and nested cubes: broken\n{reason}\n\n1 holds, 1 broken in" in out
+    assert strictly(Path("r.json"))["records"][0]["reason"] == reason
+    assert reason in Path("r.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("module", ["hypothesis", "jinja2"])
@@ -636,7 +643,7 @@ def test_a_terminal_has_colours_and_a_progress_bar(verify: Verify, monkeypatch: 
     code, out, _ = verify(*flawed("Off", "1"))
     assert code == 1
     assert re.search(r"\x1b\[2K1 +shifted boxes and nested cubes  \x1b\[1;31mbroken\x1b\[0m ", out)
-    assert re.search(r"0/1\x1b\[0m 1 shifted boxes and nested cubes ", out), "the bar, and what is being asked"
+    assert re.search(r"0/1\x1b\[0m 1 shifted boxes and nested cubes ", out), "the bar, and the check that runs"
     assert out.rindex("0/1") < out.rindex("1/1") < out.rindex("\x1b[2K"), "it is erased in the end"
     assert snippets(out)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from voxloss_verify.oracle import exact
 from voxloss_verify.oracle.claims import Claims
 from voxloss_verify.oracle.generated import volumes
 from voxloss_verify.oracle.sums import dice, sums
-from voxloss_verify.oracle.volumes import Volume, certain, from_probabilities, one_hot
+from voxloss_verify.oracle.volumes import CERTAIN, Volume, certain, from_probabilities, one_hot
 
 SOFTMAX = Claims(family="dice", activation="softmax", labels="map")
 PLAIN = Claims(family="dice", soft_labels=True)
@@ -101,6 +102,26 @@ def test_drawn_volumes_are_what_the_claims_allow(claims: Claims) -> None:
             assert volume.input.max() <= 1
 
     check()
+
+
+NAMED: dict[str, Property] = {
+    "labels: empty,": lambda v: not (v.target if not v.is_one_hot else v.target[:, 1:]).any(),
+    "labels: full,": lambda v: len(np.unique(v.target)) == 1,
+    "labels: random with ignored voxels,": lambda v: (v.target == 2).any(),
+    "prediction: extreme": lambda v: set(np.unique(abs(v.input))) <= {0, 88, 8192},
+    "prediction: constant": lambda v: len(np.unique(v.input)) == 1,
+    "prediction: hard": lambda v: set(np.unique(v.input)) <= {0, CERTAIN},
+}
+
+
+@pytest.mark.parametrize("draws", NAMED)
+def test_the_name_of_a_volume_tells_its_draws(draws: str) -> None:
+    claims = Claims(family="dice", activation="softmax", labels="map", channels=3)
+    claims = replace(claims, ignore_index=2) if "ignored" in draws else claims
+    found = find(
+        volumes(claims), lambda volume: draws in volume.name and volume.input.size > 24, settings=ONLY_FIND
+    )
+    assert NAMED[draws](found)
 
 
 @pytest.mark.parametrize("activation", ["none", "sigmoid", "softmax"])

@@ -60,7 +60,12 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
     [
         (Status.broken, Status.expected, "sums overflow", False),
         (Status.holds, Status.unexpected, "expected to be broken: sums overflow", True),
-        (Status.not_asked, Status.not_asked, "as it was; but expected to be broken: sums overflow", True),
+        (
+            Status.not_applicable,
+            Status.not_applicable,
+            "as it was; but expected to be broken: sums overflow",
+            True,
+        ),
     ],
 )
 def test_records_of_expected_failures(before: Status, after: Status, reason: str, failed: bool) -> None:
@@ -70,7 +75,7 @@ def test_records_of_expected_failures(before: Status, after: Status, reason: str
 
 
 @pytest.mark.parametrize(
-    ("status", "failed"), [(Status.broken, True), (Status.holds, False), (Status.not_asked, False)]
+    ("status", "failed"), [(Status.broken, True), (Status.holds, False), (Status.not_applicable, False)]
 )
 def test_other_records_stay_as_they_are(status: Status, failed: bool) -> None:
     other = record(status, law="1")

@@ -19,7 +19,7 @@ _MM_PER_UNIT = {"meter": 1e3, "micron": 1e-3}  # most tools write mm, or no unit
 
 
 @dataclass(frozen=True)
-class Case:
+class LabelMapPair:
     """A prediction and its reference."""
 
     name: str
@@ -27,13 +27,13 @@ class Case:
     reference: Path
 
 
-def find_cases(prediction: Path, reference: Path) -> list[Case]:
+def find_pairs(prediction: Path, reference: Path) -> list[LabelMapPair]:
     """Pair two files, or the NIfTI files of two folders by name, sorted; a partner may turn out to be missing.
 
     Raises ValueError if one is a file and the other a folder, or if there is nothing to score.
     """
     if not prediction.is_dir() and not reference.is_dir():
-        return [Case(prediction.name, prediction, reference)]
+        return [LabelMapPair(prediction.name, prediction, reference)]
     for path in (prediction, reference):
         if not path.is_dir():
             found = "a file" if path.exists() else "nothing"
@@ -41,7 +41,7 @@ def find_cases(prediction: Path, reference: Path) -> list[Case]:
     names = sorted(_nifti_names(prediction) | _nifti_names(reference))
     if not names:
         raise ValueError(f"expected .nii or .nii.gz files in {prediction} and {reference}, got none")
-    return [Case(name, prediction / name, reference / name) for name in names]
+    return [LabelMapPair(name, prediction / name, reference / name) for name in names]
 
 
 class LabelFile:

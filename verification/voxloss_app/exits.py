@@ -25,4 +25,4 @@ class ExitCode(IntEnum):
 
 
 class Refused(Exception):
-    """What is asked for cannot be done; the message says in a line what was expected, what came and where."""
+    """What is requested cannot be done; the message says in a line what was expected, what came and where."""

@@ -1,4 +1,4 @@
-"""Ask a loss all laws: `check_loss`."""
+"""Run the checks of all laws on a loss: `check_loss`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from voxloss_verify.oracle import exact
 from voxloss_verify.oracle.claims import Claims
 from voxloss_verify.oracle.volumes import Volume
 from voxloss_verify.request import ProfileName
-from voxloss_verify.subject.subject import Raised, Subject, TargetError, subject_of
+from voxloss_verify.subject.subject import Raised, Subject, TargetError, said, subject_of
 
 # The law that speaks of finite numbers where nothing is to be found.
 FINITE = "23b"
@@ -49,7 +49,7 @@ def check_loss(
     data: Sequence[LabelPair] = (),
     laws: Sequence[str] | None = None,
 ) -> Iterator[Record]:
-    """Ask a loss every law and yield a record of each, in the order of the laws.
+    """Run every check on a loss and yield a record of each, in the order of the laws.
 
     Args:
         loss: "module:Name", "file.py:Name", a class, an instance or a function (input, target) -> Tensor.
@@ -60,7 +60,7 @@ def check_loss(
         profile: "quick", "default" or "thorough": how many volumes are drawn, and how large the given ones are.
         seed: of all random volumes. `derandomize`: let Hypothesis choose them from each law alone.
         data: label maps of one's own to try, from `voxloss_verify.laws.sources.read_pairs`.
-        laws: the ids of the laws to ask, None for all.
+        laws: the ids of the checks to run, None for all.
 
     Raises:
         TargetError: if the loss cannot be loaded, made or called, or if its claims are not known.
@@ -71,7 +71,7 @@ def check_loss(
         raise ValueError(f"profile: expected one of {', '.join(PROFILES)}, got {profile!r}.")
     setting = Setting(PROFILES[profile], seed, derandomize, data=data)
     try:
-        yield from ask(subject, setting, chosen_laws(laws))
+        yield from run_checks(subject, setting, chosen_laws(laws))
     finally:
         setting.ranks.close()
 
@@ -80,21 +80,23 @@ def chosen_laws(ids: Sequence[str] | None) -> list[Law]:
     """The laws with these ids, in their own order; 31 is all of 31a, 31b, …; None chooses all."""
     if ids is None:
         return list(LAWS)
-    unknown = sorted(map(str, set(ids) - {id for law in LAWS for id in (law.id, _number(law))}))
+    unknown = sorted(map(str, set(ids) - {id for law in LAWS for id in (law.id, str(law.number))}))
     if unknown:
         raise ValueError(f"laws: expected ids of {', '.join(law.id for law in LAWS)}, got {', '.join(unknown)}.")
-    return [law for law in LAWS if law.id in ids or _number(law) in ids]
+    return [law for law in LAWS if law.id in ids or str(law.number) in ids]
 
 
-def _number(law: Law) -> str:
-    return law.id.rstrip("abcdefgh")
+def run_checks(subject: Subject, setting: Setting, laws: Iterable[Law]) -> Iterator[Record]:
+    """Run the checks of these laws, after one call that shows that the loss can be called at all.
 
+    A law is taken from `laws` only when the record before it has been used.
 
-def ask(subject: Subject, setting: Setting, laws: Iterable[Law]) -> Iterator[Record]:
-    """Ask a loss these laws, after one call to see that it can be called at all."""
+    Raises:
+        TargetError: if the loss cannot be called.
+    """
     require_callable(subject)
     for law in laws:
-        yield ask_law(subject, setting, law)
+        yield run_check(subject, setting, law)
 
 
 def require_callable(subject: Subject) -> None:
@@ -122,12 +124,20 @@ def form(subject: Subject, volume: Volume) -> str:
     )
 
 
-def ask_law(subject: Subject, setting: Setting, law: Law) -> Record:
-    """Ask a loss one law."""
+def run_check(subject: Subject, setting: Setting, law: Law) -> Record:
+    """Run the check of one law; an exception inside the law becomes a record without a finding."""
+    start = time.perf_counter()
+    try:
+        record = _examined(subject, setting, law)
+    except Exception as error:  # what a loss returns may be so odd that a law fails on it: the others are run
+        record = Record(law.id, law.name, Status.broken, f"the check could not be run: {said(error)}")
+    return replace(record, seconds=time.perf_counter() - start)
+
+
+def _examined(subject: Subject, setting: Setting, law: Law) -> Record:
     reason = law.domain(subject, setting)
     if reason is not None:
-        return Record(law.id, law.name, Status.not_asked, reason)
-    start = time.perf_counter()
+        return Record(law.id, law.name, Status.not_applicable, reason)
     examiner = _Examiner(subject, setting, law)
     broken = examiner.examine_all()
     record = Record(
@@ -152,16 +162,15 @@ def ask_law(subject: Subject, setting: Setting, law: Law) -> Record:
         record = replace(
             record,
             status=Status.broken,
-            reason=broken.message + _hint(subject, law, broken.volume),
+            reason=broken.message + (_hint(subject, law, broken.volume) if setting.hints else ""),
             worst=broken.finding,
             worst_where=str(broken.volume),
             counterexample=example,
         )
     elif not examiner.examples:
-        record = replace(
-            record, status=Status.not_asked, reason="no volume that fits what is claimed has anything to compare"
-        )
-    return replace(record, seconds=time.perf_counter() - start)
+        reason = "no volume that fits what is claimed has anything to compare"
+        record = replace(record, status=Status.not_applicable, reason=reason)
+    return record
 
 
 def _hint(subject: Subject, law: Law, wrong: Volume) -> str:

@@ -111,7 +111,7 @@ class _LawCollector(pytest.Collector):
 
 
 class _LawItem(pytest.Item):
-    """Asks one law."""
+    """Runs the check of one law."""
 
     def __init__(self, *, law: Law, verification: Verification, **node: Any) -> None:
         super().__init__(**node)
@@ -125,14 +125,14 @@ class _LawItem(pytest.Item):
         with warnings.catch_warnings():
             # The user's filters may make errors of those of torch; the loss is to be judged by its values.
             warnings.simplefilter("ignore")
-            record = self.verification.ask(self.law)
+            record = self.verification.run_check(self.law)
         if record.status is Status.broken:
             pytest.fail(self.verification.explanation(record), pytrace=False)
         if xfails.fails(record, self.verification.xfails):
             pytest.fail(f"{record.status.value}, {record.reason}", pytrace=False)
         if record.status is Status.expected:
             pytest.xfail(record.reason)
-        if record.status is Status.not_asked:
+        if record.status is Status.not_applicable:
             pytest.skip(record.reason)
 
     def reportinfo(self) -> tuple[Path, None, str]:
@@ -141,14 +141,13 @@ class _LawItem(pytest.Item):
 
 
 def _name(law: Law) -> str:
-    digits = law.id.rstrip("abcdefghijklmnopqrstuvwxyz")
     words = re.sub(r"\W+", "_", law.name).strip("_").lower()
-    return f"law_{digits:>02}{law.id[len(digits) :]}_{words}"
+    return f"law_{law.number:02}{law.part}_{words}"
 
 
 def _prepared(config: pytest.Config) -> Verification:
     try:
-        from voxloss_verify.request import COUNTEREXAMPLES, Request, parse_kwargs
+        from voxloss_verify.request import COUNTEREXAMPLES, VerifyRequest, parse_kwargs
         from voxloss_verify.verification import Verification
     except ImportError as error:
         raise pytest.UsageError(f"--voxloss-target needs {error.name}: pip install 'voxloss[verify]'") from error
@@ -160,7 +159,7 @@ def _prepared(config: pytest.Config) -> Verification:
     seed = option("voxloss_seed")
     if not 0 <= seed < 2**32:
         raise pytest.UsageError(f"--voxloss-seed: expected a whole number from 0 to 2³² − 1, got {seed}.")
-    request = Request(
+    request = VerifyRequest(
         target=option("voxloss_target"),
         kwargs=kwargs,
         family=option("voxloss_as"),

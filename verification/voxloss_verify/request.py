@@ -1,4 +1,4 @@
-"""What is asked of a loss on a command line; light, so that mistakes show before torch is loaded."""
+"""A verification as the command line requests it; light, so that mistakes show before torch is loaded."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ COUNTEREXAMPLES = Path("voxloss-counterexamples")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """One verification, as it was asked for.
+class VerifyRequest:
+    """One verification, as it was requested.
 
     Attributes:
         target: "module:Name" or "file.py:Name".
@@ -23,7 +23,7 @@ class Request:
         family, claims: what the loss says of itself, "name=value" each, over what can be read off it.
         device, profile, seed, derandomize: as of `check_loss`; the device also "auto".
         data: two NIfTI label maps, or two folders of them.
-        laws: the ids of the laws to ask, None for all.
+        laws: the ids of the checks to run, None for all.
         xfails: a file of expected failures.
         counterexamples: the folder for those of broken laws, with a folder in it per target, made if need be.
     """

@@ -1,4 +1,4 @@
-"""One verification: a loss made ready, the laws that it is asked, and the records as they come."""
+"""One verification: a loss made ready, the laws to check, and the records as they come."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter
 
 from voxloss_verify import xfails
-from voxloss_verify.check import ask_law, chosen_laws, form, require_callable
+from voxloss_verify.check import chosen_laws, form, require_callable, run_check
 from voxloss_verify.laws.law import Law
 from voxloss_verify.laws.record import Record, Status, forget
 from voxloss_verify.laws.setting import PROFILES, Setting
 from voxloss_verify.laws.sources import read_pairs
 from voxloss_verify.oracle.claims import parse_claims
-from voxloss_verify.request import Request
+from voxloss_verify.request import VerifyRequest
 from voxloss_verify.subject.devices import chosen_device
 from voxloss_verify.subject.subject import Subject, said, subject_of
 
@@ -27,16 +26,15 @@ ELEMENTARY = ("30", "24", "20")
 
 @dataclass
 class Verification:
-    """What was asked for, what it was found to be, and what came of it so far.
+    """What was requested, the loss that was found, and the records so far.
 
     Attributes:
-        records: of the laws asked so far, in the light of `xfails`, the expected failures.
+        records: of the checks run so far, in the light of `xfails`, the expected failures.
         files: of each broken law, those of its counter-example.
         unwritten: of each broken law without files, the reason.
-        seconds: spent on laws.
     """
 
-    request: Request
+    request: VerifyRequest
     subject: Subject
     setting: Setting
     laws: Sequence[Law]
@@ -44,10 +42,9 @@ class Verification:
     records: list[Record] = field(default_factory=list)
     files: dict[str, list[Path]] = field(default_factory=dict)
     unwritten: dict[str, str] = field(default_factory=dict)
-    seconds: float = 0.0
 
     @classmethod
-    def of(cls, request: Request, prefix: str = "--") -> Verification:
+    def of(cls, request: VerifyRequest, prefix: str = "--") -> Verification:
         """Find the loss, call it once, and read the files; `close` the result.
 
         Raises ValueError, in one line, for whatever is not as it should be; `prefix` begins the names of options.
@@ -83,8 +80,13 @@ class Verification:
 
     @property
     def complete(self) -> bool:
-        """Whether every law has been asked."""
+        """Whether every check has been run."""
         return len(self.records) == len(self.laws)
+
+    @property
+    def seconds(self) -> float:
+        """Spent on checks so far."""
+        return sum(record.seconds for record in self.records)
 
     @property
     def failed(self) -> bool:
@@ -99,17 +101,10 @@ class Verification:
             return None
         return next((law for law in ELEMENTARY if law in broken), broken[0])
 
-    def ask(self, law: Law) -> Record:
-        """Ask a law, keep its record, and write the counter-example if it is broken."""
-        start = perf_counter()
-        _LOG.info("asking law %s, %s", law.id, law.name)
-        try:
-            record = ask_law(self.subject, self.setting, law)
-        except Exception as error:  # what a loss returns may be so odd that a law stumbles: the others are asked
-            record = Record(law.id, law.name, Status.broken, f"could not be asked: {said(error)}")
-        finally:
-            self.seconds += perf_counter() - start
-        record = xfails.apply(record, self.xfails)
+    def run_check(self, law: Law) -> Record:
+        """Run the check of a law, keep its record, and write the counter-example if it is broken."""
+        _LOG.info("checking law %s, %s", law.id, law.name)
+        record = xfails.apply(run_check(self.subject, self.setting, law), self.xfails)
         self.records.append(record)
         forget(self.request.folder, law.id)
         if record.status is Status.broken and record.counterexample is not None:

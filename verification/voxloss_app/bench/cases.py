@@ -21,7 +21,7 @@ _BLOCK, _EVIDENCE = 8, 3.0
 
 
 @dataclass(frozen=True)
-class Case:
+class BenchCase:
     """One loss on one pair of tensors.
 
     Attributes:
@@ -79,7 +79,7 @@ class Case:
         return 2.0**15 if self.dtype == "float16" else 1.0
 
 
-def tensors(case: Case, seed: int = 0) -> tuple[Tensor, Tensor]:
+def tensors(case: BenchCase, seed: int = 0) -> tuple[Tensor, Tensor]:
     """The logits, which require a gradient, and the target of a case."""
     chance = torch.Generator(case.device).manual_seed(seed)
     blocks = -(-case.edge // _BLOCK)
@@ -93,42 +93,42 @@ def tensors(case: Case, seed: int = 0) -> tuple[Tensor, Tensor]:
     return logits.requires_grad_(), target
 
 
-def quick_cases(device: str) -> list[Case]:
+def quick_cases(device: str) -> list[BenchCase]:
     """About two minutes on two cores."""
     found = [
-        Case(family, activation, channels, 64, device=device)
+        BenchCase(family, activation, channels, 64, device=device)
         for family, activation in _LOSSES
         for channels in (2, 14)
     ]
     return [*found, *_accuracy(device, (64,))]
 
 
-def default_cases(device: str) -> list[Case]:
+def default_cases(device: str) -> list[BenchCase]:
     """About twenty minutes on two cores: all that the goals and the plot ask for."""
     edge = 128 if device == "cuda" else 96
-    found = [Case(family, activation, 14, edge, device=device) for family, activation in _LOSSES]
+    found = [BenchCase(family, activation, 14, edge, device=device) for family, activation in _LOSSES]
     found += [
-        Case(family, activation, channels, edge, batch=1 if channels > 100 else 2, device=device)
+        BenchCase(family, activation, channels, edge, batch=1 if channels > 100 else 2, device=device)
         for channels in (2, 4, 32, 118)
         for family, activation in _COMMON
     ]
     found += [
-        Case("dice", "sigmoid", 14, edge, device=device),
-        Case("dice", "softmax", 14, edge, one_hot=True, device=device),
-        *(Case(family, activation, 14, 128, device=device) for family, activation in _COMMON[:2]),
+        BenchCase("dice", "sigmoid", 14, edge, device=device),
+        BenchCase("dice", "softmax", 14, edge, one_hot=True, device=device),
+        *(BenchCase(family, activation, 14, 128, device=device) for family, activation in _COMMON[:2]),
         *_growth(device),
         *_accuracy(device, (64, 96, 128)),
     ]
     if device == "cuda":
         found += [
-            Case(family, activation, 14, edge, dtype=dtype, device=device)
+            BenchCase(family, activation, 14, edge, dtype=dtype, device=device)
             for dtype in ("bfloat16", "float16")
             for family, activation in _COMMON
         ]
     return list(dict.fromkeys(found))
 
 
-def full_cases(device: str) -> list[Case]:
+def full_cases(device: str) -> list[BenchCase]:
     """The whole grid: hours on two cores."""
     cuda = device == "cuda"
     grid = product(
@@ -139,7 +139,7 @@ def full_cases(device: str) -> list[Case]:
         ("float32", "bfloat16", "float16") if cuda else ("float32",),
     )
     found = [
-        Case(family, activation, channels, edge, one_hot=one_hot, dtype=dtype, device=device)
+        BenchCase(family, activation, channels, edge, one_hot=one_hot, dtype=dtype, device=device)
         for (family, activation), channels, edge, one_hot, dtype in grid
     ]
     accuracy = _accuracy(device, (64, 96, 128, 192, 257))
@@ -150,21 +150,21 @@ _LOSSES = (("dice", "softmax"), ("dice_ce", "softmax"), ("dice_focal", "sigmoid"
 _COMMON = _LOSSES[:3]
 
 
-def _growth(device: str) -> Iterator[Case]:
+def _growth(device: str) -> Iterator[BenchCase]:
     """Beside the sizes that `default_cases` has anyway."""
     for edge in (32, 64, 192):
-        yield Case("dice", "softmax", 14, edge, batch=1, device=device)
+        yield BenchCase("dice", "softmax", 14, edge, batch=1, device=device)
 
 
-def _accuracy(device: str, edges: Sequence[int]) -> list[Case]:
+def _accuracy(device: str, edges: Sequence[int]) -> list[BenchCase]:
     return [
-        Case(family, "softmax", 4, edge, batch=1, device=device, timed=False)
+        BenchCase(family, "softmax", 4, edge, batch=1, device=device, timed=False)
         for family in ("dice", "dice_ce")
         for edge in edges
     ]
 
 
-def choose(cases: Sequence[Case], pattern: str | None, edge: int | None) -> list[Case]:
+def choose(cases: Sequence[BenchCase], pattern: str | None, edge: int | None) -> list[BenchCase]:
     """Those whose id contains the pattern, which may have * and ?; all with another edge if one is given."""
     if edge is not None:
         cases = [replace(case, edge=edge) for case in cases]

@@ -16,7 +16,7 @@ from torch import Tensor
 import voxloss
 from voxloss.backends.voxels import PassSpec
 from voxloss_app.bench import in_cache, plain
-from voxloss_app.bench.cases import ALPHA, BETA, GAMMA, SMOOTH, Case
+from voxloss_app.bench.cases import ALPHA, BETA, GAMMA, SMOOTH, BenchCase
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 # One forward and backward pass: leaves the gradient in input.grad and returns the value.
@@ -53,14 +53,14 @@ class Contender:
 
     name: str
     title: str
-    prepare: Callable[[Case, Tensor, Tensor], Prepared]
-    peak: Callable[[Case], float]
-    applies: Callable[[Case], bool] = lambda case: True
+    prepare: Callable[[BenchCase, Tensor, Tensor], Prepared]
+    peak: Callable[[BenchCase], float]
+    applies: Callable[[BenchCase], bool] = lambda case: True
     is_loss: bool = True
     compiles: bool = False
 
 
-def training_step(case: Case, loss: Loss, shift: float = 0.0) -> Step:
+def training_step(case: BenchCase, loss: Loss, shift: float = 0.0) -> Step:
     """Forward and backward of loss + shift; half-precision logits come from autocast, so the loss is under it."""
 
     def step(input: Tensor, target: Tensor) -> Tensor:
@@ -76,11 +76,11 @@ def training_step(case: Case, loss: Loss, shift: float = 0.0) -> Step:
 # Ours.
 
 
-def _options(case: Case) -> dict[str, Any]:
+def _options(case: BenchCase) -> dict[str, Any]:
     return {case.activation: True, "to_onehot_y": not case.one_hot}
 
 
-def our_loss(case: Case, backend: str | None) -> voxloss.StatisticsLoss:
+def our_loss(case: BenchCase, backend: str | None) -> voxloss.StatisticsLoss:
     """The loss of a case as voxloss computes it."""
     options = {**_options(case), "backend": backend}
     if case.family == "dice_ce":
@@ -92,14 +92,14 @@ def our_loss(case: Case, backend: str | None) -> voxloss.StatisticsLoss:
     return voxloss.DiceLoss(**options)
 
 
-def _voxloss(backend: str | None) -> Callable[[Case, Tensor, Tensor], Prepared]:
+def _voxloss(backend: str | None) -> Callable[[BenchCase, Tensor, Tensor], Prepared]:
     return lambda case, input, target: Prepared(training_step(case, our_loss(case, backend)))
 
 
 # Others.
 
 
-def _monai_loss(case: Case) -> Loss:
+def _monai_loss(case: BenchCase) -> Loss:
     losses = import_module("monai.losses")
     names = {
         "dice": "DiceLoss",
@@ -112,11 +112,11 @@ def _monai_loss(case: Case) -> Loss:
     return loss
 
 
-def _monai(case: Case, input: Tensor, target: Tensor) -> Prepared:
+def _monai(case: BenchCase, input: Tensor, target: Tensor) -> Prepared:
     return Prepared(training_step(case, _monai_loss(case)))
 
 
-def _monai_compiled(case: Case, input: Tensor, target: Tensor) -> Prepared:
+def _monai_compiled(case: BenchCase, input: Tensor, target: Tensor) -> Prepared:
     """One graph if it can be had, else as many as it takes, and a note that says why."""
     loss = _monai_loss(case)
     try:
@@ -132,7 +132,7 @@ def _monai_compiled(case: Case, input: Tensor, target: Tensor) -> Prepared:
     return Prepared(ready.step, note, ready.first_call)
 
 
-def _plain_compiled(case: Case, input: Tensor, target: Tensor) -> Prepared:
+def _plain_compiled(case: BenchCase, input: Tensor, target: Tensor) -> Prepared:
     """The fastest formulation of `plain`, by the better of two calls each after the first."""
     best, fastest = None, math.inf
     for name, loss in plain.formulations(case).items():
@@ -144,7 +144,7 @@ def _plain_compiled(case: Case, input: Tensor, target: Tensor) -> Prepared:
     return best
 
 
-def _compiled(case: Case, loss: Loss, input: Tensor, target: Tensor, fullgraph: bool) -> Prepared:
+def _compiled(case: BenchCase, loss: Loss, input: Tensor, target: Tensor, fullgraph: bool) -> Prepared:
     step = training_step(case, torch.compile(loss, fullgraph=fullgraph, dynamic=False))
     return Prepared(step, first_call=_time(step, input, target))
 
@@ -156,8 +156,8 @@ def _time(step: Step, input: Tensor, target: Tensor) -> float:
     return time.perf_counter() - start
 
 
-def _nnunet(dice: str) -> Callable[[Case, Tensor, Tensor], Prepared]:
-    def prepare(case: Case, input: Tensor, target: Tensor) -> Prepared:
+def _nnunet(dice: str) -> Callable[[BenchCase, Tensor, Tensor], Prepared]:
+    def prepare(case: BenchCase, input: Tensor, target: Tensor) -> Prepared:
         try:
             losses = import_module("nnunetv2.training.loss.dice")
             compounds = import_module("nnunetv2.training.loss.compound_losses")
@@ -175,21 +175,21 @@ def _nnunet(dice: str) -> Callable[[Case, Tensor, Tensor], Prepared]:
     return prepare
 
 
-def _has_nnunet(case: Case) -> bool:
+def _has_nnunet(case: BenchCase) -> bool:
     return case.family == "dice" or (case.family == "dice_ce" and not case.one_hot)
 
 
 # Yardsticks.
 
 
-def _cross_entropy(case: Case, input: Tensor, target: Tensor) -> Prepared:
+def _cross_entropy(case: BenchCase, input: Tensor, target: Tensor) -> Prepared:
     def loss(input: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(input, target if case.one_hot else target[:, 0])
 
     return Prepared(training_step(case, loss))
 
 
-def _floor(case: Case, input: Tensor, target: Tensor) -> Prepared:
+def _floor(case: BenchCase, input: Tensor, target: Tensor) -> Prepared:
     """Read the logits once, and once more to write as much into fresh memory: the 3 N of any such loss."""
 
     def step(input: Tensor, target: Tensor) -> Tensor:
@@ -201,7 +201,7 @@ def _floor(case: Case, input: Tensor, target: Tensor) -> Prepared:
     return Prepared(step)
 
 
-def _in_cache(case: Case, input: Tensor, target: Tensor) -> Prepared:
+def _in_cache(case: BenchCase, input: Tensor, target: Tensor) -> Prepared:
     why_not = in_cache.why_not(case)
     if why_not:
         raise Unavailable(why_not)
@@ -221,7 +221,7 @@ def _in_cache(case: Case, input: Tensor, target: Tensor) -> Prepared:
 _COPIED = 1 << 30
 
 
-def _copy(case: Case, input: Tensor, target: Tensor) -> Prepared:
+def _copy(case: BenchCase, input: Tensor, target: Tensor) -> Prepared:
     """Copy a large tensor; `copied_share` says how much of its time 3 N bytes would take."""
     source = torch.ones(_COPIED // 4, device=input.device)
     sink = torch.empty_like(source)
@@ -232,7 +232,7 @@ def _copy(case: Case, input: Tensor, target: Tensor) -> Prepared:
     return Prepared(step)
 
 
-def copied_share(case: Case) -> float:
+def copied_share(case: BenchCase) -> float:
     """3 N bytes in terms of the bytes that the copy reads and writes."""
     return 3 * case.logit_bytes / (2 * _COPIED)
 
@@ -240,7 +240,7 @@ def copied_share(case: Case) -> float:
 _MONAI_PEAK = {"dice": 3.5, "tversky": 5.5, "dice_ce": 5.5, "dice_focal": 11.5}
 
 
-def _monai_peak(case: Case) -> float:
+def _monai_peak(case: BenchCase) -> float:
     return _MONAI_PEAK[case.family] * (4 / case.torch_dtype.itemsize)
 
 
@@ -281,7 +281,7 @@ CONTENDERS = (
 COMPARED = (OURS, "eager", "monai")
 
 
-def contenders_for(case: Case, compile: bool = True) -> list[Contender]:
+def contenders_for(case: BenchCase, compile: bool = True) -> list[Contender]:
     """Who competes in a case."""
     return [
         contender

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from voxloss_app.bench.cases import ALPHA, BETA, GAMMA, SMOOTH, Case
+from voxloss_app.bench.cases import ALPHA, BETA, GAMMA, SMOOTH, BenchCase
 from voxloss_verify.tolerances import GRADIENT, LOSS
 
 _SLAB = 1 << 22  # elements
@@ -29,7 +29,7 @@ class Exact:
     gradient: Tensor
 
 
-def exact(case: Case, input: Tensor, target: Tensor) -> Exact:
+def exact(case: BenchCase, input: Tensor, target: Tensor) -> Exact:
     """Value and gradient of a case's loss."""
     input = input.detach()
     with torch.no_grad():
@@ -46,17 +46,17 @@ def exact(case: Case, input: Tensor, target: Tensor) -> Exact:
     return Exact(value.item(), gradient)
 
 
-def errors(found: float, gradient: Tensor | None, truth: Exact) -> tuple[float, float]:
+def errors(found: float, gradient: Tensor | None, reference: Exact) -> tuple[float, float]:
     """Distances of a value, relative to one above 1, and of a gradient, relative to its largest element."""
-    by_value = abs(found - truth.value) / max(1.0, abs(truth.value))
+    by_value = abs(found - reference.value) / max(1.0, abs(reference.value))
     if gradient is None:
         return by_value, float("inf")
-    largest = max(float(truth.gradient[slab].abs().max()) for slab in _slabs(truth.gradient))
-    parts = [(gradient[slab].double() - truth.gradient[slab]).abs().max() for slab in _slabs(gradient)]
+    largest = max(float(reference.gradient[slab].abs().max()) for slab in _slabs(reference.gradient))
+    parts = [(gradient[slab].double() - reference.gradient[slab]).abs().max() for slab in _slabs(gradient)]
     return by_value, float(torch.stack(parts).max()) / largest  # NaN in any part is NaN here
 
 
-def verdict(case: Case, by_value: float, by_gradient: float) -> str:
+def verdict(case: BenchCase, by_value: float, by_gradient: float) -> str:
     """What is wrong with a contender that is so far off; nothing within the suite's tolerances."""
     for what, off, tolerance in (
         ("value", by_value, LOSS[case.dtype]),
@@ -74,7 +74,7 @@ def _slabs(input: Tensor) -> Iterator[Slab]:
         yield (slice(None), slice(None), slice(start, start + step))
 
 
-def _sums(case: Case, z: Tensor, target: Tensor) -> Tensor:
+def _sums(case: BenchCase, z: Tensor, target: Tensor) -> Tensor:
     """Σp·g, Σp, Σg and the family's own sum over the voxels, `[4, B, C]`."""
     p = z.softmax(1) if case.activation == "softmax" else z.sigmoid()
     g = (target if case.one_hot else F.one_hot(target[:, 0], case.channels).movedim(-1, 1)).double()
@@ -87,7 +87,7 @@ def _sums(case: Case, z: Tensor, target: Tensor) -> Tensor:
     return torch.stack([term.flatten(2).sum(-1) for term in (p * g, p, g, own)])
 
 
-def _formula(case: Case, sums: Tensor, voxels: int) -> Tensor:
+def _formula(case: BenchCase, sums: Tensor, voxels: int) -> Tensor:
     overlap, prediction, target, own = sums
     if case.family == "tversky":
         errors = ALPHA * (prediction - overlap) + BETA * (target - overlap)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from voxloss_app.bench.cases import Case
+from voxloss_app.bench.cases import BenchCase
 from voxloss_app.bench.contenders import COPY, FLOOR, IN_CACHE, OURS
-from voxloss_app.bench.results import Result, Run, State
+from voxloss_app.bench.results import BenchResult, Run, State
 from voxloss_app.bench.timing import Spread, short, spread
 from voxloss_verify.tolerances import LOSS
 
@@ -40,7 +40,7 @@ class Goal:
     bound: float
     at_least: bool
     unit: str
-    find: Callable[[Sequence[Result]], Found]
+    find: Callable[[Sequence[BenchResult]], Found]
 
     @property
     def shown(self) -> str:
@@ -77,7 +77,7 @@ def _number(value: float) -> str:
     return f"{value:.0e}" if 0 < value < 1e-3 else f"{value:g}"
 
 
-def _missing(result: Result | None, *names: str) -> Found:
+def _missing(result: BenchResult | None, *names: str) -> Found:
     if result is None:
         return Found(None, NOT_HERE)
     ours = result.contenders.get(OURS)
@@ -88,8 +88,8 @@ def _missing(result: Result | None, *names: str) -> Found:
 
 
 def _case(
-    results: Sequence[Result], family: str, channels: int, edge: int, batch: int | None = 2
-) -> Result | None:
+    results: Sequence[BenchResult], family: str, channels: int, edge: int, batch: int | None = 2
+) -> BenchResult | None:
     """The usual case of that family and size."""
     for result in results:
         case = result.case
@@ -99,7 +99,7 @@ def _case(
     return None
 
 
-def _usual(case: Case) -> bool:
+def _usual(case: BenchCase) -> bool:
     """Float32, from a label map, with the activation that the family is trained with."""
     activation = "sigmoid" if case.family == "dice_focal" else "softmax"
     return case.timed and not case.one_hot and (case.dtype, case.activation) == ("float32", activation)
@@ -109,10 +109,10 @@ def _shown(found: Spread, unit: str) -> str:
     return f"{short(found.median)}{unit} ({short(found.low)}–{short(found.high)})"
 
 
-def _faster(family: str, than: str, edge: int = 96) -> Callable[[Sequence[Result]], Found]:
+def _faster(family: str, than: str, edge: int = 96) -> Callable[[Sequence[BenchResult]], Found]:
     """How many times as long as voxloss, and as the floor and then the arithmetic, another takes."""
 
-    def find(results: Sequence[Result]) -> Found:
+    def find(results: Sequence[BenchResult]) -> Found:
         result = _case(results, family, 14, edge)
         ratio = result.ratio(than) if result else None
         if result is None or ratio is None:
@@ -125,7 +125,7 @@ def _faster(family: str, than: str, edge: int = 96) -> Callable[[Sequence[Result
     return find
 
 
-def _over_floor(results: Sequence[Result]) -> Found:
+def _over_floor(results: Sequence[BenchResult]) -> Found:
     result = _case(results, "dice", 14, 96)
     ours = result.over_floor() if result else None
     if result is None or ours is None:
@@ -135,10 +135,10 @@ def _over_floor(results: Sequence[Result]) -> Found:
     return Found(ours.median, _shown(ours, " ×") + beside)
 
 
-def _peak(family: str) -> Callable[[Sequence[Result]], Found]:
+def _peak(family: str) -> Callable[[Sequence[BenchResult]], Found]:
     """The largest peak of voxloss over all usual cases of a family."""
 
-    def find(results: Sequence[Result]) -> Found:
+    def find(results: Sequence[BenchResult]) -> Found:
         cases = [result for result in results if result.case.family == family and _usual(result.case)]
         peaks = [(peak, r.case) for r in cases if (peak := r.peak(OURS)) is not None]
         broken = next((found for r in cases if (found := _missing_ours(r)).broken), None)
@@ -152,14 +152,14 @@ def _peak(family: str) -> Callable[[Sequence[Result]], Found]:
     return find
 
 
-def _missing_ours(result: Result) -> Found:
+def _missing_ours(result: BenchResult) -> Found:
     return Found(None, "") if result.times(OURS) else _missing(result)
 
 
-def _bandwidth(channels: int) -> Callable[[Sequence[Result]], Found]:
+def _bandwidth(channels: int) -> Callable[[Sequence[BenchResult]], Found]:
     """3 N at the speed of a copy over voxloss's time, in per cent."""
 
-    def find(results: Sequence[Result]) -> Found:
+    def find(results: Sequence[BenchResult]) -> Found:
         result = _case(results, "dice", channels, 128, batch=None)
         share = result.ratio(COPY) if result else None
         if share is None:
@@ -170,12 +170,12 @@ def _bandwidth(channels: int) -> Callable[[Sequence[Result]], Found]:
     return find
 
 
-def _errors(results: Sequence[Result], name: str) -> list[tuple[float, Result]]:
+def _errors(results: Sequence[BenchResult], name: str) -> list[tuple[float, BenchResult]]:
     found = [(result.contenders.get(name), result) for result in results if not result.case.timed]
     return [(each.value_error, r) for each, r in found if each is not None and each.value_error is not None]
 
 
-def _accuracy(results: Sequence[Result]) -> Found:
+def _accuracy(results: Sequence[BenchResult]) -> Found:
     """The largest distance of voxloss's values from the exact ones."""
     found = _errors(results, OURS)
     if not found:
@@ -184,7 +184,7 @@ def _accuracy(results: Sequence[Result]) -> Found:
     return Found(worst, f"{worst:.1e} ({result.case.family}, {result.case.edge}³)")
 
 
-def _beyond_eager(results: Sequence[Result]) -> Found:
+def _beyond_eager(results: Sequence[BenchResult]) -> Found:
     """How much further from the exact value than eager voxloss is, at the worst."""
     eager = {result.case: error for error, result in _errors(results, "eager")}
     beyond = [error - eager[r.case] for error, r in _errors(results, OURS) if r.case in eager]

@@ -30,7 +30,7 @@ EVERYTHING = tuple(TERMS)
 EVERYTHING_OF_SOFTMAX = tuple(name for name in TERMS if name not in NEGATIVE)
 
 
-class Case(NamedTuple):
+class KernelCase(NamedTuple):
     """A pass, and the tensors that it is made over."""
 
     name: str
@@ -43,25 +43,29 @@ class Case(NamedTuple):
 
 CASES = [
     *(
-        Case(name, classes, dtype, PassSpec("softmax", DICE, None))
+        KernelCase(name, classes, dtype, PassSpec("softmax", DICE, None))
         for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float64", torch.float64))
         for classes in (2, 4, 14, 32, 64, 118, 256, 512, 600)
     ),
-    Case("channels last", 14, torch.float32, PassSpec("softmax", DICE, None), None, torch.channels_last_3d),
-    Case("Dice, ignore", 118, torch.float32, PassSpec("softmax", DICE, 255)),
-    Case("Dice, cross entropy", 14, torch.float32, PassSpec("softmax", (*DICE, "cross_entropy"), None)),
-    Case("Dice, cross entropy", 118, torch.float32, PassSpec("softmax", (*DICE, "cross_entropy"), None)),
-    Case("Dice, focal 1.5", 118, torch.float32, PassSpec("softmax", (*DICE, "focal"), None, 1.5)),
-    Case("soft labels", 14, torch.float32, PassSpec("softmax", SOFT, None), torch.float32),
-    Case("soft labels", 118, torch.bfloat16, PassSpec("softmax", SOFT, None), torch.bfloat16),
-    Case("sigmoid, one-hot", 1, torch.float32, PassSpec("sigmoid", DICE, None), torch.uint8),
-    Case("sigmoid, one-hot", 3, torch.bfloat16, PassSpec("sigmoid", DICE, None), torch.float32),
-    Case("sigmoid, Dice, focal 2", 3, torch.float32, PassSpec("sigmoid", (*DICE, *FOCAL), None), torch.float32),
-    Case("sigmoid, focal 1.5", 14, torch.float32, PassSpec("sigmoid", FOCAL, None, 1.5), torch.float32),
-    Case("probabilities", 14, torch.float32, PassSpec("none", DICE, None), torch.float32),
-    Case("everything", 118, torch.float32, PassSpec("softmax", EVERYTHING_OF_SOFTMAX, 255, 1.5)),
-    Case("everything, sigmoid", 14, torch.float32, PassSpec("sigmoid", EVERYTHING, 0, 1.5), torch.float32),
-    Case("everything, sigmoid", 118, torch.float64, PassSpec("sigmoid", EVERYTHING, 255, 1.5), torch.float64),
+    KernelCase("channels last", 14, torch.float32, PassSpec("softmax", DICE, None), None, torch.channels_last_3d),
+    KernelCase("Dice, ignore", 118, torch.float32, PassSpec("softmax", DICE, 255)),
+    KernelCase("Dice, cross entropy", 14, torch.float32, PassSpec("softmax", (*DICE, "cross_entropy"), None)),
+    KernelCase("Dice, cross entropy", 118, torch.float32, PassSpec("softmax", (*DICE, "cross_entropy"), None)),
+    KernelCase("Dice, focal 1.5", 118, torch.float32, PassSpec("softmax", (*DICE, "focal"), None, 1.5)),
+    KernelCase("soft labels", 14, torch.float32, PassSpec("softmax", SOFT, None), torch.float32),
+    KernelCase("soft labels", 118, torch.bfloat16, PassSpec("softmax", SOFT, None), torch.bfloat16),
+    KernelCase("sigmoid, one-hot", 1, torch.float32, PassSpec("sigmoid", DICE, None), torch.uint8),
+    KernelCase("sigmoid, one-hot", 3, torch.bfloat16, PassSpec("sigmoid", DICE, None), torch.float32),
+    KernelCase(
+        "sigmoid, Dice, focal 2", 3, torch.float32, PassSpec("sigmoid", (*DICE, *FOCAL), None), torch.float32
+    ),
+    KernelCase("sigmoid, focal 1.5", 14, torch.float32, PassSpec("sigmoid", FOCAL, None, 1.5), torch.float32),
+    KernelCase("probabilities", 14, torch.float32, PassSpec("none", DICE, None), torch.float32),
+    KernelCase("everything", 118, torch.float32, PassSpec("softmax", EVERYTHING_OF_SOFTMAX, 255, 1.5)),
+    KernelCase("everything, sigmoid", 14, torch.float32, PassSpec("sigmoid", EVERYTHING, 0, 1.5), torch.float32),
+    KernelCase(
+        "everything, sigmoid", 118, torch.float64, PassSpec("sigmoid", EVERYTHING, 255, 1.5), torch.float64
+    ),
 ]
 
 
@@ -77,7 +81,7 @@ class Resources(NamedTuple):
     shared: int  # bytes of a program
 
 
-def launches(case: Case, side: int = 128) -> Iterator[Launch]:
+def launches(case: KernelCase, side: int = 128) -> Iterator[Launch]:
     """The launches of a case, forward and backward, over a volume without memory."""
     shape = (2, case.classes, side, side, side)
     input = torch.empty(shape, dtype=case.dtype, device="meta", memory_format=case.memory_format)
@@ -90,7 +94,7 @@ def launches(case: Case, side: int = 128) -> Iterator[Launch]:
         yield triton_gpu.backward(grad, input, target, case.spec, "target")[0]
 
 
-def resources(case: Case, architecture: int | str = 90) -> list[Resources]:
+def resources(case: KernelCase, architecture: int | str = 90) -> list[Resources]:
     """Compile a case's kernels for an NVIDIA architecture (90) or one of AMD's ("gfx942"); read the report."""
     found = []
     for launch in launches(case):

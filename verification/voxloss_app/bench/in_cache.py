@@ -16,13 +16,13 @@ from torch import Tensor
 from voxloss.backends import numba_cpu, select
 from voxloss.backends.layout import flatten_spatial
 from voxloss.backends.voxels import TERMS, PassSpec
-from voxloss_app.bench.cases import Case
+from voxloss_app.bench.cases import BenchCase
 
 # Logits of a piece: with their gradient they fill half of a usual second cache. Voxels come in whole rows.
 _LOGITS = 1 << 17
 
 
-def why_not(case: Case) -> str:
+def why_not(case: BenchCase) -> str:
     """Why there is no such figure for a case; "" if there is one."""
     backend, _ = select(None, case.device, case.torch_dtype)
     return "" if backend == "numba_cpu" else f"of the backend numba_cpu only, and {backend} was chosen"

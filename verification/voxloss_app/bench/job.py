@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from voxloss_app.bench.cases import Case
+from voxloss_app.bench.cases import BenchCase
 from voxloss_app.bench.measure import Options, measure
 from voxloss_app.bench.results import to_json
 from voxloss_data.files import save_json
@@ -19,7 +19,7 @@ def _report(share: float, what: str) -> None:
 def main() -> None:
     """Measure the case on stdin and write its result to the file named beside it."""
     job = json.load(sys.stdin)
-    result = measure(Case(**job["case"]), Options(**job["options"]), _report)
+    result = measure(BenchCase(**job["case"]), Options(**job["options"]), _report)
     save_json(Path(job["result"]), to_json(result))
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from voxloss.backends import select
-from voxloss_app.bench.cases import Case, tensors
+from voxloss_app.bench.cases import BenchCase, tensors
 from voxloss_app.bench.contenders import (
     Contender,
     Step,
@@ -24,7 +24,7 @@ from voxloss_app.bench.contenders import (
 )
 from voxloss_app.bench.exact import Exact, errors, exact, verdict
 from voxloss_app.bench.memory import allocated_peak, resident_peak
-from voxloss_app.bench.results import Measurement, Result, State
+from voxloss_app.bench.results import BenchResult, Measurement, State
 from voxloss_app.bench.timing import interleaved, seconds
 
 # Where the two float64 truths are compared; below so many bytes the system's view of memory is noise.
@@ -44,23 +44,23 @@ class Options:
     available: int  # bytes
 
 
-def measure(case: Case, options: Options, report: Report = lambda share, what: None) -> Result:
+def measure(case: BenchCase, options: Options, report: Report = lambda share, what: None) -> BenchResult:
     """Examine every contender of a case and time those that are right; `report` hears how far it is."""
     torch.set_num_threads(options.threads)
     input, target = tensors(case, options.seed)
     report(0.0, "float64")
-    truth = exact(case, input, target)
+    reference = exact(case, input, target)
     require_agreement(case, input, target)
     contenders = contenders_for(case, options.compile)
     found: dict[str, Measurement] = {}
     steps: dict[str, Step] = {}
     for number, contender in enumerate(contenders):
         report(0.1 + 0.4 * number / len(contenders), contender.title)
-        found[contender.name], step = examine(case, contender, input, target, truth, options.available)
+        found[contender.name], step = examine(case, contender, input, target, reference, options.available)
         if step is not None:
             steps[contender.name] = step
-    value = truth.value
-    del truth
+    value = reference.value
+    del reference
     if case.timed:
         runs = {name: partial(_timed, case, step, input, target) for name, step in steps.items()}
         rounds = options.rounds + 1
@@ -69,18 +69,18 @@ def measure(case: Case, options: Options, report: Report = lambda share, what: N
         )
         found = {name: replace(each, times=times.get(name, ())) for name, each in found.items()}
     backend, _ = select(None, case.device, case.torch_dtype)
-    return Result(case, State.measured.value, backend=backend, exact=value, contenders=found)
+    return BenchResult(case, State.measured.value, backend=backend, exact=value, contenders=found)
 
 
 def examine(
-    case: Case, contender: Contender, input: Tensor, target: Tensor, truth: Exact, available: int
+    case: BenchCase, contender: Contender, input: Tensor, target: Tensor, reference: Exact, available: int
 ) -> tuple[Measurement, Step | None]:
     """Run a contender until it is warm; its step if it may be timed."""
     needed = int(contender.peak(case) * case.logit_bytes) + needed_beside(case)
     if needed > available:
         return Measurement(State.skipped.value, f"needs about {needed / 2**30:.1f} GiB"), None
     try:
-        return _examine(case, contender, input, target, truth)
+        return _examine(case, contender, input, target, reference)
     except Unavailable as error:
         return Measurement(State.skipped.value, str(error)), None
     except Exception as error:
@@ -91,7 +91,7 @@ def examine(
 
 
 def _examine(
-    case: Case, contender: Contender, input: Tensor, target: Tensor, truth: Exact
+    case: BenchCase, contender: Contender, input: Tensor, target: Tensor, reference: Exact
 ) -> tuple[Measurement, Step | None]:
     ready = contender.prepare(case, input, target)
     input.grad = None
@@ -100,7 +100,7 @@ def _examine(
     first_call = time.perf_counter() - start if ready.first_call is None else ready.first_call
     measured = Measurement(State.measured.value, note=ready.note, first_call=first_call)
     if contender.is_loss:
-        by_value, by_gradient = errors(value, input.grad, truth)
+        by_value, by_gradient = errors(value, input.grad, reference)
         measured = replace(measured, value_error=by_value, gradient_error=by_gradient)
         wrong = verdict(case, by_value, by_gradient)
         if wrong:
@@ -115,21 +115,21 @@ def _examine(
     return measured, ready.step
 
 
-def needed_beside(case: Case) -> int:
+def needed_beside(case: BenchCase) -> int:
     """Bytes that a case takes beside a contender: its tensors, the exact gradient, and what checking takes."""
     gradient = case.logit_bytes * max(1, 4 // case.torch_dtype.itemsize)
     return case.input_bytes + gradient + (1 << 29)
 
 
-def require_agreement(case: Case, input: Tensor, target: Tensor) -> None:
+def require_agreement(case: BenchCase, input: Tensor, target: Tensor) -> None:
     """The two float64 truths, voxloss's reference and the textbook formulas, agree on a corner of the volume."""
     edge = min(_CUT, case.edge)
     small = replace(case, edge=edge, dtype="float64")
     z, y = (each.detach()[:, :, :edge, :edge, :edge].contiguous() for each in (input, target))
     z = z.double().requires_grad_()
-    truth = exact(small, z, y)
+    reference = exact(small, z, y)
     value = training_step(small, our_loss(small, "reference"))(z, y).item()
-    wrong = verdict(small, *errors(value, z.grad, truth))
+    wrong = verdict(small, *errors(value, z.grad, reference))
     if wrong:
         raise ArithmeticError(f"voxloss's reference and the textbook formula differ: {wrong}")
 
@@ -139,16 +139,16 @@ def _fresh(step: Step, input: Tensor, target: Tensor) -> None:
     step(input, target)
 
 
-def _timed(case: Case, step: Step, input: Tensor, target: Tensor) -> float:
+def _timed(case: BenchCase, step: Step, input: Tensor, target: Tensor) -> float:
     input.grad = None  # memory is given back before the clock starts
     return seconds(lambda: step(input, target), case.device)
 
 
-def skipped(case: Case, why: str) -> Result:
+def skipped(case: BenchCase, why: str) -> BenchResult:
     """A case that was not begun."""
-    return Result(case, State.skipped.value, why)
+    return BenchResult(case, State.skipped.value, why)
 
 
-def failed(case: Case, why: str) -> Result:
+def failed(case: BenchCase, why: str) -> BenchResult:
     """A case that did not come to an end."""
-    return Result(case, State.failed.value, why)
+    return BenchResult(case, State.failed.value, why)

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from voxloss_app.bench.cases import ALPHA, BETA, FAMILIES, GAMMA, SMOOTH, Case
+from voxloss_app.bench.cases import ALPHA, BETA, FAMILIES, GAMMA, SMOOTH, BenchCase
 from voxloss_app.bench.contenders import COMPARED, CONTENDERS, FLOOR, OURS
 from voxloss_app.bench.goals import judge
-from voxloss_app.bench.results import Measurement, Result, Run, State
+from voxloss_app.bench.results import BenchResult, Measurement, Run, State
 from voxloss_app.bench.timing import ENOUGH_SECONDS, LEAST_ROUNDS, Spread, short
 from voxloss_app.templates import environment
 from voxloss_data.files import save_bytes
@@ -21,7 +21,7 @@ MARKS = {True: "✓", False: "✗", None: "–"}
 _WORDS = {True: "✓ reached", False: "✗ missed", None: "– not measured"}
 _TITLES = {contender.name: contender.title for contender in CONTENDERS}
 
-Cell = Callable[[Result, str], str]
+Cell = Callable[[BenchResult, str], str]
 
 
 def write(out: Path, runs: Sequence[Run]) -> Path:
@@ -89,7 +89,7 @@ def _run(run: Run) -> dict[str, Any]:
     }
 
 
-def _floors(results: Sequence[Result]) -> str:
+def _floors(results: Sequence[BenchResult]) -> str:
     """Over which range the floor of the most frequent size went, if that is so wide that it says something."""
     times: dict[int, list[float]] = {}
     for result in results:
@@ -100,7 +100,7 @@ def _floors(results: Sequence[Result]) -> str:
     return f"{short(min(found))} to {short(max(found))} ms for N = {size / 2**20:.0f} MiB"
 
 
-def _family(title: str, results: Sequence[Result]) -> dict[str, Any]:
+def _family(title: str, results: Sequence[BenchResult]) -> dict[str, Any]:
     begun = [result for result in results if result.state == State.measured.value]
     names = [name for name in _TITLES if any(name in result.contenders for result in begun)]
     absent = [name for name in names if len(_reasons(begun, name)) == 1 and not _any_times(begun, name)]
@@ -121,7 +121,7 @@ def _family(title: str, results: Sequence[Result]) -> dict[str, Any]:
     }
 
 
-def _table(results: Sequence[Result], title: str, names: Sequence[str], cell: Cell) -> dict[str, Any]:
+def _table(results: Sequence[BenchResult], title: str, names: Sequence[str], cell: Cell) -> dict[str, Any]:
     return {
         "title": title,
         "headings": [_TITLES[name] for name in names],
@@ -129,24 +129,24 @@ def _table(results: Sequence[Result], title: str, names: Sequence[str], cell: Ce
     }
 
 
-def describe(case: Case) -> str:
+def describe(case: BenchCase) -> str:
     """A case within its family."""
     target = ", one-hot" if case.one_hot else ""
     dtype = "" if case.dtype == "float32" else f", {case.dtype}"
     return f"{case.activation}, {_size(case)}{target}{dtype}"
 
 
-def _size(case: Case) -> str:
+def _size(case: BenchCase) -> str:
     return f"C = {case.channels}, {case.edge}³, B = {case.batch}"
 
 
-def _or_why(result: Result, name: str, shown: str | None) -> str:
+def _or_why(result: BenchResult, name: str, shown: str | None) -> str:
     if shown is not None:
         return shown
     return "–" if name not in result.contenders else str(result.contenders[name])
 
 
-def _headline(result: Result, name: str) -> str:
+def _headline(result: BenchResult, name: str) -> str:
     """Ours in milliseconds and floors, others in times of ours."""
     ratio = result.over_floor() if name == OURS else result.ratio(name)
     time = result.time(name)
@@ -157,7 +157,7 @@ def _headline(result: Result, name: str) -> str:
     return f"{short(ratio.median)} × ({short(ratio.low)}–{short(ratio.high)})"
 
 
-def _milliseconds(result: Result, name: str) -> str:
+def _milliseconds(result: BenchResult, name: str) -> str:
     time = result.time(name)
     shown = f"{_milli(time)} ({short(1000 * time.low)}–{short(1000 * time.high)})" if time else None
     return _or_why(result, name, shown)
@@ -167,38 +167,38 @@ def _milli(time: Spread) -> str:
     return f"{short(1000 * time.median)}"
 
 
-def _memory(result: Result, name: str) -> str:
+def _memory(result: BenchResult, name: str) -> str:
     found = result.contenders.get(name)
     if found is None or found.peak is None:
         return _or_why(result, name, None)
     return f"{found.peak / result.case.logit_bytes:.2f}"
 
 
-def _first_call(result: Result, name: str) -> str:
+def _first_call(result: BenchResult, name: str) -> str:
     found = result.contenders.get(name)
     if found is None or found.first_call is None or not found.times:
         return _or_why(result, name, None)
     return f"{found.first_call:.2g}"
 
 
-def _error(result: Result, name: str) -> str:
+def _error(result: BenchResult, name: str) -> str:
     found = result.contenders.get(name)
     if found is None or found.value_error is None:
         return result.why_not(name)
     return f"{found.value_error:.1e}"
 
 
-def _any_times(results: Sequence[Result], name: str) -> bool:
+def _any_times(results: Sequence[BenchResult], name: str) -> bool:
     return any(result.times(name) for result in results)
 
 
-def _reasons(results: Sequence[Result], name: str) -> set[str]:
+def _reasons(results: Sequence[BenchResult], name: str) -> set[str]:
     """Why a contender has no times, each reason once."""
     found: list[Measurement] = [r.contenders[name] for r in results if name in r.contenders]
     return {str(each) for each in found if each.state != State.measured.value}
 
 
-def _notes(results: Sequence[Result], names: Sequence[str]) -> list[str]:
+def _notes(results: Sequence[BenchResult], names: Sequence[str]) -> list[str]:
     notes = []
     for name in names:
         counts = Counter(r.contenders[name].note for r in results if name in r.contenders)

@@ -24,14 +24,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from voxloss_app.bench.cases import ALPHA, BETA, GAMMA, SMOOTH, Case
+from voxloss_app.bench.cases import ALPHA, BETA, GAMMA, SMOOTH, BenchCase
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 # Beyond so many classes a loop over them takes minutes to compile.
 MOST_UNROLLED = 8
 
 
-def formulations(case: Case) -> dict[str, Loss]:
+def formulations(case: BenchCase) -> dict[str, Loss]:
     """The formulations that make sense for a case, by name."""
     found: dict[str, Loss] = {"at_once": partial(at_once, case), "recomputed": partial(recomputed, case)}
     if case.channels <= MOST_UNROLLED and case.activation == "softmax":
@@ -39,12 +39,12 @@ def formulations(case: Case) -> dict[str, Loss]:
     return found
 
 
-def at_once(case: Case, input: Tensor, target: Tensor) -> Tensor:
+def at_once(case: BenchCase, input: Tensor, target: Tensor) -> Tensor:
     """The whole volume, autograd does the rest."""
     return _formula(case, _sums(case, input, target), input)
 
 
-def recomputed(case: Case, input: Tensor, target: Tensor) -> Tensor:
+def recomputed(case: BenchCase, input: Tensor, target: Tensor) -> Tensor:
     """As `at_once`, with nothing saved for the backward pass but the inputs."""
     sums: Tensor = _Recomputed.apply(input, target, case)  # type: ignore[no-untyped-call]
     return _formula(case, sums, input)
@@ -54,7 +54,7 @@ class _Recomputed(torch.autograd.Function):
     """`_sums` with its derivative written by hand."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, target: Tensor, case: Case) -> Tensor:
+    def forward(ctx: Any, input: Tensor, target: Tensor, case: BenchCase) -> Tensor:
         ctx.case = case
         ctx.save_for_backward(input, target)
         return _sums(case, input, target)
@@ -64,7 +64,7 @@ class _Recomputed(torch.autograd.Function):
         return _by_input(ctx.case, by_sums, *ctx.saved_tensors), None, None
 
 
-def unrolled(case: Case, input: Tensor, target: Tensor) -> Tensor:
+def unrolled(case: BenchCase, input: Tensor, target: Tensor) -> Tensor:
     """Class by class, for softmax."""
     logits = input.flatten(3).float().unbind(1)
     top = logits[0]
@@ -82,7 +82,7 @@ def unrolled(case: Case, input: Tensor, target: Tensor) -> Tensor:
     return _formula(case, torch.stack(rows, -1), input)
 
 
-def _sums(case: Case, input: Tensor, target: Tensor) -> Tensor:
+def _sums(case: BenchCase, input: Tensor, target: Tensor) -> Tensor:
     """Σp·g, Σp, Σg and the family's own sum, `[4, B, C]`."""
     z, g = _dense(case, input, target)
     if case.family == "dice_ce":
@@ -99,7 +99,7 @@ def _add_up(p: Tensor, g: Tensor, own: Tensor) -> Tensor:
     return torch.stack([term.sum(-1).sum(-1) for term in (p * g, p, g, own)])
 
 
-def _by_input(case: Case, by_sums: Tensor, input: Tensor, target: Tensor) -> Tensor:
+def _by_input(case: BenchCase, by_sums: Tensor, input: Tensor, target: Tensor) -> Tensor:
     z, g = _dense(case, input, target)
     by_overlap, by_prediction, _, by_own = by_sums[..., None, None]
     q = by_overlap * g + by_prediction
@@ -119,7 +119,7 @@ def _by_input(case: Case, by_sums: Tensor, input: Tensor, target: Tensor) -> Ten
     return gradient
 
 
-def _dense(case: Case, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _dense(case: BenchCase, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     z, y = input.flatten(3).float(), target.flatten(3)
     classes = torch.arange(case.channels, device=z.device)[:, None, None]
     return z, y if case.one_hot else (y == classes).to(z.dtype)
@@ -135,7 +135,7 @@ def _surprise(z: Tensor, g: Tensor) -> Tensor:
     return F.softplus(z) - g * z
 
 
-def _formula(case: Case, sums: Tensor, input: Tensor) -> Tensor:
+def _formula(case: BenchCase, sums: Tensor, input: Tensor) -> Tensor:
     overlap, prediction, target, own = sums
     if case.family == "tversky":
         size = (1 - ALPHA - BETA) * overlap + ALPHA * prediction + BETA * target

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from voxloss_app.bench.contenders import FLOOR, OURS
-from voxloss_app.bench.results import Result, Run
+from voxloss_app.bench.results import BenchResult, Run
 from voxloss_app.theme import LIGHT
 from voxloss_data.files import save_bytes
 
@@ -61,7 +61,7 @@ def _draw(run: Run, row: Sequence[Axes]) -> None:
     _lines(row[0], by_classes, _ratio_to_ours)
     row[0].axhline(1, color=LIGHT.ink, linewidth=0.8)
     _name(row[0], f"{title}, {edge}³", "classes", "time over voxloss's")
-    _lines(row[1], by_classes, Result.peak)
+    _lines(row[1], by_classes, BenchResult.peak)
     _name(row[1], "peak memory beyond the inputs", "classes", "in sizes of the logits")
     _lines(row[2], {size**3: result for size, result in growth.items()}, _voxel_time)
     _name(row[2], "growth with the volume, C = 14", "voxels per item", "ns per voxel")
@@ -80,17 +80,19 @@ def _commonest(edges: Sequence[int]) -> int:
     return max(edges, key=lambda edge: (edges.count(edge), edge), default=0)
 
 
-def _ratio_to_ours(result: Result, name: str) -> float | None:
+def _ratio_to_ours(result: BenchResult, name: str) -> float | None:
     ratio = result.ratio(name) if name != OURS else None
     return ratio.median if ratio else None
 
 
-def _voxel_time(result: Result, name: str) -> float | None:
+def _voxel_time(result: BenchResult, name: str) -> float | None:
     time = result.time(name)
     return 1e9 * time.median / (result.case.batch * result.case.edge**3) if time else None
 
 
-def _lines(axes: Axes, results: dict[int, Result], figure: Callable[[Result, str], float | None]) -> None:
+def _lines(
+    axes: Axes, results: dict[int, BenchResult], figure: Callable[[BenchResult, str], float | None]
+) -> None:
     for name, (label, colour, mark) in _STYLES.items():
         points = [(x, y) for x, r in sorted(results.items()) if (y := figure(r, name)) is not None]
         if points:

@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from voxloss_app.bench.cases import Case
+from voxloss_app.bench.cases import BenchCase
 from voxloss_app.bench.contenders import COPY, FLOOR, OURS, copied_share
 from voxloss_app.bench.timing import Spread, ratios, spread
 from voxloss_data.files import save_json
@@ -56,7 +56,7 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class Result:
+class BenchResult:
     """One case: what became of every contender, or why there are none.
 
     Attributes:
@@ -64,7 +64,7 @@ class Result:
         exact: the exact value of the loss.
     """
 
-    case: Case
+    case: BenchCase
     state: str
     why: str = ""
     backend: str = ""
@@ -119,19 +119,19 @@ class Run:
     versions: Mapping[str, str | None]
     commit: str | None
     settings: Mapping[str, Any]
-    results: Sequence[Result]
+    results: Sequence[BenchResult]
 
 
-def to_json(result: Result) -> dict[str, Any]:
+def to_json(result: BenchResult) -> dict[str, Any]:
     """A result as plain data."""
     return {"id": result.case.id, **asdict(result)}
 
 
-def from_json(content: Mapping[str, Any]) -> Result:
+def from_json(content: Mapping[str, Any]) -> BenchResult:
     """A result from plain data."""
     contenders = {name: Measurement(**measured) for name, measured in content["contenders"].items()}
     fields = {name: value for name, value in content.items() if name not in ("id", "case", "contenders")}
-    return Result(case=Case(**content["case"]), contenders=contenders, **fields)
+    return BenchResult(case=BenchCase(**content["case"]), contenders=contenders, **fields)
 
 
 def save_runs(path: Path, runs: Sequence[Run]) -> None:

@@ -20,11 +20,11 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 
 import voxloss
 from voxloss_app.bench import goals, page, plot
-from voxloss_app.bench.cases import Case, choose, default_cases, full_cases, quick_cases
+from voxloss_app.bench.cases import BenchCase, choose, default_cases, full_cases, quick_cases
 from voxloss_app.bench.contenders import OURS, contenders_for
 from voxloss_app.bench.machine import available_memory, commit, machine, versions
 from voxloss_app.bench.measure import Options, failed, needed_beside, skipped
-from voxloss_app.bench.results import Result, Run, State, from_json, load_runs, save_runs
+from voxloss_app.bench.results import BenchResult, Run, State, from_json, load_runs, save_runs
 from voxloss_app.bench.timing import short
 from voxloss_app.exits import ExitCode
 from voxloss_app.finished import Finished, digest, interrupted
@@ -40,7 +40,7 @@ _SHOW = ("goals.py", "gpu_resources.py", "page.py", "plot.py", "run.py")
 
 
 @dataclass(frozen=True)
-class Request:
+class BenchRequest:
     """What the command line asks for.
 
     Attributes:
@@ -83,7 +83,7 @@ class Request:
         return " ".join(parts)
 
 
-def bench(request: Request) -> int:
+def bench(request: BenchRequest) -> int:
     """Measure, and write performance.json, .md and .png to `request.out`.
 
     A run on another device that performance.json has already is kept beside this one. Returns the exit code: 0;
@@ -110,7 +110,7 @@ def bench(request: Request) -> int:
     )
     found, where, revision = versions(), machine(device), commit()
     kept, key = Finished(request.out, "bench"), depends_on(found, where, options)
-    results: list[Result] = []
+    results: list[BenchResult] = []
     try:
         for result, is_new in _results(cases, options, kept, key, request.fresh, device, console):
             results.append(result)
@@ -144,7 +144,7 @@ def _write(out: Path, run: Run, console: Console) -> bool:
     return any(verdict.reached is False for verdict in verdicts)
 
 
-def summary(result: Result) -> str:
+def summary(result: BenchResult) -> str:
     """A case in a line."""
     if result.state != State.measured.value:
         return f"{result.state}: {result.why}"
@@ -165,7 +165,7 @@ def summary(result: Result) -> str:
     return "; ".join(parts)
 
 
-def _broken(result: Result) -> bool:
+def _broken(result: BenchResult) -> bool:
     ours = result.contenders.get(OURS)
     states = (result.state, ours.state if ours is not None else "")
     return bool({State.wrong.value, State.failed.value} & set(states))
@@ -180,8 +180,14 @@ def depends_on(found: dict[str, str | None], where: dict[str, str], options: Opt
 
 
 def _results(
-    cases: Sequence[Case], options: Options, kept: Finished, key: str, fresh: bool, device: str, console: Console
-) -> Iterator[tuple[Result, bool]]:
+    cases: Sequence[BenchCase],
+    options: Options,
+    kept: Finished,
+    key: str,
+    fresh: bool,
+    device: str,
+    console: Console,
+) -> Iterator[tuple[BenchResult, bool]]:
     """The results of all cases, and whether they are new and not kept from an earlier run; with a bar."""
     columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
     with progress_bar(console, *columns) as progress:
@@ -190,7 +196,7 @@ def _results(
         for number, case in enumerate(cases):
 
             def show(
-                share: float, what: str, case: Case = case, done: float = done, number: int = number
+                share: float, what: str, case: BenchCase = case, done: float = done, number: int = number
             ) -> None:
                 text = f"{number + 1}/{len(cases)} {case.id}: {what}"
                 progress.update(task, completed=done + share * _weight(case), description=text)
@@ -206,13 +212,13 @@ def _results(
             yield result, is_new
 
 
-def _weight(case: Case) -> float:
+def _weight(case: BenchCase) -> float:
     """About how many seconds a case takes on two cores."""
     elements = case.logit_bytes / case.torch_dtype.itemsize
     return 15 + elements / 1e6 if case.timed else 5 + elements / 1e7
 
 
-def _fitting(case: Case, compile: bool, available: int) -> Case:
+def _fitting(case: BenchCase, compile: bool, available: int) -> BenchCase:
     """The case with one item, if two would leave contenders out."""
     most = max(contender.peak(case) for contender in contenders_for(case, compile))
     needed = most * case.logit_bytes + needed_beside(case)
@@ -220,8 +226,8 @@ def _fitting(case: Case, compile: bool, available: int) -> Case:
 
 
 def _measured_apart(
-    case: Case, options: Options, kept: Finished, name: str, show: Callable[[float, str], None]
-) -> Result:
+    case: BenchCase, options: Options, kept: Finished, name: str, show: Callable[[float, str], None]
+) -> BenchResult:
     """Measure a case in a process of its own, which leaves its result under this name."""
     ours = 1.1 * case.logit_bytes + needed_beside(case)
     if ours > options.available:

@@ -65,8 +65,8 @@ def command(group: str) -> Callable[[Callable[..., int | None]], Callable[..., i
     return register
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         python = f"Python {platform.python_version()}"
         print(", ".join([named("voxloss"), python, named("torch", "PyTorch"), named("monai", "MONAI")]))
         raise typer.Exit

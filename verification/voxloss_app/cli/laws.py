@@ -1,4 +1,4 @@
-"""Laws that losses are asked."""
+"""Checks of losses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from voxloss_app.cli.options import (
     starting,
 )
 from voxloss_verify.oracle.claims import Family
-from voxloss_verify.request import COUNTEREXAMPLES, Request, parse_kwargs
+from voxloss_verify.request import COUNTEREXAMPLES, VerifyRequest, parse_kwargs
 
 GROUP = "Laws of losses"
 
@@ -57,7 +57,7 @@ def verify(
     ] = None,
     law: Annotated[
         list[str] | None,
-        typer.Option(metavar="ID", help="Ask this law only: 31a, or 31 with all its parts; once per law."),
+        typer.Option(metavar="ID", help="Check this law only: 31a, or 31 with all its parts; once per law."),
     ] = None,
     data: Annotated[
         tuple[Path, Path] | None,
@@ -87,7 +87,7 @@ def verify(
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one page about everything.")] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write everything for machines.")] = None,
 ) -> int:
-    """Verify a loss, of whatever library: ask it the laws of the formula that it claims to be.
+    """Verify a loss, of whatever library: check the laws of the formula that it claims to be.
 
     What losses of voxloss, MONAI, nnU-Net and kornia claim is read off them; others say it with --as and
     --claim: python -c "from voxloss_verify import Claims; help(Claims)" explains all claims. The smallest volume
@@ -120,7 +120,7 @@ def verify(
     require_writable("--html", html)
     require_writable("--json", json)
     require_folder("--counterexamples", counterexamples)
-    request = Request(
+    request = VerifyRequest(
         target=target,
         kwargs=arguments,
         family=family,
@@ -145,7 +145,7 @@ def conformance(
     seed: SeedOption = 0,
     out: FolderOption = Path("out"),
 ) -> int:
-    """Ask the losses of voxloss, MONAI, nnU-Net and kornia every law, and write a matrix of what came out.
+    """Check every law on the losses of voxloss, MONAI, nnU-Net and kornia, and write a matrix of the results.
 
     Writes conformance.md, .html and .png: every broken law with its smallest counter-example, the same bytes for
     the same versions and seed. A library that is not installed is left out, and the page says so. About half a

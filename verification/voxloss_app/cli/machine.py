@@ -105,9 +105,9 @@ def bench(
         raise typer.BadParameter("--quick and --full: expected one of them, got both.")
     require_folder("--out", out)
     with needs_extra("bench", "demo"):
-        from voxloss_app.bench.run import Request
+        from voxloss_app.bench.run import BenchRequest
         from voxloss_app.bench.run import bench as run
-    request = Request(
+    request = BenchRequest(
         extent="quick" if quick else "full" if full else "default",
         device=device,
         pattern=only,

@@ -177,8 +177,8 @@ def train(
     except ValueError as error:
         raise typer.BadParameter(f"--loss-kwargs: {error}") from error
     with needs_extra("train", "train"):
-        from voxloss_app.train import Request, train_and_score
-    request = Request(
+        from voxloss_app.train import TrainRequest, train_and_score
+    request = TrainRequest(
         data=data,
         out=out,
         loss=loss,

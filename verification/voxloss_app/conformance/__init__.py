@@ -1,6 +1,6 @@
 """`voxloss conformance`: which laws hold for which losses of which library, as Markdown, a page and a picture.
 
-One room per job: `cases` which losses, `results` what came of asking them, `pages` the texts, `picture` the
+One room per job: `losses` what is examined, `results` their records, `pages` the texts, `picture` the
 picture.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from voxloss_app.conformance.cases import LIBRARIES, Case, all_cases
+from voxloss_app.conformance.losses import LIBRARIES, ExaminedLoss, examined_losses
 from voxloss_app.conformance.pages import Conformance, versions, write
 from voxloss_app.conformance.results import Row, depends_on, examine, from_json, name_of, to_json
 from voxloss_app.exits import ExitCode
@@ -32,48 +32,53 @@ _LOG = logging.getLogger(__name__)
 
 
 def build(out: Path, profile: ProfileName = "quick", seed: int = 0) -> int:
-    """Ask every loss every law, and write conformance.md, .html and .png to `out`.
+    """Run every check on every loss, and write conformance.md, .html and .png to `out`.
 
     Losses that are finished are kept in a folder beside `out`, for the next run to go on. Returns the exit code:
     0; 1 if a loss of voxloss breaks a law or could not be made; 130 after Ctrl-C, when nothing is written.
     """
     console = results_console()
     out.mkdir(parents=True, exist_ok=True)
-    cases = all_cases()
+    losses = examined_losses()
     found = versions()
     key = depends_on(found, profile, seed)
-    names = [name_of(case, key) for case in cases]
+    names = [name_of(examined, key) for examined in losses]
     kept = Finished(out, "conformance")
     rows: list[Row] = []
     try:
-        for row in _examine_all(cases, names, kept, profile, seed, console):
+        for row in _examine_all(losses, names, kept, profile, seed, console):
             rows.append(row)
             if not is_quiet():
-                console.print(f"{_title(row.case)}: {_summary(row)}")
+                console.print(f"{_title(row.examined)}: {_summary(row)}")
     except KeyboardInterrupt:
-        console.print(interrupted(len(rows), len(cases), "losses", kept))
+        console.print(interrupted(len(rows), len(losses), "losses", kept))
         return ExitCode.INTERRUPTED
     kept.keep_only(names)  # not those of other versions, profiles and seeds
     for path in write(out, Conformance(rows, LAWS, found, profile, seed)):
         console.print(f"written: {path}")
-    ours = [row for row in rows if row.case.library == LIBRARIES[0].name]
+    ours = [row for row in rows if row.examined.library == LIBRARIES[0].name]
     failed = any(row.error or row.count(Status.broken) for row in ours)
     return ExitCode.FAILED if failed else ExitCode.DONE
 
 
 def _examine_all(
-    cases: list[Case], names: list[str], kept: Finished, profile: ProfileName, seed: int, console: Console
+    losses: list[ExaminedLoss],
+    names: list[str],
+    kept: Finished,
+    profile: ProfileName,
+    seed: int,
+    console: Console,
 ) -> Iterator[Row]:
-    """The rows of all cases, those that are kept as they are, with a bar on a terminal."""
+    """The rows of all losses, those that are kept as they are, with a bar on a terminal."""
     setting = Setting(PROFILES[profile], seed)
     try:
         with progress_bar(console) as progress:
-            task = progress.add_task("", total=len(cases) * len(LAWS))
-            for number, (case, name) in enumerate(zip(cases, names, strict=True)):
-                row = kept.read(name, partial(from_json, case))
-                _LOG.info("%s is %s", _title(case), f"kept in {kept.path(name)}" if row else "asked every law")
+            task = progress.add_task("", total=len(losses) * len(LAWS))
+            for number, (examined, name) in enumerate(zip(losses, names, strict=True)):
+                row = kept.read(name, partial(from_json, examined))
+                _LOG.info("%s is %s", _title(examined), f"kept in {kept.path(name)}" if row else "checked")
                 if row is None:
-                    row = examine(case, LAWS, setting, profile, partial(_show, progress, task, case))
+                    row = examine(examined, LAWS, setting, profile, partial(_show, progress, task, examined))
                     kept.write(name, to_json(row))
                 progress.update(task, completed=(number + 1) * len(LAWS))
                 yield row
@@ -81,17 +86,17 @@ def _examine_all(
         setting.ranks.close()
 
 
-def _show(progress: Progress, task: TaskID, case: Case, law: Law) -> None:
-    progress.update(task, description=f"{_title(case)}: {law.id} {law.name}", advance=1)
+def _show(progress: Progress, task: TaskID, examined: ExaminedLoss, law: Law) -> None:
+    progress.update(task, description=f"{_title(examined)}: {law.id} {law.name}", advance=1)
 
 
-def _title(case: Case) -> str:
-    return f"{case.library} {case.name}, {case.label}"
+def _title(examined: ExaminedLoss) -> str:
+    return f"{examined.library} {examined.name}, {examined.label}"
 
 
 def _summary(row: Row) -> str:
     if row.error:
         return row.error
-    line = f"{row.count(Status.holds)} hold, {row.count(Status.not_asked)} not asked"
+    line = f"{row.count(Status.holds)} hold, {row.count(Status.not_applicable)} not applicable"
     broken = [cell.law for cell in row.cells if cell.status == Status.broken.value]
     return f"{line}, {len(broken)} broken: {', '.join(broken)}" if broken else line

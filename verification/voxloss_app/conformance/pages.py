@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jinja2 import Environment
 
-from voxloss_app.conformance.cases import LIBRARIES
+from voxloss_app.conformance.losses import LIBRARIES
 from voxloss_app.conformance.picture import heat_map_png
 from voxloss_app.conformance.results import Row, plain
 from voxloss_app.templates import environment
@@ -27,7 +27,7 @@ from voxloss_verify.laws.setting import PROFILES
 from voxloss_verify.request import ProfileName
 from voxloss_verify.tolerances import GRADIENT, LOSS
 
-MARKS = {Status.holds.value: "✓", Status.broken.value: "✗", Status.not_asked.value: "–"}
+MARKS = {Status.holds.value: "✓", Status.broken.value: "✗", Status.not_applicable.value: "–"}
 # Of the rooms of `voxloss_verify.laws`, those with another name here.
 GROUPS = {"numerics": "numerics, engines", "engines": "numerics, engines"}
 
@@ -84,7 +84,7 @@ def _content(found: Conformance, groups: Mapping[str, str]) -> dict[str, Any]:
             "name": library.name,
             "version": found.versions[library.name],
             "rows": [
-                {**plain(row), "id": _anchor(row)} for row in found.rows if row.case.library == library.name
+                {**plain(row), "id": _anchor(row)} for row in found.rows if row.examined.library == library.name
             ],
         }
         for library in LIBRARIES
@@ -120,7 +120,7 @@ def _content(found: Conformance, groups: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _anchor(row: Row) -> str:
-    words = f"{row.case.library} {row.case.name} {row.case.label}".lower()
+    words = f"{row.examined.library} {row.examined.name} {row.examined.label}".lower()
     return re.sub(r"[^a-z0-9]+", "-", words).strip("-")
 
 

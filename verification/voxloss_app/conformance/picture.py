@@ -1,4 +1,4 @@
-"""The picture: losses × laws, holds, broken or not asked."""
+"""The picture: losses × laws, holds, broken or not applicable."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from voxloss_verify.laws.record import Status
 
 # Okabe and Ito 2008, distinct to the colour-blind too; and broken laws have a cross.
 HOLDS, BROKEN = "#009e73", "#d55e00"
-_NOT_ASKED = {LIGHT: "#e9edf1", DARK: "#232a33"}
-_STATES = (Status.holds, Status.broken, Status.not_asked)
+_NOT_APPLICABLE = {LIGHT: "#e9edf1", DARK: "#232a33"}
+_STATES = (Status.holds, Status.broken, Status.not_applicable)
 
 # In inches: a cell, the names on the left, the heading above the cells, the legend below.
 _CELL, _NAMES, _HEADING, _LEGEND = 0.165, 3.05, 0.75, 0.4
@@ -40,9 +40,9 @@ def heat_map_png(
 ) -> bytes:
     """Draw the rows under the heading of their library, and the laws under that of their group."""
     lines: list[_Line] = []
-    for library, own in groupby(rows, lambda row: row.case.library):
+    for library, own in groupby(rows, lambda row: row.examined.library):
         lines.append(_Line(headings[library]))
-        lines += [_Line(f"{row.case.name}  {row.case.label}", row) for row in own]
+        lines += [_Line(f"{row.examined.name}  {row.examined.label}", row) for row in own]
     width, height = _NAMES + _CELL * (len(laws) + 1), _HEADING + _CELL * len(lines) + _LEGEND
     figure = Figure(figsize=(width, height), facecolor=theme.paper)
     axes = figure.add_axes(
@@ -68,7 +68,7 @@ def heat_map_png(
 
 
 def _colours(theme: Theme) -> tuple[str, str, str]:
-    return HOLDS, BROKEN, _NOT_ASKED[theme]
+    return HOLDS, BROKEN, _NOT_APPLICABLE[theme]
 
 
 def _draw_cells(axes: Axes, lines: Sequence[_Line], laws: Sequence[Law], theme: Theme) -> None:

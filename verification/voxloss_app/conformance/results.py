@@ -1,9 +1,9 @@
-"""What came of asking each loss each law, as data to show and to keep."""
+"""The records of each loss, as data to show and to keep."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -12,9 +12,9 @@ from typing import Any
 import voxloss
 import voxloss_data
 import voxloss_verify
-from voxloss_app.conformance.cases import Case
+from voxloss_app.conformance.losses import ExaminedLoss
 from voxloss_app.finished import digest
-from voxloss_verify.check import ask_law, require_callable
+from voxloss_verify.check import run_checks
 from voxloss_verify.laws.law import Law
 from voxloss_verify.laws.record import LITERAL, Record, Status
 from voxloss_verify.laws.setting import Setting
@@ -29,10 +29,10 @@ _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")
 
 @dataclass(frozen=True)
 class Cell:
-    """One law, asked of one loss.
+    """The check of one law on one loss.
 
     Attributes:
-        reason: of a broken law what was expected and what came, of one not asked why not.
+        reason: of a broken law what was expected and received, of one that does not apply why not.
         where: the volume that broke it.
         snippet: Python that shows the broken law.
     """
@@ -48,7 +48,7 @@ class Cell:
 class Row:
     """One loss: a cell for each law; or `error`, why it could not be made or called, and no cells."""
 
-    case: Case
+    examined: ExaminedLoss
     cells: Sequence[Cell]
     error: str = ""
 
@@ -59,17 +59,17 @@ class Row:
 
 def to_json(row: Row) -> dict[str, Any]:
     """A row as plain data."""
-    return {"source": row.case.source, "error": row.error, "cells": [asdict(cell) for cell in row.cells]}
+    return {"source": row.examined.source, "error": row.error, "cells": [asdict(cell) for cell in row.cells]}
 
 
-def from_json(case: Case, content: Mapping[str, Any]) -> Row:
-    """The row of a case from plain data."""
-    return Row(case, [Cell(**cell) for cell in content["cells"]], content["error"])
+def from_json(examined: ExaminedLoss, content: Mapping[str, Any]) -> Row:
+    """The row of a loss from plain data."""
+    return Row(examined, [Cell(**cell) for cell in content["cells"]], content["error"])
 
 
-def name_of(case: Case, depends_on: str) -> str:
-    """Under which name the row of a case is kept."""
-    return f"{case.library.lower()}-{case.name}-{digest([depends_on, case.source])[:16]}"
+def name_of(examined: ExaminedLoss, depends_on: str) -> str:
+    """Under which name the row of a loss is kept."""
+    return f"{examined.library.lower()}-{examined.name}-{digest([depends_on, examined.source])[:16]}"
 
 
 def depends_on(versions: Mapping[str, str | None], profile: ProfileName, seed: int) -> str:
@@ -83,52 +83,55 @@ def depends_on(versions: Mapping[str, str | None], profile: ProfileName, seed: i
 
 
 def examine(
-    case: Case,
+    examined: ExaminedLoss,
     laws: Sequence[Law],
     setting: Setting,
     profile: ProfileName,
-    asking: Callable[[Law], None] = lambda law: None,
+    starting: Callable[[Law], None] = lambda law: None,
 ) -> Row:
-    """Ask a loss every law; `asking` is called before each."""
-    module, _, name = case.target.partition(":")
+    """Run every check on a loss; `starting` is called before each."""
+    module, _, name = examined.target.partition(":")
     try:
-        subject = subject_of(getattr(import_module(module), name), kwargs=case.kwargs)
-        subject = replace(subject, source=case.source)
-        require_callable(subject)
+        subject = subject_of(getattr(import_module(module), name), kwargs=examined.kwargs)
+        subject = replace(subject, source=examined.source)
+        records = list(run_checks(subject, setting, _announced(laws, starting)))
     except TargetError as error:
-        return Row(case, [], _anywhere(str(error)))
-    cells = []
+        return Row(examined, [], _anywhere(str(error)))
+    return Row(examined, [_cell(examined, record, profile, setting.seed) for record in records])
+
+
+def _announced(laws: Sequence[Law], starting: Callable[[Law], None]) -> Iterator[Law]:
     for law in laws:
-        asking(law)
-        record = ask_law(subject, setting, law)
-        cells.append(
-            Cell(
-                law.id,
-                record.status.value,
-                _anywhere(record.reason),
-                record.worst_where if record.status is Status.broken else "",
-                _anywhere(_snippet(case, law, record, profile, setting.seed)),
-            )
-        )
-    return Row(case, cells)
+        starting(law)
+        yield law
 
 
-def _snippet(case: Case, law: Law, record: Record, profile: ProfileName, seed: int) -> str:
-    """Python that shows a broken law: on its volume, or by asking again if that is too large to write out."""
+def _cell(examined: ExaminedLoss, record: Record, profile: ProfileName, seed: int) -> Cell:
+    return Cell(
+        record.law,
+        record.status.value,
+        _anywhere(record.reason),
+        record.worst_where if record.status is Status.broken else "",
+        _anywhere(_snippet(examined, record, profile, seed)),
+    )
+
+
+def _snippet(examined: ExaminedLoss, record: Record, profile: ProfileName, seed: int) -> str:
+    """Python that shows a broken law: on its volume, or by checking again if that is too large to write out."""
     example = record.counterexample
     if example is None:
         return ""
     volumes = [example.volume] if example.other is None else [example.volume, example.other]
     if all(max(volume.input.size, volume.target.size) <= LITERAL for volume in volumes):
         return example.snippet()
-    kwargs = case.call.removeprefix(f"{case.name}(").removesuffix(")")
+    kwargs = examined.call.removeprefix(f"{examined.name}(").removesuffix(")")
     return "\n".join(
         [
-            case.imports,
+            examined.imports,
             "from voxloss_verify import check_loss",
             f"kwargs = dict({kwargs})",
-            f"options = dict(laws=[{law.id!r}], profile={profile!r}, seed={seed})",
-            f"(record,) = check_loss({case.name}, kwargs=kwargs, **options)",
+            f"options = dict(laws=[{record.law!r}], profile={profile!r}, seed={seed})",
+            f"(record,) = check_loss({examined.name}, kwargs=kwargs, **options)",
             "print(record.status.value, record.reason, sep=': ')",
         ]
     )
@@ -142,11 +145,13 @@ def _anywhere(text: str) -> str:
 def plain(row: Row) -> dict[str, Any]:
     """A row for the templates."""
     return {
-        "name": row.case.name,
-        "label": row.case.label,
-        "call": row.case.call,
-        "imports": row.case.imports,
+        "name": row.examined.name,
+        "label": row.examined.label,
+        "call": row.examined.call,
+        "imports": row.examined.imports,
         "error": row.error,
-        "counts": {status.value: row.count(status) for status in (Status.holds, Status.broken, Status.not_asked)},
+        "counts": {
+            status.value: row.count(status) for status in (Status.holds, Status.broken, Status.not_applicable)
+        },
         "cells": [asdict(cell) for cell in row.cells],
     }

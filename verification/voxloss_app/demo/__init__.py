@@ -1,6 +1,6 @@
 """`voxloss demo`: train on a real brain MRI, check every loss, write a report.
 
-One room per job: `settings` what was asked, `data` the MONAI pipeline, `training` the loop, `figures` the
+One room per job: `settings` the options, `data` the MONAI pipeline, `training` the loop, `figures` the
 pictures, `report` the files.
 """
 
@@ -25,7 +25,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from voxloss_app.demo.checks import Record, check_losses, phantom_cases, volume_cases
+from voxloss_app.demo.checks import ValueCheck, check_losses, on_labels, on_phantoms
 from voxloss_app.demo.data import held_out_volume
 from voxloss_app.demo.report import Results, metrics, write_report
 from voxloss_app.demo.settings import Settings
@@ -62,28 +62,28 @@ def run_demo(settings: Settings) -> int:
     if training.interrupted:
         done = len(training.losses)
         console.print(f"Interrupted at step {done} of {settings.steps}; reporting what there is.")
-    records: list[Record] = []
+    checks: list[ValueCheck] = []
     checked = False
     with progress_console(console).status("checking every loss") if shows_progress() else nullcontext():
         try:
             if not training.interrupted:  # who wants to stop does not want to wait for minutes
                 _LOG.info("trained, checking every loss")
-                records.extend(_check(training, held_out, settings))
+                checks.extend(_check(training, held_out, settings))
                 checked = True
         except KeyboardInterrupt:
-            console.print(f"Interrupted after {len(records)} checks; reporting what there is.")
-        results = Results(settings, training, held_out["image"], records, checked, seconds)
+            console.print(f"Interrupted after {len(checks)} checks; reporting what there is.")
+        results = Results(settings, training, held_out["image"], checks, checked, seconds)
         path = write_report(results)
     _show(console, metrics(results), path)
     if training.interrupted or not checked:
         return ExitCode.INTERRUPTED
-    return ExitCode.DONE if all(record.holds for record in records) else ExitCode.FAILED
+    return ExitCode.DONE if all(check.holds for check in checks) else ExitCode.FAILED
 
 
-def _check(training: Training, held_out: dict[str, Any], settings: Settings) -> Iterator[Record]:
+def _check(training: Training, held_out: dict[str, Any], settings: Settings) -> Iterator[ValueCheck]:
     probabilities = held_out["probabilities"].numpy()
-    cases = [*phantom_cases(), *volume_cases(training.prediction, training.labels, probabilities)]
-    return check_losses(cases, device=settings.device)
+    sources = [on_phantoms(), on_labels(training.prediction, training.labels, probabilities)]
+    return check_losses(sources, device=settings.device)
 
 
 def _progress(console: Console) -> Progress:

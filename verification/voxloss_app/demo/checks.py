@@ -1,218 +1,150 @@
-"""The value of every loss that voxloss ships, against the oracle, on phantoms and on the demo's own volume.
+"""The value of every loss of voxloss against the oracle, on phantoms and on the demo's own volume.
 
-To have a new loss checked, enter it in `OPTIONS` and in `subject/readers.py`; until then it counts as failed.
+This is law 24 of the judge, on given volumes alone. A new loss is checked once it has an entry in
+`voxloss_verify.configurations`.
 """
 
 from __future__ import annotations
 
-import inspect
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import product
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from torch import nn
 
 import voxloss
-from voxloss.losses import overlap
-from voxloss_data import Phantom, all_phantoms, write_phantoms
-from voxloss_verify.laws.sources import closed_form_sums
-from voxloss_verify.oracle import exact
-from voxloss_verify.oracle.sums import Image, Sums, label_sums, sums
-from voxloss_verify.oracle.volumes import CERTAIN, Volume
-from voxloss_verify.subject.readers import claims_of
-from voxloss_verify.tolerances import LOSS
+from voxloss_data import Phantom, SpherePhantom, all_phantoms
+from voxloss_verify.check import chosen_laws, run_checks
+from voxloss_verify.configurations import CONFIGURATIONS
+from voxloss_verify.laws.law import Law, unlabelled
+from voxloss_verify.laws.record import Record, Status
+from voxloss_verify.laws.setting import PROFILES, Setting
+from voxloss_verify.laws.sources import LabelPair, phantom_volumes, rounded, volume_of
+from voxloss_verify.oracle.claims import Claims
+from voxloss_verify.oracle.sums import Image
+from voxloss_verify.oracle.volumes import Volume
+from voxloss_verify.subject.subject import TargetError, subject_of
 
-DTYPES = (torch.float32, torch.float64)
+DTYPES = ("float32", "float64")
+(ACCURACY,) = chosen_laws(["24"])
 
-
-@dataclass(frozen=True)
-class Case:
-    """A prediction and a target, and their sums per class, background first.
-
-    `input` [C, X, Y, Z] holds probabilities, or logits where `softmax`; `target` [1, X, Y, Z] labels, or
-    [C, X, Y, Z] probabilities.
-    """
-
-    name: str
-    input: Image
-    target: Image
-    sums: Sequence[Sums]
-    softmax: bool = False
+# The volumes in a dtype, in the form that a loss with these claims takes.
+Source = Callable[[Claims, str], Sequence[Volume]]
 
 
 @dataclass(frozen=True)
-class Record:
-    """One loss on one case. `got` is None, and `note` says why, if there is no value to compare."""
+class ValueCheck:
+    """The judge's record of a loss on a volume; without `volume` and `dtype` the loss could not be called."""
 
     loss: str
-    options: str
-    case: str
-    dtype: str
-    expected: float | None
-    got: float | None
-    tolerance: float
-    note: str = ""
-
-    @property
-    def error(self) -> float:
-        """|got − expected|; infinite if one of them is missing."""
-        if self.got is None or self.expected is None:
-            return float("inf")
-        return abs(self.got - self.expected)
+    configuration: str
+    record: Record
+    volume: str = ""
+    dtype: str = ""
 
     @property
     def holds(self) -> bool:
-        """Whether the error is within the tolerance; False for NaN."""
-        return self.error <= self.tolerance
+        """Whether the value is right."""
+        return self.record.status is Status.holds
+
+    @property
+    def error(self) -> float:
+        """The distance from the exact value; infinite if there is no value to compare."""
+        return float("inf") if self.record.worst is None else self.record.worst.error
 
 
-_EXACT = {"smooth_nr": 0.0, "smooth_dr": 0.0}
-_UNEQUAL = {"smooth_nr": 0.5, "smooth_dr": 2.0}
-_COMMON: list[dict[str, Any]] = [{}, _EXACT, _UNEQUAL, {"soft_label": True}]
-_SQUARED = {"squared_pred": True}
-
-# The arguments to check each loss with, beside its form of input and target.
-OPTIONS: dict[str, Sequence[Mapping[str, Any]]] = {
-    "DiceLoss": [*_COMMON, _SQUARED, {"jaccard": True}, {"jaccard": True, "squared_pred": True}],
-    "JaccardLoss": [*_COMMON, _SQUARED],
-    "TverskyLoss": [*_COMMON, {"alpha": 0.3, "beta": 0.7}],
-    "LogCoshDiceLoss": [*_COMMON, _SQUARED],
-    "AsymmetricSimilarityLoss": [*_COMMON, {"f_beta": 3.0}],
-    "FocalTverskyLoss": [*_COMMON, {"gamma": 1.0}, {"gamma": 2.0}],
-    "GeneralizedDiceLoss": [
-        *_COMMON,
-        {"w_type": "simple"},
-        {"w_type": "uniform"},
-        {**_EXACT, "w_type": "simple"},
-    ],
-    "CrossEntropyLoss": [{}, {"label_smoothing": 0.1}, {"weight": 0.5}],
-    "FocalLoss": [{}, {"gamma": 0.5, "alpha": 0.25}, {"use_softmax": True}, {"use_softmax": True, "gamma": 1.0}],
-    "DiceCELoss": [{}, {**_UNEQUAL, "lambda_dice": 0.5, "lambda_ce": 2.0}, {"label_smoothing": 0.1}],
-    "DiceFocalLoss": [{}, {"gamma": 0.5, "lambda_focal": 0.5}],
-    "GeneralizedDiceFocalLoss": [{}, {"w_type": "simple", "lambda_gdl": 2.0}],
-    "TverskyCELoss": [{}, {"alpha": 0.3, "beta": 0.7, "lambda_tversky": 2.0}],
-    "FocalTverskyCELoss": [{}, {"gamma": 2.0, "label_smoothing": 0.1}],
-    "PenaltyGeneralizedDiceLoss": [{}, {"k": 0.0, "w_type": "simple"}],
-    "MCCLoss": [{}, {"smooth_nr": 1.0, "smooth_dr": 2.0}],
-    "SensitivitySpecificityLoss": [{}, {"r": 0.5}],
-    "ComboLoss": [{}, {"alpha": 0.2, "beta": 0.7}],
-    "ExponentialLogarithmicLoss": [{}, {"gamma_dice": 1.0, "gamma_ce": 0.5}],
-    "UnifiedFocalLoss": [{}, {"delta": 0.7, "gamma": 0.25, "asymmetric": False}],
-}
+def on_phantoms(phantoms: Sequence[Phantom | SpherePhantom] | None = None) -> Source:
+    """Phantoms, None for all, as their NIfTI files hold them, with the sums of their closed forms."""
+    chosen = tuple(all_phantoms() if phantoms is None else phantoms)
+    return _once_per_form(lambda claims, dtype: list(phantom_volumes(claims, chosen, dtype)))
 
 
-def shipped_losses() -> list[type[nn.Module]]:
-    """Every loss class that voxloss defines and offers, each once, by name."""
-    offered = {**vars(overlap), **vars(voxloss)}.values()
-    losses = {
-        item
-        for item in offered
-        if inspect.isclass(item)
-        and issubclass(item, nn.Module)
-        and item.__module__.startswith("voxloss.")
-        and not inspect.isabstract(item)
-    }
-    return sorted(losses, key=lambda loss: loss.__name__)
-
-
-def phantom_cases() -> list[Case]:
-    """Every phantom as its NIfTI files hold it, with the sums of its closed form; spheres are counted."""
-    phantoms = all_phantoms()
-    cases = []
-    with tempfile.TemporaryDirectory() as folder:
-        *paths, _ = write_phantoms(folder, phantoms)
-        for phantom, *files in zip(phantoms, paths[::2], paths[1::2], strict=True):
-            prediction, reference = map(_read, files)
-            if isinstance(phantom, Phantom):
-                sums = closed_form_sums(phantom)
-            else:
-                sums = label_sums(prediction, reference, 2)
-            p = prediction.astype(np.float32)
-            cases.append(Case(phantom.name, np.stack([1 - p, p]), reference[None], sums))
-    return cases
-
-
-def volume_cases(prediction: Image, labels: Image, probabilities: Image) -> list[Case]:
+def on_labels(prediction: Image, labels: Image, probabilities: Image) -> Source:
     """A predicted label map against the labels, and soft values as prediction, as target and as both.
 
     `prediction` and `labels` are [X, Y, Z] with the classes 0 … C − 1, `probabilities` [C, X, Y, Z] in [0, 1].
+    Losses that take a label map get no soft target.
     """
-    channels = np.arange(len(probabilities))[:, None, None, None]
-    predicted, wanted = ((image[None] == channels).astype(np.uint8) for image in (prediction, labels))
+    predicted, wanted = prediction.astype(np.int64), labels.astype(np.int64)
+    hard = LabelPair("predicted labels vs labels", predicted, wanted, len(probabilities), np.eye(4))
+    soft = replace(hard, name="probabilities vs labels", probabilities=probabilities)
 
-    def case(name: str, p: Image, g: Image, input: Image, target: Image, softmax: bool = False) -> Case:
-        return Case(name, input, target, [sums(*pair) for pair in zip(p, g, strict=True)], softmax)
+    def volumes(claims: Claims, dtype: str) -> list[Volume]:
+        found = [volume for pair in (hard, soft) if (volume := volume_of(claims, pair, dtype)) is not None]
+        if claims.labels == "one-hot":
+            target = rounded(probabilities, dtype)[None]
+            names = ("predicted labels vs probabilities", "probabilities vs themselves")
+            found += [volume.changed(name=name, target=target) for name, volume in zip(names, found, strict=True)]
+        return found
 
-    soft, hard = probabilities, predicted.astype(np.float32)
-    label_map = labels[None]
-    return [
-        case("predicted labels vs labels", predicted, wanted, CERTAIN * hard, label_map, softmax=True),
-        case("probabilities vs labels", soft, wanted, soft, label_map),
-        case("predicted labels vs probabilities", hard, soft, hard, soft),
-        case("probabilities vs themselves", soft, soft, soft, soft),
-    ]
+    return _once_per_form(volumes)
+
+
+def _once_per_form(source: Source) -> Source:
+    """The same volumes for all losses that take them in the same form: their exact sums are computed once."""
+    kept = cache(source)
+
+    def volumes(claims: Claims, dtype: str) -> Sequence[Volume]:
+        form = Claims(
+            family="dice",
+            activation=claims.activation,
+            labels=claims.labels,
+            channels=claims.fixed_channels,
+            classes=(claims.named_channels - 1,) if claims.named_channels else None,
+        )
+        return kept(form, dtype)
+
+    return volumes
 
 
 def check_losses(
-    cases: Iterable[Case], losses: Sequence[type[nn.Module]] | None = None, device: str | torch.device = "cpu"
-) -> Iterator[Record]:
-    """Compare each of `losses` (None: all that voxloss ships) with its oracle, with and without background.
+    sources: Sequence[Source],
+    losses: Sequence[type[nn.Module]] | None = None,
+    device: str | torch.device = "cpu",
+) -> Iterator[ValueCheck]:
+    """Compare losses, None for all of voxloss, with their exact values in every configuration and dtype.
 
-    A class is looked up in `OPTIONS` by its name or that of a base class; one that is not there gets a record
-    that does not hold, and so does a loss that raises.
+    A class is looked up in the table of configurations by its name or that of a base class. One that cannot be
+    made or called in a configuration gets one check of that, which does not hold.
     """
-    losses = shipped_losses() if losses is None else losses
-    for loss in losses:
-        if _options(loss) is None:
-            note = "no options in voxloss_app.demo.checks.OPTIONS"
-            yield Record(loss.__name__, "", "all", "", None, None, 0.0, note)
-    for case, dtype in product(cases, DTYPES):
-        input = torch.from_numpy(case.input)[None].to(device, dtype)
-        target = torch.from_numpy(case.target)[None].to(device)
-        for loss in losses:
-            if _options(loss) is not None:
-                yield from _check(loss, case, input, target)
+    setting = Setting(PROFILES["quick"], hints=False)
+    for loss in [getattr(voxloss, name) for name in CONFIGURATIONS] if losses is None else losses:
+        for label, arguments in _configurations(loss).items():
+            yield from _check(loss, label, arguments, sources, setting, device)
 
 
-def _options(loss: type[nn.Module]) -> Sequence[Mapping[str, Any]] | None:
-    return next((OPTIONS[kind.__name__] for kind in loss.__mro__ if kind.__name__ in OPTIONS), None)
+def _configurations(loss: type[nn.Module]) -> Mapping[str, Mapping[str, Any]]:
+    return next(CONFIGURATIONS[kind.__name__] for kind in loss.__mro__ if kind.__name__ in CONFIGURATIONS)
 
 
-def _check(loss: type[nn.Module], case: Case, input: torch.Tensor, target: torch.Tensor) -> Iterator[Record]:
-    dtype = str(input.dtype).removeprefix("torch.")
-    form = {"softmax": case.softmax, "to_onehot_y": target.shape[1] == 1}
-    if "use_softmax" in inspect.signature(loss).parameters:
-        if not case.softmax:
-            return  # it takes logits only
-        form.pop("softmax")
-    labels = case.target.astype(np.int64) if form["to_onehot_y"] else case.target.astype(np.float64)
-    volume = Volume(case.name, case.input[None], labels[None], dtype, sums=[case.sums])
-    for options, background in product(_options(loss) or (), (True, False)):
-        expected, got, tolerance, note = None, None, LOSS[dtype], ""
-        try:
-            made = loss(include_background=background, **form, **options)
-            claims = claims_of(made, {"include_background": background, **options})
-            if claims is None:
-                raise TypeError("voxloss_verify.subject.readers does not know it")
-            wanted = exact.expected(claims, volume)
-            expected, tolerance = float(wanted.value), wanted.tolerance
-            got = float(made(input, target))
-        except Exception as error:  # any loss may be given, and the others are still to be checked
-            note = f"{type(error).__name__}: {error}"
-        shown = options if background else {"include_background": False, **options}
-        yield Record(loss.__name__, _named(shown), case.name, dtype, expected, got, tolerance, note)
+def _check(
+    loss: type[nn.Module],
+    label: str,
+    arguments: Mapping[str, Any],
+    sources: Sequence[Source],
+    setting: Setting,
+    device: str | torch.device,
+) -> Iterator[ValueCheck]:
+    try:
+        subject = subject_of(loss, kwargs=arguments, device=device)
+        volumes = [each for dtype in DTYPES for source in sources for each in source(subject.claims, dtype)]
+        records = run_checks(subject, setting, map(_accuracy_on, volumes))
+        for volume, record in zip(volumes, records, strict=True):
+            if record.status is not Status.not_applicable:
+                yield ValueCheck(loss.__name__, label, record, volume.name, volume.dtype)
+    except TargetError as error:
+        record = Record(ACCURACY.id, ACCURACY.name, Status.broken, str(error))
+        yield ValueCheck(loss.__name__, label, record)
 
 
-def _named(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in options.items())
-
-
-def _read(path: Path) -> Image:
-    image: Any = nib.load(path)
-    return np.asanyarray(image.dataobj)
+def _accuracy_on(volume: Volume) -> Law:
+    """Law 24 on one volume, and not of losses that ignore one of its labels."""
+    return replace(
+        ACCURACY,
+        strategy=None,
+        given=lambda subject, setting: [volume],
+        domain=lambda subject, setting: unlabelled(subject),
+    )

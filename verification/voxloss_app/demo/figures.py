@@ -20,7 +20,7 @@ from voxloss_app.theme import DARK, Theme
 
 # Okabe and Ito 2008, distinct to the colour-blind too; the background has none.
 COLOURS = (None, "#56b4e9", "#e69f00", "#009e73")
-MISTAKE = "#ff4d6d"
+ERROR = "#ff4d6d"
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Segmentation:
     """An image and two label maps [X, Y, Z] in RAS orientation, and the affine to mm, without rotation."""
 
     image: NDArray[np.float32]
-    truth: NDArray[np.uint8]
+    reference: NDArray[np.uint8]
     prediction: NDArray[np.uint8]
     affine: NDArray[np.float64]
 
@@ -70,13 +70,13 @@ def _slices(figure: Figure | SubFigure, segmentation: Segmentation) -> None:
     """Axial and coronal above, sagittal below; each as T1, truth, prediction and mistakes."""
     above, below = figure.subfigures(2, 1, height_ratios=[117, 95])
     axial, coronal = above.subfigures(1, 2)
-    centre = [int(c) for c in np.argwhere(segmentation.truth).mean(0).round()]
+    centre = [int(c) for c in np.argwhere(segmentation.reference).mean(0).round()]
     for part, name, axis in ((axial, "Axial", 2), (coronal, "Coronal", 1), (below, "Sagittal", 0)):
         part.set_facecolor(DARK.paper)
         _plane(part, name, axis, centre[axis], segmentation)
     above.set_facecolor(DARK.paper)
     figure.legend(
-        handles=[*_legend(), Patch(color=MISTAKE, label="prediction ≠ truth")],
+        handles=[*_legend(), Patch(color=ERROR, label="prediction ≠ truth")],
         loc="outside lower center",
         ncols=len(CLASSES),
         frameon=False,
@@ -90,12 +90,12 @@ def _plane(figure: SubFigure, name: str, axis: int, index: int, segmentation: Se
     extent: list[float] = []
     for a in (across, up):
         first = origin[a] - spacing[a] / 2  # a voxel's coordinate is its centre
-        extent += [first, first + spacing[a] * segmentation.truth.shape[a]]
+        extent += [first, first + spacing[a] * segmentation.reference.shape[a]]
     image = np.moveaxis(segmentation.image, axis, 0)[index].T
-    truth = np.moveaxis(segmentation.truth, axis, 0)[index].T
+    reference = np.moveaxis(segmentation.reference, axis, 0)[index].T
     prediction = np.moveaxis(segmentation.prediction, axis, 0)[index].T
-    wrong = np.where((prediction != truth)[..., None], to_rgba(MISTAKE), (0, 0, 0, 0))
-    layers = {"T1": None, "truth": _coloured(truth), "prediction": _coloured(prediction), "mistakes": wrong}
+    wrong = np.where((prediction != reference)[..., None], to_rgba(ERROR), (0, 0, 0, 0))
+    layers = {"T1": None, "truth": _coloured(reference), "prediction": _coloured(prediction), "mistakes": wrong}
     for axes, (title, layer) in zip(figure.subplots(1, len(layers)), layers.items(), strict=True):
         shown: dict[str, Any] = {"origin": "lower", "extent": extent, "interpolation": "nearest"}
         axes.imshow(image, cmap="gray", **shown)

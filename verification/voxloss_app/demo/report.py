@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import platform
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 
 import voxloss
 from voxloss_app.demo import figures
-from voxloss_app.demo.checks import Record
+from voxloss_app.demo.checks import ValueCheck
 from voxloss_app.demo.data import CLASSES
 from voxloss_app.demo.settings import Settings
 from voxloss_app.demo.training import Training, mean_foreground
@@ -36,7 +36,7 @@ class Results:
     settings: Settings
     training: Training
     image: Any  # the held-out MetaTensor [1, X, Y, Z]
-    records: Sequence[Record]
+    checks: Sequence[ValueCheck]
     checked: bool  # False if the checks were interrupted
     seconds: float  # of the training
 
@@ -46,7 +46,7 @@ def metrics(results: Results) -> dict[str, Any]:
     settings, training = results.settings, results.training
     counts = label_sums(training.prediction, training.labels, len(CLASSES))
     by_class = [dice(s) for s in counts]
-    worst = worst_by_loss(results.records)
+    worst = worst_by_loss(results.checks)
     return {
         "settings": {
             "loss": settings.loss,
@@ -91,40 +91,51 @@ def metrics(results: Results) -> dict[str, Any]:
         },
         "checks": {
             "complete": results.checked,
-            "count": len(results.records),
-            "failed": sum(not record.holds for record in results.records),
+            "count": len(results.checks),
+            "failed": sum(not check.holds for check in results.checks),
             "losses": worst,
-            "records": [record_fields(record) for record in results.records],
+            "records": [check_fields(check) for check in results.checks],
         },
     }
 
 
-def worst_by_loss(records: Iterable[Record]) -> list[dict[str, Any]]:
+def worst_by_loss(checks: Iterable[ValueCheck]) -> list[dict[str, Any]]:
     """Per loss and dtype: how many cases, how many failed, and the one with the largest error."""
 
-    def key(record: Record) -> tuple[str, str]:
-        return record.loss, record.dtype
+    def key(check: ValueCheck) -> tuple[str, str]:
+        return check.loss, check.dtype
 
     rows = []
-    for (loss, dtype), group in groupby(sorted(records, key=key), key):
+    for (loss, dtype), group in groupby(sorted(checks, key=key), key):
         cases = list(group)
-        # NaN compares with nothing, and is worse than anything.
-        worst = max(cases, key=lambda record: (not record.holds, np.nan_to_num(record.error, nan=np.inf)))
+        worst = max(cases, key=lambda check: (not check.holds, check.error))
         rows.append(
             {
                 "loss": loss,
                 "dtype": dtype,
                 "count": len(cases),
-                "failed": sum(not record.holds for record in cases),
-                "worst": record_fields(worst),
+                "failed": sum(not check.holds for check in cases),
+                "worst": check_fields(worst),
             }
         )
     return rows
 
 
-def record_fields(record: Record) -> dict[str, Any]:
-    """A record for JSON, which knows neither NaN nor infinity."""
-    fields = {**asdict(record), "error": record.error, "holds": record.holds}
+def check_fields(check: ValueCheck) -> dict[str, Any]:
+    """A check for JSON, which knows neither NaN nor infinity."""
+    worst = check.record.worst
+    fields = {
+        "loss": check.loss,
+        "configuration": check.configuration,
+        "case": check.volume,
+        "dtype": check.dtype,
+        "expected": None if worst is None else worst.expected,
+        "got": None if worst is None else worst.got,
+        "tolerance": 0.0 if worst is None else worst.tolerance,
+        "error": check.error,
+        "holds": check.holds,
+        "note": check.record.reason,
+    }
     return {
         key: None if isinstance(value, float) and not np.isfinite(value) else value
         for key, value in fields.items()
@@ -137,7 +148,7 @@ def write_report(results: Results) -> Path:
     numbers = metrics(results)
     segmentation = figures.Segmentation(
         image=results.image[0].numpy(),
-        truth=training.labels,
+        reference=training.labels,
         prediction=training.prediction,
         affine=results.image.affine.numpy(),
     )

@@ -1,4 +1,4 @@
-"""What was asked of the demo, checked before anything is trained."""
+"""The options of the demo, checked before anything is trained."""
 
 from __future__ import annotations
 

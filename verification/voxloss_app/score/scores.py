@@ -14,7 +14,7 @@ from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
-from voxloss_data.label_maps import Case, LabelFile
+from voxloss_data.label_maps import LabelFile, LabelMapPair
 from voxloss_verify.oracle.sums import pair_counts
 
 
@@ -50,10 +50,10 @@ class ClassScore:
 
 
 @dataclass(frozen=True)
-class Result:
+class PairScores:
     """The scores of a case, or else the error that says why there are none."""
 
-    case: Case
+    case: LabelMapPair
     scores: list[ClassScore]
     error: str | None = None
 
@@ -90,13 +90,13 @@ def score_pair(
     return scores
 
 
-def score_cases(
-    cases: Sequence[Case],
+def score_pairs(
+    cases: Sequence[LabelMapPair],
     labels: Sequence[int] | None = None,
     ignore: int | None = None,
     jobs: int = 1,
     advance: Callable[[], object] = lambda: None,
-) -> list[Result]:
+) -> list[PairScores]:
     """Score all cases, in their order, with up to `jobs` processes; `advance` is called after each.
 
     What cannot be scored is a result with an error. With more than one job, call it from the main thread.
@@ -123,7 +123,7 @@ def score_cases(
                 results.append(future.result())
             except BrokenProcessPool:
                 error = f"{case.prediction}: a process died, perhaps for want of memory; try fewer jobs"
-                results.append(Result(case, [], error))
+                results.append(PairScores(case, [], error))
             advance()
     except BaseException:
         for worker in multiprocessing.active_children():
@@ -134,11 +134,11 @@ def score_cases(
     return results
 
 
-def _score(case: Case, labels: Sequence[int] | None, ignore: int | None) -> Result:
+def _score(case: LabelMapPair, labels: Sequence[int] | None, ignore: int | None) -> PairScores:
     try:
-        return Result(case, score_pair(case.prediction, case.reference, labels, ignore))
+        return PairScores(case, score_pair(case.prediction, case.reference, labels, ignore))
     except ValueError as error:
-        return Result(case, [], str(error))
+        return PairScores(case, [], str(error))
 
 
 def _ratio(numerator: int, denominator: int) -> Fraction | None:

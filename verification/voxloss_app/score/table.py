@@ -16,10 +16,10 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from voxloss_app.exits import ExitCode, Refused
-from voxloss_app.score.scores import ClassScore, Result, score_cases
+from voxloss_app.score.scores import ClassScore, PairScores, score_pairs
 from voxloss_app.terminal import as_text, progress_bar, results_console
 from voxloss_data.files import save_bytes
-from voxloss_data.label_maps import find_cases
+from voxloss_data.label_maps import find_pairs
 
 COLUMNS = ("case", "label", "dice", "iou", "tp", "fp", "fn", "prediction_ml", "reference_ml")
 
@@ -41,14 +41,14 @@ def score_and_show(
     to score.
     """
     try:
-        cases = find_cases(prediction, reference)
+        cases = find_pairs(prediction, reference)
     except ValueError as error:
         raise Refused(str(error)) from error
     folders = prediction.is_dir()
     _LOG.info("scoring %d cases in %d processes", len(cases), min(jobs, len(cases)))
     with progress_bar(results_console()) as progress:
         task = progress.add_task("", total=len(cases), visible=folders)
-        results = score_cases(cases, labels, ignore, jobs, lambda: progress.advance(task))
+        results = score_pairs(cases, labels, ignore, jobs, lambda: progress.advance(task))
     scored = [result for result in results if result.error is None]
     failed = [result for result in results if result.error is not None]
     if scored:
@@ -60,7 +60,7 @@ def score_and_show(
     return ExitCode.REFUSED if failed else ExitCode.DONE
 
 
-def tables(scored: list[Result], means: bool) -> list[RenderableType]:
+def tables(scored: list[PairScores], means: bool) -> list[RenderableType]:
     """All scores, and their `means` over the cases if they are wanted."""
     parts: list[RenderableType] = [_table(scored)]
     if means:
@@ -69,12 +69,14 @@ def tables(scored: list[Result], means: bool) -> list[RenderableType]:
     return parts
 
 
-def save_csv(scored: list[Result], path: Path) -> None:
+def save_csv(scored: list[PairScores], path: Path) -> None:
     """Write a row for each case and label."""
     save_bytes(path, _csv(scored).encode())
 
 
-def _write(scored: list[Result], failed: list[Result], folders: bool, format: str, out: Path | None) -> None:
+def _write(
+    scored: list[PairScores], failed: list[PairScores], folders: bool, format: str, out: Path | None
+) -> None:
     if format == "table":
         if out is None:
             results_console().print(*tables(scored, folders), sep="\n")
@@ -88,7 +90,7 @@ def _write(scored: list[Result], failed: list[Result], folders: bool, format: st
         save_bytes(out, text.encode())
 
 
-def _table(scored: list[Result]) -> Table:
+def _table(scored: list[PairScores]) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("case", overflow="fold")
     for heading in ("label", "Dice", "IoU", "TP", "FP", "FN", "prediction ml", "reference ml"):
@@ -103,7 +105,7 @@ def _table(scored: list[Result]) -> Table:
     return table
 
 
-def _means(scored: list[Result]) -> Table:
+def _means(scored: list[PairScores]) -> Table:
     """Per label, over the cases in whose prediction or reference it is present."""
     by_label: dict[int, list[ClassScore]] = {}
     for result in scored:
@@ -120,7 +122,7 @@ def _means(scored: list[Result]) -> Table:
     return table
 
 
-def _csv(scored: list[Result]) -> str:
+def _csv(scored: list[PairScores]) -> str:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(COLUMNS)
@@ -132,7 +134,7 @@ def _csv(scored: list[Result]) -> str:
     return text.getvalue()
 
 
-def _json(scored: list[Result], failed: list[Result]) -> str:
+def _json(scored: list[PairScores], failed: list[PairScores]) -> str:
     cases = [
         {
             "case": result.case.name,

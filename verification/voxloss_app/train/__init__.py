@@ -5,7 +5,7 @@ by which steps, `loop` the epochs, `checkpoint` what survives a kill, `predictio
 grids, `run` the commands.
 """
 
-from voxloss_app.train.plan import Plan, Request, make_plan
+from voxloss_app.train.plan import Plan, TrainRequest, make_plan
 from voxloss_app.train.run import predict_and_write, train_and_score
 
-__all__ = ["Plan", "Request", "make_plan", "predict_and_write", "train_and_score"]
+__all__ = ["Plan", "TrainRequest", "make_plan", "predict_and_write", "train_and_score"]

@@ -37,7 +37,7 @@ def loss_of(plan: Plan) -> nn.Module:
 
 
 class Steps:
-    """Optimiser steps with a learning rate that falls to zero as a polynomial, in mixed precision if asked for.
+    """Optimiser steps with a learning rate that falls to zero as a polynomial, in mixed precision if requested.
 
     η_t = η_0 (1 − t/T)^0.9 at step t of T (nnU-Net's schedule).
     """

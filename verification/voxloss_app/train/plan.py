@@ -1,4 +1,4 @@
-"""What a training will do: what was asked for, and what follows from the scans where nothing was."""
+"""What a training will do: what was requested, and what follows from the scans where nothing was."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LARGEST_PATCH = 96
 
 
 @dataclass(frozen=True)
-class Request:
+class TrainRequest:
     """The options of `voxloss train`; None is for what follows from the scans."""
 
     data: Path
@@ -125,7 +125,7 @@ class _Seen:
     labels: list[int]
 
 
-def make_plan(request: Request, advance: Callable[[int, int], object] = lambda done, total: None) -> Plan:
+def make_plan(request: TrainRequest, advance: Callable[[int, int], object] = lambda done, total: None) -> Plan:
     """Look at the scans and decide.
 
     `advance` gets how many label maps of how many have been read. Raises ValueError that names the option or the

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from voxloss_app.exits import ExitCode
-from voxloss_app.score.scores import score_cases
+from voxloss_app.score.scores import score_pairs
 from voxloss_app.score.table import save_csv, tables
 from voxloss_app.terminal import is_quiet, progress_bar, results_console
 from voxloss_app.train import checkpoint
@@ -25,10 +25,10 @@ from voxloss_app.train import plan as plans
 from voxloss_app.train.checkpoint import Checkpoint, Epoch
 from voxloss_app.train.loop import Training
 from voxloss_app.train.network import loss_of, network_of
-from voxloss_app.train.plan import Plan, Request, make_plan
+from voxloss_app.train.plan import Plan, TrainRequest, make_plan
 from voxloss_app.train.prediction import write_prediction
 from voxloss_data.files import save_bytes
-from voxloss_data.label_maps import Case
+from voxloss_data.label_maps import LabelMapPair
 from voxloss_data.training_sets import Scan, training_set, unlabelled
 from voxloss_verify.subject.devices import chosen_device
 
@@ -39,7 +39,7 @@ _LOG = logging.getLogger(__name__)
 PREDICTIONS, SCORES, CURVES, EVENTS = "predictions", "scores.csv", "curves.csv", "tensorboard"
 
 
-def train_and_score(request: Request) -> int:
+def train_and_score(request: TrainRequest) -> int:
     """Train as `request` says, or go on with what is in its folder; return the exit code.
 
     0: trained, and every held-out scan predicted and scored; 2: one could not be scored; 130: interrupted. Raises
@@ -94,7 +94,7 @@ def predict_and_write(run: Path, images: Sequence[Path], out: Path, device_name:
     return ExitCode.DONE
 
 
-def _plan(request: Request, console: Console) -> Plan:
+def _plan(request: TrainRequest, console: Console) -> Plan:
     """That of the folder, if its run is to go on: it must be what this request would make."""
     with progress_bar(console, *COLUMNS) as progress:
         task = progress.add_task("reading label maps", note="")
@@ -133,7 +133,7 @@ def _by(edges: Sequence[float]) -> str:
 
 
 def _train(
-    request: Request,
+    request: TrainRequest,
     plan: Plan,
     training: Sequence[Scan],
     validation: Sequence[Scan],
@@ -224,8 +224,8 @@ def _predict(
 
 
 def _score(plan: Plan, scans: Sequence[Scan], predictions: Sequence[Path], out: Path, console: Console) -> int:
-    cases = [Case(scan.name, path, scan.label) for scan, path in zip(scans, predictions, strict=True)]
-    results = score_cases(cases, plan.labels[1:], plan.ignored)
+    cases = [LabelMapPair(scan.name, path, scan.label) for scan, path in zip(scans, predictions, strict=True)]
+    results = score_pairs(cases, plan.labels[1:], plan.ignored)
     scored = [result for result in results if result.error is None]
     save_csv(scored, out)
     console.print(*tables(scored, means=True), sep="\n")

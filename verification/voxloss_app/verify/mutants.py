@@ -16,8 +16,8 @@ from voxloss_verify.mutants.kill_matrix import JOBS, PROFILE, KillMatrix, Trial,
 from voxloss_verify.mutants.mutants import CANNOT
 
 # Cells of the matrix, and how they are printed.
-INTENDED, KILLED, HELD, MISSED, NOT_ASKED = "●", "×", "·", "!", " "
-STYLES = {INTENDED: "bold green", KILLED: "green", HELD: "dim", MISSED: "bold red", NOT_ASKED: ""}
+INTENDED, KILLED, HELD, MISSED, NOT_APPLICABLE = "●", "×", "·", "!", " "
+STYLES = {INTENDED: "bold green", KILLED: "green", HELD: "dim", MISSED: "bold red", NOT_APPLICABLE: ""}
 
 
 def run_mutants(
@@ -72,10 +72,10 @@ def show(matrix: KillMatrix, console: Console) -> None:
         HELD: "not caught",
         MISSED: "not caught by its law",
     }
-    console.print(f"\n{', '.join(f'{cell} {words}' for cell, words in meaning.items())}, blank: not asked")
+    console.print(f"\n{', '.join(f'{cell} {words}' for cell, words in meaning.items())}, blank: not applicable")
     for number, mutant in enumerate(matrix.mutants, 1):
         loss, killers = mutant.specimen.loss.__name__, ", ".join(mutant.specimen.killers)
-        console.print(f"{number:>4} {loss:<26} {killers:<8} {mutant.specimen.mistake}")
+        console.print(f"{number:>4} {loss:<26} {killers:<8} {mutant.specimen.flaw}")
     console.print("")
     for id in (law for law in matrix.idle if law in CANNOT):
         console.print(f"law {id} caught no mutant: {CANNOT[id]}")
@@ -100,4 +100,4 @@ def _cell(trial: Trial, law: str) -> str:
     status, intended = trial.records[law].status, law in trial.specimen.killers
     if status is Status.broken:
         return INTENDED if intended else KILLED
-    return MISSED if intended else HELD if status is Status.holds else NOT_ASKED
+    return MISSED if intended else HELD if status is Status.holds else NOT_APPLICABLE

@@ -33,16 +33,16 @@ def report(verification: Verification) -> dict[str, Any]:
 
     | key | value |
     |---|---|
-    | target, kwargs, source | what was asked for, and Python that makes it |
+    | target, kwargs, source | what was requested, and Python that makes it |
     | claims | every field of `Claims` |
     | versions | of voxloss, torch, numpy, hypothesis, python, and of the target's package if it has one |
     | device, device_name | where it ran |
     | profile, seed, derandomize, data | how volumes were drawn, and the names of the user's own |
-    | laws, complete, seconds | how many were to be asked, whether all were, and how long that took |
+    | laws, complete, seconds | how many checks were to be run, whether all were, and how long that took |
     | failed | whether a law is broken, or an expected failure is out of date; so far, unless complete |
     | counts | the number of records by status |
     | xfails | the reasons of the expected failures by law |
-    | records | one per law that was asked or need not be, in the order of the laws |
+    | records | one per check that was run or does not apply, in the order of the laws |
 
     A record has law, name, statement, oracle, tolerance, status (a value of `Status`), failed, reason, examples,
     seconds; worst, the finding nearest to its tolerance or beyond it, or null: what, where, got, expected, error,

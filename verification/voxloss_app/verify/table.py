@@ -1,4 +1,4 @@
-"""`voxloss verify`: ask the laws, show what comes of each as it comes, and write the reports."""
+"""`voxloss verify`: run the checks, show each record as it comes, and write the reports."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from voxloss_app.exits import ExitCode, Refused
 from voxloss_app.terminal import is_quiet, progress_bar, results_console
 from voxloss_app.verify.report import write_html, write_json
 from voxloss_verify.laws.record import Record, Status
-from voxloss_verify.request import Request
+from voxloss_verify.request import VerifyRequest
 from voxloss_verify.subject.devices import device_name
 from voxloss_verify.verification import Verification
 
 STYLES = {
     Status.holds: "green",
     Status.broken: "bold red",
-    Status.not_asked: "dim",
+    Status.not_applicable: "dim",
     Status.expected: "yellow",
     Status.unexpected: "bold red",
 }
 
 
-def verify_and_show(request: Request, html: Path | None, json: Path | None) -> int:
-    """Verify a loss, print the records, and write the reports that are asked for, even if interrupted.
+def verify_and_show(request: VerifyRequest, html: Path | None, json: Path | None) -> int:
+    """Verify a loss, print the records, and write the requested reports, even if interrupted.
 
     Returns the exit code. Raises Refused if the loss could not be loaded or called.
     """
@@ -40,7 +40,7 @@ def verify_and_show(request: Request, html: Path | None, json: Path | None) -> i
     try:
         if not is_quiet():
             _show_header(console, verification)
-        _ask_all(console, verification)
+        _run_all(console, verification)
     except KeyboardInterrupt:
         interrupted = True
     finally:
@@ -58,7 +58,7 @@ def verify_and_show(request: Request, html: Path | None, json: Path | None) -> i
     return ExitCode.FAILED if verification.failed else ExitCode.DONE
 
 
-def _ask_all(console: Console, verification: Verification) -> None:
+def _run_all(console: Console, verification: Verification) -> None:
     names = max(len(law.name) for law in verification.laws)
     words = max(len(status.value) for status in Status if verification.xfails or not _needs_xfails(status))
     heading = ("law", "name", "status", "examples", "worst error", "ULP", "seconds", "where")
@@ -68,7 +68,7 @@ def _ask_all(console: Console, verification: Verification) -> None:
         task = progress.add_task("", total=len(verification.laws))
         for law in verification.laws:
             progress.update(task, description=f"{law.id} {law.name}", refresh=True)
-            record = verification.ask(law)
+            record = verification.run_check(law)
             line = Text(row.format(*_cells(record)).rstrip())
             start = 5 + names + 2
             line.stylize(STYLES[record.status], start, start + len(record.status.value))
@@ -82,7 +82,7 @@ def _needs_xfails(status: Status) -> bool:
 
 def _cells(record: Record) -> tuple[str, ...]:
     worst = record.worst
-    if record.status is Status.not_asked:
+    if record.status is Status.not_applicable:
         return (record.law, record.name, record.status.value, "", "", "", "", record.reason)
     where = "" if worst is None else f"{record.worst_where}: {worst.what}"
     if worst is None and record.status is Status.broken:
@@ -134,11 +134,13 @@ def summary(verification: Verification) -> str:
     """How many laws hold and how many do not, in one line."""
     counts = Counter(record.status for record in verification.records)
     parts = [f"{counts[Status.holds]} {'holds' if counts[Status.holds] == 1 else 'hold'}"]
-    others = (Status.broken, Status.unexpected, Status.expected, Status.not_asked)
+    others = (Status.broken, Status.unexpected, Status.expected, Status.not_applicable)
     parts += [f"{counts[status]} {status.value}" for status in others if counts[status]]
     line = f"{', '.join(parts)} in {verification.seconds:.0f} s"
-    stale = [r.law for r in verification.records if r.status is Status.not_asked and r.law in verification.xfails]
+    stale = [
+        r.law for r in verification.records if r.status is Status.not_applicable and r.law in verification.xfails
+    ]
     if stale:
-        line += f"; expected to be broken, but not asked: {', '.join(stale)}"
+        line += f"; expected to be broken, but not applicable: {', '.join(stale)}"
     left = len(verification.laws) - len(verification.records)
     return line if not left else f"{line}; interrupted, {left} of {len(verification.laws)} laws were not reached"

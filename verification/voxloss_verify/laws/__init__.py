@@ -14,10 +14,4 @@ from voxloss_verify.laws import (  # noqa: F401  # each enters its laws
 )
 from voxloss_verify.laws.law import LAWS as _ENTERED
 
-
-def _number(id: str) -> tuple[int, str]:
-    digits = id.rstrip("abcdefgh")
-    return int(digits), id[len(digits) :]
-
-
-LAWS = sorted(_ENTERED, key=lambda law: _number(law.id))
+LAWS = sorted(_ENTERED, key=lambda law: (law.number, law.part))

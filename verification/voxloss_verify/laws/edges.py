@@ -1,4 +1,4 @@
-"""Volumes at the edges of what a loss is defined for; more than one law asks for them."""
+"""Volumes at the edges of what a loss is defined for; more than one law is checked on them."""
 
 from __future__ import annotations
 

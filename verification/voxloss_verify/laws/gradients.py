@@ -159,7 +159,7 @@ def _double(subject: Subject, setting: Setting) -> str | None:
     tolerance="torch.autograd.gradcheck's",
     code=("print(torch.autograd.gradcheck(lambda x: loss(x, target), input.requires_grad_()))",),
     domain=_double,
-    strategy=lambda claims: _smooth_volumes(claims, prediction="soft", dtypes=("float64",), items=1).filter(
+    strategy=lambda claims: _smooth_volumes(claims, prediction="soft", dtypes=("float64",), samples=1).filter(
         lambda volume: volume.input.size <= 48
     ),
 )

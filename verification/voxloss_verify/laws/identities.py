@@ -25,7 +25,7 @@ from voxloss_verify.tolerances import LOSS
 
 def _alike(claims: Claims, **options: str) -> SearchStrategy[Volume]:
     """Volumes in which all channels have the same sums, so that a mean over classes is the loss of each."""
-    return volumes(claims, items=1, ignored=False, **options).map(alike)  # type: ignore[arg-type]
+    return volumes(claims, samples=1, ignored=False, **options).map(alike)  # type: ignore[arg-type]
 
 
 def alike(volume: Volume) -> Volume:

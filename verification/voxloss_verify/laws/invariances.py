@@ -225,7 +225,7 @@ def _of_the_batch(subject: Subject) -> str | None:
     "a batch is one volume",
     oracle="the loss and the gradient of the items side by side",
     domain=lambda subject, setting: _of_the_batch(subject),
-    strategy=lambda claims: volumes(claims, items=3),
+    strategy=lambda claims: volumes(claims, samples=3),
 )
 def batch(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
     """Batch-level: the items laid side by side in one volume have the same loss."""
@@ -293,7 +293,7 @@ def _ignoring(subject: Subject, setting: Setting) -> str | None:
     "ignored voxel ≡ deleted voxel",
     oracle="the loss and the gradient without those voxels",
     domain=_ignoring,
-    strategy=lambda claims: volumes(claims, items=1),
+    strategy=lambda claims: volumes(claims, samples=1),
 )
 def ignored(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
     """Value and gradient as without the voxel, whatever stands in its input: NaN, Inf or any number."""

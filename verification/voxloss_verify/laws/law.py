@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -24,19 +25,21 @@ class Law:
     """A law of laws.md.
 
     Attributes:
-        id: its number, and a letter where one number has several parts.
+        number: that of laws.md.
+        part: a letter where one number has several parts, else empty.
         name: in a few words.
         statement: what must be true, with the equation.
         oracle: who says what is right.
         tolerance: how far off a loss may be.
-        domain: why it is not asked of a loss, None if it is.
+        domain: why it does not apply to a loss, None if it does.
         check: the findings on one volume.
         strategy: volumes that Hypothesis draws; None if the law has only given ones.
         given: further volumes, by what is at hand.
         code: Python that prepares `loss`, `input` and `target` in the snippet of a counter-example.
     """
 
-    id: str
+    number: int
+    part: str
     name: str
     statement: str
     oracle: str
@@ -46,6 +49,11 @@ class Law:
     strategy: Callable[[Claims], SearchStrategy[Volume]] | None = None
     given: Callable[[Subject, Setting], Iterable[Volume]] | None = None
     code: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """Number and part: 24, 31a."""
+        return f"{self.number}{self.part}"
 
 
 LAWS: list[Law] = []
@@ -64,9 +72,12 @@ def law(
 ) -> Callable[[Check], Check]:
     """Enter a check as a law; its docstring is the statement."""
 
+    digits, part = re.fullmatch(r"(\d+)([a-z]?)", id).groups()  # type: ignore[union-attr]
+
     def enter(check: Check) -> Check:
         statement = " ".join((check.__doc__ or "").split())
-        LAWS.append(Law(id, name, statement, oracle, tolerance, check, domain, strategy, given, code))
+        entered = Law(int(digits), part, name, statement, oracle, tolerance, check, domain, strategy, given, code)
+        LAWS.append(entered)
         return check
 
     return enter
@@ -111,7 +122,7 @@ def spacing(value: float, dtype: str) -> float:
 
 
 def unlabelled(subject: Subject) -> str | None:
-    """Why a law whose volumes use every label is not asked; None if no label of a class is ignored."""
+    """Why a law whose volumes use every label does not apply; None if no label of a class is ignored."""
     ignored = subject.claims.ignore_index
     if ignored is None or not 0 <= ignored < 16:
         return None
@@ -119,15 +130,17 @@ def unlabelled(subject: Subject) -> str | None:
 
 
 def of_scores(subject: Subject) -> str | None:
-    """Why a law of scores is not asked; None if the loss is one of a known score."""
+    """Why a law of scores does not apply; None if the loss is one of a known score."""
     family = subject.claims.family
     known = not subject.claims.by_voxel and family not in ("sensitivity_specificity", "compound", "formula")
     return None if known else f"a law of scores of sums over voxels, not of {family}"
 
 
-def is_true(what: str, truth: bool | np.bool_, got: float | None = None, code: tuple[str, ...] = ()) -> Finding:
+def is_true(
+    what: str, statement: bool | np.bool_, got: float | None = None, code: tuple[str, ...] = ()
+) -> Finding:
     """A statement that has no distance: its error is 0 or infinite."""
-    return Finding(what, got, None, 0.0, 0.0 if truth else float("inf"), code=code)
+    return Finding(what, got, None, 0.0, 0.0 if statement else float("inf"), code=code)
 
 
 def close_value(

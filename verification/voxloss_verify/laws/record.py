@@ -1,4 +1,4 @@
-"""What came of asking a law, and the counter-example of a broken one: printed, to paste, and to look at."""
+"""The result of a check, and the counter-example of a broken law: printed, to paste, and to look at."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ LITERAL = 256
 
 
 class Status(str, Enum):
-    """What came of a law."""
+    """How a check ended."""
 
     holds = "holds"
     broken = "broken"
-    not_asked = "not asked"
+    not_applicable = "not applicable"
     expected = "expected broken"
     unexpected = "unexpectedly holds"
 
@@ -89,7 +89,8 @@ class CounterExample:
 
     def snippet(self, folder: Path | None = None) -> str:
         """Python that shows the broken law; large volumes are read from the files that `save` wrote."""
-        lines = ["import torch", self.setup, *self._tensors(self.volume, "", folder)]
+        lines = ["import torch", self.setup, f"# {' '.join(str(self.volume).split())}"]
+        lines += self._tensors(self.volume, "", folder)
         if self.other is not None:
             lines += self._tensors(self.other, "other_", folder)
         lines += [*self.code, "input.requires_grad_()", "value = loss(input, target)", "value.sum().backward()"]
@@ -162,14 +163,19 @@ def _as_image(channels: Image) -> Image:
 
 @dataclass(frozen=True)
 class Record:
-    """One law, asked of one loss."""
+    """The check of one law on one loss."""
 
     law: str
     name: str
     status: Status
-    reason: str = ""  # why it was not asked, is expected to be broken, or is broken
+    reason: str = ""  # why it does not apply, is expected to be broken, or is broken
     examples: int = 0
     worst: Finding | None = None  # the finding nearest to its tolerance, or beyond it
     worst_where: str = ""
     seconds: float = 0.0
     counterexample: CounterExample | None = field(default=None, repr=False)
+
+    @property
+    def could_not_be_run(self) -> bool:
+        """Whether an exception ended the check before it compared anything: its own error, or an odd result."""
+        return self.status is Status.broken and self.worst is None

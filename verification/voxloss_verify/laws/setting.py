@@ -27,11 +27,12 @@ PROFILES: dict[str, Profile] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """Shared by all laws of one run."""
+    """Shared by all laws of one run; `hints`: search claims that make a wrong value right (slow)."""
 
     profile: Profile
     seed: int = 0
     derandomize: bool = False
     shrink: bool = True
+    hints: bool = True
     data: Sequence[LabelPair] = ()
     ranks: Ranks = field(default_factory=lambda: Ranks(2))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxloss_data import Phantom, SpherePhantom, brain_mri, write_phantoms
-from voxloss_data.label_maps import LabelFile, find_cases
+from voxloss_data.label_maps import LabelFile, find_pairs
 from voxloss_verify.oracle.claims import Claims
 from voxloss_verify.oracle.sums import Image, Sums, label_sums
 from voxloss_verify.oracle.volumes import STORED, Volume, certain, from_probabilities, one_hot, target_for
@@ -41,7 +41,7 @@ def read_pairs(prediction: Path, reference: Path) -> list[LabelPair]:
     The labels that occur become the classes 0, 1, 2, …, in their order. Raises ValueError that names the file.
     """
     pairs = []
-    for case in find_cases(prediction, reference):
+    for case in find_pairs(prediction, reference):
         files = LabelFile(case.prediction), LabelFile(case.reference)
         files[0].require_grid_of(files[1])
         p, g = (file.labels() for file in files)

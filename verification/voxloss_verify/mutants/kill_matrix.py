@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from voxloss_verify.check import ask_law, chosen_laws
+from voxloss_verify.check import chosen_laws, run_checks
 from voxloss_verify.laws.law import Law
 from voxloss_verify.laws.record import Record, Status
 from voxloss_verify.laws.setting import PROFILES, Profile, Setting
@@ -28,7 +28,7 @@ JOBS = min(4, os.cpu_count() or 1)
 
 @dataclass(frozen=True)
 class Trial:
-    """A loss and what came of each law, by its id."""
+    """A loss and the record of each check, by its law's id."""
 
     specimen: Specimen
     records: Mapping[str, Record]
@@ -41,8 +41,8 @@ class Trial:
     @property
     def missed(self) -> list[Record]:
         """The records of those that should have and did not."""
-        asked = [self.records[law] for law in self.specimen.killers if law in self.records]
-        return [record for record in asked if record.status is not Status.broken]
+        run = [self.records[law] for law in self.specimen.killers if law in self.records]
+        return [record for record in run if record.status is not Status.broken]
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,12 @@ class KillMatrix:
             name = f"{number} {mutant.specimen.loss.__name__}"
             if not mutant.broken:
                 found.append(f"mutant {name} is alive")
+            # An error of a check proves nothing about the loss.
+            raised = [record for record in mutant.broken if record.could_not_be_run]
+            found += [f"mutant {name}, law {record.law}: {record.reason}" for record in raised]
             for record in mutant.missed:
-                because = f"not asked, {record.reason}" if record.status is Status.not_asked else "it holds"
+                applies = record.status is not Status.not_applicable
+                because = "it holds" if applies else f"{record.status.value}, {record.reason}"
                 found.append(f"mutant {name} is not caught by law {record.law}: {because}")
         found += [f"law {law} caught no mutant: no reason given" for law in self.idle if law not in CANNOT]
         for control in self.controls:
@@ -112,19 +116,19 @@ def _trials(
     """In the order of the specimens."""
     here = [law.id for law in laws if jobs <= 1 or law.id in WITH_PROCESSES]
     there = [law.id for law in laws if law.id not in here]
-    setting = Setting(profile, seed, shrink=False)
+    setting = Setting(profile, seed, shrink=False, hints=False)
     # Not forked: threads, such as that of a progress bar, do not survive a fork.
     executor = ProcessPoolExecutor(max(1, jobs), multiprocessing.get_context("spawn"))
     try:
         # The workers inherit deafness to Ctrl-C; this process hears it and ends them.
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if there else None
         try:
-            tasks = [executor.submit(_ask_there, each, profile, seed, there) for each in specimens if there]
+            tasks = [executor.submit(_run_there, each, profile, seed, there) for each in specimens if there]
         finally:
             if there:
                 signal.signal(signal.SIGINT, handler)
         for k, specimen in enumerate(specimens):
-            records = ask_all(specimen, setting, here) | (tasks[k].result() if there else {})
+            records = run_all(specimen, setting, here) | (tasks[k].result() if there else {})
             yield Trial(specimen, {law.id: records[law.id] for law in laws})
     except BaseException:
         for worker in multiprocessing.active_children():
@@ -135,14 +139,14 @@ def _trials(
         setting.ranks.close()
 
 
-def ask_all(specimen: Specimen, setting: Setting, laws: Sequence[str] | None = None) -> dict[str, Record]:
-    """Ask a loss the laws of these ids, None for all; the records by id."""
-    subject = specimen.subject()
+def run_all(specimen: Specimen, setting: Setting, laws: Sequence[str] | None = None) -> dict[str, Record]:
+    """Run the checks of these ids, None for all, on a loss; the records by id."""
+    records = run_checks(specimen.subject(), setting, chosen_laws(laws))
     # Without the counter-examples, which may be large and are not shown.
-    return {law.id: replace(ask_law(subject, setting, law), counterexample=None) for law in chosen_laws(laws)}
+    return {record.law: replace(record, counterexample=None) for record in records}
 
 
-def _ask_there(specimen: Specimen, profile: Profile, seed: int, laws: Sequence[str]) -> dict[str, Record]:
+def _run_there(specimen: Specimen, profile: Profile, seed: int, laws: Sequence[str]) -> dict[str, Record]:
     """The same in a worker."""
     torch.set_num_threads(1)  # there are as many workers as cores
-    return ask_all(specimen, Setting(profile, seed, shrink=False), laws)
+    return run_all(specimen, Setting(profile, seed, shrink=False, hints=False), laws)

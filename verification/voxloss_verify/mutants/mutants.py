@@ -29,7 +29,7 @@ class Specimen:
     killers: tuple[str, ...] = ()
 
     @property
-    def mistake(self) -> str:
+    def flaw(self) -> str:
         """What is wrong, in one line."""
         return (self.loss.__doc__ or "").strip().splitlines()[0]
 
@@ -45,7 +45,7 @@ class Specimen:
 MUTANTS: list[Specimen] = []
 
 CANNOT = {
-    "26": "more than 2³¹ elements need a GPU; voxloss's tests ask it of wrong losses with fewer",
+    "26": "more than 2³¹ elements need a GPU; voxloss's tests run it on wrong losses with fewer",
     "28b": "only voxloss has backends; voxloss's tests break one",
 }
 
@@ -203,7 +203,7 @@ class LastClassesCountMore(Textbook):
 
 @caught_by("14", **SOFTMAX)
 class HiddenSmoothing(Textbook):
-    """A little smoothing that was not asked for."""
+    """A little smoothing that was not requested."""
 
     def smooth(self, numerator: Tensor, denominator: Tensor) -> tuple[Tensor, Tensor]:
         return numerator + 1e-5, denominator + 1e-5
@@ -618,7 +618,7 @@ class MeanOverIgnoredVoxels(TextbookCompound):
 
 @caught_by("20", "24", sigmoid=True)
 class SoftmaxBesideSigmoid(TextbookCompound):
-    """Dice has the sigmoid that was asked for, cross entropy a softmax."""
+    """Dice has the sigmoid that was requested, cross entropy a softmax."""
 
     def over_voxels(self, x: Tensor, g: Tensor, voxels: Tensor) -> Tensor:
         return -(g * x.log_softmax(1)).sum() / voxels.sum()

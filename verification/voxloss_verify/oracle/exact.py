@@ -116,7 +116,7 @@ def expected(claims: Claims, volume: Volume, dtype: str | None = None) -> Expect
 
 
 def _images(claims: Claims, volume: Volume) -> tuple[Image, Image, NDArray[np.bool_], int]:
-    """What `entropy` is asked with."""
+    """The arguments of `entropy`."""
     return volume.input, one_hot_target(volume), valid_mask(claims, volume), volume.times
 
 

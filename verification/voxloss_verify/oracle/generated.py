@@ -39,10 +39,10 @@ def volumes(
     prediction: Prediction = "any",
     target: Target = "any",
     dtypes: tuple[str, ...] = ("float64", "float32"),
-    items: int = 2,
+    samples: int = 2,
     ignored: bool = True,
 ) -> Volume:
-    """Draw a volume that a loss with such claims can be given.
+    """Draw a volume that a loss with such claims can be given; its name tells the draws of a kind.
 
     `prediction`: "hard" p of 0 and 1; "soft" moderate ones;
     "any" also extreme logits and perfect predictions. `target`: soft only where the loss takes it.
@@ -50,35 +50,39 @@ def volumes(
     dtype = draw(st.sampled_from([d for d in dtypes if d in claims.dtypes]))
     channels = draw(channel_counts(claims))
     shape = (
-        draw(st.integers(1, items)),
+        draw(st.integers(1, samples)),
         *draw(st.tuples(*[st.integers(1, 4)] * claims.spatial_dims)),
     )
-    wanted = _labels(draw, claims, shape, channels)
+    kind, wanted = _labels(draw, claims, shape, channels)
     if ignored and claims.ignore_index is not None and claims.labels != "one-hot":
         spared = draw(arrays.arrays(bool, wanted.shape, elements=st.booleans(), fill=st.just(False)))
         wanted = np.where(spared, claims.ignore_index, wanted)
+        kind += " with ignored voxels" if spared.any() else ""
     softness = target == "soft" or (target == "any" and draw(st.booleans()))
     if softness and claims.soft_labels and claims.labels == "one-hot":
-        wanted_target: Image = _eighths(draw, claims, (shape[0], channels, *shape[1:]))
+        kind, wanted_target = "soft", _eighths(draw, claims, (shape[0], channels, *shape[1:]))
     elif claims.labels == "one-hot" and claims.activation != "softmax" and draw(st.booleans()):
         # Classes may overlap where each has a prediction of its own.
+        kind = "overlapping"
         wanted_target = draw(
             arrays.arrays(bool, (shape[0], channels, *shape[1:]), elements=st.booleans(), fill=st.nothing())
         )
     else:
         wanted_target = target_for(claims, wanted, channels)
-    input = _input(draw, claims, (shape[0], channels, *shape[1:]), wanted_target, prediction)
+    sure, input = _input(draw, claims, (shape[0], channels, *shape[1:]), wanted_target, prediction)
     wanted_target = wanted_target.astype(STORED[dtype]) if wanted_target.dtype.kind == "f" else wanted_target
-    return Volume("generated", input.astype(STORED[dtype]), wanted_target, dtype)
+    return Volume(
+        f"drawn (labels: {kind}, prediction: {sure})", input.astype(STORED[dtype]), wanted_target, dtype
+    )
 
 
-def _labels(draw: st.DrawFn, claims: Claims, shape: tuple[int, ...], channels: int) -> Image:
-    """Labels [B, 1, ...]: any, only background, only one class, one voxel of a class, one class never."""
+def _labels(draw: st.DrawFn, claims: Claims, shape: tuple[int, ...], channels: int) -> tuple[str, Image]:
+    """Their kind, and labels [B, 1, ...]: random, empty, full, one voxel of a class, or a class never."""
     shape = (shape[0], 1, *shape[1:])
-    kind = draw(st.sampled_from(["any", "empty", "full", "single voxel", "absent class"]))
+    kind = draw(st.sampled_from(["random", "empty", "full", "single voxel", "absent class"]))
     labels = np.zeros(shape, np.int64)
     one = draw(st.integers(0, channels - 1))
-    if kind in ("any", "absent class"):
+    if kind in ("random", "absent class"):
         labels = draw(arrays.arrays(np.int64, shape, elements=st.integers(0, channels - 1), fill=st.nothing()))
         if kind == "absent class":
             labels = np.where(labels == one, 0 if one else channels - 1, labels)
@@ -86,7 +90,7 @@ def _labels(draw: st.DrawFn, claims: Claims, shape: tuple[int, ...], channels: i
         labels[:] = one
     elif kind == "single voxel":
         labels.flat[draw(st.integers(0, labels.size - 1))] = one
-    return np.where(labels == claims.ignore_index, (labels + 1) % channels, labels)
+    return kind, np.where(labels == claims.ignore_index, (labels + 1) % channels, labels)
 
 
 def _eighths(draw: st.DrawFn, claims: Claims, shape: tuple[int, ...]) -> Image:
@@ -103,7 +107,8 @@ def _eighths(draw: st.DrawFn, claims: Claims, shape: tuple[int, ...]) -> Image:
 
 def _input(
     draw: st.DrawFn, claims: Claims, shape: tuple[int, ...], wanted_target: Image, prediction: Prediction
-) -> Image:
+) -> tuple[str, Image]:
+    """The kind of a prediction, and the prediction [B, C, ...]."""
     kinds = {
         "hard": ["hard", "perfect"],
         "soft": ["soft"],
@@ -112,8 +117,10 @@ def _input(
     kind = draw(st.sampled_from(kinds))
     channels = shape[1]
     if kind == "perfect" and wanted_target.dtype.kind != "f":
-        return certain(claims, wanted_target if wanted_target.dtype == bool else one_hot(wanted_target, channels))
+        masks = wanted_target if wanted_target.dtype == bool else one_hot(wanted_target, channels)
+        return kind, certain(claims, masks)
     if kind in ("hard", "perfect"):
+        kind = "hard"
         if claims.activation == "softmax" or channels == 1:
             labels = draw(
                 arrays.arrays(
@@ -123,8 +130,8 @@ def _input(
                     fill=st.nothing(),
                 )
             )
-            return certain(claims, one_hot(labels, channels) if channels > 1 else labels == 1)
-        return certain(claims, draw(arrays.arrays(bool, shape, elements=st.booleans(), fill=st.nothing())))
+            return kind, certain(claims, one_hot(labels, channels) if channels > 1 else labels == 1)
+        return kind, certain(claims, draw(arrays.arrays(bool, shape, elements=st.booleans(), fill=st.nothing())))
     if kind == "constant":
         whole = np.full(shape, draw(st.integers(-16, 16)))
     elif kind == "extreme":
@@ -133,8 +140,8 @@ def _input(
     else:
         whole = draw(arrays.arrays(np.int64, shape, elements=st.integers(-16, 16), fill=st.nothing()))
     if claims.activation != "none":
-        return whole / 2
+        return kind, whole / 2
     # Odd multiples of 1/64 and of 1/16 meet no soft target, which are multiples of 1/8.
     if kind == "soft":
-        return np.asarray((2 * np.clip(whole, -16, 15) + 33) / 64)
-    return np.asarray(np.clip(whole, -8, 8) / 16 + 0.5)
+        return kind, np.asarray((2 * np.clip(whole, -16, 15) + 33) / 64)
+    return kind, np.asarray(np.clip(whole, -8, 8) / 16 + 0.5)

@@ -36,7 +36,7 @@ class Raised(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came back: the value in its own shape, its dtype, and the gradient [B, C, ...] if asked for."""
+    """What came back: the value in its own shape, its dtype, and the gradient [B, C, ...] if it was computed."""
 
     value: NDArray[np.float64]
     dtype: str

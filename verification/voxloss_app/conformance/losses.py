@@ -1,0 +1,160 @@
+"""Which losses are examined: those of voxloss, MONAI, nnU-Net and kornia, each in several configurations."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from typing import Any
+
+from voxloss_verify.configurations import ALL_VOXELS, COMPOUND, CONFIGURATIONS, FOCAL, REGION, SHARED, shared
+
+
+@dataclass(frozen=True)
+class ExaminedLoss:
+    """A loss with arguments.
+
+    Attributes:
+        library: whose it is, by its name.
+        target: "module:Class".
+        label: the arguments in a few words, the same for all libraries.
+        kwargs: the arguments; functions among them can be imported from where they say that they are.
+    """
+
+    library: str
+    target: str
+    label: str
+    kwargs: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The class."""
+        return self.target.partition(":")[2]
+
+    @property
+    def call(self) -> str:
+        """Python that makes the loss, after `imports`."""
+        return f"{self.name}({', '.join(f'{key}={_spelled(value)}' for key, value in self.kwargs.items())})"
+
+    @property
+    def imports(self) -> str:
+        """Python that imports what `call` names."""
+        names = [(self.target.partition(":")[0], self.name)]
+        names += [(value.__module__, value.__name__) for value in self.kwargs.values() if callable(value)]
+        return "\n".join(f"from {module} import {name}" for module, name in names)
+
+    @property
+    def source(self) -> str:
+        """Python that makes `loss`."""
+        return f"{self.imports}\nloss = {self.call}"
+
+
+@dataclass(frozen=True)
+class Library:
+    """A library, the package that it is installed as, and what is examined of it."""
+
+    name: str
+    package: str
+    losses: Callable[[], list[ExaminedLoss]]
+
+    @property
+    def version(self) -> str | None:
+        """The installed version; None if it cannot be imported."""
+        try:
+            module = import_module(self.package)
+        except ImportError:
+            return None
+        return str(getattr(module, "__version__", None) or metadata.version(self.package))
+
+
+def _spelled(value: Any) -> str:
+    return str(value.__name__) if callable(value) else repr(value)
+
+
+def _configured(library: str, target: str, *labels: str, **own: Any) -> list[ExaminedLoss]:
+    """A class in the shared configurations of these labels, none for all, if its constructor takes them."""
+    module, _, name = target.partition(":")
+    make = getattr(import_module(module), name)
+    each = shared(*labels, **own)
+    return [
+        ExaminedLoss(library, target, label, kwargs) for label, kwargs in each.items() if _takes(make, kwargs)
+    ]
+
+
+def _takes(make: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            make(**kwargs)
+    except TypeError:  # an unexpected keyword argument
+        return False
+    return True
+
+
+def _voxloss() -> list[ExaminedLoss]:
+    """Its losses in the configurations that libraries share."""
+    return [
+        ExaminedLoss("voxloss", f"voxloss:{name}", label, kwargs)
+        for name, each in CONFIGURATIONS.items()
+        for label, kwargs in each.items()
+        if label in SHARED
+    ]
+
+
+def _monai() -> list[ExaminedLoss]:
+    return [
+        *_configured("MONAI", "monai.losses:DiceLoss"),
+        *_configured("MONAI", "monai.losses:TverskyLoss", *REGION, alpha=0.3, beta=0.7),
+        *_configured("MONAI", "monai.losses:GeneralizedDiceLoss", *REGION),
+        *_configured("MONAI", "monai.losses:MCCLoss", *ALL_VOXELS),
+        *(ExaminedLoss("MONAI", "monai.losses:FocalLoss", label, kwargs) for label, kwargs in FOCAL.items()),
+        *_configured("MONAI", "monai.losses:DiceCELoss", *COMPOUND),
+        *_configured("MONAI", "monai.losses:DiceFocalLoss", *COMPOUND),
+        *_configured("MONAI", "monai.losses:GeneralizedDiceFocalLoss", *COMPOUND),
+    ]
+
+
+def _nnunet() -> list[ExaminedLoss]:
+    softmax = import_module("nnunetv2.utilities.helpers").softmax_helper_dim1
+    # Outside of a process group the batch form runs with ddp=False only.
+    configurations: dict[str, dict[str, Any]] = {
+        "softmax": {"apply_nonlin": softmax},
+        "softmax, s = 0": {"apply_nonlin": softmax, "smooth": 0.0},
+        "no background": {"apply_nonlin": softmax, "do_bg": False},
+        "batch": {"apply_nonlin": softmax, "batch_dice": True, "ddp": False},
+    }
+    found = [
+        ExaminedLoss("nnU-Net", f"nnunetv2.training.loss.dice:{name}", label, kwargs)
+        for name in ("SoftDiceLoss", "MemoryEfficientSoftDiceLoss")
+        for label, kwargs in configurations.items()
+    ]
+    # As its trainer makes them.
+    dice = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False}
+    target = "nnunetv2.training.loss.compound_losses:DC_and_CE_loss"
+    for label, own in (("batch, no background", {}), ("ignore 255", {"ignore_label": 255})):
+        # It writes to `ce_kwargs`.
+        found.append(ExaminedLoss("nnU-Net", target, label, {"soft_dice_kwargs": dice, "ce_kwargs": {}, **own}))
+    return found
+
+
+def _kornia() -> list[ExaminedLoss]:
+    return [
+        ExaminedLoss("kornia", "kornia.losses:DiceLoss", "micro", {}),
+        ExaminedLoss("kornia", "kornia.losses:DiceLoss", "micro, ignore 255", {"ignore_index": 255}),
+        ExaminedLoss("kornia", "kornia.losses:DiceLoss", "macro", {"average": "macro"}),
+        ExaminedLoss("kornia", "kornia.losses:TverskyLoss", "macro", {"alpha": 0.3, "beta": 0.7}),
+    ]
+
+
+LIBRARIES = (
+    Library("voxloss", "voxloss", _voxloss),
+    Library("MONAI", "monai", _monai),
+    Library("nnU-Net", "nnunetv2", _nnunet),
+    Library("kornia", "kornia", _kornia),
+)
+
+
+def examined_losses() -> list[ExaminedLoss]:
+    """The losses of all libraries that are installed."""
+    return [examined for library in LIBRARIES if library.version is not None for examined in library.losses()]
