@@ -1,11 +1,17 @@
-"""Shared by all tests: seeds, devices, and torch.empty filled with NaN."""
+"""Shared by all tests: tiers, option pairs, seeds, devices, and torch.empty filled with NaN.
+
+There are two tiers. `pytest` runs the quick one, `pytest -m integration` the rest, and --thorough both; a test that is
+named (`pytest tests/test_nnunet.py::test_trains_resumes_and_predicts`) runs whichever it belongs to.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import product
 from typing import Any
 
 # Before torch is imported: threads that spin while they wait make a busy machine many times slower.
@@ -26,25 +32,45 @@ hypothesis.settings.register_profile("quick", max_examples=25, deadline=None, de
 hypothesis.settings.register_profile("thorough", max_examples=1000, deadline=None)
 
 
+COMBINATIONS = 500  # at most, of options with --thorough
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--thorough", action="store_true", help="500 combinations of options, 1000 random examples")
+    parser.addoption(
+        "--thorough", action="store_true", help="both tiers, 500 combinations of options, 1000 random examples"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    hypothesis.settings.load_profile("thorough" if config.getoption("--thorough") else "quick")
+    thorough = config.getoption("--thorough")
+    hypothesis.settings.load_profile("thorough" if thorough else "quick")
+    named = any("::" in argument for argument in config.args)
+    if not (thorough or named or config.option.markexpr):
+        config.option.markexpr = "not integration"
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Name the tier: without it `pytest tests/test_examples.py` would seem to find nothing."""
+    if config.option.markexpr == "not integration":
+        return "tier: quick (-m integration runs the other one, --thorough both)"
+    return f"tier: {config.option.markexpr or 'all'}"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`@pytest.mark.pairwise(name=[values], …)` gives `options`, a dict: every pair of values at least once.
 
-    With --thorough: 500 random combinations, the same in every run.
+    With --thorough: every combination, or 500 random ones if there are more, the same in every run.
     """
     for mark in metafunc.definition.iter_markers("pairwise"):
         names, values = list(mark.kwargs), list(mark.kwargs.values())
         rows: Iterable[Sequence[object]] = AllPairs(values)
         if metafunc.config.getoption("--thorough"):
             chance = random.Random(0)
-            rows = [[chance.choice(choices) for choices in values] for _ in range(500)]
+            rows = (
+                product(*values)
+                if math.prod(map(len, values)) <= COMBINATIONS
+                else [[chance.choice(choices) for choices in values] for _ in range(COMBINATIONS)]
+            )
         metafunc.parametrize("options", [dict(zip(names, row, strict=True)) for row in rows])
 
 

@@ -114,6 +114,7 @@ def test_a_volume_over_two_ranks(two: Ranks, name: str, shares: tuple[int, ...])
     same_as_one_process(two, name, shares, "volume")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["DiceLoss", "DiceCELoss batch", "JaccardLoss skip", "FocalLoss sum"])
 def test_four_ranks(four: Ranks, name: str) -> None:
     same_as_one_process(four, name, (1, 1, 2, 1), "batch")
@@ -215,6 +216,7 @@ def _leave(first: bool) -> None:
     sum_over_ranks(torch.zeros(3), "world")
 
 
+@pytest.mark.integration
 def test_a_rank_that_dies_is_an_error() -> None:
     with Ranks(2, timeout=30) as ranks, pytest.raises(RanksError, match="rank 0"):
         ranks.run(_leave, [(True,), (False,)])
@@ -231,6 +233,7 @@ def _survivor(first: bool) -> str:
     return "no error"
 
 
+@pytest.mark.integration
 def test_the_rank_that_is_left_says_why() -> None:
     with Ranks(2, timeout=60) as ranks:
         assert "voxloss: a rank of the loss's group has gone" in ranks.run(_survivor, [(True,), (False,)])[1]

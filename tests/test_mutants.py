@@ -180,6 +180,7 @@ def test_a_mutant_that_is_not_asked_is_noticed(
     assert "mutant 1 FactorTwoDropped is not caught by law 31d: it holds" in out
 
 
+@pytest.mark.integration
 def test_two_processes_find_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     outputs = []
     for jobs in (1, 2):

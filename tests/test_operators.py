@@ -144,6 +144,7 @@ def test_compiles_to_one_graph(loss_class: type[RegionLoss], device: str) -> Non
     torch.testing.assert_close(torch.autograd.grad(got, x), torch.autograd.grad(expected, x))
 
 
+@pytest.mark.integration
 def test_compiles_with_inductor_and_with_a_single_channel() -> None:
     torch.compiler.reset()
     x, mask = logits(channels=1, dtype=torch.float32), label_map(channels=2)

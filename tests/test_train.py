@@ -90,6 +90,7 @@ def test_predictions_lie_on_the_images_grid_and_are_scored(ct: Path, unbroken: P
     assert int(rows[0]["tp"]) == int(((labels == 1) & (wanted == 1)).sum())
 
 
+@pytest.mark.integration
 def test_a_killed_run_goes_on_and_ends_the_same(ct: Path, unbroken: Path, tmp_path: Path) -> None:
     """Killed as the operating system kills: nothing can be tidied up."""
     out = tmp_path / "killed"
@@ -321,6 +322,7 @@ def test_negative_labels_are_asked_about(tmp_path: Path) -> None:
         make_plan(Request(two_scans(tmp_path / "data", [-1, 1]), tmp_path))
 
 
+@pytest.mark.integration
 def test_mixed_precision_trains(ct: Path, tmp_path: Path) -> None:
     assert train_and_score(request_of(ct, tmp_path, precision="bfloat16", epochs=2, validation=0)) == 0
     losses = [float(row["loss"]) for row in curves(tmp_path)]

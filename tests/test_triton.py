@@ -457,6 +457,7 @@ def test_triton_is_imported_when_it_is_asked_for() -> None:
     assert run("import sys, voxloss; print('triton' in sys.modules)") == "False\n"
 
 
+@pytest.mark.integration
 def test_without_triton_it_says_what_is_missing() -> None:
     code = "import sys; sys.modules['triton'] = None\nfrom voxloss.backends import triton_gpu, select\n"
     code += "print(triton_gpu.available(), select(device='cuda'))"
@@ -473,6 +474,7 @@ def bundled(vendor: str) -> bool:
     return vendor in backends
 
 
+@pytest.mark.integration
 def test_compiled_for_an_h100_nothing_spills_and_everything_fits() -> None:
     """Labels and soft targets, 1 to 600 classes, every sum, each dtype, forward and backward."""
     if not bundled("nvidia"):
@@ -491,6 +493,7 @@ for case in CASES:
         assert int(shared) <= 48 * 1024, kernel
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("dtype", ["float32", "bool"])
 def test_compiled_with_a_mask_nothing_spills(dtype: str) -> None:
     if not bundled("nvidia"):
@@ -514,6 +517,7 @@ for case in CASES:
     assert len(run(code).splitlines()) > 40
 
 
+@pytest.mark.integration
 def test_a_spill_is_noticed() -> None:
     """Four warps for 512 classes leave a thread 64 values and their totals."""
     if not bundled("nvidia"):
@@ -529,6 +533,7 @@ print(max(line.spills for line in gpu_resources.resources(case)) > 0)
     assert run(code) == "True\n"
 
 
+@pytest.mark.integration
 def test_compiled_for_an_mi300_nothing_spills() -> None:
     if not bundled("amd"):
         pytest.skip("this Triton does not compile for AMD")
@@ -543,6 +548,7 @@ for case in CASES:
     assert len(run(code).splitlines()) > 20
 
 
+@pytest.mark.integration
 def test_a_lane_has_all_classes_of_its_voxel_and_lanes_read_side_by_side() -> None:
     """So does a softmax of 16 classes exchange nothing, and a warp read 128 bytes at once."""
     if not bundled("nvidia"):
@@ -559,6 +565,7 @@ print("shfl" in backward["ptx"], "bar.sync" in backward["ptx"])
     assert run(code) == "{'threadsPerWarp = [1, 32]'} {'threadsPerWarp = [1, 32]'} False False\n"
 
 
+@pytest.mark.integration
 def test_a_launch_is_what_triton_takes() -> None:
     """Up to the driver: arguments are bound, specialised and compiled as for a launch on a GPU."""
     if not bundled("nvidia"):
