@@ -74,7 +74,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("options", [dict(zip(names, row, strict=True)) for row in rows])
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """`@pytest.mark.sampled(n)` leaves the quick tier one of n combinations of parameters, and the other tier the rest.
+
+    They lie on a diagonal: where a parameter has at least n values, each value of the others is with one of them.
+    """
+    for item in items:
+        for mark in item.iter_markers("sampled"):
+            assert isinstance(item, pytest.Function)
+            if sum(item.callspec.indices.values()) % mark.args[0]:
+                item.add_marker(pytest.mark.integration)
     if not torch.cuda.is_available():
         for item in items:
             if "cuda" in item.keywords:

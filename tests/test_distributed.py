@@ -102,12 +102,14 @@ def same_as_one_process(ranks: Ranks, name: str, shares: Sequence[int], shard: s
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6 * b.abs().max().item())
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", list(LOSSES))
 @pytest.mark.parametrize("shares", [(3, 2), (1, 4)], ids=str)
 def test_a_batch_over_two_ranks(two: Ranks, name: str, shares: tuple[int, ...]) -> None:
     same_as_one_process(two, name, shares, "batch")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", list(LOSSES))
 @pytest.mark.parametrize("shares", [(3, 3), (1, 5)], ids=str)
 def test_a_volume_over_two_ranks(two: Ranks, name: str, shares: tuple[int, ...]) -> None:

@@ -87,18 +87,19 @@ SIZES = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
-@pytest.mark.parametrize(("classes", "voxels"), SIZES)
-def test_every_number_of_classes_and_voxels(
-    classes: int, voxels: int, activation: str, poisoned_empty: None
-) -> None:
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_every_number_of_classes_and_voxels(size: tuple[int, int], activation: str, poisoned_empty: None) -> None:
     """Tiles that are not full, programs that are not, and items with programs of their own."""
+    classes, voxels = size
     if classes == 1 and activation == "softmax":
         pytest.skip("a softmax over one class is 1")
     x, labels = prediction(classes, (voxels,), activation), label_map(2, classes, (voxels,))
     compare(x, labels, PassSpec(activation, sums_for(activation), None))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
 @pytest.mark.parametrize("form", ["label map", "label map, ignore", "channels", "channel ignored", "sentinel"])
 def test_classes_in_several_tiles(activation: str, form: str, poisoned_empty: None) -> None:
@@ -157,6 +158,7 @@ def test_cross_entropy_and_focal_over_tiles_of_classes() -> None:
         compare(x, labels, PassSpec("softmax", sums_for("softmax"), None, gamma), largest=4)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("largest", [512, 2])
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
 @pytest.mark.parametrize("wrt", ["input", "target"])
@@ -177,6 +179,7 @@ def test_the_kink_where_prediction_and_target_are_equal(largest: int) -> None:
             compare(x, g, PassSpec("none", names, None), largest, wrt)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
 @pytest.mark.parametrize("form", ["label map", "soft"])
@@ -186,6 +189,7 @@ def test_input_dtypes(dtype: torch.dtype, activation: str, form: str) -> None:
     compare(x, target, PassSpec(activation, ["soft_intersection", "prediction_squared", "cross_entropy"], None))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", [torch.bool, *WHOLE, *DTYPES], ids=str)
 @pytest.mark.parametrize("form", ["label map", "one-hot"])
 def test_target_dtypes(dtype: torch.dtype, form: str) -> None:
@@ -224,11 +228,13 @@ LABELS_AND_VERDICTS = [
 ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("largest", [512, 2])
-@pytest.mark.parametrize(("labels", "dtype", "ignore_index", "valid"), LABELS_AND_VERDICTS)
+@pytest.mark.parametrize("case", LABELS_AND_VERDICTS, ids=str)
 def test_labels_that_are_no_class_are_flagged(
-    labels: list[float], dtype: torch.dtype, ignore_index: int | None, valid: bool, largest: int
+    case: tuple[list[float], torch.dtype, int | None, bool], largest: int
 ) -> None:
+    labels, dtype, ignore_index, valid = case
     target = torch.zeros(2, 1, 600, dtype=dtype)
     target[1, 0, -2:] = torch.tensor(labels).to(dtype)
     assert verdict(logits(2, 3, (600,)), target, "softmax", ignore_index, largest) is valid

@@ -422,6 +422,7 @@ def test_html_is_one_page(verify: Verify) -> None:
     assert "Interrupted" not in text
 
 
+@pytest.mark.integration
 def test_the_other_volume_of_a_comparison(verify: Verify) -> None:
     assert verify(*flawed("Ordered", "13a"), "--json", "r.json", "--html", "r.html")[0] == 1
     example = strictly(Path("r.json"))["records"][0]["counterexample"]
