@@ -1,14 +1,16 @@
 """Shared by all tests: tiers, option pairs, seeds, devices, and torch.empty filled with NaN.
 
-There are two tiers. `pytest` runs the quick one, `pytest -m integration` the rest, and --thorough both; a test that is
-named (`pytest tests/test_nnunet.py::test_trains_resumes_and_predicts`) runs whichever it belongs to.
+There are two tiers. `pytest` runs the quick one, `pytest -m integration` the rest, and --thorough both; a test
+that is named (`pytest tests/test_nnunet.py::test_trains_resumes_and_predicts`) runs whichever it belongs to.
 """
 
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import random
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import product
@@ -26,6 +28,7 @@ from allpairspy import AllPairs
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from voxloss import region_statistics
 from voxloss.backends import BACKENDS
 
 hypothesis.settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True)
@@ -47,6 +50,23 @@ def pytest_configure(config: pytest.Config) -> None:
     named = any("::" in argument for argument in config.args)
     if not (thorough or named or config.option.markexpr):
         config.option.markexpr = "not integration"
+
+
+def _compile_kernels(dtype: torch.dtype) -> None:
+    for target in (torch.zeros(1, 2, 1, dtype=dtype), torch.zeros(1, 1, 1, dtype=torch.int64)):
+        input = torch.zeros(1, 2, 1, dtype=dtype).requires_grad_()
+        sums = region_statistics(input, target, activation="softmax", backend="numba_cpu")
+        torch.autograd.grad(sums.prediction.sum(), input)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    """Fill Numba's cache on disk with what most tests need, before workers would each compile it."""
+    if sys.platform == "linux" and BACKENDS["numba_cpu"].available()[0]:
+        other = multiprocessing.get_context("fork").Process(target=_compile_kernels, args=(torch.float32,))
+        other.start()
+        _compile_kernels(torch.float64)
+        other.join()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -76,9 +96,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """`@pytest.mark.sampled(n)` leaves the quick tier one of n combinations of parameters, and the other tier the rest.
+    """`@pytest.mark.sampled(n)` leaves one of n combinations of parameters in the quick tier.
 
-    They lie on a diagonal: where a parameter has at least n values, each value of the others is with one of them.
+    They lie on a diagonal: each value of a parameter stays, if another parameter has n values or more.
     """
     for item in items:
         for mark in item.iter_markers("sampled"):

@@ -79,7 +79,14 @@ def test_a_mask_beside_an_ignored_label(name: str, ignore_index: int) -> None:
             torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.parametrize("kind", [torch.uint8, torch.int8, torch.int16, torch.int64, torch.float32, torch.bool])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(torch.uint8, torch.int64, torch.float32, torch.bool),
+        # Each pair of dtypes has kernels of its own, which take Numba ten seconds.
+        *(pytest.param(kind, marks=pytest.mark.integration) for kind in (torch.int8, torch.int16)),
+    ],
+)
 def test_a_mask_for_any_dtype_of_labels(kind: torch.dtype) -> None:
     """The label that stands for a masked voxel must not be one that the dtype cannot hold."""
     x, labels = logits(channels=2), label_map(channels=2)

@@ -56,7 +56,7 @@ def broken(records: dict[str, Record]) -> dict[str, str]:
     return {id: record.reason for id, record in records.items() if record.status is Status.broken}
 
 
-# Labels and one-hot, a background left out, squares, cross entropy and ignored voxels: 38 of the 45 laws speak of them.
+# One-hot and labels, no background, squares, cross entropy, ignored voxels: 38 of the 45 laws apply to them.
 QUICK = [
     "Textbook(squared)",
     "Textbook(softmax, to_onehot_y, include_background=False, smooth_nr=1.0, smooth_dr=1.0)",
