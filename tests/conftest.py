@@ -100,10 +100,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     They lie on a diagonal: each value of a parameter stays, if another parameter has n values or more.
     """
+    values: dict[tuple[str, str], list[object]] = {}
     for item in items:
         for mark in item.iter_markers("sampled"):
             assert isinstance(item, pytest.Function)
-            if sum(item.callspec.indices.values()) % mark.args[0]:
+            place = 0
+            for name, value in item.callspec.params.items():
+                known = values.setdefault((item.nodeid.partition("[")[0], name), [])
+                if not any(value is other for other in known):
+                    known.append(value)
+                place += next(i for i, other in enumerate(known) if value is other)
+            if place % mark.args[0]:
                 item.add_marker(pytest.mark.integration)
     if not torch.cuda.is_available():
         for item in items:

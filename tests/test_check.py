@@ -130,6 +130,7 @@ def test_a_wrong_loss_is_not_explained_away() -> None:
     assert "it would be right" not in record_of(Halved, "24").reason
 
 
+@pytest.mark.integration
 def test_the_snippet_shows_the_broken_value(tmp_path: Path) -> None:
     record = record_of(
         "monai.losses:DiceLoss", "25", None, kwargs={"softmax": True, "to_onehot_y": True, "batch": True}

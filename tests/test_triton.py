@@ -127,6 +127,7 @@ def test_classes_in_several_tiles(activation: str, form: str, poisoned_empty: No
     compare(x, target, PassSpec(activation, names, ignore_index, 1.5), largest=4)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.pairwise(
     largest=[512, 4],
     activation=["softmax", "sigmoid", "none"],
@@ -325,6 +326,7 @@ def test_nothing_is_copied_where_one_stride_leads_from_voxel_to_voxel() -> None:
             assert launch.arguments["mask"].data_ptr() == mask.data_ptr()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_same_bits_in_every_run(dtype: torch.dtype) -> None:
     x, labels = logits(2, 4, (3000,), dtype).to(HOME), label_map(2, 4, (3000,)).to(HOME)
@@ -459,6 +461,7 @@ def run(code: str, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.integration
 def test_triton_is_imported_when_it_is_asked_for() -> None:
     assert run("import sys, voxloss; print('triton' in sys.modules)") == "False\n"
 
