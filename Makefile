@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# A worker starts on a share of the files and takes from the others when it is done: what a file sets up is mostly set up once.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: demo test thorough bench docs notebooks check format clean help
+.PHONY: demo test integration thorough bench docs notebooks check format clean help
 .DEFAULT_GOAL := help
 
 help:  ## Show what there is to make
@@ -23,11 +25,14 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: $(VENV)/.ready  ## Train on a real brain MRI, check every loss, write out/report.html
 	$(BIN)/voxloss demo
 
-test: $(VENV)/.ready  ## Run the tests (quick profile)
-	$(BIN)/python -m pytest --numprocesses auto
+test: $(VENV)/.ready  ## Run the quick tests, before every commit
+	$(PYTEST)
 
-thorough: $(VENV)/.ready  ## Run the tests with hundreds of option combinations and a thousand examples each
-	$(BIN)/python -m pytest --numprocesses auto --thorough
+integration: $(VENV)/.ready  ## Run the others: nnU-Net, notebooks, site, wheel, compilers, killed processes
+	$(PYTEST) -m integration
+
+thorough: $(VENV)/.ready  ## Run both with hundreds of option combinations and a thousand examples each
+	$(PYTEST) --thorough
 
 bench: $(VENV)/.ready  ## Measure time and memory beside MONAI and torch.compile, write docs/performance.md
 	$(BIN)/voxloss bench --out docs

@@ -1,11 +1,19 @@
-"""Shared by all tests: seeds, devices, and torch.empty filled with NaN."""
+"""Shared by all tests: tiers, option pairs, seeds, devices, and torch.empty filled with NaN.
+
+There are two tiers. `pytest` runs the quick one, `pytest -m integration` the rest, and --thorough both; a test
+that is named (`pytest tests/test_nnunet.py::test_trains_resumes_and_predicts`) runs whichever it belongs to.
+"""
 
 from __future__ import annotations
 
+import math
+import multiprocessing
 import os
 import random
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import product
 from typing import Any
 
 # Before torch is imported: threads that spin while they wait make a busy machine many times slower.
@@ -20,35 +28,90 @@ from allpairspy import AllPairs
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from voxloss import region_statistics
 from voxloss.backends import BACKENDS
 
 hypothesis.settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True)
 hypothesis.settings.register_profile("thorough", max_examples=1000, deadline=None)
 
 
+COMBINATIONS = 500  # at most, of options with --thorough
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--thorough", action="store_true", help="500 combinations of options, 1000 random examples")
+    parser.addoption(
+        "--thorough", action="store_true", help="both tiers, 500 combinations of options, 1000 random examples"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    hypothesis.settings.load_profile("thorough" if config.getoption("--thorough") else "quick")
+    thorough = config.getoption("--thorough")
+    hypothesis.settings.load_profile("thorough" if thorough else "quick")
+    named = any("::" in argument for argument in config.args)
+    if not (thorough or named or config.option.markexpr):
+        config.option.markexpr = "not integration"
+
+
+def _compile_kernels(dtype: torch.dtype) -> None:
+    for target in (torch.zeros(1, 2, 1, dtype=dtype), torch.zeros(1, 1, 1, dtype=torch.int64)):
+        input = torch.zeros(1, 2, 1, dtype=dtype).requires_grad_()
+        sums = region_statistics(input, target, activation="softmax", backend="numba_cpu")
+        torch.autograd.grad(sums.prediction.sum(), input)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    """Fill Numba's cache on disk with what most tests need, before workers would each compile it."""
+    if sys.platform == "linux" and BACKENDS["numba_cpu"].available()[0]:
+        other = multiprocessing.get_context("fork").Process(target=_compile_kernels, args=(torch.float32,))
+        other.start()
+        _compile_kernels(torch.float64)
+        other.join()
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Name the tier: without it `pytest tests/test_examples.py` would seem to find nothing."""
+    if config.option.markexpr == "not integration":
+        return "tier: quick (-m integration runs the other one, --thorough both)"
+    return f"tier: {config.option.markexpr or 'all'}"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`@pytest.mark.pairwise(name=[values], …)` gives `options`, a dict: every pair of values at least once.
 
-    With --thorough: 500 random combinations, the same in every run.
+    With --thorough: every combination, or 500 random ones if there are more, the same in every run.
     """
     for mark in metafunc.definition.iter_markers("pairwise"):
         names, values = list(mark.kwargs), list(mark.kwargs.values())
         rows: Iterable[Sequence[object]] = AllPairs(values)
         if metafunc.config.getoption("--thorough"):
             chance = random.Random(0)
-            rows = [[chance.choice(choices) for choices in values] for _ in range(500)]
+            rows = (
+                product(*values)
+                if math.prod(map(len, values)) <= COMBINATIONS
+                else [[chance.choice(choices) for choices in values] for _ in range(COMBINATIONS)]
+            )
         metafunc.parametrize("options", [dict(zip(names, row, strict=True)) for row in rows])
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """`@pytest.mark.sampled(n)` leaves one of n combinations of parameters in the quick tier.
+
+    They lie on a diagonal: each value of a parameter stays, if another parameter has n values or more.
+    """
+    values: dict[tuple[str, str], list[object]] = {}
+    for item in items:
+        for mark in item.iter_markers("sampled"):
+            assert isinstance(item, pytest.Function)
+            place = 0
+            for name, value in item.callspec.params.items():
+                known = values.setdefault((item.nodeid.partition("[")[0], name), [])
+                if not any(value is other for other in known):
+                    known.append(value)
+                place += next(i for i, other in enumerate(known) if value is other)
+            if place % mark.args[0]:
+                item.add_marker(pytest.mark.integration)
     if not torch.cuda.is_available():
         for item in items:
             if "cuda" in item.keywords:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 import re
 import sys
@@ -56,6 +57,12 @@ LOSSES = [
     ("dice_focal", "sigmoid"),
 ]
 SMALL = [BenchCase(*loss, 3, 9, one_hot=one_hot) for loss in LOSSES for one_hot in (False, True)]
+
+
+@pytest.fixture
+def garbage_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collecting it before each figure takes most of the time of a test that looks at no figure."""
+    monkeypatch.setattr(gc, "collect", lambda: 0)
 
 
 # Statistics.
@@ -190,6 +197,7 @@ def test_truths_that_differ_are_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
         measure.require_agreement(case, *tensors(case))
 
 
+@pytest.mark.usefixtures("garbage_stays")
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.id)
 def test_everyone_computes_the_same(case: BenchCase) -> None:
     input, target = tensors(case)
@@ -205,6 +213,8 @@ def test_everyone_computes_the_same(case: BenchCase) -> None:
         assert not exact.verdict(case, *exact.errors(value, input.grad, truth)), name
 
 
+@pytest.mark.usefixtures("garbage_stays")
+@pytest.mark.integration
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_is_compared_with_the_rounded_inputs(dtype: str) -> None:
     case = BenchCase("dice_ce", "softmax", 3, 16, dtype=dtype)
@@ -240,6 +250,7 @@ def _no_gradient(input: Tensor, target: Tensor) -> Tensor:
     return _dice(input.detach(), target).requires_grad_()
 
 
+@pytest.mark.usefixtures("garbage_stays")
 @pytest.mark.parametrize(
     ("loss", "why"),
     [
@@ -278,6 +289,7 @@ def test_what_does_not_fit_is_skipped_with_its_bytes() -> None:
     assert re.fullmatch(r"needs about \d+\.\d GiB", found.why)
 
 
+@pytest.mark.usefixtures("garbage_stays")
 def test_what_cannot_be_compiled_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     def compile(loss: Any, **options: Any) -> Any:
         def run(*given: Tensor) -> Tensor:
@@ -291,6 +303,7 @@ def test_what_cannot_be_compiled_says_why(monkeypatch: pytest.MonkeyPatch) -> No
         assert str(_examined(by_name[name])) == "failed: RuntimeError: No C++ compiler was found"
 
 
+@pytest.mark.usefixtures("garbage_stays")
 def test_what_is_not_one_graph_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     def compile(loss: Any, fullgraph: bool, dynamic: bool) -> Any:
         if fullgraph:
@@ -304,6 +317,7 @@ def test_what_is_not_one_graph_says_why(monkeypatch: pytest.MonkeyPatch) -> None
     assert found.note == "fullgraph=True: ValueError: a class of MONAI's; graph breaks without it: 3"
 
 
+@pytest.mark.usefixtures("garbage_stays")
 def test_the_fastest_formulation_competes(monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(input: Tensor, target: Tensor) -> Tensor:
         time.sleep(0.2)
@@ -342,6 +356,7 @@ def _dice_and_ce(dice: dict[str, Any], ce: dict[str, Any], dice_class: Any) -> C
     return lambda z, y: part(z, y) + nn.functional.cross_entropy(z, y[:, 0], **ce)
 
 
+@pytest.mark.usefixtures("garbage_stays")
 @pytest.mark.parametrize("case", [case for case in SMALL if contenders._has_nnunet(case) and not case.one_hot])
 def test_nnunet_gets_the_arguments_that_make_it_equal(case: BenchCase, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in = SimpleNamespace(
@@ -594,6 +609,7 @@ def command(*arguments: str) -> int:
     return int(exit.value.code or 0)
 
 
+@pytest.mark.integration
 def test_a_run_from_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,6 +64,7 @@ def read(path: Path) -> tuple[np.ndarray[Any, Any], Any]:
     return np.asanyarray(image.dataobj), image
 
 
+@pytest.mark.integration
 def test_train_evaluate_infer(ct: Path, tmp_path: Path) -> None:
     given = {**SMALL, "bundle_root": tmp_path, "dataset_dir": ct}
     log = run(TRAIN, **given, max_epochs=25, val_interval=5, learning_rate=0.01)

@@ -132,6 +132,7 @@ def test_a_wrong_loss_is_not_explained_away() -> None:
     assert "it would be right" not in record_of(Halved, "24").reason
 
 
+@pytest.mark.integration
 def test_the_snippet_shows_the_broken_value(tmp_path: Path) -> None:
     record = record_of(
         "monai.losses:DiceLoss", "25", None, kwargs={"softmax": True, "to_onehot_y": True, "batch": True}
@@ -145,6 +146,7 @@ def test_the_snippet_shows_the_broken_value(tmp_path: Path) -> None:
     assert float(run.stdout.splitlines()[0]) == record.worst.got
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("edge", [2, 12], ids=["written out", "read from files"])
 def test_a_counter_example_is_saved_as_images_and_a_script(edge: int, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
@@ -299,6 +301,7 @@ def test_what_cannot_be_loaded_or_called_is_said_in_one_line(loss: Any, options:
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.integration
 def test_a_file_may_import_its_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_formula.py").write_text("def score(i, s):\n    return (2 * i + 1) / (s + 1)\n")
     (tmp_path / "my_own_losses.py").write_text(
@@ -375,6 +378,7 @@ def test_a_constructor_without_arguments_is_not_given_any() -> None:
     assert records["31d"].status == Status.not_applicable
 
 
+@pytest.mark.integration
 def test_losses_of_voxloss_hold_every_law_that_applies() -> None:
     kwargs = {
         "softmax": True,

@@ -96,6 +96,7 @@ def quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
 # What is written.
 
 
+@pytest.mark.integration
 def test_a_run_leaves_three_files_and_succeeds(finished: Run) -> None:
     assert finished.code == 0
     assert {path.name for path in finished.out.iterdir()} == {"report.html", "report.png", "metrics.json"}
@@ -116,6 +117,7 @@ class Page(HTMLParser):
         self.links += [value or "" for name, value in attrs if name in ("src", "srcset", "href", "data")]
 
 
+@pytest.mark.integration
 def test_the_page_needs_nothing_else(finished: Run) -> None:
     page = Page(finished.page)
     assert len(page.links) == 3
@@ -128,6 +130,7 @@ def test_the_page_needs_nothing_else(finished: Run) -> None:
     assert "Interrupted" not in finished.page
 
 
+@pytest.mark.integration
 def test_the_page_names_every_loss_class_and_version(finished: Run) -> None:
     for name in CONFIGURATIONS:
         assert finished.page.count(f">{name}</th>") == 2, "once in float32, once in float64"
@@ -140,6 +143,7 @@ def test_the_page_names_every_loss_class_and_version(finished: Run) -> None:
     assert shlex.split(shown.replace("&#39;", "'")) == [*command, "--out", str(finished.out)]
 
 
+@pytest.mark.integration
 def test_the_page_shows_the_numbers(finished: Run) -> None:
     numbers = finished.numbers
     rows = dict(re.findall(r'<th scope="row">(?:<span[^>]*></span>)?([^<]+)</th>(.*?)</tr>', finished.page))
@@ -156,6 +160,7 @@ def test_the_page_shows_the_numbers(finished: Run) -> None:
     assert f"{numbers['checks']['count']} / {numbers['checks']['count']}</b>" in finished.page
 
 
+@pytest.mark.integration
 def test_the_numbers_agree_with_each_other(finished: Run, brain: BrainMRI) -> None:
     numbers = finished.numbers
     classes = numbers["held_out"]["classes"]
@@ -172,6 +177,7 @@ def test_the_numbers_agree_with_each_other(finished: Run, brain: BrainMRI) -> No
     assert len(numbers["training"]["loss"]) == numbers["training"]["steps_done"] == STEPS
 
 
+@pytest.mark.integration
 def test_the_summary_of_the_checks_agrees_with_the_records(finished: Run) -> None:
     checks = finished.numbers["checks"]
     records = checks["records"]
@@ -254,6 +260,7 @@ def test_the_same_seed_gives_the_same_numbers(brain: BrainMRI) -> None:
     assert first.losses != other.losses
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("loss", ["jaccard", "tversky", "focal-tversky", "generalized-dice"])
 def test_every_loss_trains(loss: str, brain: BrainMRI, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[str] = []
@@ -328,6 +335,7 @@ def test_ctrl_c_during_the_checks_loses_neither_the_training_nor_the_checks(
     assert "The checks were interrupted: 1 of them were made" in run.page
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT cannot be sent to one process")
 def test_a_real_ctrl_c(brain: BrainMRI, tmp_path: Path) -> None:
     """In a process of its own, which says when it trains."""
@@ -395,6 +403,7 @@ def test_records_without_a_value_are_written_as_json() -> None:
         json.dumps(row, allow_nan=False)
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("brain", "quick_checks")
 def test_files_appear_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An old report stays as it was if a new one cannot be finished."""

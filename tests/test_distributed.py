@@ -102,18 +102,21 @@ def same_as_one_process(ranks: Ranks, name: str, shares: Sequence[int], shard: s
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6 * b.abs().max().item())
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", list(LOSSES))
 @pytest.mark.parametrize("shares", [(3, 2), (1, 4)], ids=str)
 def test_a_batch_over_two_ranks(two: Ranks, name: str, shares: tuple[int, ...]) -> None:
     same_as_one_process(two, name, shares, "batch")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", list(LOSSES))
 @pytest.mark.parametrize("shares", [(3, 3), (1, 5)], ids=str)
 def test_a_volume_over_two_ranks(two: Ranks, name: str, shares: tuple[int, ...]) -> None:
     same_as_one_process(two, name, shares, "volume")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["DiceLoss", "DiceCELoss batch", "JaccardLoss skip", "FocalLoss sum"])
 def test_four_ranks(four: Ranks, name: str) -> None:
     same_as_one_process(four, name, (1, 1, 2, 1), "batch")
@@ -215,6 +218,7 @@ def _leave(first: bool) -> None:
     sum_over_ranks(torch.zeros(3), "world")
 
 
+@pytest.mark.integration
 def test_a_rank_that_dies_is_an_error() -> None:
     with Ranks(2, timeout=30) as ranks, pytest.raises(RanksError, match="rank 0"):
         ranks.run(_leave, [(True,), (False,)])
@@ -231,6 +235,7 @@ def _survivor(first: bool) -> str:
     return "no error"
 
 
+@pytest.mark.integration
 def test_the_rank_that_is_left_says_why() -> None:
     with Ranks(2, timeout=60) as ranks:
         assert "voxloss: a rank of the loss's group has gone" in ranks.run(_survivor, [(True,), (False,)])[1]

@@ -157,6 +157,7 @@ def html(site: Path, page: str) -> str:
     return (site / page / "index.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.integration
 def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
     """Links may lead elsewhere; scripts, styles, pictures and fonts come with the site."""
     for path in [*site.rglob("*.html"), *site.rglob("*.css")]:
@@ -166,6 +167,7 @@ def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
         assert not re.search(r"""(?:@import|url\()\s*["']?(?:https?:)?//""", text), path
 
 
+@pytest.mark.integration
 def test_equations_are_mathml(site: Path) -> None:
     text = html(site, "formulas")
     assert text.count("<math ") > 100
@@ -173,6 +175,7 @@ def test_equations_are_mathml(site: Path) -> None:
         assert "arithmatex" not in page.read_text(encoding="utf-8"), page
 
 
+@pytest.mark.integration
 def test_every_public_name_is_in_the_reference(site: Path) -> None:
     reference = "".join(path.read_text(encoding="utf-8") for path in (site / "api").rglob("*.html"))
     formulas = [
@@ -188,6 +191,7 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
         assert f'id="{name}"' in reference, name
 
 
+@pytest.mark.integration
 def test_a_signature_shows_all_arguments(site: Path) -> None:
     text = html(site, "api/losses")
     start = text.index('id="voxloss.DiceLoss"')
@@ -198,12 +202,14 @@ def test_a_signature_shows_all_arguments(site: Path) -> None:
     assert "See the class." not in text
 
 
+@pytest.mark.integration
 def test_a_public_name_in_a_page_leads_to_its_reference(site: Path) -> None:
     assert re.search(r'<a [^>]*href="\.\./api/losses/#voxloss\.DiceCELoss"><code>', html(site, "choose"))
     for page in site.rglob("*.html"):
         assert "<autoref" not in page.read_text(encoding="utf-8"), page
 
 
+@pytest.mark.integration
 def test_a_link_to_a_file_beside_the_pages_leads_to_the_repository(site: Path) -> None:
     hooks = runpy.run_path(str(ROOT / "docs" / "hooks.py"))
     markdown = "[train](../examples/train_distributed.py) [start](index.md) [elsewhere](https://example.org)"
@@ -220,6 +226,7 @@ def test_a_link_to_a_file_beside_the_pages_leads_to_the_repository(site: Path) -
         assert found.endswith(" [start](index.md) [elsewhere](https://example.org)")
 
 
+@pytest.mark.integration
 def test_the_command_line_page_has_every_option(site: Path) -> None:
     from typer.main import get_command
 
@@ -233,6 +240,7 @@ def test_the_command_line_page_has_every_option(site: Path) -> None:
                 assert option in text, f"voxloss {name} {option}"
 
 
+@pytest.mark.integration
 def test_the_search_is_not_of_counter_examples(site: Path) -> None:
     index = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))["docs"]
     conformance = [entry["text"] for entry in index if entry["location"].startswith("conformance/")]

@@ -65,6 +65,7 @@ def test_binary_cross_entropy_is_torchs(form: str, activation: str, backend: str
     same(got.sum(0), torchs(x, g, reduction="none").flatten(2).sum(-1), x)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("ignore_index", [None, 2, 255])
 @pytest.mark.parametrize("form", ["label map", "one-hot"])
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
@@ -94,6 +95,7 @@ def test_log_losses_and_voxels(activation: str, form: str, ignore_index: int | N
     torch.testing.assert_close(by_ours, by_torch)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 3.7])
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_focal_sums_are_monais(activation: str, gamma: float, backend: str) -> None:
@@ -104,6 +106,7 @@ def test_focal_sums_are_monais(activation: str, gamma: float, backend: str) -> N
     same(got, theirs(x, labels).flatten(2).sum(-1), x, rtol=1e-6)  # MONAI casts to float32
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
@@ -133,6 +136,7 @@ def test_finite_where_a_probability_rounds_to_0_or_1(
     )
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("gamma", [0.3, 1.0, 1.7])
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
 def test_powers_of_logarithms_and_squared_errors_are_what_they_say(

@@ -40,6 +40,7 @@ def losses(processes: int, *options: str) -> list[str]:
     return printed([*command, str(EXAMPLES / "train_distributed.py"), *options]).splitlines()
 
 
+@pytest.mark.integration
 def test_two_processes_train_as_one() -> None:
     one = losses(1)
     assert len(one) == 10
@@ -48,6 +49,7 @@ def test_two_processes_train_as_one() -> None:
     assert losses(2, "--fsdp") == one
 
 
+@pytest.mark.integration
 def test_the_same_training_in_pytorch_monai_and_lightning(tmp_path: Path) -> None:
     write_ct_set(tmp_path, 6, test_cases=0, shape=(32, 32, 16), spacing=(2.0, 2.0, 4.0))
     options = ["--data", str(tmp_path), "--epochs", "20", "--patch", "16", "--spacing", "2", "2", "4"]

@@ -300,6 +300,7 @@ def test_the_background_of_the_unified_focal_loss_is_found(options: dict[str, An
 # Every loss.
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
 def test_gradients(name: str, activation: str) -> None:
@@ -346,6 +347,7 @@ def test_goes_into_nnunets_deep_supervision(name: str) -> None:
     torch.testing.assert_close(wrapped([x, small], [labels, low]), loss(x, labels) + 0.5 * loss(small, low))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.filterwarnings("ignore:single channel prediction")
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
@@ -374,6 +376,7 @@ def test_finite_at_every_edge(name: str, dtype: str) -> None:
                         assert gradient.isfinite().all(), (activation, channels, size)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_a_perfect_prediction_costs_nothing_and_stays(name: str, dtype: str) -> None:

@@ -18,10 +18,9 @@ from voxloss_verify.tolerances import GRADIENT, LOSS
 # numpy's, in Triton's interpreter: ∞ − ∞
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 
+CPU = [name for name in ("numba_cpu", "triton_gpu") if BACKENDS[name].takes("cpu", torch.float32)[0]]
 FUSED = [
-    pytest.param(
-        name, marks=pytest.mark.skipif(not BACKENDS[name].takes("cpu", torch.float32)[0], reason="no CPU")
-    )
+    pytest.param(name, marks=pytest.mark.skipif(name not in CPU, reason="no CPU"))
     for name in ("numba_cpu", "triton_gpu")
 ]
 CHANNELS = 5
@@ -124,8 +123,8 @@ def assert_equal_passes(
         assert (gradient.double() - expected).abs().max() <= tolerance * expected.abs().max(), wrt
 
 
-@pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.pairwise(
+    backend=CPU,
     form=["label map", "one-hot", "soft"],
     activation=["softmax", "sigmoid", "none"],
     sums=SUMS,
@@ -137,7 +136,7 @@ def assert_equal_passes(
     masked=["not", "by booleans", "by weights"],
     mask_layout=list(MASK_LAYOUTS),
 )
-def test_equal_to_the_reference(options: dict[str, Any], backend: str, poisoned_empty: None) -> None:
+def test_equal_to_the_reference(options: dict[str, Any], poisoned_empty: None) -> None:
     x, target, mask, spec = volumes(options)
     x = LAYOUTS[options["layout"]](x.to(options["dtype"]))
     target = LAYOUTS[options["target_layout"]](target)
@@ -146,7 +145,7 @@ def test_equal_to_the_reference(options: dict[str, Any], backend: str, poisoned_
     if (options["layout"] == "transposed") != (options["target_layout"] == "transposed"):
         target = target.transpose(2, 4)
     before = [x.clone(), target.clone()]
-    assert_equal_passes(backend, x, target, spec, mask)
+    assert_equal_passes(options["backend"], x, target, spec, mask)
     torch.testing.assert_close([x, target], before, rtol=0, atol=0, equal_nan=True)
 
 
@@ -169,6 +168,7 @@ def test_any_number_of_voxels(shape: tuple[int, ...], backend: str) -> None:
     assert_equal_passes(backend, x, labels, PassSpec("softmax", ["intersection", "prediction", "target"], None))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
@@ -190,14 +190,15 @@ def test_a_nan_that_counts_reaches_the_sums_and_the_gradient(
     assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("backend", ["reference", "eager", *FUSED])
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
-@pytest.mark.parametrize("form", ["label map", "soft"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("asked", [["prediction", "intersection", "cross_entropy", "voxels"], [*TERMS]])
-def test_a_voxel_of_weight_k_counts_k_times(
-    asked: list[str], dtype: torch.dtype, form: str, activation: str, backend: str
-) -> None:
+@pytest.mark.pairwise(
+    backend=["reference", "eager", *CPU],
+    activation=["softmax", "sigmoid", "none"],
+    form=["label map", "soft"],
+    dtype=[torch.float64, torch.float32],
+    asked=[["prediction", "intersection", "cross_entropy", "voxels"], [*TERMS]],
+)
+def test_a_voxel_of_weight_k_counts_k_times(options: dict[str, Any]) -> None:
+    backend, activation, form, dtype, asked = options.values()
     x, labels = logits(channels=CHANNELS, spatial=(40,), dtype=dtype), label_map(channels=CHANNELS, spatial=(40,))
     x = x.sigmoid() if activation == "none" else x
     target = labels if form == "label map" else logits(channels=CHANNELS, spatial=(40,), dtype=dtype).softmax(1)

@@ -245,7 +245,18 @@ def test_nan_predictions_reach_the_loss(options: dict[str, Any]) -> None:
     assert DiceLoss(**options, to_onehot_y=True)(p, label_map()).isnan()
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint64, torch.int16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.uint8,
+        # Each pair of dtypes has kernels of its own, which take Numba ten seconds.
+        *(
+            pytest.param(dtype, marks=pytest.mark.integration)
+            for dtype in (torch.uint16, torch.uint64, torch.int16, torch.float16)
+        ),
+    ],
+    ids=str,
+)
 def test_a_bad_label_is_named_in_every_dtype(dtype: torch.dtype) -> None:
     for labels in (label_map(), one_hot(label_map(), 4)):
         loss = DiceLoss(softmax=True, to_onehot_y=labels.shape[1] == 1)

@@ -226,7 +226,7 @@ SIZES = [64, 128]
 def test_accuracy_at_real_size(size: int, dtype: torch.dtype, options: dict[str, Any], device: str) -> None:
     """Against float64 on the rounded inputs, which is itself held to exact arithmetic in test_statistics.py."""
     x = (torch.randn(1, 2, size, size, size) * 3).to(dtype).to(device)
-    labels = (torch.rand(1, 1, size, size, size) < 0.01).to(device)
+    labels = (torch.rand(1, 1, size, size, size) < 0.01).long().to(device)
     loss, reference = (DiceLoss(**MAP, **options, backend=backend) for backend in (None, "reference"))
     leaf, exact_leaf = x.clone().requires_grad_(), x.double().requires_grad_()
     value, exact = loss(leaf, labels), reference(exact_leaf, labels)

@@ -173,6 +173,7 @@ def test_a_crash_before_the_manifest_is_noticed(tmp_path: Path, monkeypatch: pyt
         brain_mri(2, tmp_path)
 
 
+@pytest.mark.integration
 def test_two_processes_may_build_at_the_same_time(built: Path, tmp_path: Path) -> None:
     code = "import sys, voxloss_data; voxloss_data.brain_mri(2, sys.argv[1])"
     builders = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(2)]

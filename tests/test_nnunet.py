@@ -410,6 +410,7 @@ def logged(home: dict[str, str], trainer: str) -> list[float]:
     return losses
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("labels", "trainer"),
     [

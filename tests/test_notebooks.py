@@ -51,6 +51,7 @@ def test_there_are_five() -> None:
     assert sum((NOTEBOOKS / f"{name}.ipynb").stat().st_size for name in NAMES) < ALL_SMALL
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", NAMES)
 def test_executed_anew_it_prints_what_is_committed(name: str, tmp_path: Path) -> None:
     run = execute(name, "--out", str(tmp_path))
@@ -94,6 +95,7 @@ def test_links_lead_somewhere(name: str) -> None:
                 assert (NOTEBOOKS / target).exists(), target
 
 
+@pytest.mark.integration
 def test_a_cell_that_fails_is_an_error_and_leaves_no_notebook(tmp_path: Path) -> None:
     (tmp_path / "execute.py").write_bytes((NOTEBOOKS / "execute.py").read_bytes())
     cell = nbformat.v4.new_code_cell("1 / 0")  # type: ignore[no-untyped-call]

@@ -72,6 +72,14 @@ def mask_for(x: Tensor, masked: str) -> Tensor | None:
     return {"not": None, "by booleans": weights > 0, "by weights": weights}[masked]
 
 
+@pytest.mark.parametrize(
+    "checks",
+    [
+        pytest.param(("test_schema", "test_autograd_registration", "test_faketensor"), id="registered"),
+        # What is compiled is held against what is not in the quick tier loss by loss, and here form by form.
+        pytest.param(("test_aot_dispatch_dynamic",), id="traced", marks=pytest.mark.integration),
+    ],
+)
 @pytest.mark.pairwise(
     backend=list(BACKENDS),
     form=FORMS,
@@ -80,7 +88,7 @@ def mask_for(x: Tensor, masked: str) -> Tensor | None:
     sums=SUMS,
     masked=MASKS,
 )
-def test_opcheck(options: dict[str, Any], device: str) -> None:
+def test_opcheck(options: dict[str, Any], checks: tuple[str, ...], device: str) -> None:
     form, dtype, activation = options["form"], options["dtype"], options["activation"]
     sums = sums_for(activation, options["sums"])
     x, target = (t.to(device) for t in pair(form, dtype))
@@ -90,13 +98,15 @@ def test_opcheck(options: dict[str, Any], device: str) -> None:
     x = x.to(memory_format=torch.channels_last).requires_grad_()
     target = target.requires_grad_(form == "soft")
     given = (activation, sums, 1 if form == "label map" else None, options["backend"], GAMMA)
-    tolerance: dict[str, Any] = {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {}
-    torch.library.opcheck(operators.region_sums, (x, target, mask, *given), **tolerance)
+    more: dict[str, Any] = {"test_utils": checks}
+    more |= {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {}
+    torch.library.opcheck(operators.region_sums, (x, target, mask, *given), **more)
     grad = torch.randn(len(sums), 2, 3, dtype=torch.float64, device=device, requires_grad=True)
     for wrt in ["input", "target"] if form == "soft" else ["input"]:
-        torch.library.opcheck(operators.region_sums_backward, (grad, x, target, mask, *given, wrt), **tolerance)
+        torch.library.opcheck(operators.region_sums_backward, (grad, x, target, mask, *given, wrt), **more)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.pairwise(backend=list(BACKENDS), form=FORMS, activation=ACTIVATIONS, sums=SUMS, masked=MASKS)
 def test_gradcheck_once_and_twice(options: dict[str, Any]) -> None:
     form, activation = options["form"], options["activation"]
@@ -144,6 +154,7 @@ def test_compiles_to_one_graph(loss_class: type[RegionLoss], device: str) -> Non
     torch.testing.assert_close(torch.autograd.grad(got, x), torch.autograd.grad(expected, x))
 
 
+@pytest.mark.integration
 def test_compiles_with_inductor_and_with_a_single_channel() -> None:
     torch.compiler.reset()
     x, mask = logits(channels=1, dtype=torch.float32), label_map(channels=2)

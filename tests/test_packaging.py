@@ -48,6 +48,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
         return Distributions(set(files.namelist()), members, metadata, points)
 
 
+@pytest.mark.integration
 def test_wheel_holds_the_three_packages_and_nothing_else(distributions: Distributions) -> None:
     expected = {
         f"{INFO}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")
@@ -60,6 +61,7 @@ def test_wheel_holds_the_three_packages_and_nothing_else(distributions: Distribu
     assert {f"{package}/py.typed" for package in ROOMS} <= expected
 
 
+@pytest.mark.integration
 def test_sdist_can_be_tested(distributions: Distributions) -> None:
     """The tests read documents, too."""
     files = distributions.sdist
@@ -77,6 +79,7 @@ DATA = (".gz", ".nii", ".dcm", ".mha", ".nrrd", ".npy", ".npz", ".pt", ".pth", "
 BUILT = (".pyc", ".nbi", ".nbc", ".so", ".log")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
 def test_neither_caches_nor_data_are_distributed(kind: str, distributions: Distributions) -> None:
     for name in getattr(distributions, kind):
@@ -87,6 +90,7 @@ def test_neither_caches_nor_data_are_distributed(kind: str, distributions: Distr
             assert part not in ("__pycache__", "out", "dist", "build"), name
 
 
+@pytest.mark.integration
 def test_what_the_wheel_says_of_itself(distributions: Distributions) -> None:
     """As an index shows it: `twine check` wants the description and its type, the index classifiers it knows."""
     said = distributions.metadata

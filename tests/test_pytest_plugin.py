@@ -183,6 +183,7 @@ def test_processes_end_with_the_session(verify: Verify, monkeypatch: pytest.Monk
     assert len(closed) == 1
 
 
+@pytest.mark.integration
 def test_with_xdist(pytester: pytest.Pytester) -> None:
     options = ["--voxloss-kwargs", LOGITS, "--voxloss-profile", "quick", "-n", "1", "-k", "law_01 or law_25"]
     result = pytester.runpytest_inprocess("--voxloss-target", f"{FLAWS}:Imprecise", *options)

@@ -170,6 +170,7 @@ def test_standard_streams_do_not_mix_with_the_answers(ranks: Ranks) -> None:
 # What fails.
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("how", "message"),
     [
@@ -199,6 +200,7 @@ def test_a_rank_that_died_between_two_runs(ranks: Ranks) -> None:
         pids(ranks)
 
 
+@pytest.mark.integration
 def test_a_rank_that_does_not_answer_in_time(
     ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,6 +251,7 @@ def test_sizes_and_timeouts_without_sense(size: int, timeout: float) -> None:
 # How they end.
 
 
+@pytest.mark.integration
 def test_close_leaves_no_process() -> None:
     """Not even one that does not react."""
     ranks = Ranks(2)
@@ -263,6 +266,7 @@ def test_close_leaves_no_process() -> None:
     assert time.monotonic() - started < 15
 
 
+@pytest.mark.integration
 def test_ranks_are_deaf_to_ctrl_c() -> None:
     """One is enough, and works alone."""
     with Ranks(1) as ranks:
@@ -313,6 +317,7 @@ with Ranks(2) as ranks:
 """
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("source", ["stdin", "script"])
 def test_the_main_module_is_neither_run_again_nor_searched(source: str, tmp_path: Path) -> None:
     """It needs no guard and no file. The ranks import what it can, not what lies around, and say nothing else."""
@@ -357,6 +362,7 @@ except KeyboardInterrupt:
         )
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("seconds", [0.05, 0.5, None])
 def test_ctrl_c_leaves_no_rank_and_no_traceback(seconds: float | None, tmp_path: Path) -> None:
     """While interpreters start, while they import torch, and while a function runs."""
@@ -376,6 +382,7 @@ def test_ctrl_c_leaves_no_rank_and_no_traceback(seconds: float | None, tmp_path:
     assert not list(tmp_path.glob("voxloss-ranks-*"))
 
 
+@pytest.mark.integration
 def test_ranks_do_not_outlive_a_parent_that_is_killed(tmp_path: Path) -> None:
     process = parent(tmp_path)
     running = [int(wait_for(tmp_path / str(rank))) for rank in range(2)]

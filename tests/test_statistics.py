@@ -76,6 +76,7 @@ def test_sums_equal_exact_arithmetic(
         assert field.tolist() == [[float(v) for v in row] for row in expected[name]], name
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none", torch.sigmoid])
 @pytest.mark.parametrize("soft_label", [False, True])
 @pytest.mark.parametrize("squared", [False, True])
@@ -107,7 +108,15 @@ def test_eager_equals_reference(
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, *INTEGERS, *FLOATS], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        # Each pair of dtypes has kernels of its own, which take Numba ten seconds.
+        pytest.param(dtype, marks=() if dtype in (torch.uint8, torch.float32) else pytest.mark.integration)
+        for dtype in (torch.bool, *INTEGERS, *FLOATS)
+    ],
+    ids=str,
+)
 def test_label_dtype_does_not_matter(dtype: torch.dtype) -> None:
     channels = 2 if dtype == torch.bool else 4
     x, labels = logits(channels=channels), label_map(channels=channels)
@@ -145,6 +154,7 @@ def test_memory_layout_does_not_matter(backend: str, form: str, poisoned_empty: 
         assert gradient.is_contiguous(memory_format=torch.channels_last_3d)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
 @pytest.mark.parametrize("form", ["label map", "label map, a class", "one-hot, a class", "one-hot, a sentinel"])

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,20 @@ import numpy as np
 import pytest
 import torch
 from monai.data import Dataset, MetaTensor
+from monai.transforms import Compose
 from scipy.ndimage import binary_dilation, binary_erosion
 
 from voxloss_app.__main__ import main
 from voxloss_app.names import LOSSES
 from voxloss_app.train import Plan, TrainRequest, make_plan, predict_and_write, train_and_score
 from voxloss_app.train.checkpoint import Checkpoint
-from voxloss_app.train.loop import validation_dice
+from voxloss_app.train.loop import Training, validation_dice
 from voxloss_app.train.network import Steps, loss_of, network_of
 from voxloss_app.train.prediction import predicted_classes, write_prediction
-from voxloss_app.train.volumes import IGNORED, batches, image_transforms, training_patches
+from voxloss_app.train.volumes import IGNORED, batches, image_transforms, item, labelled, training_patches
 from voxloss_data.ct import write_ct_set
 from voxloss_data.files import save_nifti
-from voxloss_data.training_sets import training_set
+from voxloss_data.training_sets import Scan, training_set
 
 CPU = torch.device("cpu")
 EPOCHS = 4
@@ -75,6 +77,19 @@ def test_it_learns(unbroken: Path) -> None:
     assert float(dice[-1]) > 0.1
 
 
+def test_the_curves_show_dice_of_the_scans_that_are_not_trained_on(ct: Path, unbroken: Path) -> None:
+    plan = Plan.load(unbroken)
+    trained = Training(plan, unbroken, CPU)
+
+    def found(scans: Sequence[Scan]) -> list[float | None]:
+        volumes: Any = Dataset([item(scan) for scan in scans], Compose(labelled(plan)))
+        return validation_dice(trained.network, volumes, plan, CPU)
+
+    training, validation = plan.scans(training_set(ct))
+    assert trained.epochs[-1].dice == pytest.approx(found(validation))
+    assert trained.epochs[-1].dice != pytest.approx(found(training))
+
+
 def test_predictions_lie_on_the_images_grid_and_are_scored(ct: Path, unbroken: Path) -> None:
     plan = Plan.load(unbroken)
     (name,) = plan.validation
@@ -90,6 +105,7 @@ def test_predictions_lie_on_the_images_grid_and_are_scored(ct: Path, unbroken: P
     assert int(rows[0]["tp"]) == int(((labels == 1) & (wanted == 1)).sum())
 
 
+@pytest.mark.integration
 def test_a_killed_run_goes_on_and_ends_the_same(ct: Path, unbroken: Path, tmp_path: Path) -> None:
     """Killed as the operating system kills: nothing can be tidied up."""
     out = tmp_path / "killed"
@@ -323,6 +339,7 @@ def test_negative_labels_are_asked_about(tmp_path: Path) -> None:
         make_plan(TrainRequest(two_scans(tmp_path / "data", [-1, 1]), tmp_path))
 
 
+@pytest.mark.integration
 def test_mixed_precision_trains(ct: Path, tmp_path: Path) -> None:
     assert train_and_score(request_of(ct, tmp_path, precision="bfloat16", epochs=2, validation=0)) == 0
     losses = [float(row["loss"]) for row in curves(tmp_path)]

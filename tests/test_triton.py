@@ -87,18 +87,19 @@ SIZES = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
-@pytest.mark.parametrize(("classes", "voxels"), SIZES)
-def test_every_number_of_classes_and_voxels(
-    classes: int, voxels: int, activation: str, poisoned_empty: None
-) -> None:
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_every_number_of_classes_and_voxels(size: tuple[int, int], activation: str, poisoned_empty: None) -> None:
     """Tiles that are not full, programs that are not, and items with programs of their own."""
+    classes, voxels = size
     if classes == 1 and activation == "softmax":
         pytest.skip("a softmax over one class is 1")
     x, labels = prediction(classes, (voxels,), activation), label_map(2, classes, (voxels,))
     compare(x, labels, PassSpec(activation, sums_for(activation), None))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
 @pytest.mark.parametrize("form", ["label map", "label map, ignore", "channels", "channel ignored", "sentinel"])
 def test_classes_in_several_tiles(activation: str, form: str, poisoned_empty: None) -> None:
@@ -126,6 +127,7 @@ def test_classes_in_several_tiles(activation: str, form: str, poisoned_empty: No
     compare(x, target, PassSpec(activation, names, ignore_index, 1.5), largest=4)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.pairwise(
     largest=[512, 4],
     activation=["softmax", "sigmoid", "none"],
@@ -157,6 +159,7 @@ def test_cross_entropy_and_focal_over_tiles_of_classes() -> None:
         compare(x, labels, PassSpec("softmax", sums_for("softmax"), None, gamma), largest=4)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("largest", [512, 2])
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
 @pytest.mark.parametrize("wrt", ["input", "target"])
@@ -177,6 +180,7 @@ def test_the_kink_where_prediction_and_target_are_equal(largest: int) -> None:
             compare(x, g, PassSpec("none", names, None), largest, wrt)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
 @pytest.mark.parametrize("form", ["label map", "soft"])
@@ -186,6 +190,7 @@ def test_input_dtypes(dtype: torch.dtype, activation: str, form: str) -> None:
     compare(x, target, PassSpec(activation, ["soft_intersection", "prediction_squared", "cross_entropy"], None))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", [torch.bool, *WHOLE, *DTYPES], ids=str)
 @pytest.mark.parametrize("form", ["label map", "one-hot"])
 def test_target_dtypes(dtype: torch.dtype, form: str) -> None:
@@ -224,11 +229,13 @@ LABELS_AND_VERDICTS = [
 ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("largest", [512, 2])
-@pytest.mark.parametrize(("labels", "dtype", "ignore_index", "valid"), LABELS_AND_VERDICTS)
+@pytest.mark.parametrize("case", LABELS_AND_VERDICTS, ids=str)
 def test_labels_that_are_no_class_are_flagged(
-    labels: list[float], dtype: torch.dtype, ignore_index: int | None, valid: bool, largest: int
+    case: tuple[list[float], torch.dtype, int | None, bool], largest: int
 ) -> None:
+    labels, dtype, ignore_index, valid = case
     target = torch.zeros(2, 1, 600, dtype=dtype)
     target[1, 0, -2:] = torch.tensor(labels).to(dtype)
     assert verdict(logits(2, 3, (600,)), target, "softmax", ignore_index, largest) is valid
@@ -319,6 +326,7 @@ def test_nothing_is_copied_where_one_stride_leads_from_voxel_to_voxel() -> None:
             assert launch.arguments["mask"].data_ptr() == mask.data_ptr()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_same_bits_in_every_run(dtype: torch.dtype) -> None:
     x, labels = logits(2, 4, (3000,), dtype).to(HOME), label_map(2, 4, (3000,)).to(HOME)
@@ -453,10 +461,12 @@ def run(code: str, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.integration
 def test_triton_is_imported_when_it_is_asked_for() -> None:
     assert run("import sys, voxloss; print('triton' in sys.modules)") == "False\n"
 
 
+@pytest.mark.integration
 def test_without_triton_it_says_what_is_missing() -> None:
     code = "import sys; sys.modules['triton'] = None\nfrom voxloss.backends import triton_gpu, select\n"
     code += "print(triton_gpu.available(), select(device='cuda'))"
@@ -473,6 +483,7 @@ def bundled(vendor: str) -> bool:
     return vendor in backends
 
 
+@pytest.mark.integration
 def test_compiled_for_an_h100_nothing_spills_and_everything_fits() -> None:
     """Labels and soft targets, 1 to 600 classes, every sum, each dtype, forward and backward."""
     if not bundled("nvidia"):
@@ -491,6 +502,7 @@ for case in CASES:
         assert int(shared) <= 48 * 1024, kernel
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("dtype", ["float32", "bool"])
 def test_compiled_with_a_mask_nothing_spills(dtype: str) -> None:
     if not bundled("nvidia"):
@@ -514,6 +526,7 @@ for case in CASES:
     assert len(run(code).splitlines()) > 40
 
 
+@pytest.mark.integration
 def test_a_spill_is_noticed() -> None:
     """Four warps for 512 classes leave a thread 64 values and their totals."""
     if not bundled("nvidia"):
@@ -529,6 +542,7 @@ print(max(line.spills for line in gpu_resources.resources(case)) > 0)
     assert run(code) == "True\n"
 
 
+@pytest.mark.integration
 def test_compiled_for_an_mi300_nothing_spills() -> None:
     if not bundled("amd"):
         pytest.skip("this Triton does not compile for AMD")
@@ -543,6 +557,7 @@ for case in CASES:
     assert len(run(code).splitlines()) > 20
 
 
+@pytest.mark.integration
 def test_a_lane_has_all_classes_of_its_voxel_and_lanes_read_side_by_side() -> None:
     """So does a softmax of 16 classes exchange nothing, and a warp read 128 bytes at once."""
     if not bundled("nvidia"):
@@ -559,6 +574,7 @@ print("shfl" in backward["ptx"], "bar.sync" in backward["ptx"])
     assert run(code) == "{'threadsPerWarp = [1, 32]'} {'threadsPerWarp = [1, 32]'} False False\n"
 
 
+@pytest.mark.integration
 def test_a_launch_is_what_triton_takes() -> None:
     """Up to the driver: arguments are bound, specialised and compiled as for a launch on a GPU."""
     if not bundled("nvidia"):

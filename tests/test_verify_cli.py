@@ -133,6 +133,7 @@ def test_a_broken_law(verify: Verify) -> None:
         assert f"\n{example['message']}\n" in out
 
 
+@pytest.mark.integration
 def test_a_snippet_shows_the_broken_value_in_a_fresh_python(verify: Verify) -> None:
     """From a small volume, written out, and from a large one, in files."""
     code, out, _ = verify(*flawed("Off", "25", "5"), "--counterexamples", "some/where")
@@ -429,6 +430,7 @@ def test_html_is_one_page(verify: Verify) -> None:
     assert "Interrupted" not in text
 
 
+@pytest.mark.integration
 def test_the_other_volume_of_a_comparison(verify: Verify) -> None:
     assert verify(*flawed("Ordered", "13a"), "--json", "r.json", "--html", "r.html")[0] == 1
     example = strictly(Path("r.json"))["records"][0]["counterexample"]
@@ -483,6 +485,7 @@ def test_ctrl_c_reports_what_there_is(verify: Verify) -> None:
     assert "Every law holds" not in text
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
     """Records come as they are found, even to a pipe; the signal ends a loss that takes long."""
