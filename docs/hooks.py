@@ -21,7 +21,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("plugin/voxloss", "verification/voxloss_verify", "verification/voxloss_app", "datasets/voxloss_data")
+PACKAGES = ("plugin/voxloss", "verification/voxloss_verify", "datasets/voxloss_data")
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) -> str:

@@ -8,11 +8,13 @@ import sys
 
 import pytest
 
+import voxloss
 from every_loss import LOSSES
 from pages import ROOT
 from voxloss_app import names
 from voxloss_app.conformance.losses import LIBRARIES
 from voxloss_verify.configurations import CONFIGURATIONS, SHARED
+from voxloss_verify.subject.readers import READERS
 from voxloss_verify.subject.subject import subject_of
 
 # By the names of the classes; IoULoss is another name of one.
@@ -22,11 +24,18 @@ PAGES = ("README.md", "docs/formulas.md", "docs/api/losses.md")
 
 
 def test_every_loss_is_in_the_table() -> None:
-    assert {*CONFIGURATIONS} == {*CLASSES}
+    assert {*CONFIGURATIONS} == {*CLASSES}, "see voxloss_verify/configurations.py"
     for name, each in CONFIGURATIONS.items():
         assert {*each} & {*SHARED}, f"{name}: nothing to compare with other libraries"
         made = [sorted(arguments.items(), key=str) for arguments in each.values()]
         assert all(made.count(arguments) == 1 for arguments in made), name
+
+
+def test_every_loss_has_a_reader() -> None:
+    """Of its own, as that of a base class would read another formula off it; a compound is read by its parts."""
+    names = [name for name, kind in CLASSES.items() if not issubclass(kind, voxloss.CompoundLoss)]
+    missing = [name for name in names if ("voxloss", name) not in READERS]
+    assert missing == [], "enter them in READERS of voxloss_verify/subject/readers.py"
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -37,13 +46,14 @@ def test_the_claims_of_every_configuration_are_read(name: str) -> None:
 
 
 def test_every_loss_has_a_name_on_the_command_line() -> None:
+    assert {*CLASSES} - {*names.LOSSES.values()} == set(), "see voxloss_app/names.py"
     assert sorted(names.LOSSES.values()) == sorted(CLASSES)
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_loss_is_on_the_pages(page: str) -> None:
     words = {*re.findall(r"\w+", (ROOT / page).read_text(encoding="utf-8"))}
-    assert {*CLASSES} - words == set()
+    assert {*CLASSES} - words == set(), f"see {page}"
 
 
 def test_every_loss_is_compared_with_other_libraries() -> None:
@@ -52,9 +62,10 @@ def test_every_loss_is_compared_with_other_libraries() -> None:
 
 def test_a_loss_that_is_nowhere_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CLASSES, "NewLoss", CLASSES["DiceLoss"])
-    checks = (test_every_loss_is_in_the_table, test_every_loss_has_a_name_on_the_command_line)
-    for check in (*checks, test_every_loss_is_compared_with_other_libraries):
-        with pytest.raises(AssertionError):
+    checks = (test_every_loss_is_in_the_table, test_every_loss_has_a_reader)
+    others = (test_every_loss_has_a_name_on_the_command_line, test_every_loss_is_compared_with_other_libraries)
+    for check in (*checks, *others):
+        with pytest.raises(AssertionError, match="NewLoss"):
             check()
     for page in PAGES:
         with pytest.raises(AssertionError, match="NewLoss"):

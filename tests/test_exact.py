@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from voxloss_verify.oracle import exact
-from voxloss_verify.oracle.claims import Claims
+from voxloss_verify.oracle.claims import Claims, Family
 from voxloss_verify.oracle.sums import Sums
 from voxloss_verify.oracle.volumes import Volume
 
@@ -271,6 +271,7 @@ FAMILIES: list[dict[str, Any]] = [
     {"family": "focal", "gamma": 2.0, "balance": 0.25},
     {"family": "focal", "gamma": 0.5, "balance": 0.25, "focused": "background"},
     {"family": "focal_tversky", "gamma": 0.5, "focused": "foreground", "include_background": True},
+    {"family": "log_cosh_dice", "smooth_nr": 0.5, "smooth_dr": 2.0, "batch": True},
     {"family": "logarithmic_dice", "gamma": 0.3, "gamma_as": "gamma", "smooth_nr": 1.0, "smooth_dr": 1.0},
     {"family": "logarithmic_cross_entropy", "gamma": 0.3, "linear_below": 2.0**-23},
     {"family": "logarithmic_cross_entropy", "gamma": 1.5, "frequencies": (4.0, 2.0, 1.0)},
@@ -307,6 +308,11 @@ def test_the_gradient_is_that_of_the_value(options: dict[str, Any], activation: 
             moved[voxel] += sign * step
             ends.append(exact.expected(claims, volume.changed(input=moved)).value.sum())
         assert found[voxel] == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-6, abs=1e-9)
+
+
+def test_the_gradient_of_every_family_is_compared() -> None:
+    """A formula of one's own has its gradient from autograd."""
+    assert {options["family"] for options in FAMILIES} >= {*get_args(Family)} - {"formula"}
 
 
 PARTS = ((1.0, Claims(family="dice")), (1.0, Claims(family="cross_entropy", class_weight=(1.0, 3.0))))

@@ -18,11 +18,9 @@ from voxloss_verify.tolerances import GRADIENT, LOSS
 # numpy's, in Triton's interpreter: ∞ − ∞
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 
-CPU = [name for name in ("numba_cpu", "triton_gpu") if BACKENDS[name].takes("cpu", torch.float32)[0]]
-FUSED = [
-    pytest.param(name, marks=pytest.mark.skipif(name not in CPU, reason="no CPU"))
-    for name in ("numba_cpu", "triton_gpu")
-]
+_NAMES = [name for name in BACKENDS if name not in ("reference", "eager")]
+CPU = [name for name in _NAMES if BACKENDS[name].takes("cpu", torch.float32)[0]]
+FUSED = [pytest.param(name, marks=pytest.mark.skipif(name not in CPU, reason="no CPU")) for name in _NAMES]
 CHANNELS = 5
 SPATIAL = (4, 5, 7)
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]

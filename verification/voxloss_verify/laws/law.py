@@ -22,10 +22,10 @@ Check = Callable[[Subject, Volume, Setting], Iterable[Finding]]
 
 @dataclass(frozen=True)
 class Law:
-    """A law of laws.md.
+    """A check in the registry.
 
     Attributes:
-        number: that of laws.md.
+        number: its place among the laws; the file that it stands in names the range.
         part: a letter where one number has several parts, else empty.
         name: in a few words.
         statement: what must be true, with the equation.

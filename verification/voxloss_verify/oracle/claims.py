@@ -26,6 +26,17 @@ Family = Literal[
     "compound",
     "formula",
 ]
+Score = Literal["dice", "jaccard", "tversky"]
+# Of each formula of one ratio per class, the ratio: the loss is 1 − it, or a function of that.
+SCORES: dict[Family, Score] = {
+    "dice": "dice",
+    "log_cosh_dice": "dice",
+    "logarithmic_dice": "dice",
+    "generalized_dice": "dice",
+    "jaccard": "jaccard",
+    "tversky": "tversky",
+    "focal_tversky": "tversky",
+}
 # What a mean over voxels is of; all other formulas are of sums over voxels.
 BY_VOXEL: tuple[Family, ...] = ("cross_entropy", "focal", "logarithmic_cross_entropy")
 # Of these, the means that are divided by voxels and not by their labels' weights; their γ may be 0.
@@ -242,6 +253,13 @@ class Claims:
     def formulas(self) -> tuple[Claims, ...]:
         """Of a compound the claims of all of its parts, and of theirs; else these."""
         return tuple(each for _, part in self.parts for each in part.formulas) if self.parts else (self,)
+
+    @property
+    def score(self) -> Score:
+        """The ratio that the formula is of. Raises ValueError for one that is of none, or not in `SCORES`."""
+        if self.family not in SCORES:
+            raise ValueError(f"family {self.family}: expected one of oracle.claims.SCORES, {', '.join(SCORES)}.")
+        return SCORES[self.family]
 
     @property
     def by_voxel(self) -> bool:

@@ -226,13 +226,13 @@ def gradient_tolerance(claims: Claims, volume: Volume, dtype: str) -> float:
 
 
 def score(claims: Claims, s: Sums) -> Fraction:
-    """The score of one class; of focal Tversky the Tversky index."""
-    smooth = claims.smooth_nr, claims.smooth_dr
+    """The score of one class, which `SCORES` names."""
+    smooth, kind = (claims.smooth_nr, claims.smooth_dr), claims.score
     if claims.overlap == "min":
         s = replace(s, intersection=s.soft_intersection)
-    if claims.family in ("dice", "log_cosh_dice", "logarithmic_dice"):
+    if kind == "dice":
         found = dice(s, *smooth, squared=claims.squared)
-    elif claims.family == "jaccard":
+    elif kind == "jaccard":
         found = jaccard(s, 2 * Fraction(smooth[0]), 2 * Fraction(smooth[1]), squared=claims.squared)
     else:
         found = tversky(_squared(claims, s), claims.alpha, claims.beta, *smooth)
@@ -270,9 +270,10 @@ def _denominator(claims: Claims, s: Sums) -> Fraction:
 
 def _coefficients(claims: Claims) -> tuple[Fraction, Fraction, Fraction, Fraction]:
     """Every score is (n·I + s_n) / (a·I + b·P + c·T + s_d): n, a, b, c."""
-    if claims.family in ("dice", "log_cosh_dice", "logarithmic_dice", "generalized_dice"):
+    kind = claims.score
+    if kind == "dice":
         return Fraction(2), Fraction(0), Fraction(1), Fraction(1)
-    if claims.family == "jaccard":
+    if kind == "jaccard":
         return Fraction(1), Fraction(-1), Fraction(1), Fraction(1)
     alpha, beta = Fraction(claims.alpha), Fraction(claims.beta)
     return Fraction(1), 1 - alpha - beta, alpha, beta

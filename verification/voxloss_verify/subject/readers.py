@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from voxloss_verify.oracle.claims import Claims, Family
+from voxloss_verify.oracle.claims import SCORES, Claims, Family
 from voxloss_verify.oracle.exact import EXTRA_SUMS
 
 
@@ -21,7 +21,7 @@ def claims_of(loss: object, given: Mapping[str, Any] | None = None) -> Claims | 
         if isinstance(value, bool | int | float) and isinstance(kept, bool | int | float) and kept != value:
             raise ValueError(f"{name}={value!r} was given, and the instance has {name}={kept!r}.")
     for kind in type(loss).__mro__:
-        read = _READERS.get((kind.__module__.split(".")[0], kind.__name__))
+        read = READERS.get((kind.__module__.split(".")[0], kind.__name__))
         if read is not None:
             return read(loss)
     return None
@@ -91,7 +91,7 @@ def _monai_like(loss: Any, family: Family, **own: Any) -> Claims:
         **_call(loss),
         **own,
     }
-    if family == "jaccard":  # the smoothing stands beside 2 TP
+    if SCORES.get(family) == "jaccard":  # the smoothing stands beside 2 TP
         claims["smooth_nr"] /= 2
         claims["smooth_dr"] /= 2
     if family == "generalized_dice":
@@ -375,7 +375,7 @@ _GENERALIZED_DICE_FOCAL = _monai_compound(
     lambda_gdl=("generalized_dice", _generalized_dice), lambda_focal=("focal", _focal_part)
 )
 
-_READERS: dict[tuple[str, str], Callable[[Any], Claims | None]] = {
+READERS: dict[tuple[str, str], Callable[[Any], Claims | None]] = {
     **{(library, "DiceLoss"): _dice for library in ("voxloss", "monai")},
     **{(library, "TverskyLoss"): _tversky for library in ("voxloss", "monai")},
     **{(library, "GeneralizedDiceLoss"): _generalized_dice for library in ("voxloss", "monai")},
