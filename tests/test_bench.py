@@ -631,7 +631,7 @@ def test_a_run_from_the_command_line(
     assert "voxloss bench --quick --edge 8 --rounds 2 --only 'dice-softmax-map-c2' --no-compile" in text
     assert not re.search(r"/tmp/|/home/|/root|site-packages", text)
     assert platform.node() not in text
-    # A second run has nothing to do, unless it is told to or it is another one.
+    # A second run has nothing to do, unless --fresh is given or it is another one.
     capsys.readouterr()
     monkeypatch.setattr(run, "_measured_apart", lambda case, *_: measure.failed(case, "begun again"))
     before = (out / "performance.json").read_bytes()

@@ -41,7 +41,7 @@ WEIGHT = torch.tensor([0.3, 1.3, 2.3, 3.3], dtype=torch.float64)
 
 
 def every_loss(activation: str = "softmax", **options: Any) -> list[StatisticsLoss]:
-    """One of each, told the same."""
+    """One of each, with the same options."""
     shared = {activation: True, **options}
     focal = FocalLoss(use_softmax=activation == "softmax", **options)
     return [CrossEntropyLoss(label_smoothing=0.2, **shared), focal, *(loss(**shared) for loss in COMPOUNDS)]

@@ -181,7 +181,7 @@ def test_standard_streams_do_not_mix_with_the_answers(ranks: Ranks) -> None:
 def test_a_rank_that_fails_is_named_at_once_and_a_later_run_starts_new_ones(
     how: str, message: str, ranks: Ranks
 ) -> None:
-    """Although rank 0 waits for it, or is told by gloo that it is gone."""
+    """Although rank 0 waits for it, or gets an error of gloo."""
     before = pids(ranks)
     started = time.monotonic()
     with pytest.raises(RanksError) as error:

@@ -24,7 +24,7 @@ _MESSAGE = 1024
 
 
 def require_group(group: Any, shard: str) -> None:
-    """Check what a loss is told about other processes."""
+    """Check the options of a loss that concern other processes."""
     if isinstance(group, str) and group != "world":
         raise ValueError(f'group: expected a torch.distributed process group, "world" or None, got {group!r}.')
     if shard not in get_args(Shard):
