@@ -67,6 +67,15 @@ def test_classes_and_background(loss: type[RegionLoss]) -> None:
     assert torch.equal(by_channel, picked * torch.tensor([3, 0.5]))
 
 
+@pytest.mark.parametrize("loss", PER_CLASS)
+def test_an_ignored_class_has_no_part_in_the_mean(loss: type[RegionLoss]) -> None:
+    """Neither as a class nor, at its voxels, as an error of the others."""
+    x, labels = logits(items=1, spatial=(40,)), label_map(items=1, spatial=(40,))
+    kept = labels[0, 0] != 2
+    expected = per_class(loss, x[..., kept], labels[..., kept], classes=[0, 1, 3]).mean()
+    torch.testing.assert_close(loss(**MAP, ignore_index=2)(x, labels), expected)
+
+
 def test_excluding_the_background_is_dropping_its_channel_after_the_softmax() -> None:
     x, labels = logits(), label_map()
     p, g = x.softmax(1), one_hot(labels, 4)
