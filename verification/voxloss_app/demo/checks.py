@@ -52,8 +52,19 @@ class ValueCheck:
 
     @property
     def error(self) -> float:
-        """The distance from the exact value; infinite if there is no value to compare."""
-        return float("inf") if self.record.worst is None else self.record.worst.error
+        """The distance from the exact value, relative to that if it is above 1; infinite if there is no value."""
+        return float("inf") if self.record.worst is None else self.record.worst.error / self._scale
+
+    @property
+    def tolerance(self) -> float:
+        """How large the error may be."""
+        return 0.0 if self.record.worst is None else self.record.worst.tolerance / self._scale
+
+    @property
+    def _scale(self) -> float:
+        """A sum over millions of voxels is as exact as a mean, and its error is millions of times as large."""
+        worst = self.record.worst
+        return 1.0 if worst is None or worst.expected is None else max(1.0, abs(worst.expected))
 
 
 def on_phantoms(phantoms: Sequence[Phantom | SpherePhantom] | None = None) -> Source:

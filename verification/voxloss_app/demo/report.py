@@ -131,7 +131,7 @@ def check_fields(check: ValueCheck) -> dict[str, Any]:
         "dtype": check.dtype,
         "expected": None if worst is None else worst.expected,
         "got": None if worst is None else worst.got,
-        "tolerance": 0.0 if worst is None else worst.tolerance,
+        "tolerance": check.tolerance,
         "error": check.error,
         "holds": check.holds,
         "note": check.record.reason,
