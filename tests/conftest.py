@@ -7,10 +7,8 @@ that is named (`pytest tests/test_nnunet.py::test_trains_resumes_and_predicts`) 
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 import random
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import product
@@ -28,7 +26,7 @@ from allpairspy import AllPairs
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from voxloss import region_statistics
+from compile_kernels import compile_usual
 from voxloss.backends import BACKENDS
 
 hypothesis.settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True)
@@ -52,21 +50,10 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.markexpr = "not integration"
 
 
-def _compile_kernels(dtype: torch.dtype) -> None:
-    for target in (torch.zeros(1, 2, 1, dtype=dtype), torch.zeros(1, 1, 1, dtype=torch.int64)):
-        input = torch.zeros(1, 2, 1, dtype=dtype).requires_grad_()
-        sums = region_statistics(input, target, activation="softmax", backend="numba_cpu")
-        torch.autograd.grad(sums.prediction.sum(), input)
-
-
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes() -> None:
-    """Fill Numba's cache on disk with what most tests need, before workers would each compile it."""
-    if sys.platform == "linux" and BACKENDS["numba_cpu"].available()[0]:
-        other = multiprocessing.get_context("fork").Process(target=_compile_kernels, args=(torch.float32,))
-        other.start()
-        _compile_kernels(torch.float64)
-        other.join()
+    """Compile what most tests need, if it is not yet, before workers would each compile it."""
+    compile_usual()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
