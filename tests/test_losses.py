@@ -356,3 +356,8 @@ def test_classes_are_chosen_without_an_index_tensor() -> None:
             with Seen() as seen:
                 loss(x, labels).backward()
             assert not {name for name in seen.operators if "index" in name}, loss
+
+
+def test_the_loss_has_the_dtype_of_the_input_and_not_of_its_activation() -> None:
+    x, target = torch.rand(1, 2, 3, 4, 5), torch.eye(2)[torch.randint(2, (1, 3, 4, 5))].movedim(-1, 1)
+    assert DiceLoss(other_act=torch.Tensor.double)(x, target).dtype == torch.float32

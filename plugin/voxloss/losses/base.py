@@ -157,4 +157,4 @@ class StatisticsLoss(_Loss, ABC):
             group=self.group,
             shard=self.shard,
         )
-        return self.compute(sums).to(torch.promote_types(volumes.input.dtype, torch.float32))
+        return self.compute(sums).to(torch.promote_types(input.dtype, torch.float32))
