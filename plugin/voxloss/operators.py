@@ -13,16 +13,11 @@ import torch
 from torch import Tensor
 
 from voxloss import inputs
-from voxloss.backends import Backend, backend_for, voxels
+from voxloss.backends import backend_for, voxels
 from voxloss.backends.voxels import PassSpec
 
 _VOLUMES = "Tensor input, Tensor target, Tensor? mask"
 _OPTIONS = "str activation, str[] sums, int? ignore_index, str? backend, float gamma"
-
-
-def _chosen(backend: str | None, input: Tensor) -> Backend:
-    """Here and not before, since torch.compile cannot trace how one looks around a machine."""
-    return backend_for(backend, input.device.type, input.dtype)
 
 
 @torch.library.custom_op("voxloss::region_sums", mutates_args=(), schema=f"({_VOLUMES}, {_OPTIONS}) -> Tensor")
@@ -39,7 +34,7 @@ def region_sums(
     """Sums over the voxels, `[K, B, C]`, in the order of `sums`."""
     spec = PassSpec(activation, sums, ignore_index, gamma)
     voxels.require_spec(spec)
-    result, valid = _chosen(backend, input).region_sums(input, target, spec, mask)
+    result, valid = backend_for(backend, input.device.type, input.dtype).region_sums(input, target, spec, mask)
     inputs.require_valid(valid, input, target, mask, spec)
     return result
 
@@ -78,7 +73,9 @@ def region_sums_backward(
 ) -> Tensor:
     """∂L/∂input or ∂L/∂target (`wrt`) from grad = ∂L/∂sums, `[K, B, C]`."""
     spec = PassSpec(activation, sums, ignore_index, gamma)
-    return _chosen(backend, input).region_sums_backward(grad, input, target, spec, wrt, mask)
+    return backend_for(backend, input.device.type, input.dtype).region_sums_backward(
+        grad, input, target, spec, wrt, mask
+    )
 
 
 @region_sums_backward.register_fake

@@ -105,7 +105,10 @@ def select(
 
 
 def backend_for(requested: str | None, device: str, dtype: torch.dtype) -> Backend:
-    """Return the backend that `select` chooses; log once if a CPU gets the eager one only for want of Numba."""
+    """Return the backend that `select` chooses; log once if a CPU gets the eager one only for want of Numba.
+
+    For use inside of an operator: torch.compile cannot trace how a machine is looked at.
+    """
     name, _ = select(requested, device, dtype)
     if name == "eager" and device == "cpu" and requested is None and _from_environment() is None:
         available, reason = numba_cpu.available()
