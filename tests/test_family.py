@@ -98,6 +98,15 @@ def test_mcc_of_a_class_that_is_nearly_all_or_nearly_nothing(share: float) -> No
     assert (loss(z, g.float()).double() - exact(z.double(), g.double())).abs().max() < LOSS["float32"]
 
 
+@pytest.mark.parametrize("backend", ["reference", "eager", "numba_cpu"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_mcc_of_a_class_that_is_absent_has_no_gradient(dtype: torch.dtype, backend: str) -> None:
+    """∂L/∂TN is N/√s_d there, ∂L/∂TP and ∂L/∂FN are 0: the one must leave no rounding error to the others."""
+    x, labels = logits(1, 3, (24, 24, 24), dtype), torch.zeros(1, 1, 24, 24, 24, dtype=torch.int64)
+    _, gradient = value_and_gradient(voxloss.MCCLoss(**MAP, backend=backend), x, labels)
+    assert not gradient.any()
+
+
 # Sensitivity and specificity.
 
 

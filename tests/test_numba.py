@@ -209,6 +209,45 @@ def test_a_forked_process_has_threads_of_its_own(volumes: Volumes) -> None:
     assert equal((got[0], got[1]), expected)
 
 
+def test_a_pool_that_takes_no_work_leaves_it_to_the_calling_thread(
+    volumes: Volumes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Python's do once the main thread has ended, while others still run."""
+    expected = passes(volumes)
+    closed = ThreadPoolExecutor(1)
+    closed.shutdown()
+    monkeypatch.setattr(numba_cpu, "_pool", lambda threads: closed)
+    assert equal(passes(volumes), expected)
+
+
+AFTER_THE_END = """
+import atexit, sys, threading, torch, voxloss
+
+def step(name):
+    x = torch.randn(1, 2, 48, 48, 48, requires_grad=True)
+    labels = torch.zeros(1, 1, 48, 48, 48).long()
+    loss = voxloss.DiceLoss(softmax=True, to_onehot_y=True, backend="numba_cpu")(x, labels)
+    loss.backward()
+    print(name, bool(loss.isfinite()), flush=True)
+
+def train():
+    threading.main_thread().join()
+    step("thread")
+
+torch.set_num_threads(2)
+atexit.register(step, "atexit")
+threading.Thread(target=train).start()
+"""
+
+
+@pytest.mark.integration
+def test_threads_and_exit_handlers_train_on_after_the_main_thread_has_ended() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", AFTER_THE_END], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert (run.returncode, run.stdout.splitlines()) == (0, ["thread True", "atexit True"]), run.stderr
+
+
 ONCE = """
 import torch, voxloss
 x, labels = torch.randn(1, 2, 9).requires_grad_(), torch.zeros(1, 1, 9).long()

@@ -105,8 +105,9 @@ def matthews(
     """
     tp, fp, fn, tn = true_positives, false_positives, false_negatives, true_negatives
     product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn) + smooth_dr
-    root = product.where(product > 0, 1.0).sqrt()  # its derivative is infinite at 0
-    score = torch.where(product > 0, (tp * tn - fp * fn + smooth_nr) / root, 0.0)
+    zero = product <= 0  # NaN is not: it must reach the loss, where GradScaler looks for it
+    root = product.masked_fill(zero, 1.0).sqrt()  # its derivative is infinite at 0
+    score = torch.where(zero, 0.0, (tp * tn - fp * fn + smooth_nr) / root)
     return torch.where((fp == 0) & (fn == 0), 1.0, score)
 
 

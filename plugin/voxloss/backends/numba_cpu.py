@@ -133,8 +133,12 @@ def _in_parallel(walk: Walk, items: int, voxels: int, scratch: Callable[[], Any]
         for item, start in todo:
             walk(item, start // PART, start, min(voxels, start + PART), own)
 
-    helpers = min(torch.get_num_threads(), len(parts)) - 1
-    helping = [_pool(torch.get_num_threads()).submit(take) for _ in range(helpers)]
+    helping = []
+    try:
+        for _ in range(min(torch.get_num_threads(), len(parts)) - 1):
+            helping.append(_pool(torch.get_num_threads()).submit(take))
+    except RuntimeError:  # the main thread has ended, or the system has no more threads: fewer do all the work
+        pass
     take()
     for helper in helping:
         helper.result()

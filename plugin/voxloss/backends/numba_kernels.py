@@ -228,6 +228,18 @@ def _log_softmax_of(z, maximum, log_sum):
     return lambda z, maximum, log_sum: (z - maximum) - log_sum
 
 
+def _mixed(inside: float, outside: float, g: float) -> float:
+    """inside·g + outside·(1 − g); of a g that is 0 or 1, one of the two and nothing of the other."""
+    raise NotImplementedError
+
+
+@overload(_mixed, jit_options=_IN_ORDER)
+def _mixed_of(inside, outside, g):
+    if g == types.float64:
+        return lambda inside, outside, g: inside * g + outside * (1 - g)
+    return lambda inside, outside, g: inside * g + outside * (np.float32(1) - g)
+
+
 # Elements of 16 bits: Numba has no arithmetic for them, so they come and go as integers.
 
 
@@ -637,16 +649,16 @@ def _add(c, count, sums, gamma, rows, weight, out):
 
 
 @compiled
-def _by_own(c, count, activation, sums, weights, linear, squared, own, other, n, derivative):
-    """Fill `derivative` with the derivative, by p or by g (`own`), of the sums without logarithms.
+def _by_own(count, activation, kink, constant, squared, inside, outside, soft, own, other, n, derivative):
+    """Fill `derivative` with that of constant·own + squared·own² + (inside·other + outside·(1 − other))·own.
 
-    By p it is multiplied on: by p for a softmax, whose derivative is q, and by p·n for a sigmoid.
+    `own` is p or g, and `soft` the factor of min(own, other). By p the derivative is multiplied on: by p for a
+    softmax, whose derivative is q, and by p·n for a sigmoid.
     """
-    constant, cross, soft = weights[linear, c], weights[INTERSECTION, c], weights[SOFT_INTERSECTION, c]
-    twice = weights[squared, c] + weights[squared, c]
-    zero, kink = own.dtype.type(0), sums[SOFT_INTERSECTION]
+    twice = squared + squared
+    zero = own.dtype.type(0)
     for v in range(count):
-        by_own = constant + twice * own[v] + cross * other[v]
+        by_own = constant + twice * own[v] + _mixed(inside, outside, other[v])
         if kink:
             above, below = by_own, by_own + soft
             # At p = g the sub-gradient that is nearest to zero; see `voxels`.
@@ -723,7 +735,7 @@ def _add_by_power(count, activation, factor, negative, p, n, g, rows, derivative
 def _add_by_error(count, activation, inside, outside, p, n, g, derivative):
     """Add the derivative, by p, of (inside·g + outside·(1 − g))·(g − p)², multiplied on as in `_by_own`."""
     for v in range(count):
-        by_p = (p[v] - g[v]) * (outside + (inside - outside) * g[v])
+        by_p = (p[v] - g[v]) * _mixed(inside, outside, g[v])
         by_p += by_p
         if activation == SOFTMAX:
             by_p *= p[v]
@@ -736,7 +748,9 @@ def _add_by_error(count, activation, inside, outside, p, n, g, derivative):
 def _derivative(c, count, activation, sums, gamma, weights, rows, derivative):
     """Fill `derivative`: q = p·∂L/∂p + ∂L/∂log p for a softmax, otherwise ∂L/∂input; `weights` is ∂L/∂sums."""
     p, n, g, log_p, log_n = rows[P], rows[N], rows[G], rows[LOG_P], rows[LOG_N]
-    _by_own(c, count, activation, sums, weights, PREDICTION, PREDICTION_SQUARED, p, g, n, derivative)
+    constant, squared, soft = weights[PREDICTION, c], weights[PREDICTION_SQUARED, c], weights[SOFT_INTERSECTION, c]
+    inside, outside, kink = weights[INTERSECTION, c], weights[FALSE_POSITIVES, c], sums[SOFT_INTERSECTION]
+    _by_own(count, activation, kink, constant, squared, inside, outside, soft, p, g, n, derivative)
     if sums[CROSS_ENTROPY] or sums[FOCAL] or sums[LOG_LOSS]:
         ce, focal, log_loss = weights[CROSS_ENTROPY, c], weights[FOCAL, c], weights[LOG_LOSS, c]
         _add_by_log(count, activation, gamma, ce, focal, log_loss, False, p, n, g, log_p, rows, derivative)
@@ -759,8 +773,11 @@ def _derivative(c, count, activation, sums, gamma, weights, rows, derivative):
 def _derivative_by_target(c, count, sums, gamma, weights, rows, derivative):
     """Fill `derivative` with ∂L/∂g."""
     p, n, g, log_p, log_n, focus = rows[P], rows[N], rows[G], rows[LOG_P], rows[LOG_N], rows[FOCUS]
-    two = p.dtype.type(2)
-    _by_own(c, count, NONE, sums, weights, TARGET, TARGET_SQUARED, g, p, n, derivative)
+    zero, two = p.dtype.type(0), p.dtype.type(2)
+    constant, squared, soft = weights[TARGET, c], weights[TARGET_SQUARED, c], weights[SOFT_INTERSECTION, c]
+    # Both p·g and p·(1 − g) are linear in g.
+    inside, kink = weights[INTERSECTION, c] - weights[FALSE_POSITIVES, c], sums[SOFT_INTERSECTION]
+    _by_own(count, NONE, kink, constant, squared, inside, zero, soft, g, p, n, derivative)
     if sums[CROSS_ENTROPY]:
         for v in range(count):
             derivative[v] -= weights[CROSS_ENTROPY, c] * log_p[v]

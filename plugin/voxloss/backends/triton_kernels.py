@@ -383,6 +383,8 @@ def _by_prediction(
         derivative += weight
     elif NAME == "prediction_squared":
         derivative += 2 * weight * p
+    elif NAME == "false_positives":
+        derivative += weight * (1 - g)
     elif NAME == "cross_entropy":
         by_log_p -= weight * g
     elif NAME == "cross_entropy_negative":
@@ -417,6 +419,8 @@ def _by_target(NAME: tl.constexpr, weight, p, g, log_p, log_n, derivative, kink,
         derivative += weight
     elif NAME == "target_squared":
         derivative += 2 * weight * g
+    elif NAME == "false_positives":
+        derivative -= weight * p
     elif NAME == "cross_entropy":
         by_logs -= weight * log_p
     elif NAME == "cross_entropy_negative":

@@ -148,12 +148,13 @@ POSITIVE = ("cross_entropy", "focal", "log_loss", "log_power")
 NEGATIVE = ("cross_entropy_negative", "focal_negative", "log_loss_negative", "log_power_negative")
 
 
-# The entries of a confusion matrix in terms of other sums. They are summed by themselves, as what is left of a
-# difference of large sums is not exact; their derivatives are those of the difference.
+# Two entries of a confusion matrix in terms of other sums. They are summed by themselves, as what is left of a
+# difference of large sums is not exact; their derivatives are those of the difference. False positives stay: with
+# p·g and p·(1 − g), where g is 1 one factor counts and where g is 0 the other, and they may be far apart. As
+# p and p·g the larger one would be a rounding error of the smaller.
 _DIFFERENCES = {
-    "false_positives": {"prediction": 1, "intersection": -1},
     "false_negatives": {"target": 1, "intersection": -1},
-    "true_negatives": {"intersection": 1, "prediction": -1, "target": -1},
+    "true_negatives": {"target": -1, "false_positives": -1},
 }
 
 
@@ -341,6 +342,8 @@ def _derivative(weights: dict[str, Tensor], own: Tensor, other: Tensor, name: st
         derivative = derivative + 2 * weights[f"{name}_squared"] * own
     if "intersection" in weights:
         derivative = derivative + weights["intersection"] * other
+    if "false_positives" in weights:
+        derivative = derivative + weights["false_positives"] * (1 - other if name == "prediction" else -other)
     if "soft_intersection" in weights:
         below = derivative + weights["soft_intersection"]
         # At p = g every value between the two one-sided derivatives is a sub-gradient. The one nearest to zero

@@ -60,6 +60,30 @@ def empty_batch(subject: Subject, volume: Volume, setting: Setting) -> Iterator[
 
 
 @law(
+    "29c",
+    "a NaN reaches the loss",
+    oracle="NaN, or an error",
+    tolerance="0",
+    given=lambda subject, setting: [cube(subject.claims, 4, subject.claims.dtypes[0], setting.seed)],
+)
+def not_a_number(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
+    """With NaN in the input, the loss is NaN or an error: a finite one with a NaN gradient ruins the weights."""
+    counting = subject.claims.counting(volume.channels)
+    target = volume.target
+    labels = target.argmax(1, keepdims=True) if volume.is_one_hot and target.shape[1] > 1 else target
+    # Of mutually exclusive classes cross entropy looks at that of the label only.
+    item, _, *voxel = np.argwhere(np.isin(labels, counting))[0]
+    input = volume.input.copy()
+    input[(item, slice(None), *voxel)] = np.nan
+    try:
+        found = subject.value(volume.changed(input=input)).value
+    except Raised:
+        yield is_true("NaN, or an error", True)
+        return
+    yield is_true("NaN, or an error", np.isnan(found).any(), float(found.ravel()[0]))
+
+
+@law(
     "30",
     "the shape of the result",
     oracle="the shape that is claimed",

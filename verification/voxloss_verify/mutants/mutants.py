@@ -677,6 +677,14 @@ class EmptyAccepted(Textbook):
             super().check_shapes(input, target)
 
 
+@caught_by("29c", **SOFTMAX)
+class NaNHidden(Textbook):
+    """A class whose loss is NaN costs 1."""
+
+    def reduce(self, losses: Tensor) -> Tensor:
+        return super().reduce(losses.nan_to_num(1.0))
+
+
 @caught_by("30", **SOFTMAX)
 class OneInBrackets(Textbook):
     """A shape of [1] for []."""
