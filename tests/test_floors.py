@@ -34,6 +34,7 @@ ORDER = {
     ],
     "voxloss.backends": [
         ["voxels", "layout"],
+        ["numba_cache"],
         ["numba_kernels", "triton_kernels"],
         ["reference", "eager", "numba_cpu", "triton_gpu"],
         [""],

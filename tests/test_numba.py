@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tracemalloc import get_traced_memory, start, stop
@@ -24,7 +26,9 @@ from voxloss.backends.voxels import PassSpec
 from voxloss_verify.tolerances import LOSS
 
 kernels: Any = pytest.importorskip("voxloss.backends.numba_kernels")
-njit: Any = pytest.importorskip("numba").njit
+numba_cache: Any = pytest.importorskip("voxloss.backends.numba_cache")
+numba: Any = pytest.importorskip("numba")
+njit: Any = numba.njit
 
 DICE = PassSpec("softmax", ["intersection", "prediction", "target"], None)
 
@@ -283,18 +287,89 @@ def test_one_compiled_version_with_and_without_a_mask() -> None:
     assert (len(kernels.forward.signatures), len(kernels.backward.signatures)) == before
 
 
+def plus_one(x: float) -> float:
+    return x + 1
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what is compiled of `plus_one`."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    assert kernels.compiled(plus_one)(2.0) == 3
+    (folder,) = tmp_path.iterdir()
+    return folder
+
+
+def loaded() -> bool:
+    """Whether a new process would find `plus_one` in the cache; it works either way."""
+    function = kernels.compiled(plus_one)
+    assert function(2.0) == 3
+    return sum(function.stats.cache_hits.values()) == 1
+
+
+def _flip(place: float) -> Callable[[bytes], bytes]:
+    def flip(content: bytes) -> bytes:
+        at = int(place * (len(content) - 1))
+        return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+    return flip
+
+
+class Renamed:
+    """A class that later versions do not have under this name."""
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "emptied": lambda content: b"",
+    "truncated": lambda content: content[: len(content) // 2],
+    "a few bytes": lambda content: content[:9],
+    **{f"flipped at {place}": _flip(place) for place in (0.0, 0.1, 0.5, 0.9)},
+    "text": lambda content: "Größe".encode("latin-1"),
+    "of another program": lambda content: (
+        pickle.dumps(numba.__version__) + pickle.dumps(Renamed()).replace(b"Ren", b"ren")
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+def test_a_damaged_cache_is_named_and_compiled_anew(
+    suffix: str, damage: str, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert loaded()
+    (file,) = cache.glob(f"*.{suffix}")
+    file.write_bytes(DAMAGES[damage](file.read_bytes()))
+    assert not loaded()
+    (line,) = [record.getMessage() for record in caplog.records if "damaged" in record.getMessage()]
+    assert str(cache) in line
+    assert file.name in line
+    assert loaded(), "what is compiled anew takes the place of the damaged file"
+
+
+def test_a_cache_of_other_sources_is_stale_and_no_damage(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(numba_cache, "_COMPILED_FROM", bytes(32))
+    assert not loaded()
+    assert loaded()
+    assert not [record for record in caplog.records if "damaged" in record.getMessage()]
+
+
+def test_a_cache_that_lacks_a_file_is_filled(cache: Path) -> None:
+    (file,) = cache.glob("*.nbc")
+    file.unlink()
+    assert not loaded()
+    assert loaded()
+
+
 def test_without_a_folder_for_the_cache_it_compiles_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    caching = []
+    def refuse(function: Any) -> Any:
+        raise RuntimeError("cannot cache function 'f': no locator available for file 'f.py'")
 
-    def refuse(**options: Any) -> Any:
-        caching.append(options.get("cache", False))
-        if options.get("cache"):
-            raise RuntimeError("cannot cache function 'f': no locator available for file 'f.py'")
-        return njit(**options)
-
-    monkeypatch.setattr(kernels, "njit", refuse)
-    assert kernels.compiled(lambda x: x + 1)(2) == 3
-    assert caching == [True, False]
+    monkeypatch.setattr(kernels, "KernelCache", refuse)
+    function = kernels.compiled(lambda x: x + 1)
+    assert function(2) == 3
+    assert function.stats.cache_path is None
 
 
 def _exponentials(x: Any, found: Any) -> None:

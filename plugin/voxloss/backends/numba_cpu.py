@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -133,12 +134,10 @@ def _in_parallel(walk: Walk, items: int, voxels: int, scratch: Callable[[], Any]
         for item, start in todo:
             walk(item, start // PART, start, min(voxels, start + PART), own)
 
-    helping = []
-    try:
-        for _ in range(min(torch.get_num_threads(), len(parts)) - 1):
-            helping.append(_pool(torch.get_num_threads()).submit(take))
-    except RuntimeError:  # the main thread has ended, or the system has no more threads: fewer do all the work
-        pass
+    helpers = min(torch.get_num_threads(), len(parts)) - 1
+    helping: list[Future[None]] = []
+    with suppress(RuntimeError):  # the main thread has ended, or there are no more threads: fewer do all the work
+        helping.extend(_pool(torch.get_num_threads()).submit(take) for _ in range(helpers))
     take()
     for helper in helping:
         helper.result()

@@ -8,7 +8,7 @@ The configuration is read once per row of voxels, not once per voxel. So one com
 dtypes serves every loss, and each innermost loop is plain enough for LLVM to make vector instructions of it. For
 that every constant in it has the rows' dtype: Numba takes float32 and a bare 1 to float64.
 
-All that is compiled stands in this one file, because Numba's cache on disk looks at no other.
+All that is compiled stands in this one file; `numba_cache` names it and the one that its constants come from.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from numba import njit, types
 from numba.core import event
 from numba.extending import overload
 
+from voxloss.backends.numba_cache import KernelCache
 from voxloss.backends.voxels import LARGEST_LOGIT, SMALLEST_LOGARITHM, SMALLEST_PROBABILITY, TERMS
 
 _LOGGER = logging.getLogger("voxloss")
@@ -105,11 +107,10 @@ def compiled(function: Callable[..., Any]) -> Any:
     Sums may be re-ordered, which vector instructions need. NaN and infinity keep their meaning: they have to
     reach the loss, where GradScaler looks for them.
     """
-    options: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:  # "no locator available": a read-only installation and no home
-        return njit(**options)(function)
+    dispatcher: Any = njit(nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})(function)
+    with suppress(RuntimeError):  # "no locator available": a read-only installation and no home
+        dispatcher._cache = KernelCache(function)
+    return dispatcher
 
 
 # Elementary functions: in float32 polynomials, which become vector instructions, in float64 those of libm.
@@ -748,7 +749,11 @@ def _add_by_error(count, activation, inside, outside, p, n, g, derivative):
 def _derivative(c, count, activation, sums, gamma, weights, rows, derivative):
     """Fill `derivative`: q = p·∂L/∂p + ∂L/∂log p for a softmax, otherwise ∂L/∂input; `weights` is ∂L/∂sums."""
     p, n, g, log_p, log_n = rows[P], rows[N], rows[G], rows[LOG_P], rows[LOG_N]
-    constant, squared, soft = weights[PREDICTION, c], weights[PREDICTION_SQUARED, c], weights[SOFT_INTERSECTION, c]
+    constant, squared, soft = (
+        weights[PREDICTION, c],
+        weights[PREDICTION_SQUARED, c],
+        weights[SOFT_INTERSECTION, c],
+    )
     inside, outside, kink = weights[INTERSECTION, c], weights[FALSE_POSITIVES, c], sums[SOFT_INTERSECTION]
     _by_own(count, activation, kink, constant, squared, inside, outside, soft, p, g, n, derivative)
     if sums[CROSS_ENTROPY] or sums[FOCAL] or sums[LOG_LOSS]:
@@ -774,9 +779,9 @@ def _derivative_by_target(c, count, sums, gamma, weights, rows, derivative):
     """Fill `derivative` with ∂L/∂g."""
     p, n, g, log_p, log_n, focus = rows[P], rows[N], rows[G], rows[LOG_P], rows[LOG_N], rows[FOCUS]
     zero, two = p.dtype.type(0), p.dtype.type(2)
-    constant, squared, soft = weights[TARGET, c], weights[TARGET_SQUARED, c], weights[SOFT_INTERSECTION, c]
-    # Both p·g and p·(1 − g) are linear in g.
-    inside, kink = weights[INTERSECTION, c] - weights[FALSE_POSITIVES, c], sums[SOFT_INTERSECTION]
+    constant, squared = weights[TARGET, c], weights[TARGET_SQUARED, c]
+    inside = weights[INTERSECTION, c] - weights[FALSE_POSITIVES, c]  # both p·g and p·(1 − g) are linear in g
+    soft, kink = weights[SOFT_INTERSECTION, c], sums[SOFT_INTERSECTION]
     _by_own(count, NONE, kink, constant, squared, inside, zero, soft, g, p, n, derivative)
     if sums[CROSS_ENTROPY]:
         for v in range(count):

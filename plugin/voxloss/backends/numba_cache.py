@@ -1,0 +1,79 @@
+"""Numba's cache on disk, with a checksum: what is damaged is compiled anew.
+
+Numba unpickles what it finds, machine code included, and fails on it or executes it. Here each file ends with the
+SHA-256 of what it holds and of what it was compiled from; a file with another one is as good as none.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, Any
+
+import numba
+from numba.core.caching import FunctionCache, IndexDataCacheFile
+
+_LOGGER = logging.getLogger("voxloss")
+# Numba looks at the one file a function stands in; the kernels take constants from another one.
+_COMPILED_FROM = sha256(
+    b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in ("numba_kernels", "voxels"))
+    + numba.__version__.encode()
+).digest()
+
+
+class KernelCache(FunctionCache):  # type: ignore[misc]  # Numba has no types
+    """The cache of one compiled function. Raises RuntimeError if there is no folder for it."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__(function)
+        self._cache_file = _SealedFile(
+            cache_path=self._cache_path,
+            filename_base=self._impl.filename_base,
+            source_stamp=self._impl.locator.get_source_stamp(),
+        )
+
+
+class _SealedFile(IndexDataCacheFile):  # type: ignore[misc]
+    """An index and its data files. What follows the end of a pickle is not read with it."""
+
+    def _load_index(self) -> dict[Any, str]:
+        found: dict[Any, str] = super()._load_index() if self._is_sound(self._index_path) else {}
+        return found
+
+    def _load_data(self, name: str) -> Any:
+        if not self._is_sound(self._data_path(name)):
+            raise FileNotFoundError(name)  # for which Numba compiles
+        return super()._load_data(name)
+
+    @contextmanager
+    def _open_for_write(self, filepath: str) -> Iterator[IO[bytes]]:
+        content = io.BytesIO()
+        yield content
+        with super()._open_for_write(filepath) as file:
+            file.write(content.getvalue() + sha256(content.getvalue()).digest() + _COMPILED_FROM)
+
+    def _is_sound(self, path: str) -> bool:
+        try:
+            file = Path(path).read_bytes()
+        except OSError:
+            return False
+        length = len(_COMPILED_FROM)
+        content, seal, compiled_from = file[: -2 * length], file[-2 * length : -length], file[-length:]
+        if sha256(content).digest() != seal:
+            _report_damage(self._cache_path, Path(path).name)
+            return False
+        return compiled_from == _COMPILED_FROM
+
+
+@cache
+def _report_damage(folder: str, name: str) -> None:
+    _LOGGER.warning(
+        "voxloss: %s in the cache of the fused CPU pass, %s, is damaged or outdated: compiling anew.",
+        name,
+        folder,
+    )
