@@ -57,11 +57,12 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = numba_cpu._scratch
 
     def poisoned(*given: Tensor) -> Any:
-        blocks, rows, labels = scratch(*given)
+        of_part, blocks, rows, labels = scratch(*given)
         for array in (*blocks, rows):
             array.fill(np.nan)
-        labels.fill(-9)
-        return blocks, rows, labels
+        for array in (of_part, labels):
+            array.fill(-9)
+        return of_part, blocks, rows, labels
 
     monkeypatch.setattr(numba_cpu, "_scratch", poisoned)
 

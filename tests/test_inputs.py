@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -245,11 +246,18 @@ def test_nan_predictions_reach_the_loss(options: dict[str, Any]) -> None:
     assert DiceLoss(**options, to_onehot_y=True)(p, label_map()).isnan()
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint64, torch.int16, torch.float16], ids=str)
+def test_a_bad_label_is_named_in_every_dtype(dtype: torch.dtype) -> None:
+    labels = changed(label_map(), 7, (1, 0, 2, 3, 4)).to(dtype)
+    with pytest.raises(ValueError, match=r"got 7(\.0)? at \[1, 0, 2, 3, 4\]"):
+        DiceLoss(softmax=True, to_onehot_y=True)(logits(), labels)
+
+
 @pytest.mark.parametrize(
     "dtype",
     [
         torch.uint8,
-        # Each pair of dtypes has kernels of its own, which take Numba ten seconds.
+        # Beside a label map, each pair of dtypes has kernels of its own, which take Numba seconds.
         *(
             pytest.param(dtype, marks=pytest.mark.integration)
             for dtype in (torch.uint16, torch.uint64, torch.int16, torch.float16)
@@ -257,11 +265,60 @@ def test_nan_predictions_reach_the_loss(options: dict[str, Any]) -> None:
     ],
     ids=str,
 )
-def test_a_bad_label_is_named_in_every_dtype(dtype: torch.dtype) -> None:
-    for labels in (label_map(), one_hot(label_map(), 4)):
-        loss = DiceLoss(softmax=True, to_onehot_y=labels.shape[1] == 1)
-        with pytest.raises(ValueError, match=r"got 7(\.0)? at \[1, 0, 2, 3, 4\]"):
-            loss(logits(), changed(labels, 7, (1, 0, 2, 3, 4)).to(dtype))
+def test_a_bad_one_hot_target_is_named_in_every_dtype(dtype: torch.dtype) -> None:
+    target = changed(one_hot(label_map(), 4), 7, (1, 0, 2, 3, 4)).to(dtype)
+    with pytest.raises(ValueError, match=r"got 7(\.0)? at \[1, 0, 2, 3, 4\]"):
+        DiceLoss(softmax=True)(logits(), target)
+
+
+HUGE: dict[str, tuple[float, torch.dtype, int]] = {
+    "uint64 of -1": (2**64 - 1, torch.uint64, -1),
+    "uint64 of the smallest int64": (2**63 + 1, torch.uint64, -(2**63) + 1),
+    "float beside the largest int64": (2**63, torch.float64, 2**63 - 1),
+    "float32 beside the largest int64": (2**63, torch.float32, 2**63 - 1),
+    "float beside the smallest int64": (-(2**63), torch.float64, -(2**63) + 1),
+    "int64 beside a label that floats take for it": (2**53 + 1, torch.int64, 2**53),
+    "infinity": (math.inf, torch.float32, 2**63 - 1),
+    "float16 infinity": (-math.inf, torch.float16, 255),
+    "not a number": (math.nan, torch.float32, 255),
+}
+
+
+@pytest.mark.parametrize("backend", ["reference", "eager", "numba_cpu", "triton_gpu"])
+@pytest.mark.parametrize("what", HUGE)
+def test_a_label_is_ignored_only_if_it_is_that_number(what: str, backend: str) -> None:
+    """And the label is named: neither the input nor the number that an integer of it would be."""
+    label, dtype, ignored = HUGE[what]
+    labels = label_map().to(dtype)
+    labels[1, 0, 2, 3, 4] = torch.tensor(label, dtype=dtype)
+    got = re.escape(str(labels[1, 0, 2, 3, 4].item()))
+    with pytest.raises(ValueError, match=rf"^target: expected .*; got {got} at \[1, 0, 2, 3, 4\] \(1 in all\)"):
+        region_statistics(logits(), labels, activation="softmax", ignore_index=ignored, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["reference", "eager", "numba_cpu", "triton_gpu"])
+@pytest.mark.parametrize(
+    ("label", "dtype"),
+    [(2**62, torch.float32), (-(2**62), torch.float64), (2**63 - 1, torch.int64), (2**63 - 1, torch.uint64)],
+    ids=str,
+)
+def test_the_largest_labels_can_be_ignored(label: int, dtype: torch.dtype, backend: str) -> None:
+    labels = label_map()
+    labels[1, 0, 2, 3, 4] = label
+    found = region_statistics(
+        logits(), labels.to(dtype), activation="softmax", ignore_index=label, backend=backend
+    )
+    assert found.target.sum() == labels.numel() - 1
+
+
+@pytest.mark.parametrize("ignore_index", [2**63, -(2**63), 10**400])
+def test_an_ignored_label_fits_into_int64(ignore_index: int) -> None:
+    for call in (
+        lambda: DiceLoss(ignore_index=ignore_index),
+        lambda: region_statistics(logits(), label_map(), activation="softmax", ignore_index=ignore_index),
+    ):
+        with pytest.raises(ValueError, match=f"ignore_index: expected an int between .*, got {ignore_index}"):
+            call()
 
 
 @pytest.mark.cuda

@@ -269,7 +269,7 @@ def test_the_first_call_says_once_that_it_compiles_and_the_next_process_need_not
         for _ in range(2)
     ]
     assert [line for line in said[0] if "voxloss" in line] == [
-        "voxloss: compiling the fused CPU pass for float32 and int64, which takes some seconds; "
+        "voxloss: compiling the fused CPU pass for float32 and labels, which takes 10 to 60 seconds; "
         "this happens once, the result is cached on disk."
     ]
     assert not any("voxloss" in line for line in said[1])
@@ -304,7 +304,7 @@ def loaded() -> bool:
     """Whether a new process would find `plus_one` in the cache; it works either way."""
     function = kernels.compiled(plus_one)
     assert function(2.0) == 3
-    return sum(function.stats.cache_hits.values()) == 1
+    return bool(function.stats.cache_hits)
 
 
 def _flip(place: float) -> Callable[[bytes], bytes]:

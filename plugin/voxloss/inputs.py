@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
 
-from voxloss.backends.voxels import PassSpec, range_tolerance
+from voxloss.backends.voxels import PassSpec, range_tolerance, whole_labels
 
 
 class ShapeError(AssertionError, ValueError):
@@ -189,9 +189,13 @@ def _is_finite(value: object) -> bool:
 
 
 def require_ignore_index(ignore_index: int | None) -> None:
-    """Check that the label to ignore is a whole number."""
-    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, Integral)):
+    """Check that the label to ignore is a whole number that a label map can hold as int64."""
+    if ignore_index is None:
+        return
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, Integral):
         raise TypeError(f"ignore_index: expected an int or None, got {ignore_index!r}.")
+    if not abs(ignore_index) < 2**63:
+        raise ValueError(f"ignore_index: expected an int between −2⁶³ and 2⁶³, got {ignore_index}.")
 
 
 def require_arguments(per_class: Callable[..., Tensor], extra_sums: Sequence[str]) -> bool:
@@ -256,11 +260,11 @@ def _explain(input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec)
         )
         ignored = masked = mask == 0
     if target.shape[1] != channels:
-        labels = target.to(torch.int64)
+        labels = whole_labels(target)
         if spec.ignore_index is not None:
-            ignored = masked | (exact == spec.ignore_index)
+            ignored = masked | (labels == spec.ignore_index)
         _raise_if(
-            (labels != exact) & ~ignored,
+            (exact != exact.round()) & ~ignored,
             target,
             "target: expected whole numbers in a label map",
             "For probabilities as a target give one channel per class.",

@@ -242,6 +242,7 @@ def region_statistics(
             fail as a device-side assertion, so that the host need not wait.
         NotImplementedError: inside torch.func.grad or jvp, and for forward-mode derivatives.
     """
+    inputs.require_ignore_index(ignore_index)
     volumes = fitting_volumes(input, target, mask, activation=activation, label_map=label_map)
     names = region_sums(squared, soft_label)
     sums = measure(volumes, names, ignore_index=ignore_index, backend=backend)

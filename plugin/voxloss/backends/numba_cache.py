@@ -26,7 +26,7 @@ _COMPILED_FROM = sha256(
 ).digest()
 
 
-class KernelCache(FunctionCache):  # type: ignore[misc]  # Numba has no types
+class KernelCache(FunctionCache):
     """The cache of one compiled function. Raises RuntimeError if there is no folder for it."""
 
     def __init__(self, function: Any) -> None:
@@ -38,7 +38,7 @@ class KernelCache(FunctionCache):  # type: ignore[misc]  # Numba has no types
         )
 
 
-class _SealedFile(IndexDataCacheFile):  # type: ignore[misc]
+class _SealedFile(IndexDataCacheFile):
     """An index and its data files. What follows the end of a pickle is not read with it."""
 
     def _load_index(self) -> dict[Any, str]:

@@ -55,13 +55,15 @@ def region_sums(
     flat = flatten_spatial([input, target, _weights(mask, input)])
     inputs, targets, masks = (_Items(tensor) for tensor in flat)
     config = _config(input, target, spec, mask)
+    target_of = _target_of(targets, channels, config)
     parts = -(-inputs.voxels // PART)
     sums = np.zeros((items, parts, len(TERMS), channels))
     valid = np.zeros((items, parts), dtype=bool)
 
     def walk(item: int, part: int, start: int, stop: int, scratch: Any) -> None:
+        target = target_of(item, start, stop, scratch)
         valid[item, part] = _kernels().forward(
-            inputs[item], targets[item], masks[item], start, stop, config, *scratch, sums[item, part]
+            inputs[item], target, masks[item], start, stop, config, *scratch[1:], sums[item, part]
         )
 
     _in_parallel(walk, items, inputs.voxels, lambda: _scratch(input, target))
@@ -83,6 +85,7 @@ def region_sums_backward(
     flat = flatten_spatial([written, input, target, _weights(mask, input)])
     results, inputs, targets, masks = (_Items(tensor) for tensor in flat)
     config, by_target = _config(input, target, spec, mask), wrt == "target"
+    target_of = _target_of(targets, channels, config)
     weights = np.zeros((items, len(TERMS), channels), _precision(input))
     for name, row in zip(spec.sums, grad, strict=True):
         weights[:, list(TERMS).index(name)] += row.detach().numpy()
@@ -90,12 +93,12 @@ def region_sums_backward(
     def walk(item: int, part: int, start: int, stop: int, scratch: Any) -> None:
         _kernels().backward(
             inputs[item],
-            targets[item],
+            target_of(item, start, stop, scratch),
             masks[item],
             start,
             stop,
             config,
-            *scratch,
+            *scratch[1:],
             weights[item],
             by_target,
             results[item],
@@ -122,6 +125,21 @@ class _Items:
     def __getitem__(self, item: int) -> tuple[NDArray[Any], Any]:
         per_item, per_channel, per_voxel = self._strides
         return self._memory, _kernels().Lines(item * per_item, per_channel, per_voxel, self._kind)
+
+
+def _target_of(targets: _Items, channels: int, config: Any) -> Callable[[int, int, int, Any], Any]:
+    """Return what gives the kernels the target of a part of an item: the labels of a label map as int32."""
+    if not config.is_map:
+        return lambda item, start, stop, scratch: targets[item]
+    kernels = _kernels()
+
+    def labels_of(item: int, start: int, stop: int, scratch: Any) -> Any:
+        labels = scratch[0]
+        of_map = targets[item], start, stop - start, channels
+        kernels.read_labels(*of_map, config.ignores, config.ignore_index, labels)
+        return labels, kernels.Lines(-start, 0, 1, kernels.NATIVE)
+
+    return labels_of
 
 
 def _in_parallel(walk: Walk, items: int, voxels: int, scratch: Callable[[], Any]) -> None:
@@ -162,10 +180,11 @@ def _kernels() -> Any:
 
 
 def _scratch(input: Tensor, target: Tensor) -> Any:
-    """Memory for one thread: blocks of logits, of exponentials and of a target, rows, and labels."""
+    """Memory for one thread: a part's labels; blocks of logits, of exponentials and of a target; rows; labels."""
     precision = _precision(input)
     blocks = tuple(np.empty((tensor.shape[1], WIDTH), precision) for tensor in (input, input, target))
-    return blocks, np.empty((_kernels().ROWS, WIDTH), precision), np.empty(WIDTH, np.int32)
+    rows = np.empty((_kernels().ROWS, WIDTH), precision)
+    return np.empty(PART, np.int32), blocks, rows, np.empty(WIDTH, np.int32)
 
 
 def _weights(mask: Tensor | None, input: Tensor) -> Tensor:

@@ -5,8 +5,9 @@ rows with p, g, log p, log n, and add up the requested sums, or write the deriva
 derivatives are those of the table in `voxels`; n is 1 − p.
 
 The configuration is read once per row of voxels, not once per voxel. So one compiled function for each pair of
-dtypes serves every loss, and each innermost loop is plain enough for LLVM to make vector instructions of it. For
-that every constant in it has the rows' dtype: Numba takes float32 and a bare 1 to float64.
+dtypes serves every loss, with one pair for label maps of all dtypes (`read_labels`), and each innermost loop is
+plain enough for LLVM to make vector instructions of it. For that every constant in it has the rows' dtype: Numba
+takes float32 and a bare 1 to float64.
 
 All that is compiled stands in this one file; `numba_cache` names it and the one that its constants come from.
 """
@@ -43,7 +44,7 @@ FALSE_POSITIVES, FALSE_NEGATIVES, TRUE_NEGATIVES, SENSITIVITY_ERROR, SPECIFICITY
 P, N, G, LOG_P, LOG_N, FOCUS, OWN, MAXIMUM, SCALE, LOG_SUM, DOT, EXP, WEIGHT = range(13)
 ROWS = 13
 
-IGNORED = -1  # in place of a label
+IGNORED, NO_CLASS = -1, -2  # in place of a label
 
 
 class Lines(NamedTuple):
@@ -81,13 +82,13 @@ class _Notice(event.Listener):
         if compiling.py_func.__module__ != __name__ or compiling.py_func.__name__ not in ("forward", "backward"):
             return
         (input, _), (target, _) = event.data["args"][:2]
-        # Half-precision numbers come as integers.
-        dtypes = f"{input.dtype} and {target.dtype}".replace("uint16", "16-bit numbers")
+        # Half-precision numbers come as integers, and so do labels.
+        dtypes = f"{input.dtype} and {target.dtype}".replace("uint16", "16-bit floats").replace("int32", "labels")
         if dtypes == self.said:  # backward comes after forward
             return
         self.said = dtypes
         _LOGGER.warning(
-            "voxloss: compiling the fused CPU pass for %s, which takes some seconds; %s",
+            "voxloss: compiling the fused CPU pass for %s, which takes 10 to 60 seconds; %s",
             dtypes,
             "this happens once, the result is cached on disk."
             if compiling.stats.cache_path
@@ -308,6 +309,48 @@ def _narrow_of(x, kind, like):
     return narrow
 
 
+# Labels of any dtype become int32 before the pass, so that one compiled function serves all.
+
+
+def _whole(x: Any) -> tuple[int, bool]:
+    """A number as int64, and whether that is the same number."""
+    raise NotImplementedError
+
+
+@overload(_whole, jit_options=_INLINE)
+def _whole_of(x):
+    if isinstance(x, types.Float):
+
+        def whole(x):
+            fits = abs(x) < 2.0**63  # NaN does not; outside, the integer is undefined
+            label = np.int64(x if fits else 0)
+            return label, fits & (label == x)
+
+        return whole
+    if x == types.uint64:
+        return lambda x: (np.int64(x), np.int64(x) >= 0)
+    return lambda x: (np.int64(x), True)
+
+
+@compiled
+def read_labels(item, start, count, channels, ignores, ignore_index, labels):
+    """Write the labels of the voxels from `start` on as int32: classes, IGNORED or NO_CLASS."""
+    memory, lines = item
+    first = lines.first + start * lines.per_voxel
+    if lines.per_voxel == 1:
+        _read_line(memory[first : first + count], lines.kind, count, channels, ignores, ignore_index, labels)
+    else:
+        _read_line(memory[first :: lines.per_voxel], lines.kind, count, channels, ignores, ignore_index, labels)
+
+
+@compiled
+def _read_line(line, kind, count, channels, ignores, ignore_index, labels):
+    for v in range(count):
+        label, whole = _whole(_widen(line[v], kind))
+        known = label if whole & (label >= 0) & (label < channels) else NO_CLASS
+        labels[v] = IGNORED if ignores & whole & (label == ignore_index) else known
+
+
 # From memory into a block [channels, voxels], and back. An item is (memory, lines): memory has one dimension and
 # is walked by strides, so that no layout needs code of its own.
 
@@ -368,24 +411,22 @@ def _load_weights(item, start, count, weight):
 
 
 @compiled
-def _load_labels(item, start, count, channels, config, weight, labels):
+def _load_labels(item, start, count, config, weight, labels):
     """Write labels, IGNORED where they are; return whether all that count are classes, and whether all count."""
     memory, lines = item
-    valid, all_count = True, True
-    first = lines.first + start * lines.per_voxel
+    first = lines.first + start
+    found = memory[first : first + count]
     for v in range(count):
-        value = _widen(memory[first + v * lines.per_voxel], lines.kind)
-        label = np.int64(value)
-        whole = label == value
-        if (config.ignores and whole and label == config.ignore_index) or (config.masked and weight[v] == 0):
-            labels[v] = IGNORED
-            all_count = False
-        elif whole and 0 <= label < channels:
-            labels[v] = label
-        else:
-            labels[v] = IGNORED
-            valid = False
-    return valid, all_count
+        labels[v] = found[v]
+    if config.masked:
+        for v in range(count):
+            labels[v] = IGNORED if weight[v] == 0 else labels[v]
+    ignored, unknown = np.int32(0), np.int32(0)
+    for v in range(count):
+        ignored += np.int32(labels[v] == IGNORED)
+        unknown += np.int32(labels[v] == NO_CLASS)
+        labels[v] = IGNORED if labels[v] == NO_CLASS else labels[v]
+    return unknown == 0, ignored == 0
 
 
 @compiled
@@ -1031,7 +1072,7 @@ def _load_voxels(input, target, mask, first, count, config, with_logs, by_label,
     finite = block.dtype.type(np.inf if config.activation == NONE else LARGEST_LOGIT)
     _load(input, first, count, finite, block)
     if config.is_map:
-        valid, all_count = _load_labels(target, first, count, block.shape[0], config, weight, labels)
+        valid, all_count = _load_labels(target, first, count, config, weight, labels)
     else:
         _load(target, first, count, soft.dtype.type(np.inf), soft)
         valid, all_count = _find_ignored(soft, count, config, weight, labels)

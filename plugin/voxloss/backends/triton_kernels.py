@@ -48,7 +48,7 @@ LARGEST_LOGIT = tl.constexpr(1e15)  # that of voxels.py
 MINUS_INFINITY = tl.constexpr(float("-inf"))
 SMALLEST_PROBABILITY = tl.constexpr(2.0**-126)  # those of voxels.py
 SMALLEST_LOGARITHM = tl.constexpr(2.0**-23)
-LARGEST_LABEL = tl.constexpr(2.0**62)
+LARGEST_LABEL = tl.constexpr(2.0**63)
 ALL = tl.constexpr(tl.PropagateNan.ALL)
 
 
@@ -67,7 +67,7 @@ def _from_label_map(target, voxels, stride_v, inside, CONFIG: tl.constexpr):
         fraction = label.to(value.dtype) != value
     else:
         label = value.to(tl.int64)  # a uint8 compared with −1 would wrap around to 255
-        fraction = label != label
+        fraction = (label < 0) if value.dtype.is_int_unsigned() else (label != label)
     live = inside
     if CONFIG.ignore == "label":
         live = inside & ((label != CONFIG.index) | fraction)

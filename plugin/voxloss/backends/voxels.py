@@ -56,6 +56,8 @@ from torch import Tensor
 SMALLEST_PROBABILITY = 2.0**-126
 # An infinite logit is taken for this one, which leaves its difference from others, its square, and sums finite.
 LARGEST_LOGIT = 1e15
+# In place of what is not a label.
+NO_LABEL = -(2**63)
 # Of a power of −log p: below it is a chord.
 SMALLEST_LOGARITHM = 2.0**-23
 
@@ -211,19 +213,25 @@ def prepare(input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec, 
     return Voxels(p, g, log_p, log_n, ignored, weight, valid)
 
 
+def whole_labels(target: Tensor) -> Tensor:
+    """Labels as int64; what is no whole number between −2⁶³ and 2⁶³ is `NO_LABEL`, which is no `ignore_index`."""
+    if not target.is_floating_point():
+        labels = target.to(torch.int64)  # a uint8 compared with -1 would wrap around to 255
+        return torch.where(labels < 0, NO_LABEL, labels) if target.dtype == torch.uint64 else labels
+    wide = target.to(torch.promote_types(target.dtype, torch.float32))
+    fits = wide.abs() < -float(NO_LABEL)  # NaN does not; outside, the integer is undefined
+    labels = torch.where(fits, wide, 0).to(torch.int64)
+    return torch.where(fits & (labels == wide), labels, NO_LABEL)
+
+
 def _encode(
     target: Tensor, channels: int, ignore_index: int | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     ignored = None
     if target.shape[1] != channels:
-        labels = target.to(torch.int64)  # a uint8 compared with -1 would wrap around to 255
+        labels = whole_labels(target)
         valid = (labels >= 0) & (labels < channels)
-        if ignore_index is not None:
-            ignored = labels == ignore_index
-        if target.is_floating_point():
-            whole = labels == target
-            valid &= whole
-            ignored = None if ignored is None else ignored & whole
+        ignored = None if ignore_index is None else labels == ignore_index
         classes = torch.arange(channels, device=target.device).view(1, -1, 1)
         return (labels == classes).to(dtype), ignored, valid
     g = target.to(dtype)
