@@ -435,6 +435,53 @@ def test_errors(make_it: Callable[[], Any], message: str) -> None:
         make_it()
 
 
+# Factors of the classes are numbers of the loss, not of the network's dtype.
+
+FACTORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "frequencies": ("ExponentialLogarithmicLoss", {"frequencies": [1e6, 2e5, 1e-9, 7.0]}),
+    "weight": ("DiceCELoss", {"weight": [0.1, 0.2, 0.3, 0.7]}),
+    "one weight": ("MCCLoss", {"weight": 0.1}),
+    "weight of voxels": ("CrossEntropyLoss", {"weight": [0.1, 0.2, 0.3, 1e5]}),
+    "alpha": ("FocalLoss", {"alpha": [0.1, 0.2, 1e-9, 0.7]}),
+}
+
+
+@pytest.mark.parametrize("convert", ["half", "bfloat16", "float", "double"])
+@pytest.mark.parametrize("what", FACTORS)
+def test_a_dtype_that_a_network_is_converted_to_leaves_the_loss_as_it_is(what: str, convert: str) -> None:
+    name, factors = FACTORS[what]
+    x, labels = logits(), label_map()
+    expected = value_and_gradient(make(name, "softmax", to_onehot_y=True, **factors), x, labels)
+    network = torch.nn.Sequential(make(name, "softmax", to_onehot_y=True, **factors), torch.nn.Linear(1, 1))
+    getattr(network, convert)()
+    converted: Any = network[0]
+    assert all(map(torch.equal, value_and_gradient(converted, x, labels), expected))
+
+
+def test_numbers_are_not_rounded_to_float32() -> None:
+    x, labels = logits(), label_map()
+    once, thrice = (
+        voxloss.DiceLoss(**MAP, weight=[w, w, w, w], reduction="sum")(x, labels).item() for w in (0.1, 0.3)
+    )
+    assert once == pytest.approx(0.1 * voxloss.DiceLoss(**MAP, reduction="sum")(x, labels).item(), rel=1e-15)
+    assert thrice == pytest.approx(3 * once, rel=1e-15)
+
+
+def test_factors_move_to_a_device_and_to_one_without_float64() -> None:
+    loss = voxloss.DiceCELoss(**MAP, weight=[0.1, 0.2, 0.3, 0.7]).to("meta")
+    assert {(buffer.device.type, buffer.dtype) for buffer in loss.buffers()} == {("meta", torch.float64)}
+
+    def to_mps(tensor: Tensor) -> Tensor:
+        if tensor.dtype == torch.float64:
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support it"
+            )
+        return tensor.to("meta")
+
+    loss = voxloss.DiceCELoss(**MAP, weight=[0.1, 0.2, 0.3, 0.7])._apply(to_mps)
+    assert {(buffer.device.type, buffer.dtype) for buffer in loss.buffers()} == {("meta", torch.float32)}
+
+
 @pytest.mark.parametrize(
     ("name", "option"),
     [

@@ -313,7 +313,13 @@ def test_the_representation_shows_what_was_asked_for() -> None:
     loss = DiceLoss(**MAP, include_background=False, weight=[1, 2], classes=[1, 3], smooth_nr=1)
     shown = repr(loss)
     assert shown.startswith("DiceLoss(")
-    for part in ("softmax=True", "include_background=False", "weight=[1, 2]", "classes=[1, 3]", "smooth_nr=1.0"):
+    for part in (
+        "softmax=True",
+        "include_background=False",
+        "weight=[1.0, 2.0]",
+        "classes=[1, 3]",
+        "smooth_nr=1.0",
+    ):
         assert part in shown
     assert repr(TverskyLoss()) == "TverskyLoss()"
 

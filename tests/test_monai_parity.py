@@ -78,7 +78,8 @@ def case(
         arguments["ignore_index"] = ignore_index
     counted = channels - (not include_background)
     if weight is not None and counted > 1:  # for a single class MONAI drops the weights
-        arguments["weight"] = 0.7 if weight == "one" else [0.3 + c for c in range(counted)]
+        # MONAI keeps numbers in float32, so these are exact in it.
+        arguments["weight"] = 0.75 if weight == "one" else [0.25 + c for c in range(counted)]
     return (x.sigmoid() if activation == "none" else x).to(dtype).requires_grad_(), target, arguments
 
 

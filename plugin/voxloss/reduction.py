@@ -33,14 +33,19 @@ def require_absent(absent: str) -> None:
         raise ValueError(f"absent: expected one of {get_args(Absent)}, got {absent!r}.")
 
 
-def require_weight(weight: Tensor | None, name: str = "weight") -> None:
-    """Check factors of the classes as far as that goes without knowing the number of channels."""
-    if weight is None:
-        return
+def factors_of_classes(given: Sequence[float] | float | Tensor | None, name: str = "weight") -> Tensor | None:
+    """Return a factor, or one per class, as a tensor: numbers in float64, a tensor in its own dtype.
+
+    Raises ValueError for what is no factor, as far as that can be seen without the number of channels.
+    """
+    if given is None:
+        return None
+    weight = given if isinstance(given, Tensor) else torch.as_tensor(given, dtype=torch.float64)
     if weight.ndim > 1 or not bool(torch.isfinite(weight).all()):
         raise ValueError(f"{name}: expected one number or one per class, all finite, got {weight.tolist()}.")
     if bool((weight < 0).any()):
         raise ValueError(f"the value/values of the `{name}` should be no less than 0, got {weight.tolist()}.")
+    return weight
 
 
 def select_classes(

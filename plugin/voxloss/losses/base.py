@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from inspect import Parameter, signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from monai.utils.enums import LossReduction
@@ -18,6 +18,9 @@ from voxloss.channels import annotated_channels
 from voxloss.distributed import Group, Shard, require_group
 from voxloss.losses.options import option_names, refusing_others
 from voxloss.statistics import Activation, PassSums, fitting_volumes, measure
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Annotated = Sequence[Sequence[int]] | Tensor | None
 
@@ -86,6 +89,21 @@ class StatisticsLoss(_Loss, ABC):
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
             cls.__init__ = refusing_others(vars(cls)["__init__"])  # type: ignore[method-assign]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the factors of the classes with the module, in the dtype that they were given in.
+
+        `.half()` would make infinity of a frequency of 1e6, and NaN of the loss; the sums are in float64 anyway.
+        """
+        buffers, self._buffers = self._buffers, {}
+        try:
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        finally:
+            self._buffers = buffers
+        for name, buffer in buffers.items():
+            if buffer is not None:
+                buffers[name] = _moved(buffer, fn)
+        return self
 
     @property
     def activation(self) -> Activation:
@@ -158,3 +176,11 @@ class StatisticsLoss(_Loss, ABC):
             shard=self.shard,
         )
         return self.compute(sums).to(torch.promote_types(input.dtype, torch.float32))
+
+
+def _moved(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+    try:
+        moved = fn(buffer)
+    except TypeError:  # a device without float64
+        return fn(buffer.float())
+    return moved if moved.dtype == buffer.dtype else buffer.to(moved.device)

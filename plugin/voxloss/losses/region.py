@@ -6,7 +6,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
 from monai.utils.enums import LossReduction
 from torch import Tensor
 
@@ -18,10 +17,10 @@ from voxloss.losses.options import Weight
 from voxloss.reduction import (
     Absent,
     class_weights,
+    factors_of_classes,
     reduce,
     require_absent,
     require_classes,
-    require_weight,
     select_classes,
 )
 from voxloss.statistics import PassSums, RegionStatistics, region_sums
@@ -96,14 +95,12 @@ class RegionLoss(StatisticsLoss):
             shard=shard,
         )
         self._takes_channels = inputs.require_arguments(self.per_class, self.extra_sums)
-        class_weight = None if weight is None else torch.as_tensor(weight)
-        require_weight(class_weight)
         require_classes(classes, include_background)
         require_absent(absent)
         self.squared_pred = squared_pred
         self.batch = batch
         self.soft_label = soft_label
-        self.register_buffer("class_weight", class_weight)
+        self.register_buffer("class_weight", factors_of_classes(weight))
         self.classes = classes
         self.absent = absent
 

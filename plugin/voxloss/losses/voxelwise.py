@@ -19,7 +19,7 @@ from voxloss.channels import Channels, of_classes
 from voxloss.distributed import Group, Shard
 from voxloss.losses.base import StatisticsLoss
 from voxloss.losses.options import VoxelOptions, Weight, shared_options
-from voxloss.reduction import class_weights, require_classes, require_weight, select_classes
+from voxloss.reduction import class_weights, factors_of_classes, require_classes, select_classes
 from voxloss.statistics import PassSums
 
 if TYPE_CHECKING:
@@ -66,10 +66,8 @@ class VoxelLoss(StatisticsLoss):
             group=group,
             shard=shard,
         )
-        class_weight = None if weight is None else torch.as_tensor(weight)
-        require_weight(class_weight)
         require_classes(classes, include_background)
-        self.register_buffer("class_weight", class_weight)
+        self.register_buffer("class_weight", factors_of_classes(weight))
         self.classes = classes
 
     def select(self, sums: PassSums, weight: Tensor | None, name: str) -> tuple[Channels, Tensor]:
@@ -213,7 +211,7 @@ class FocalLoss(VoxelMean):
         inputs.require_non_negative(gamma=gamma)
         self.gamma = gamma
         self.use_softmax = use_softmax
-        factors = None if alpha is None else torch.as_tensor(alpha, dtype=torch.float64)
+        factors = factors_of_classes(alpha, "alpha")
         if factors is not None and factors.ndim == 0:
             inputs.require_fraction(alpha=factors.item())
             if use_softmax and not include_background:
@@ -221,7 +219,6 @@ class FocalLoss(VoxelMean):
                     "`include_background=False`, scalar `alpha` ignored when using softmax.", stacklevel=2
                 )
                 factors = None
-        require_weight(factors, "alpha")
         self.register_buffer("alpha", factors, persistent=False)
 
     @property
