@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import multiprocessing
 import os
@@ -322,6 +323,36 @@ def test_out_holds_what_stdout_would(
     assert score(*folders, "--format", format, "--out", out) == (0, "", "")
     assert score(*folders, "--format", format) == (0, out.read_text(encoding="utf-8"), "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["predictions", "references", "scores"]
+
+
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="the names of files are Unicode there")
+@pytest.mark.parametrize("format", ["table", "csv", "json"])
+def test_no_name_of_a_file_breaks_the_output(format: str, tmp_path: Path, score: Score) -> None:
+    """Bytes that are not UTF-8 are escaped everywhere; a line break only where it would end a line."""
+    foreign, broken, bad = os.fsdecode(b"b\xff\xc3.nii"), "c\nd\x1b[1m\re.nii", os.fsdecode(b"bad\n\xff.nii")
+    names = {"table": r"c\nd\x1b[1m\re.nii", "csv": "c\nd\x1b[1m\\re.nii", "json": broken}
+    shown = ["a.nii", r"b\xff\xc3.nii", names[format]]
+    for name in ("a.nii", foreign, broken, bad):
+        for folder in ("p", "r"):
+            save(tmp_path / folder / name, GOOD)
+    truncate(tmp_path / "p" / bad)
+    code, out, err = score(tmp_path / "p", tmp_path / "r", "--labels", "3", "--format", format)
+    first, last = err.splitlines()
+    assert r"bad\n\xff.nii" in first
+    assert (code, last) == (2, "voxloss: 1 of 4 cases could not be scored")
+    if format == "csv":
+        found = [row["case"] for row in csv.DictReader(io.StringIO(out, newline=""))]
+    elif format == "json":
+        written = json.loads(out)
+        found = [case["case"] for case in written["cases"]]
+        assert written["cases"][1]["prediction"] == str(tmp_path / "p" / r"b\xff\xc3.nii")
+        assert written["failures"][0]["case"] == "bad\n\\xff.nii"
+    else:
+        found = [line.split()[0] for line in out.splitlines()[1:4]]
+    assert sorted(found) == shown
+    saved = tmp_path / os.fsdecode(b"out\xff")
+    assert score(tmp_path / "p", tmp_path / "r", "--labels", "3", "--format", format, "--out", saved)[0] == 2
+    assert saved.read_bytes() == out.encode()
 
 
 def test_output_is_plain_when_piped_and_torch_is_not_loaded(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -98,7 +98,9 @@ def _wrong_usage(error: BaseException, given: Sequence[str]) -> str | None:
 
 
 def _say(message: str, code: ExitCode) -> ExitCode:
-    print(f"voxloss: {message}", file=sys.stderr)
+    from voxloss_data.text import printable  # it loads nibabel
+
+    print(f"voxloss: {printable(message)}", file=sys.stderr)
     return code
 
 
