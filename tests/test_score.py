@@ -450,6 +450,10 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: save(p, np.where(GOOD == 3, -np.inf, GOOD)),
         r"BAD: .*whole numbers, got -inf at voxel",
     ),
+    "huge": (
+        lambda p: save(p, np.where(GOOD == 3, 1e300, GOOD)),
+        r"BAD: expected whole numbers below 2\^63, got 1e\+300 at voxel \(\d, \d, \d\)$",
+    ),
     "complex": (
         lambda p: save(p, GOOD.astype(np.complex64)),
         r"BAD: expected whole numbers, got the dtype complex64",

@@ -95,11 +95,14 @@ class LabelFile:
             for z in range(data.shape[2]):  # by slices, to save memory
                 # The remainder of NaN and ±∞ is NaN.
                 with np.errstate(invalid="ignore"):
-                    wrong = np.argwhere(np.mod(data[:, :, z], 1) != 0)
+                    wrong = np.argwhere((np.mod(data[:, :, z], 1) != 0) | (np.abs(data[:, :, z]) >= 2.0**63))
                 if len(wrong):
                     x, y = wrong[0].tolist()
                     where, value = (x, y, z), data[x, y, z]
-                    raise ValueError(f"{self.path}: expected whole numbers, got {value} at voxel {where}")
+                    limit = " below 2^63" if 2.0**63 <= abs(value) < math.inf else ""
+                    raise ValueError(
+                        f"{self.path}: expected whole numbers{limit}, got {value} at voxel {where}"
+                    )
         return data
 
     def _require_checksum(self) -> None:
