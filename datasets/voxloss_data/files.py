@@ -42,12 +42,21 @@ def save_bytes(path: Path, content: bytes) -> None:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; it takes the place of `path` if all went well, and is gone if not."""
+    """Yield a path to write to; it takes the place of `path` if all went well, and is gone if not.
+
+    A link is followed. Raises OSError, of the kind that the system raised, with the name `path`.
+    """
+    target = Path(os.path.realpath(path))
     # In the same folder, since a rename is atomic within one file system only; with the same suffix, since
-    # nibabel reads the format from it; random, since two processes may write the same file.
-    temporary = path.with_name(f".{uuid4().hex}-{path.name}")
+    # nibabel reads the format from it; random, since two processes may write the same file. Only the end of the
+    # name, which may already be as long as a name can be.
+    temporary = target.with_name(f".{uuid4().hex}-{target.name[-50:]}")
     try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        # A full disk names no file, and nobody knows the temporary one.
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
