@@ -30,12 +30,12 @@ def test_a_write_that_fails_names_the_file_and_leaves_the_old_one(name: str, tmp
     path = tmp_path / name
     path.write_text("old")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with pytest.raises(OSError) as raised:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-        try:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError) as raised:
             SAVE[name](path)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (raised.value.errno, raised.value.filename) == (errno.EFBIG, str(path))
     assert str(raised.value).endswith(f"File too large: {str(path)!r}")
     assert [file.name for file in tmp_path.iterdir()] == [name]

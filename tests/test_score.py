@@ -535,6 +535,7 @@ def test_nothing_to_score(folders: tuple[Path, Path], tmp_path: Path, score: Sco
         (["--jobs", "0"], "'--jobs'"),
         (["--out", "."], "--out: expected a file in a folder that exists, got ."),
         (["--out", "no/scores.csv"], "--out: expected a file in a folder that exists, got no/scores.csv"),
+        (["--out", os.devnull], f"--out: expected a file in a folder that exists, got {os.devnull}"),
     ],
 )
 def test_wrong_arguments_are_one_line(

@@ -100,9 +100,7 @@ class LabelFile:
                     x, y = wrong[0].tolist()
                     where, value = (x, y, z), data[x, y, z]
                     limit = " below 2^63" if 2.0**63 <= abs(value) < math.inf else ""
-                    raise ValueError(
-                        f"{self.path}: expected whole numbers{limit}, got {value} at voxel {where}"
-                    )
+                    raise ValueError(f"{self.path}: expected whole numbers{limit}, got {value} at voxel {where}")
         return data
 
     def _require_checksum(self) -> None:
