@@ -508,12 +508,22 @@ def test_rounding_in_the_affine_is_tolerated(tmp_path: Path) -> None:
     assert [s.dice for s in score_pair(a, b)] == [1, 1, 1]
 
 
+def test_two_files_of_one_name_are_not_two_cases(folders: tuple[Path, Path], score: Score) -> None:
+    """Which of them is the prediction is not clear."""
+    for folder in folders:
+        twin = save(folder / "z.nii.gz", GOOD)
+        with pytest.raises(ValueError, match=r"z\.nii\.gz: expected one file of the name z, got z\.nii "):
+            find_pairs(*folders)
+        assert score(*folders)[0] == 2
+        twin.unlink()
+
+
 def test_nothing_to_score(folders: tuple[Path, Path], tmp_path: Path, score: Score) -> None:
     predictions, references = folders
-    empty, file, out = tmp_path / "empty", references / "z.nii", tmp_path / "out"
+    empty, file, out = tmp_path / "not any", references / "z.nii", tmp_path / "out"
     empty.mkdir()
     for arguments, message in (
-        ((empty, empty), f"expected .nii or .nii.gz files in {empty} and {empty}, got none"),
+        ((empty, empty), f"expected .nii or .nii.gz files in '{empty}' and '{empty}', got none"),
         ((predictions, file), f"expected two files or two folders, got a file at {file}"),
         ((predictions, tmp_path / "no"), f"expected two files or two folders, got nothing at {tmp_path / 'no'}"),
     ):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-# Longer paths than this do not exist on any system, and would hide the rest of a message.
-LONGEST = 4096
+# A path of more characters than twice this would hide the rest of a message.
+HALF = 250
 
 
 def unicode(text: str) -> str:
@@ -24,8 +24,10 @@ def shortened(text: str, length: int) -> str:
 
 
 def quoted(path: str | os.PathLike[str]) -> str:
-    """A path as part of a message: printable, and in quotes where its end would not be seen."""
-    text = shortened(printable(os.fspath(path)), LONGEST)
+    """A path as part of a message: printable, not too long, and in quotes where its end would not be seen."""
+    text = printable(os.fspath(path))
+    if len(text) > 2 * HALF:
+        text = f"{text[:HALF]}…{text[-HALF:]}"
     if text == os.fspath(path) and text and not set(" '\",;`").intersection(text):
         return text
     mark = '"' if "'" in text else "'"
