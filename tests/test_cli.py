@@ -281,6 +281,13 @@ main(sys.argv[1:])
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
+def test_an_error_of_the_system_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    error = OSError(28, "No space left on device", "a b\n\udcff.csv")
+    monkeypatch.setattr(FAKE, raising(error))
+    line = "voxloss: 'a b\\n\\xff.csv': No space left on device\n"
+    assert run("phantoms", str(tmp_path)) == (2, "", line)
+
+
 def test_an_unexpected_error_is_one_line_and_with_debug_a_traceback(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

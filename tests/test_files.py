@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from voxloss_data.files import save_bytes, save_json, save_nifti
+from voxloss_data.files import save_bytes, save_json, save_nifti, save_text
 
 NOISE = np.random.default_rng(0).integers(256, size=(32, 32, 32), dtype=np.uint8)
 SAVE: dict[str, Callable[[Path], None]] = {
@@ -94,3 +94,9 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
         save_bytes(link, content)
         assert link.is_symlink()
         assert path.read_bytes() == content
+
+
+def test_text_that_is_not_unicode_is_escaped(tmp_path: Path) -> None:
+    """As the name of a file is; line breaks stay what they are."""
+    save_text(tmp_path / "x.txt", "é\udcff\ud800\r\n")
+    assert (tmp_path / "x.txt").read_bytes() == "é\\xff\\ud800\r\n".encode()

@@ -14,6 +14,8 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from voxloss_data.text import unicode
+
 
 def save_nifti(path: Path, data: NDArray[Any], affine: NDArray[np.float64], space: str = "scanner") -> None:
     """Write `data` [X, Y, Z, ...] as NIfTI-1 in its own dtype, atomically.
@@ -31,7 +33,12 @@ def save_nifti(path: Path, data: NDArray[Any], affine: NDArray[np.float64], spac
 
 def save_json(path: Path, content: object) -> None:
     """Write `content` as indented JSON, atomically."""
-    save_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
+    save_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def save_text(path: Path, content: str) -> None:
+    """Write `content` as UTF-8, atomically; what is not Unicode in it, as in names of files, is escaped."""
+    save_bytes(path, unicode(content).encode())
 
 
 def save_bytes(path: Path, content: bytes) -> None:

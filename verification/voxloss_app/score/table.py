@@ -18,7 +18,7 @@ from rich.table import Table
 from voxloss_app.exits import ExitCode, Refused
 from voxloss_app.score.scores import ClassScore, PairScores, score_pairs
 from voxloss_app.terminal import as_text, progress_bar, results_console
-from voxloss_data.files import save_bytes
+from voxloss_data.files import save_text
 from voxloss_data.label_maps import find_pairs
 from voxloss_data.text import printable, unicode
 
@@ -72,7 +72,7 @@ def tables(scored: list[PairScores], means: bool) -> list[RenderableType]:
 
 def save_csv(scored: list[PairScores], path: Path) -> None:
     """Write a row for each case and label."""
-    save_bytes(path, _csv(scored).encode())
+    save_text(path, _csv(scored))
 
 
 def _write(
@@ -88,7 +88,7 @@ def _write(
     if out is None:
         sys.stdout.write(text)
     else:
-        save_bytes(out, text.encode())
+        save_text(out, text)
 
 
 def _table(scored: list[PairScores]) -> Table:
