@@ -112,7 +112,7 @@ def test_every_loss_has_a_name_however_it_is_written() -> None:
         (["demo", "--out", "FILE"], "--out: expected a folder, got the file .*FILE"),
         (["demo", "--out", "FILE/below"], "FILE"),
         (["phantoms"], "Missing argument 'FOLDER'"),
-        (["phantoms", "FILE"], "expected a folder .*got the file .*FILE"),
+        (["phantoms", "FILE"], "FOLDER: expected a folder, got the file FILE"),
         (["nonsense"], "No such command 'nonsense'"),
     ],
 )
@@ -125,6 +125,53 @@ def test_mistakes_are_one_line(
     assert (code, out) == (2, "")
     assert re.fullmatch(rf"voxloss: .*{message}.*\n", err), err
     assert [path.name for path in tmp_path.iterdir()] == ["FILE"], "nothing is made before a mistake is seen"
+
+
+FOLDERS = {
+    "--out": (
+        ["train", "--data", "nowhere"],
+        ["predict", "nowhere", "nowhere.nii"],
+        ["demo", "--device", "nowhere"],
+        ["bench", "--device", "nowhere"],
+        ["conformance"],
+    ),
+    "--counterexamples": (["verify", "nowhere:Loss"],),
+    "FOLDER": (["phantoms"],),
+}
+FILES = {
+    "--out": (["score", "nowhere.nii", "nowhere.nii"],),
+    "--html": (["verify", "nowhere:Loss"],),
+    "--json": (["verify", "nowhere:Loss"],),
+}
+OUTPUTS = [
+    (kind, option, command)
+    for kind, options in (("folder", FOLDERS), ("file", FILES))
+    for option, commands in options.items()
+    for command in commands
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "command"), OUTPUTS, ids=[f"{command[0]} {option}" for _, option, command in OUTPUTS]
+)
+def test_an_output_that_cannot_be_written_is_found_first(
+    kind: str, option: str, command: list[str], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a wrong input is found, and thus before anything is read, compiled or trained."""
+    monkeypatch.chdir(tmp_path)
+    Path("FILE").touch()
+    Path("locked").mkdir(mode=0o555)
+    outputs = {"FILE/a b\n": r"'FILE/a b\\n'", "x" * 300: "x{300}"}
+    if hasattr(os, "geteuid") and os.geteuid() != 0:  # to whom nothing is locked
+        outputs["locked/x"] = "locked/x"
+    if sys.platform == "linux":  # where not even root may write
+        outputs["/proc/x"] = "/proc/x"
+    for out, shown in outputs.items():
+        code, said, err = run(*command, *([option] if option.startswith("-") else []), out)
+        assert (code, said) == (2, "")
+        expected = rf"voxloss: (Invalid value: )?{option}: expected a {kind} .*got {shown}.* See voxloss .*\n"
+        assert re.fullmatch(expected, err), err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["FILE", "locked"]
 
 
 def test_completion_is_quick() -> None:
@@ -232,6 +279,13 @@ main(sys.argv[1:])
     command = [sys.executable, "-c", code, *(word.replace("OUT", str(tmp_path / "out")) for word in arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_an_error_of_the_system_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    error = OSError(28, "No space left on device", "a b\n\udcff.csv")
+    monkeypatch.setattr(FAKE, raising(error))
+    line = "voxloss: 'a b\\n\\xff.csv': No space left on device\n"
+    assert run("phantoms", str(tmp_path)) == (2, "", line)
 
 
 def test_an_unexpected_error_is_one_line_and_with_debug_a_traceback(

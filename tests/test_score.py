@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import multiprocessing
 import os
@@ -324,6 +325,36 @@ def test_out_holds_what_stdout_would(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["predictions", "references", "scores"]
 
 
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="the names of files are Unicode there")
+@pytest.mark.parametrize("format", ["table", "csv", "json"])
+def test_no_name_of_a_file_breaks_the_output(format: str, tmp_path: Path, score: Score) -> None:
+    """Bytes that are not UTF-8 are escaped everywhere; a line break only where it would end a line."""
+    foreign, broken, bad = os.fsdecode(b"b\xff\xc3.nii"), "c\nd\x1b[1m\re.nii", os.fsdecode(b"bad\n\xff.nii")
+    names = {"table": r"c\nd\x1b[1m\re.nii", "csv": "c\nd\x1b[1m\\re.nii", "json": broken}
+    shown = ["a.nii", r"b\xff\xc3.nii", names[format]]
+    for name in ("a.nii", foreign, broken, bad):
+        for folder in ("p", "r"):
+            save(tmp_path / folder / name, GOOD)
+    truncate(tmp_path / "p" / bad)
+    code, out, err = score(tmp_path / "p", tmp_path / "r", "--labels", "3", "--format", format)
+    first, last = err.splitlines()
+    assert r"bad\n\xff.nii" in first
+    assert (code, last) == (2, "voxloss: 1 of 4 cases could not be scored")
+    if format == "csv":
+        found = [row["case"] for row in csv.DictReader(io.StringIO(out, newline=""))]
+    elif format == "json":
+        written = json.loads(out)
+        found = [case["case"] for case in written["cases"]]
+        assert written["cases"][1]["prediction"] == str(tmp_path / "p" / r"b\xff\xc3.nii")
+        assert written["failures"][0]["case"] == "bad\n\\xff.nii"
+    else:
+        found = [line.split()[0] for line in out.splitlines()[1:4]]
+    assert sorted(found) == shown
+    saved = tmp_path / os.fsdecode(b"out\xff")
+    assert score(tmp_path / "p", tmp_path / "r", "--labels", "3", "--format", format, "--out", saved)[0] == 2
+    assert saved.read_bytes() == out.encode()
+
+
 def test_output_is_plain_when_piped_and_torch_is_not_loaded(folders: tuple[Path, Path], tmp_path: Path) -> None:
     name = f"{'long' * 40}.nii"
     for folder in folders:
@@ -419,6 +450,10 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: save(p, np.where(GOOD == 3, -np.inf, GOOD)),
         r"BAD: .*whole numbers, got -inf at voxel",
     ),
+    "huge": (
+        lambda p: save(p, np.where(GOOD == 3, 1e300, GOOD)),
+        r"BAD: expected whole numbers below 2\^63, got 1e\+300 at voxel \(\d, \d, \d\)$",
+    ),
     "complex": (
         lambda p: save(p, GOOD.astype(np.complex64)),
         r"BAD: expected whole numbers, got the dtype complex64",
@@ -473,12 +508,22 @@ def test_rounding_in_the_affine_is_tolerated(tmp_path: Path) -> None:
     assert [s.dice for s in score_pair(a, b)] == [1, 1, 1]
 
 
+def test_two_files_of_one_name_are_not_two_cases(folders: tuple[Path, Path], score: Score) -> None:
+    """Which of them is the prediction is not clear."""
+    for folder in folders:
+        twin = save(folder / "z.nii.gz", GOOD)
+        with pytest.raises(ValueError, match=r"z\.nii\.gz: expected one file of the name z, got z\.nii "):
+            find_pairs(*folders)
+        assert score(*folders)[0] == 2
+        twin.unlink()
+
+
 def test_nothing_to_score(folders: tuple[Path, Path], tmp_path: Path, score: Score) -> None:
     predictions, references = folders
-    empty, file, out = tmp_path / "empty", references / "z.nii", tmp_path / "out"
+    empty, file, out = tmp_path / "not any", references / "z.nii", tmp_path / "out"
     empty.mkdir()
     for arguments, message in (
-        ((empty, empty), f"expected .nii or .nii.gz files in {empty} and {empty}, got none"),
+        ((empty, empty), f"expected .nii or .nii.gz files in '{empty}' and '{empty}', got none"),
         ((predictions, file), f"expected two files or two folders, got a file at {file}"),
         ((predictions, tmp_path / "no"), f"expected two files or two folders, got nothing at {tmp_path / 'no'}"),
     ):
@@ -500,6 +545,7 @@ def test_nothing_to_score(folders: tuple[Path, Path], tmp_path: Path, score: Sco
         (["--jobs", "0"], "'--jobs'"),
         (["--out", "."], "--out: expected a file in a folder that exists, got ."),
         (["--out", "no/scores.csv"], "--out: expected a file in a folder that exists, got no/scores.csv"),
+        (["--out", os.devnull], f"--out: expected a file in a folder that exists, got {os.devnull}"),
     ],
 )
 def test_wrong_arguments_are_one_line(

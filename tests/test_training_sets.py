@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,10 @@ def test_nnunet_regions_are_for_nnunet(tmp_path: Path) -> None:
     ("broken", "said"),
     [
         ("images/b.nii.gz", r"labels/b\.nii\.gz: expected an image of the same name"),
-        ("labels/a.nii.gz", r"images/a\.nii\.gz: expected a label map of the same name, got none \(1 such"),
+        (
+            "labels/a.nii.gz",
+            r"images/a\.nii\.gz: expected a label map of the same name, got none\. .*: a\.nii\.gz\.$",
+        ),
     ],
 )
 def test_a_file_without_its_partner(tmp_path: Path, broken: str, said: str) -> None:
@@ -116,26 +120,231 @@ def test_what_is_no_training_set(tmp_path: Path) -> None:
         training_set(tmp_path)
 
 
-def test_a_damaged_description_names_itself(decathlon: Path) -> None:
+NESTED = "[" * 100_000
+NNUNET: dict[str, object] = {"channel_names": {"0": "CT"}}
+SCAN = {"image": "imagesTr/ct_000.nii.gz", "label": "labelsTr/ct_000.nii.gz"}
+LONG = "x" * 5000
+DAMAGED: list[tuple[str | bytes | dict[str, object], str]] = [
+    ("{", "expected JSON, got JSONDecodeError"),
+    (NESTED, "expected JSON, got RecursionError"),
+    ('{"training": ' + NESTED, "expected JSON, got RecursionError"),
+    ('{"training": [' + "9" * 5000 + "]}", "expected JSON, got ValueError"),
+    (
+        '{"labels": {"1": "a", "1": "b"}, "training": []}',
+        'expected JSON, got ValueError: the key "1" more than once',
+    ),
+    ('{"name": "é"}'.encode("latin1"), "expected JSON, got UnicodeDecodeError"),
+    ("[]", "expected an object, got an empty list"),
+    ("NaN", "expected an object, got NaN"),
+    ({"training": {}}, "training: expected a list, got an empty object"),
+    ({"training": None}, "training: expected a list, got null"),
+    ({"training": []}, "expected scans to train on, got none"),
+    ({"training": ["x"]}, r'training\[0\]: expected an object, got "x"'),
+    ({"training": [SCAN, {"image": "x"}]}, r"training\[1\]: expected the key label, got image$"),
+    ({"training": [{}]}, r"training\[0\]: expected the key image, got none$"),
+    ({"training": [{**SCAN, "image": []}]}, r"training\[0\].image: expected one or more, got an empty list"),
+    ({"training": [{**SCAN, "image": [1]}]}, r"training\[0\].image\[0\]: expected a text, got 1"),
+    ({"training": [{**SCAN, "image": ""}]}, r'training\[0\].image: expected a text, got ""'),
+    ({"training": [{**SCAN, "label": ["a"]}]}, r"training\[0\].label: expected a text, got a list"),
+    ({"training": [{**SCAN, "label": True}]}, r"training\[0\].label: expected a text, got true"),
+    ({"training": [{**SCAN, "label": LONG}]}, r"expected the file '.*/x+…x+', got nothing \(1 missing"),
+    ({"training": [{**SCAN, "image": "a\0b"}]}, r"expected the file .*/a\\x00b', got nothing \(1 missing"),
+    ({"training": [{**SCAN, "image": "a\ud800"}]}, r"expected the file .*/a\\ud800', got nothing \(1 missing"),
+    ({"training": [SCAN, SCAN]}, "expected label maps of different names, got ct_000 more than once"),
+    ({"labels": None}, "labels: expected an object, got null"),
+    ({"labels": ["background"]}, "labels: expected an object, got a list"),
+    ({"labels": {"zero": "x"}}, 'labels: expected whole numbers from 0, got "zero"'),
+    ({"labels": {"-1": "x"}}, 'labels: expected whole numbers from 0, got "-1"'),
+    ({"labels": {LONG: "x"}}, r'labels: expected whole numbers from 0, got "x+… \(5002 characters\)$'),
+    ({"labels": {"1": "a", "01": "b"}}, "labels: expected each number once, got 1 for 1, 01"),
+    ({"labels": {"1": None}}, "labels.1: expected a text, got null"),
+    ({"modality": []}, "modality: expected an object, got an empty list"),
+    ({"modality": {"0": 1}}, "modality.0: expected a text, got 1"),
+    ({"modality": {"x": "CT"}}, 'modality: expected whole numbers from 0, got "x"'),
+    ({"channel_names": None}, "channel_names: expected an object, got null"),
+    ({"channel_names": {}}, "channel_names: expected one or more, got an empty object"),
+    ({**NNUNET, "labels": []}, "labels: expected an object, got an empty list"),
+    (
+        {**NNUNET, "labels": {"x": "one"}},
+        'labels.x: expected a whole number from 0, got "one"',
+    ),
+    ({**NNUNET, "labels": {"x": 1.7}}, r"labels.x: expected a whole number from 0, got 1\.7"),
+    ({**NNUNET, "labels": {"x": True}}, "labels.x: expected a whole number from 0, got true"),
+    ({**NNUNET, "labels": {"x": -1}}, "labels.x: expected a whole number from 0, got -1"),
+    ({**NNUNET, "labels": {"x": 10**99}}, r"labels.x: expected a whole number .*\(100 char"),
+    ({**NNUNET, "labels": {"x": float("nan")}}, "labels.x: expected a whole number .*NaN"),
+    ({**NNUNET, "labels": {"x": {}}}, "labels.x: expected a whole number .*an empty object"),
+    (
+        {**NNUNET, "labels": {"a\nb": 1, "c": 1}},
+        r"expected each number once, got 1 for a\\nb, c",
+    ),
+    ({**NNUNET, "labels": {"ignore": 1, "c": 1}}, "got 1 for ignore, c"),
+    ({**NNUNET, "file_ending": []}, "file_ending: expected a text, got an empty list"),
+    ({**NNUNET, "file_ending": ".png"}, r'file_ending: expected .nii.gz or .nii, got ".png"'),
+]
+
+
+@pytest.mark.parametrize(("content", "said"), DAMAGED, ids=[said for _, said in DAMAGED])
+def test_a_damaged_description_names_itself_and_the_key(
+    content: str | bytes | dict[str, object], said: str, decathlon: Path
+) -> None:
     description = decathlon / "dataset.json"
-    facts = json.loads(description.read_bytes())
-    for content, said in [
-        ("{", "expected JSON"),
-        ("[]", "expected an object, got list"),
-        (json.dumps({**facts, "training": [{"image": "x"}]}), "`image` and `label`"),
-        (json.dumps({**facts, "labels": {"zero": "background"}}), "`labels` as"),
-        (json.dumps({**facts, "training": []}), "expected scans to train on, got none"),
-    ]:
-        description.write_text(content)
-        with pytest.raises(ValueError, match=said) as raised:
-            training_set(decathlon)
-        assert str(raised.value).startswith(str(description))
+    if isinstance(content, dict):
+        content = json.dumps({**json.loads(description.read_bytes()), **content})
+    description.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(ValueError, match=said) as raised:
+        training_set(decathlon)
+    message = str(raised.value)
+    assert message.startswith(f"{description}: ")
+    assert message.isprintable(), "a line"
+    assert len(message) < 5000
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_what_is_odd_in_a_description_and_yet_clear(encoding: str, decathlon: Path) -> None:
+    """Other encodings of Unicode, numbers as texts and floats, nonsense in keys that no one reads."""
+    scans = training_set(decathlon).scans
+    facts = {
+        "numTraining": float("nan"),
+        "labels": {"00": "nothing", "2": "Läsion\t", "1": "organ"},
+        "training": [
+            {"image": [str(scan.image[0])], "label": str(scan.label), "fold": 1} for scan in scans[::-1]
+        ],
+    }
+    (decathlon / "dataset.json").write_text(json.dumps(facts, ensure_ascii=False), encoding=encoding)
+    found = training_set(decathlon)
+    assert found.scans == scans
+    assert found.class_names == {0: "nothing", 1: "organ", 2: r"Läsion\t"}
+    assert found.modalities == ()
+    assert training_set(nnunet(decathlon / "nnu", labels={"a": 1.0, "b": "2"})).class_names == {1: "a", 2: "b"}
+
+
+def test_a_description_that_cannot_be_read(decathlon: Path) -> None:
+    (decathlon / "dataset.json").unlink()
+    (decathlon / "dataset.json").mkdir()
+    with pytest.raises(ValueError, match=r"dataset\.json: expected JSON, got IsADirectoryError"):
+        training_set(decathlon)
 
 
 def test_a_listed_file_that_is_not_there(decathlon: Path) -> None:
     (decathlon / "imagesTr" / "ct_001.nii.gz").unlink()
     with pytest.raises(ValueError, match=r"ct_001\.nii\.gz, got nothing \(1 missing in all\)"):
         training_set(decathlon)
+
+
+def two_folders(folder: Path) -> Path:
+    for kind in ("images", "labels"):
+        for name in "ab":
+            empty(folder / kind / f"{name}.nii.gz")
+    return folder
+
+
+def flat(folder: Path) -> Path:
+    for name in "ab":
+        empty(folder / f"{name}.nii.gz")
+        empty(folder / f"{name}_label.nii.gz")
+    return folder
+
+
+def looped(path: Path) -> Path:
+    path.symlink_to(path)
+    return path
+
+
+def folder_at(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("layout", "add", "name", "said"),
+    [
+        (two_folders, empty, "images/a.nii", r"a\.nii\.gz: expected one file of the name a, got a\.nii "),
+        (two_folders, empty, "labels/a.NII", r"a\.nii\.gz: expected one file of the name a, got a\.NII "),
+        (
+            two_folders,
+            empty,
+            "labels/b c.nii",
+            r"'.*/labels/b c\.nii': expected an image of the same name, got none",
+        ),
+        (two_folders, folder_at, "images/c.nii.gz", r"images/c\.nii\.gz: expected a NIfTI file, got a folder"),
+        (two_folders, looped, "labels/c.nii.gz", r"labels/c\.nii\.gz: expected a NIfTI file, got a broken link"),
+        (two_folders, empty, "labels/.c.nii.gz", None),
+        (two_folders, looped, "imagesTr", None),
+        (flat, empty, "a.nii", r"a\.nii\.gz: expected one file of the name a, got a\.nii "),
+        (flat, empty, "a_seg.nii", r"a_seg\.nii: expected one label map for a, got a_label\.nii\.gz beside it"),
+        (
+            flat,
+            empty,
+            "a_pred.nii",
+            r"a_pred\.nii: expected a label map NAME_label.* partner: a_pred\.nii",
+        ),
+        (
+            flat,
+            empty,
+            "c_mask.nii",
+            r"c_mask\.nii: expected an image NAME\.nii\.gz beside its label map",
+        ),
+        (flat, looped, "c.nii", r"c\.nii: expected a NIfTI file, got a broken link"),
+        (flat, empty, "._a.nii", None),
+        (
+            nnunet,
+            empty,
+            "imagesTr/c_0000.nii.gz",
+            r"c_0000\.nii\.gz: expected a label map in labelsTr and a channel",
+        ),
+        (
+            nnunet,
+            empty,
+            "imagesTr/a_0002.nii.gz",
+            r"expected a label map .*, got none for a_0002\.nii\.gz\.",
+        ),
+        (nnunet, empty, "labelsTr/c.nii", r'file_ending: expected that of .*/labelsTr/c\.nii, got "\.nii\.gz"'),
+        (nnunet, empty, "labelsTr/a.nii", r"a\.nii\.gz: expected one file of the name a, got a\.nii "),
+        (nnunet, looped, "labelsTr/c.nii.gz", r"c\.nii\.gz: expected a NIfTI file, got a broken link"),
+    ],
+)
+def test_one_file_too_many(
+    layout: Callable[[Path], Path], add: Callable[[Path], Path], name: str, said: str | None, tmp_path: Path
+) -> None:
+    """It is neither left out in silence nor taken for another, unless it is hidden."""
+    folder = layout(tmp_path)
+    add(folder / name)
+    if said is None:
+        assert [scan.name for scan in training_set(folder).scans] == ["a", "b"]
+        return
+    with pytest.raises(ValueError, match=said) as raised:
+        training_set(folder)
+    assert str(raised.value).isprintable()
+
+
+def test_many_files_without_partners_are_counted(tmp_path: Path) -> None:
+    for name in "abcdefg":
+        empty(flat(tmp_path) / f"{name}_pred.nii.gz")
+    said = r"partner: a_pred\.nii\.gz, b_pred\.nii\.gz, .*, e_pred\.nii\.gz and 2 more\."
+    with pytest.raises(ValueError, match=said):
+        training_set(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "channels", "said"),
+    [
+        (("a.nii", "a.nii.gz"), 1, r"a\.nii\.gz: expected one file of the name a, got a\.nii "),
+        (
+            ("a_0000.nii", "a_0002.nii"),
+            2,
+            r"2 channels \(_0000 to _0001\), got 2 files: a_0000\.nii, a_0002",
+        ),
+        (("a_0001.nii",), 1, r"1 channels \(_0000\), got 1 files: a_0001\.nii"),
+    ],
+)
+def test_images_to_predict_that_are_not_clear(
+    names: tuple[str, ...], channels: int, said: str, tmp_path: Path
+) -> None:
+    for name in names:
+        empty(tmp_path / name)
+    with pytest.raises(ValueError, match=said):
+        unlabelled([tmp_path], channels)
 
 
 def test_images_to_predict(tmp_path: Path) -> None:
@@ -145,9 +354,9 @@ def test_images_to_predict(tmp_path: Path) -> None:
     found = unlabelled([single, tmp_path / "many"], channels=2)
     assert [name for name, _ in found] == ["one", "a", "b"]
     assert [path.name for path in found[2][1]] == ["b_0000.nii.gz", "b_0001.nii.gz"]
-    with pytest.raises(ValueError, match="expected 1 channels, got 2 files"):
+    with pytest.raises(ValueError, match=r"1 channels \(_0000\), got 2 files: a_0000\.nii\.gz, a_0001\."):
         unlabelled([tmp_path / "many"], channels=1)
-    with pytest.raises(ValueError, match="got one more than once"):
+    with pytest.raises(ValueError, match=r"got one more than once: .*one\.nii\.gz and .*one\.nii\.gz"):
         unlabelled([single, single])
     with pytest.raises(ValueError, match="got nothing at"):
         unlabelled([tmp_path / "nowhere"])

@@ -400,6 +400,20 @@ class _Page(HTMLParser):
             self.texts[self.open[-1]][-1] += data
 
 
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="the names of files are Unicode there")
+def test_a_name_that_is_not_utf_8_is_escaped(verify: Verify, tmp_path: Path) -> None:
+    """And loses no report after all the work."""
+    module = tmp_path / os.fsdecode(b"flaws\xff.py")
+    module.write_bytes(FLAWS.read_bytes())
+    target = [f"{module}:Off", "--kwargs", LOGITS, "--law", "25"]
+    code, _, err = verify(*target, "--html", "r.html", "--json", "r.json")
+    assert (code, err) == (1, "")
+    assert r"flaws\xff.py:Off" in Path("r.html").read_text(encoding="utf-8")
+    (script,) = Path("voxloss-counterexamples").rglob("*.py")
+    script.read_text(encoding="utf-8")
+    assert "flaws" in strictly(Path("r.json"))["target"]
+
+
 def test_html_is_one_page(verify: Verify) -> None:
     reports = ["--html", "r.html", "--json", "r.json"]
     code, out, _ = verify(*flawed("Off", "1", "5", "25"), *reports, "--claim", 'dtypes=["float32"]')

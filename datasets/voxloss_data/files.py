@@ -14,6 +14,8 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from voxloss_data.text import unicode
+
 
 def save_nifti(path: Path, data: NDArray[Any], affine: NDArray[np.float64], space: str = "scanner") -> None:
     """Write `data` [X, Y, Z, ...] as NIfTI-1 in its own dtype, atomically.
@@ -31,7 +33,12 @@ def save_nifti(path: Path, data: NDArray[Any], affine: NDArray[np.float64], spac
 
 def save_json(path: Path, content: object) -> None:
     """Write `content` as indented JSON, atomically."""
-    save_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
+    save_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def save_text(path: Path, content: str) -> None:
+    """Write `content` as UTF-8, atomically; what is not Unicode in it, as in names of files, is escaped."""
+    save_bytes(path, unicode(content).encode())
 
 
 def save_bytes(path: Path, content: bytes) -> None:
@@ -42,12 +49,21 @@ def save_bytes(path: Path, content: bytes) -> None:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; it takes the place of `path` if all went well, and is gone if not."""
+    """Yield a path to write to; it takes the place of `path` if all went well, and is gone if not.
+
+    A link is followed. Raises OSError, of the kind that the system raised, with the name `path`.
+    """
+    target = Path(os.path.realpath(path))
     # In the same folder, since a rename is atomic within one file system only; with the same suffix, since
-    # nibabel reads the format from it; random, since two processes may write the same file.
-    temporary = path.with_name(f".{uuid4().hex}-{path.name}")
+    # nibabel reads the format from it; random, since two processes may write the same file. Only the end of the
+    # name, which may already be as long as a name can be.
+    temporary = target.with_name(f".{uuid4().hex}-{target.name[-50:]}")
     try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        # A full disk names no file, and nobody knows the temporary one.
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error

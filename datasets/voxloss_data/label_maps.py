@@ -12,6 +12,9 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from voxloss_data.nifti_files import nifti_files
+from voxloss_data.text import quoted
+
 # How far apart corresponding corners of two volumes may lie, in mm. Headers hold float32, which is good to 1e-4.
 TOLERANCE_MM = 1e-3
 
@@ -30,17 +33,20 @@ class LabelMapPair:
 def find_pairs(prediction: Path, reference: Path) -> list[LabelMapPair]:
     """Pair two files, or the NIfTI files of two folders by name, sorted; a partner may turn out to be missing.
 
-    Raises ValueError if one is a file and the other a folder, or if there is nothing to score.
+    Raises ValueError if one is a file and the other a folder, if there is nothing to score, or if a folder has
+    NAME.nii and NAME.nii.gz.
     """
     if not prediction.is_dir() and not reference.is_dir():
         return [LabelMapPair(prediction.name, prediction, reference)]
     for path in (prediction, reference):
         if not path.is_dir():
             found = "a file" if path.exists() else "nothing"
-            raise ValueError(f"expected two files or two folders, got {found} at {path}")
-    names = sorted(_nifti_names(prediction) | _nifti_names(reference))
+            raise ValueError(f"expected two files or two folders, got {found} at {quoted(path)}")
+    names = sorted({path.name for folder in (prediction, reference) for path in nifti_files(folder).values()})
     if not names:
-        raise ValueError(f"expected .nii or .nii.gz files in {prediction} and {reference}, got none")
+        raise ValueError(
+            f"expected .nii or .nii.gz files in {quoted(prediction)} and {quoted(reference)}, got none"
+        )
     return [LabelMapPair(name, prediction / name, reference / name) for name in names]
 
 
@@ -95,11 +101,12 @@ class LabelFile:
             for z in range(data.shape[2]):  # by slices, to save memory
                 # The remainder of NaN and ±∞ is NaN.
                 with np.errstate(invalid="ignore"):
-                    wrong = np.argwhere(np.mod(data[:, :, z], 1) != 0)
+                    wrong = np.argwhere((np.mod(data[:, :, z], 1) != 0) | (np.abs(data[:, :, z]) >= 2.0**63))
                 if len(wrong):
                     x, y = wrong[0].tolist()
                     where, value = (x, y, z), data[x, y, z]
-                    raise ValueError(f"{self.path}: expected whole numbers, got {value} at voxel {where}")
+                    limit = " below 2^63" if 2.0**63 <= abs(value) < math.inf else ""
+                    raise ValueError(f"{self.path}: expected whole numbers{limit}, got {value} at voxel {where}")
         return data
 
     def _require_checksum(self) -> None:
@@ -112,9 +119,3 @@ class LabelFile:
     def _unreadable(self, error: Exception) -> ValueError:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return ValueError(f"{self.path}: expected a whole NIfTI file, got {reason}")
-
-
-def _nifti_names(folder: Path) -> set[str]:
-    """Hidden files are not data: other systems' file attributes, half-written files."""
-    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    return {name for name in names if name.lower().endswith((".nii", ".nii.gz"))}

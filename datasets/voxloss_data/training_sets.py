@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from voxloss_data.json_fields import Field
+from voxloss_data.nifti_files import ENDINGS, nifti_files, stem
+from voxloss_data.text import printable, quoted, shortened
 
 IMAGE_FOLDERS = ("imagesTr", "images", "image")
 LABEL_FOLDERS = ("labelsTr", "labels", "label")
 # What ends the name of a label map that lies beside its image.
 SUFFIXES = ("_label", "_labels", "_seg", "_segmentation", "_mask")
+LISTED = 5  # files that a message names
 
 
 @dataclass(frozen=True)
@@ -43,31 +47,32 @@ def training_set(folder: Path) -> TrainingSet:
     * two folders: images/NAME.nii.gz and labels/NAME.nii.gz (or imagesTr and labelsTr);
     * side by side: NAME.nii.gz and NAME_label.nii.gz (or _labels, _seg, _segmentation, _mask).
 
-    Raises ValueError if there is none of them, or a file without its partner.
+    Raises ValueError if there is none of them, if dataset.json is damaged, for a file with no partner or two, for
+    NAME.nii beside NAME.nii.gz, and for a folder or a broken link of such a name; OSError if a folder cannot be
+    read.
     """
-    if not folder.is_dir():
-        found = "a file" if folder.exists() else "nothing"
-        raise ValueError(f"expected a folder of images and label maps, got {found} at {folder}")
-    description = folder / "dataset.json"
-    if description.exists():
-        try:
-            facts = json.loads(description.read_bytes())
-        except ValueError as error:
-            raise ValueError(f"{description}: expected JSON, got {error}") from error
-        if not isinstance(facts, dict):
-            raise ValueError(f"{description}: expected an object, got {type(facts).__name__}")
-        if "channel_names" in facts:
+    if not os.path.isdir(folder):
+        found = "a file" if os.path.exists(folder) else "nothing"
+        raise ValueError(f"expected a folder of images and label maps, got {found} at {quoted(folder)}")
+    if os.path.lexists(folder / "dataset.json"):
+        facts = Field.of_file(folder / "dataset.json")
+        if "channel_names" in facts.object():
             return _nnunet(folder, facts)
-        if "training" in facts:
-            return _decathlon(description, facts)
+        if "training" in facts.object():
+            return _decathlon(folder, facts)
     images, labels = _first(folder, IMAGE_FOLDERS), _first(folder, LABEL_FOLDERS)
     if images is not None and labels is not None:
-        pairs = _paired({_stem(p): p for p in _nifti(images)}, {_stem(p): p for p in _nifti(labels)}, folder)
-        return TrainingSet(f"{images.name}/ and {labels.name}/", pairs)
-    if (images or labels) and not _nifti(folder):
+        scans = _paired(
+            _files(images), _files(labels), "a label map of the same name", "an image of the same name"
+        )
+        if not scans:
+            raise ValueError(f"{quoted(folder)}: expected .nii or .nii.gz files, got none")
+        return TrainingSet(f"{images.name}/ and {labels.name}/", scans)
+    files = _files(folder)
+    if (images or labels) and not files:
         missing = "images (or imagesTr) beside labels" if images is None else "labels (or labelsTr) beside images"
-        raise ValueError(f"{folder}: expected a folder {missing}, got none")
-    return _side_by_side(folder)
+        raise ValueError(f"{quoted(folder)}: expected a folder {missing}, got none")
+    return _side_by_side(folder, files)
 
 
 def unlabelled(paths: Sequence[Path], channels: int = 1) -> list[tuple[str, tuple[Path, ...]]]:
@@ -75,147 +80,182 @@ def unlabelled(paths: Sequence[Path], channels: int = 1) -> list[tuple[str, tupl
 
     In a folder whose files are all called NAME_0000.nii.gz, NAME_0001.nii.gz, … as nnU-Net has them, those of one
     NAME are the channels of one image. Raises ValueError if there is none, if two have one name, or if channels
-    are missing.
+    are missing; OSError if a folder cannot be read.
     """
-    found: list[tuple[str, tuple[Path, ...]]] = []
+    found: dict[str, tuple[Path, ...]] = {}
     for path in paths:
-        if not path.is_dir():
-            if not path.exists():
-                raise ValueError(f"expected a NIfTI file or a folder of them, got nothing at {path}")
-            found.append((_stem(path), (path,)))
-            continue
-        files = _nifti(path)
-        if not files:
-            raise ValueError(f"{path}: expected .nii or .nii.gz files, got none")
-        if not all(re.search(r"_\d{4}$", _stem(file)) for file in files):
-            found += [(_stem(file), (file,)) for file in files]
-            continue
-        by_name: dict[str, list[Path]] = {}
-        for file in files:
-            by_name.setdefault(_stem(file)[:-5], []).append(file)
-        for name, image in by_name.items():
-            if len(image) != channels:
-                raise ValueError(f"{image[0]}: expected {channels} channels, got {len(image)} files")
-            found.append((name, tuple(image)))
-    names = [name for name, _ in found]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"expected images of different names, got {twice[0]} more than once")
+        for name, image in _images(path, channels).items():
+            if name in found:
+                both = f"{quoted(found[name][0])} and {quoted(image[0])}"
+                raise ValueError(f"expected images of different names, got {quoted(name)} more than once: {both}")
+            found[name] = image
+    return [*found.items()]
+
+
+def _images(path: Path, channels: int) -> dict[str, tuple[Path, ...]]:
+    if not os.path.isdir(path):
+        if not os.path.exists(path):
+            raise ValueError(f"expected a NIfTI file or a folder of them, got nothing at {quoted(path)}")
+        return {stem(path): (path,)}
+    files = _files(path)
+    if not files:
+        raise ValueError(f"{quoted(path)}: expected .nii or .nii.gz files, got none")
+    if not all(re.search(r"_[0-9]{4}$", name) for name in files):
+        return {name: (file,) for name, file in files.items()}
+    images: dict[str, dict[str, Path]] = {}
+    for name, file in files.items():
+        images.setdefault(name[:-5], {})[name] = file
+    for name, image in images.items():
+        if [*image] != [f"{name}_{channel:04d}" for channel in range(channels)]:
+            ends = "_0000" if channels == 1 else f"_0000 to _{channels - 1:04d}"
+            raise ValueError(
+                f"{quoted(next(iter(image.values())))}: expected {channels} channels ({ends}), "
+                f"got {len(image)} files: {_listed(image.values())}. "
+                "If each is an image of its own, pass the files themselves."
+            )
+    return {name: tuple(image.values()) for name, image in images.items()}
+
+
+def _decathlon(folder: Path, facts: Field) -> TrainingSet:
+    scans = []
+    for item in facts.get("training").list():
+        image, label = item.get("image"), folder / item.get("label").text()
+        channels = image.list() if isinstance(image.value, list) else [image]
+        if not channels:
+            raise image.error("one or more")
+        scans.append(Scan(stem(label), tuple(folder / channel.text() for channel in channels), label))
+    scans.sort(key=lambda scan: scan.name)
+    modalities = sorted(facts.get("modality", {}).by_number().items())
+    return _checked(
+        TrainingSet(
+            "Decathlon",
+            tuple(scans),
+            _printable(facts.get("labels", {}).by_number()),
+            tuple(name for _, name in modalities),
+        ),
+        facts,
+    )
+
+
+def _nnunet(folder: Path, facts: Field) -> TrainingSet:
+    """The layout of nnU-Net 2; regions are no classes of a label map."""
+    channels, file_ending = facts.get("channel_names"), facts.get("file_ending", ".nii.gz")
+    modalities = sorted(channels.by_number().items())
+    if not modalities:
+        raise channels.error("one or more")
+    ending = file_ending.text()
+    if not ending.lower().endswith(ENDINGS):
+        raise file_ending.error(".nii.gz or .nii")
+    labels = facts.get("labels", {})
+    regions = sorted(name for name, value in labels.object().items() if isinstance(value.value, list))
+    if regions:
+        raise labels.error(
+            "one whole number for each label",
+            f"regions ({shortened(', '.join(regions), 80)}). "
+            "Train regions with nnU-Net's own commands and nnUNetTrainerVoxloss.",
+        )
+    numbers = {name: value.whole_number() for name, value in labels.object().items()}
+    names = labels.distinct(numbers)
+    ignored = numbers.get("ignore")
+    images, references = (_files(folder / name).values() for name in ("imagesTr", "labelsTr"))
+    scans = []
+    for label in references:
+        if not label.name.endswith(ending):
+            raise file_ending.error(f"that of {quoted(label)}")
+        name = label.name.removesuffix(ending)
+        image = tuple(folder / "imagesTr" / f"{name}_{c:04d}{ending}" for c in range(len(modalities)))
+        scans.append(Scan(name, image, label))
+    found = _checked(
+        TrainingSet(
+            "nnU-Net",
+            tuple(scans),
+            _printable({number: name for number, name in names.items() if number != ignored}),
+            tuple(name for _, name in modalities),
+            ignored,
+        ),
+        facts,
+    )
+    unused = [*{*images} - {image for scan in scans for image in scan.image}]
+    if unused:
+        raise ValueError(
+            f"{quoted(min(unused))}: expected a label map in labelsTr and a channel in dataset.json for each "
+            f"image, got none for {_listed(unused)}. Move what is not to be trained on elsewhere."
+        )
     return found
 
 
-def _decathlon(description: Path, facts: dict[str, Any]) -> TrainingSet:
-    from monai.data.decathlon_datalist import load_decathlon_datalist  # it loads torch
-
-    try:
-        listed = load_decathlon_datalist(description, is_segmentation=True, data_list_key="training")
-        scans = []
-        for item in listed:
-            image = item["image"] if isinstance(item["image"], list) else [item["image"]]
-            scans.append(Scan(_stem(Path(item["label"])), tuple(map(Path, image)), Path(item["label"])))
-        names = {int(label): str(name) for label, name in facts.get("labels", {}).items()}
-        modalities = [name for _, name in sorted(facts.get("modality", {}).items(), key=lambda i: int(i[0]))]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"{description}: expected a list `training` of objects with `image` and `label`, `labels` as "
-            f'{{"0": "background", …}}, `modality` as {{"0": "CT"}}, got {type(error).__name__}: {error}'
-        ) from error
-    return _checked(TrainingSet("Decathlon", _sorted(scans), names, tuple(modalities)), description)
-
-
-def _nnunet(folder: Path, facts: dict[str, Any]) -> TrainingSet:
-    """The layout of nnU-Net 2; regions are no classes of a label map."""
-    description = folder / "dataset.json"
-    labels: dict[str, Any] = facts.get("labels", {})
-    regions = sorted(name for name, value in labels.items() if isinstance(value, list))
-    if regions:
-        raise ValueError(
-            f"{description}: expected one whole number for each label, got regions ({', '.join(regions)}). "
-            "Train regions with nnU-Net's own commands and nnUNetTrainerVoxloss."
-        )
-    ending = str(facts.get("file_ending", ".nii.gz"))
-    if not ending.lower().endswith((".nii", ".nii.gz")):
-        raise ValueError(f"{description}: expected the file_ending .nii.gz or .nii, got {ending!r}")
-    channels = [name for _, name in sorted(facts["channel_names"].items(), key=lambda item: int(item[0]))]
-    references = sorted(p for p in _nifti(folder / "labelsTr") if p.name.endswith(ending))
-    scans = []
-    for label in references:
-        name = label.name.removesuffix(ending)
-        image = tuple(folder / "imagesTr" / f"{name}_{c:04d}{ending}" for c in range(len(channels)))
-        scans.append(Scan(name, image, label))
-    names = {int(value): name for name, value in labels.items() if name != "ignore"}
-    ignored = labels.get("ignore")
-    found = TrainingSet(
-        "nnU-Net", tuple(scans), names, tuple(map(str, channels)), None if ignored is None else int(ignored)
-    )
-    return _checked(found, description)
-
-
-def _side_by_side(folder: Path) -> TrainingSet:
-    files = {_stem(path): path for path in _nifti(folder)}
-    labels = {}
+def _side_by_side(folder: Path, files: dict[str, Path]) -> TrainingSet:
+    labels: dict[str, Path] = {}
     for name, path in files.items():
-        for suffix in SUFFIXES:
-            if name.endswith(suffix):
-                labels[name.removesuffix(suffix)] = path
-    images = {name: path for name, path in files.items() if path not in labels.values()}
+        image = next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), None)
+        if image is not None and labels.setdefault(image, path) is not path:
+            raise ValueError(
+                f"{quoted(path)}: expected one label map for {quoted(image)}, got {quoted(labels[image].name)} "
+                "beside it. Move one of them elsewhere."
+            )
+    suffixes = f"NAME{SUFFIXES[0]}.nii.gz (or {', '.join(SUFFIXES[1:])})"
     if not labels:
         raise ValueError(
-            f"{folder}: expected a dataset.json (Decathlon or nnU-Net), folders images and labels, or "
-            f"NAME.nii.gz beside NAME_label.nii.gz (or {', '.join(SUFFIXES[1:])}), got {len(files)} NIfTI files "
-            "and none so named"
+            f"{quoted(folder)}: expected a dataset.json (Decathlon or nnU-Net), folders images and labels, or "
+            f"NAME.nii.gz beside {suffixes}, got {len(files)} NIfTI files and none so named"
         )
-    return TrainingSet("side by side", _paired(images, labels, folder))
+    images = {name: path for name, path in files.items() if path not in labels.values()}
+    partners = f"a label map {suffixes} beside NAME.nii.gz", "an image NAME.nii.gz beside its label map"
+    return TrainingSet("side by side", _paired(images, labels, *partners))
 
 
-def _paired(images: dict[str, Path], labels: dict[str, Path], folder: Path) -> tuple[Scan, ...]:
-    if not images and not labels:
-        raise ValueError(f"{folder}: expected .nii or .nii.gz files, got none")
-    lonely = sorted(images.keys() ^ labels.keys())
-    if lonely:
-        lacking = "a label map" if lonely[0] in images else "an image"
-        path = images.get(lonely[0], labels.get(lonely[0]))
+def _paired(images: dict[str, Path], labels: dict[str, Path], label: str, image: str) -> tuple[Scan, ...]:
+    """The scans, sorted by name; `label` is what an image lacks that has none, `image` what a label map lacks."""
+    without = {name: {**images, **labels}[name] for name in sorted(images.keys() ^ labels.keys())}
+    for name, path in without.items():
         raise ValueError(
-            f"{path}: expected {lacking} of the same name, got none ({len(lonely)} such files in all). "
-            "Move what has no partner elsewhere."
+            f"{quoted(path)}: expected {label if name in images else image}, got none. "
+            f"Rename or move elsewhere what has no partner: {_listed(without.values())}."
         )
     return tuple(Scan(name, (images[name],), labels[name]) for name in sorted(images))
 
 
-def _checked(found: TrainingSet, description: Path) -> TrainingSet:
+def _checked(found: TrainingSet, facts: Field) -> TrainingSet:
     if not found.scans:
-        raise ValueError(f"{description}: expected scans to train on, got none")
-    missing = [path for scan in found.scans for path in (*scan.image, scan.label) if not path.is_file()]
+        raise ValueError(f"{quoted(facts.file)}: expected scans to train on, got none")
+    files = [path for scan in found.scans for path in (*scan.image, scan.label)]
+    missing = [path for path in files if not os.path.isfile(path)]
     if missing:
         raise ValueError(
-            f"{description}: expected the file {missing[0]}, got nothing ({len(missing)} missing in all)"
+            f"{quoted(facts.file)}: expected the file {quoted(missing[0])}, got nothing "
+            f"({len(missing)} missing in all)"
         )
     names = [scan.name for scan in found.scans]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"{description}: expected label maps of different names, got {twice[0]} more than once")
+        raise ValueError(
+            f"{quoted(facts.file)}: expected label maps of different names, got {quoted(twice[0])} more than once"
+        )
     return found
 
 
-def _sorted(scans: list[Scan]) -> tuple[Scan, ...]:
-    return tuple(sorted(scans, key=lambda scan: scan.name))
+def _printable(names: dict[int, str]) -> dict[int, str]:
+    """They go into tables and files."""
+    return {number: printable(name) for number, name in names.items()}
 
 
 def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
-    return next((folder / name for name in names if (folder / name).is_dir()), None)
+    return next((folder / name for name in names if os.path.isdir(folder / name)), None)
 
 
-def _nifti(folder: Path) -> list[Path]:
-    """Hidden files are not data: other systems' file attributes, half-written files."""
-    if not folder.is_dir():
-        raise ValueError(f"expected the folder {folder}, got nothing")
-    files = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    return sorted(path for path in files if path.name.lower().endswith((".nii", ".nii.gz")))
+def _files(folder: Path) -> dict[str, Path]:
+    """The NIfTI files of a folder by name, and nothing else that is called so."""
+    if not os.path.isdir(folder):
+        raise ValueError(f"expected the folder {quoted(folder)}, got nothing")
+    files = nifti_files(folder)
+    for path in files.values():
+        if not os.path.isfile(path):
+            found = "a folder" if os.path.isdir(path) else "a broken link" if path.is_symlink() else "a device"
+            raise ValueError(f"{quoted(path)}: expected a NIfTI file, got {found}. Move it elsewhere.")
+    return files
 
 
-def _stem(path: Path) -> str:
-    name = path.name
-    for ending in (".nii.gz", ".nii"):
-        if name.lower().endswith(ending):
-            return name[: -len(ending)]
-    return path.stem
+def _listed(paths: Collection[Path]) -> str:
+    names = [quoted(path.name) for path in sorted(paths)]
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"{', '.join(names[:LISTED])}{more}"

@@ -69,8 +69,10 @@ def _report(error: BaseException, given: Sequence[str]) -> Any:
         needed = f"this command needs {error.name}: pip install 'voxloss[demo]'"
         return _say(needed, ExitCode.REFUSED)
     if isinstance(error, OSError):
+        from voxloss_data.text import quoted
+
         named = error.filename and error.strerror
-        return _say(f"{error.filename}: {error.strerror}" if named else str(error), ExitCode.REFUSED)
+        return _say(f"{quoted(str(error.filename))}: {error.strerror}" if named else str(error), ExitCode.REFUSED)
     said = " ".join([f"{type(error).__name__}:", *str(error).split()]).rstrip(":.")
     return _say(f"unexpected {said}. --debug shows where.", ExitCode.FAULT)
 
@@ -98,7 +100,9 @@ def _wrong_usage(error: BaseException, given: Sequence[str]) -> str | None:
 
 
 def _say(message: str, code: ExitCode) -> ExitCode:
-    print(f"voxloss: {message}", file=sys.stderr)
+    from voxloss_data.text import printable  # it loads nibabel
+
+    print(f"voxloss: {printable(message)}", file=sys.stderr)
     return code
 
 

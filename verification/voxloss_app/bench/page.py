@@ -14,7 +14,7 @@ from voxloss_app.bench.goals import judge
 from voxloss_app.bench.results import BenchResult, Measurement, Run, State
 from voxloss_app.bench.timing import ENOUGH_SECONDS, LEAST_ROUNDS, Spread, short
 from voxloss_app.templates import environment
-from voxloss_data.files import save_bytes
+from voxloss_data.files import save_text
 from voxloss_verify.tolerances import GRADIENT, LOSS
 
 MARKS = {True: "✓", False: "✗", None: "–"}
@@ -27,7 +27,7 @@ Cell = Callable[[BenchResult, str], str]
 def write(out: Path, runs: Sequence[Run]) -> Path:
     """Write performance.md; return its path."""
     path = out / "performance.md"
-    save_bytes(path, render(runs).encode())
+    save_text(path, render(runs))
     return path
 
 

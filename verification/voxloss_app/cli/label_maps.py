@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from voxloss_app.cli.app import command
-from voxloss_app.cli.options import FileOption, IgnoreOption, require_writable
+from voxloss_app.cli.options import FileOption, IgnoreOption, require_folder, require_writable
 
 GROUP = "Label maps"
 
@@ -85,6 +85,7 @@ def phantoms(
 
         voxloss score phantoms/predictions phantoms/references    # the same numbers, counted
     """
+    require_folder("FOLDER", folder)
     from voxloss_app.phantoms import write_and_show
 
     write_and_show(folder)

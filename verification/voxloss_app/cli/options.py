@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Annotated
 
 import typer
@@ -76,15 +78,52 @@ IgnoreOption = Annotated[
 
 
 def require_folder(option: str, path: Path) -> None:
-    """Refuse what is a file."""
-    if path.exists() and not path.is_dir():
-        raise typer.BadParameter(f"{option}: expected a folder, got the file {path}.")
+    """Refuse a folder that is a file, or that cannot be made or written to."""
+    with _refused(option, "a folder", path):
+        if path.is_file():
+            raise typer.BadParameter(f"{option}: expected a folder, got the file {_quoted(path)}.")
+        _require_room(next(place for place in (path, *path.parents) if _exists(place)))
 
 
 def require_writable(option: str, path: Path | None) -> None:
-    """Refuse a file that cannot be made."""
-    if path is not None and (path.is_dir() or not path.parent.is_dir()):
-        raise typer.BadParameter(f"{option}: expected a file in a folder that exists, got {path}.")
+    """Refuse a file that cannot be made or replaced."""
+    if path is None:
+        return
+    with _refused(option, "a file", path):
+        if not path.parent.is_dir() or (_exists(path) and not path.is_file()):
+            raise typer.BadParameter(f"{option}: expected a file in a folder that exists, got {_quoted(path)}.")
+        _require_room(Path(os.path.realpath(path)).parent)  # a link is followed
+
+
+@contextmanager
+def _refused(option: str, kind: str, path: Path) -> Iterator[None]:
+    """Refuse what the system refuses."""
+    try:
+        yield
+    except OSError as error:
+        expected = f"{kind} that can be written, got {_quoted(path)}"
+        raise typer.BadParameter(f"{option}: expected {expected} ({error.strerror}).") from error
+
+
+def _exists(path: Path) -> bool:
+    """`Path.exists` hides more errors, or fewer, as the version of Python has it."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _require_room(folder: Path) -> None:
+    """Raise OSError unless a file can be made in the folder: permissions alone do not show it, least to root."""
+    with TemporaryFile(dir=folder):
+        pass
+
+
+def _quoted(path: Path) -> str:
+    from voxloss_data.text import quoted  # it loads nibabel
+
+    return quoted(path)
 
 
 @contextmanager

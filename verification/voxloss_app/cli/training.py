@@ -91,6 +91,7 @@ def demo(
 
         voxloss demo --steps 50 --device cpu
     """
+    require_folder("--out", out)
     from voxloss_app.demo import Settings, run_demo
 
     try:

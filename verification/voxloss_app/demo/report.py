@@ -24,7 +24,7 @@ from voxloss_app.demo.training import Training, mean_foreground
 from voxloss_app.names import LOSSES
 from voxloss_app.templates import environment
 from voxloss_app.theme import DARK, LIGHT
-from voxloss_data.files import save_bytes, save_json
+from voxloss_data.files import save_bytes, save_json, save_text
 from voxloss_verify.oracle.sums import dice, jaccard, label_sums
 from voxloss_verify.subject.devices import device_name
 
@@ -171,7 +171,7 @@ def write_report(results: Results) -> Path:
     save_json(settings.out / "metrics.json", numbers)
     save_bytes(settings.out / "report.png", figures.overview_png(segmentation, curves))
     path = settings.out / "report.html"
-    save_bytes(path, page.encode())
+    save_text(path, page)
     return path
 
 

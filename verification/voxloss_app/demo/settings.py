@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +28,7 @@ class Settings:
         Raises ValueError for a device that does not work here, and OSError if the folder cannot be made.
         """
         chosen = chosen_device(device)
-        if out.exists() and not out.is_dir():
-            raise NotADirectoryError(f"--out: expected a folder, got the file {out}; choose another name")
         out.mkdir(parents=True, exist_ok=True)
-        if not os.access(out, os.W_OK):
-            raise PermissionError(f"--out: expected a folder that can be written to, got {out}")
         return cls(loss, steps, chosen, seed, out)
 
     @property

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from voxloss_data.label_maps import LabelFile, LabelMapPair
+from voxloss_data.text import printable, quoted
 from voxloss_verify.oracle.sums import pair_counts
 
 
@@ -51,7 +52,7 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class PairScores:
-    """The scores of a case, or else the error that says why there are none."""
+    """The scores of a case, or else the error in one line that says why there are none."""
 
     case: LabelMapPair
     scores: list[ClassScore]
@@ -69,7 +70,7 @@ def score_pair(
     `labels` are the classes to score, by default all that occur in either image, without 0. A voxel whose
     reference is `ignore` counts as deleted, from both images. Raises ValueError that names the file if one cannot
     be read, is not 3D, holds labels that are not whole numbers, or if the shapes differ or the corners of the two
-    volumes are more than `label_files.TOLERANCE_MM` apart.
+    volumes are more than `label_maps.TOLERANCE_MM` apart.
     """
     prediction, reference = LabelFile(Path(prediction_path)), LabelFile(Path(reference_path))
     prediction.require_grid_of(reference)
@@ -122,7 +123,7 @@ def score_pairs(
             try:
                 results.append(future.result())
             except BrokenProcessPool:
-                error = f"{case.prediction}: a process died, perhaps for want of memory; try fewer jobs"
+                error = f"{quoted(case.prediction)}: a process died, perhaps for want of memory; try fewer jobs"
                 results.append(PairScores(case, [], error))
             advance()
     except BaseException:
@@ -138,7 +139,7 @@ def _score(case: LabelMapPair, labels: Sequence[int] | None, ignore: int | None)
     try:
         return PairScores(case, score_pair(case.prediction, case.reference, labels, ignore))
     except ValueError as error:
-        return PairScores(case, [], str(error))
+        return PairScores(case, [], printable(str(error)))
 
 
 def _ratio(numerator: int, denominator: int) -> Fraction | None:

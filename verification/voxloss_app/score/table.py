@@ -18,8 +18,9 @@ from rich.table import Table
 from voxloss_app.exits import ExitCode, Refused
 from voxloss_app.score.scores import ClassScore, PairScores, score_pairs
 from voxloss_app.terminal import as_text, progress_bar, results_console
-from voxloss_data.files import save_bytes
+from voxloss_data.files import save_text
 from voxloss_data.label_maps import find_pairs
+from voxloss_data.text import printable, unicode
 
 COLUMNS = ("case", "label", "dice", "iou", "tp", "fp", "fn", "prediction_ml", "reference_ml")
 
@@ -71,7 +72,7 @@ def tables(scored: list[PairScores], means: bool) -> list[RenderableType]:
 
 def save_csv(scored: list[PairScores], path: Path) -> None:
     """Write a row for each case and label."""
-    save_bytes(path, _csv(scored).encode())
+    save_text(path, _csv(scored))
 
 
 def _write(
@@ -87,7 +88,7 @@ def _write(
     if out is None:
         sys.stdout.write(text)
     else:
-        save_bytes(out, text.encode())
+        save_text(out, text)
 
 
 def _table(scored: list[PairScores]) -> Table:
@@ -96,12 +97,13 @@ def _table(scored: list[PairScores]) -> Table:
     for heading in ("label", "Dice", "IoU", "TP", "FP", "FN", "prediction ml", "reference ml"):
         table.add_column(heading, justify="right", no_wrap=True)
     for result in scored:
+        name = printable(result.case.name)
         for s in result.scores:
             counts = map(str, (s.tp, s.fp, s.fn))
             volumes = (f"{volume:.3f}" for volume in (s.prediction_ml, s.reference_ml))
-            table.add_row(result.case.name, str(s.label), _four(s.dice), _four(s.iou), *counts, *volumes)
+            table.add_row(name, str(s.label), _four(s.dice), _four(s.iou), *counts, *volumes)
         if not result.scores:
-            table.add_row(result.case.name, "none")
+            table.add_row(name, "none")
     return table
 
 
@@ -127,19 +129,20 @@ def _csv(scored: list[PairScores]) -> str:
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(COLUMNS)
     for result in scored:
+        name = unicode(result.case.name).replace("\r", r"\r")  # csv quotes a line feed, but not this
         for s in result.scores:
             ratios = ("" if ratio is None else float(ratio) for ratio in (s.dice, s.iou))
             volumes = (s.prediction_ml, s.reference_ml)
-            rows.writerow((result.case.name, s.label, *ratios, s.tp, s.fp, s.fn, *volumes))
+            rows.writerow((name, s.label, *ratios, s.tp, s.fp, s.fn, *volumes))
     return text.getvalue()
 
 
 def _json(scored: list[PairScores], failed: list[PairScores]) -> str:
     cases = [
         {
-            "case": result.case.name,
-            "prediction": str(result.case.prediction),
-            "reference": str(result.case.reference),
+            "case": unicode(result.case.name),
+            "prediction": unicode(str(result.case.prediction)),
+            "reference": unicode(str(result.case.reference)),
             "classes": [
                 {
                     "label": s.label,
@@ -156,7 +159,7 @@ def _json(scored: list[PairScores], failed: list[PairScores]) -> str:
         }
         for result in scored
     ]
-    failures = [{"case": result.case.name, "error": result.error} for result in failed]
+    failures = [{"case": unicode(result.case.name), "error": result.error} for result in failed]
     return json.dumps({"cases": cases, "failures": failures}, indent=2) + "\n"
 
 

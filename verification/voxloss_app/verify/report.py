@@ -19,7 +19,7 @@ import voxloss
 from voxloss_app.installed import version_of
 from voxloss_app.templates import environment
 from voxloss_app.verify.cells import Picture, pictures
-from voxloss_data.files import save_bytes, save_json
+from voxloss_data.files import save_json, save_text
 from voxloss_verify import xfails
 from voxloss_verify.laws.law import Law
 from voxloss_verify.laws.record import LITERAL, CounterExample, Record, Status
@@ -95,7 +95,7 @@ def write_html(path: Path, verification: Verification) -> None:
             },
         )
     )
-    save_bytes(path, page.encode())
+    save_text(path, page)
 
 
 def _fields(record: Record, law: Law, verification: Verification) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from voxloss_data.files import save_bytes, save_nifti
+from voxloss_data.files import save_nifti, save_text
 from voxloss_verify.oracle.sums import Image
 from voxloss_verify.oracle.volumes import Volume
 
@@ -115,7 +115,7 @@ class CounterExample:
                     paths.append(path)
         script = folder / f"{self.stem}.py"
         # It runs from anywhere.
-        save_bytes(script, (self.snippet(folder.resolve()) + "\n").encode())
+        save_text(script, self.snippet(folder.resolve()) + "\n")
         return [*paths, script]
 
     def _tensors(self, volume: Volume, prefix: str, folder: Path | None) -> list[str]:
