@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-# How far apart corresponding corners of two volumes may lie, in mm. Headers hold float32, which is good to 1e-4.
-TOLERANCE_MM = 1e-3
-
-_MM_PER_UNIT = {"meter": 1e3, "micron": 1e-3}  # most tools write mm, or no unit and mean mm
+from voxloss_data.nifti import TOLERANCE_MM, NiftiFile
 
 
 @dataclass(frozen=True)
@@ -44,31 +38,12 @@ def find_pairs(prediction: Path, reference: Path) -> list[LabelMapPair]:
     return [LabelMapPair(name, prediction / name, reference / name) for name in names]
 
 
-class LabelFile:
-    """A 3D NIfTI file whose header has been read, and its voxels not yet."""
+class LabelFile(NiftiFile):
+    """A 3D NIfTI file of whole numbers."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        if not path.exists():
-            raise ValueError(f"{path}: expected a NIfTI file, got nothing: it does not exist")
-        try:
-            self._require_checksum()
-            image: Any = nib.load(path)
-            header: Any = image.header
-            unit = header.get_xyzt_units()[0] if isinstance(image, nib.Nifti1Pair) else ""
-        except Exception as error:  # a broken header can break nibabel anywhere
-            raise self._unreadable(error) from error
-        if not isinstance(image, nib.Nifti1Pair):
-            raise ValueError(f"{path}: expected a NIfTI file, got {type(image).__name__}")
-        self.image: Any = image
-        self.shape: tuple[int, ...] = image.shape
-        if len(self.shape) != 3:
-            raise ValueError(f"{path}: expected 3 dimensions, got {len(self.shape)}: {self.shape}")
-        # Voxel indices to mm, 3x4.
-        self.affine: NDArray[np.float64] = self.image.affine[:3] * _MM_PER_UNIT.get(unit, 1)
-        self.voxel_ml = abs(float(np.linalg.det(self.affine[:, :3]))) / 1000
-        if not 0 < self.voxel_ml < math.inf:
-            raise ValueError(f"{path}: expected voxels of some volume, got the affine {self.affine.tolist()}")
+    dimensions = (3,)
+    layout = "3 dimensions"
+    content = "whole numbers"
 
     def require_grid_of(self, other: LabelFile) -> None:
         """Raise ValueError unless the other file has this shape and, within `TOLERANCE_MM`, these corners."""
@@ -84,13 +59,8 @@ class LabelFile:
             )
 
     def labels(self) -> NDArray[Any]:
-        """Read the voxels in the dtype of the file; only scaled ones become floats."""
-        try:
-            data: NDArray[Any] = np.asanyarray(self.image.dataobj)
-        except Exception as error:  # OSError, ValueError, MemoryError, …
-            raise self._unreadable(error) from error
-        if data.dtype.kind not in "iuf":
-            raise ValueError(f"{self.path}: expected whole numbers, got the dtype {data.dtype}")
+        """Read the voxels in the dtype of the file. Raises ValueError if one is no whole number."""
+        data = self._read()
         if data.dtype.kind == "f":
             for z in range(data.shape[2]):  # by slices, to save memory
                 # The remainder of NaN and ±∞ is NaN.
@@ -101,17 +71,6 @@ class LabelFile:
                     where, value = (x, y, z), data[x, y, z]
                     raise ValueError(f"{self.path}: expected whole numbers, got {value} at voxel {where}")
         return data
-
-    def _require_checksum(self) -> None:
-        """Decompress to the end, where the checksum is: nibabel stops before it, and does not see damage."""
-        if self.path.suffix.lower() == ".gz":
-            with gzip.open(self.path) as stream:
-                while stream.read(2**20):
-                    pass
-
-    def _unreadable(self, error: Exception) -> ValueError:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        return ValueError(f"{self.path}: expected a whole NIfTI file, got {reason}")
 
 
 def _nifti_names(folder: Path) -> set[str]:
