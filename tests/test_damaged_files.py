@@ -1,13 +1,18 @@
-"""Every command that reads NIfTI names a damaged file in one line, whatever is wrong with it, and never waits."""
+"""Every command names a damaged file in one line, be it of a scan or of a run, and waits for nobody."""
 
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import re
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +21,15 @@ import numpy as np
 import pytest
 import torch
 
-from voxloss_app.__main__ import main
-from voxloss_app.train import TrainRequest, make_plan
+from test_train import command, two_scans
+from voxloss_app.train import Plan, TrainRequest, make_plan, train_and_score
 from voxloss_app.train.checkpoint import Checkpoint, Epoch
+from voxloss_app.train.lock import locked
 from voxloss_app.train.loop import Training
+from voxloss_app.train.prediction import predicted_classes
+from voxloss_app.train.volumes import batches, training_patches
 from voxloss_data.files import save_nifti
+from voxloss_data.training_sets import training_set
 
 # A label map, and an image as well: 0, 1 and 2.
 GOOD = np.arange(16**3).reshape(16, 16, 16).astype(np.uint8) % 3
@@ -159,13 +168,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def command(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as left:
-        main([*map(str, arguments)])
-    assert isinstance(left.value.code, int)
-    return left.value.code
-
-
 def arguments(role: str, folders: Path, path: Path, run: Path) -> list[object]:
     """A command that reads the file at this path, beside good ones."""
     if role.startswith("train"):
@@ -220,3 +222,370 @@ def test_a_damaged_file_is_named_in_one_line(
     assert len(others) == len(summaries), error
     assert not [*(tmp_path / "out").glob("*.nii*")]
     assert not (tmp_path / "out" / "plan.json").exists()
+
+
+def copy_of(run: Path, folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name in ("plan.json", "checkpoint.pt"):
+        shutil.copy(run / name, folder / name)
+    return folder
+
+
+def train(run: Path, out: Path, *more: object) -> int:
+    """With the options of `run`."""
+    options = ["--patch", 16, 16, 16, "--width", 2, "--validation", 0, "--modality", "mr", "--device", "cpu"]
+    return command("train", "--data", run / "data", "--out", out, *options, *(more or ("--epochs", 1)))
+
+
+def test_predict_goes_on_with_the_other_images(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    for name in "abc":
+        save_nifti(images / f"{name}.nii.gz", GOOD, np.eye(4))
+    flipped(images / "b.nii.gz", 0, -20)
+    assert command("predict", run, images, "--out", out) == 2
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"voxloss: {images / 'b.nii.gz'}: expected a whole NIfTI file")
+    assert last == "voxloss: 1 of 3 images could not be predicted"
+    assert {path.name for path in out.iterdir()} == {"a.nii.gz", "c.nii.gz"}
+
+
+def test_a_name_with_a_line_break_is_one_line(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a\nb 'c\udcff.nii"
+    path.write_text("text")
+    assert command("predict", run, path, "--out", tmp_path / "out") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_channels_of_an_image_lie_on_one_grid(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two = copy_of(run, tmp_path / "run")
+    plan = replace(Plan.load(two), channels=2)
+    plan.save(two)
+    Checkpoint.of(Training(plan, tmp_path / "new", CPU).steps, [Epoch(0.5, 0.001)]).save(two)
+    (tmp_path / "images").mkdir()
+    for channel, data in enumerate((GOOD, GOOD[1:])):
+        save_nifti(tmp_path / "images" / f"a_000{channel}.nii", data, np.eye(4))
+    assert command("predict", two, tmp_path / "images", "--out", tmp_path / "out") == 2
+    assert re.search(
+        r"a_0001\.nii: expected \(16, 16, 16\) voxels, got \(15, 16, 16\), as .*a_0000\.nii has",
+        capsys.readouterr().err,
+    )
+
+
+def test_held_out_scans_that_were_damaged_meanwhile_are_named_and_the_others_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = two_scans(tmp_path / "data", [1])
+    for kind in ("", "_label"):
+        shutil.copy(data / f"a{kind}.nii.gz", data / f"c{kind}.nii.gz")
+    request = TrainRequest(
+        data, tmp_path / "out", patch=(16, 16, 32), width=2, epochs=1, patches=1, validation=0.67
+    )
+    held_out = make_plan(request).validation
+    saved = Checkpoint.save
+
+    def damage(self: Checkpoint, folder: Path) -> None:
+        saved(self, folder)
+        flipped(data / f"{held_out[0]}.nii.gz", 0, -20)
+
+    monkeypatch.setattr(Checkpoint, "save", damage)
+    assert train_and_score(replace(request, device="cpu")) == 2
+    first, last = capsys.readouterr().err.splitlines()
+    assert f"{held_out[0]}.nii.gz: expected a whole NIfTI file" in first
+    assert last == "voxloss: 1 of 2 images could not be predicted"
+    rows = (tmp_path / "out" / "scores.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows] == [held_out[1]]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_scan_that_is_damaged_after_the_plan_is_named(workers: int, tmp_path: Path) -> None:
+    data = two_scans(tmp_path / "data", [1])
+    plan = replace(make_plan(TrainRequest(data, tmp_path, patch=(16, 16, 32), validation=0)), workers=workers)
+    patches = training_patches(plan.scans(training_set(data))[0], plan, cache=0)
+    for name in "ab":
+        path = data / f"{name}.nii.gz"
+        path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(ValueError, match=r"^[^\n]*data/[ab]\.nii\.gz: expected a whole NIfTI file[^\n]*$"):
+        next(batches(patches, plan))
+
+
+def test_what_no_transform_can_bring_to_the_grid_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = two_scans(tmp_path / "data", [1])
+    plan = make_plan(TrainRequest(data, tmp_path, patch=(16, 16, 32), validation=0))
+
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError("out of memory")
+
+    monkeypatch.setattr("monai.transforms.Spacing.__call__", fail)
+    message = r"b\.nii\.gz, .*b_label\.nii\.gz: expected what fits on the network's grid, got MemoryError: out of"
+    with pytest.raises(ValueError, match=message):
+        training_patches(plan.scans(training_set(data))[0][1:], plan, cache=1)
+    with pytest.raises(ValueError, match=r"b\.nii\.gz: expected what fits"):
+        predicted_classes(torch.nn.Identity(), [data / "b.nii.gz"], plan, CPU)
+
+
+def test_an_image_in_the_place_of_a_label_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = two_scans(tmp_path / "data", [1])
+    save_nifti(data / "b_label.nii.gz", np.arange(16**3, dtype=np.int16).reshape(16, 16, 16), np.eye(4))
+    request = TrainRequest(data, tmp_path, patch=(16, 16, 32))
+    with pytest.raises(ValueError, match=r"b_label\.nii\.gz: expected a label map, .*got 4096.*--max-classes"):
+        make_plan(request)
+    assert len(make_plan(replace(request, max_classes=4096)).labels) == 4096
+    pair = data / "a_label.nii.gz", data / "b_label.nii.gz"
+    assert command("verify", "voxloss:DiceLoss", "--data", *pair) == 2
+    assert "at most 256 labels" in capsys.readouterr().err
+
+
+def test_labels_that_float32_does_not_hold(tmp_path: Path) -> None:
+    data = two_scans(tmp_path / "data", [1])
+    save_nifti(data / "b_label.nii.gz", GOOD.astype(np.int32) * (2**24 + 1), np.eye(4))
+    with pytest.raises(ValueError, match="expected labels up to 16777216, got 33554434"):
+        make_plan(TrainRequest(data, tmp_path, patch=(16, 16, 32)))
+
+
+@pytest.mark.parametrize(
+    ("labels", "hinted"), [([1, 2, 255], True), ([255], False), ([1, 3, 255], False), ([1, 254], False)]
+)
+def test_255_beside_small_labels_may_be_meant_to_be_ignored(
+    labels: list[int],
+    hinted: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("voxloss_app.train.run._train", lambda *_: None)
+    data = two_scans(tmp_path / "data", labels)
+    request = TrainRequest(data, tmp_path / "out", patch=(16, 16, 32), validation=0, device="cpu")
+    assert train_and_score(request) == 0
+    assert ("--ignore 255" in capsys.readouterr().out) is hinted
+    assert train_and_score(replace(request, ignore=255, out=tmp_path / "ignored")) == 0 if hinted else True
+    assert "--ignore 255" not in capsys.readouterr().out
+
+
+# The folder of a run.
+
+
+def changed(run: Path, folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = torch.load(run / "checkpoint.pt", weights_only=True)
+    change(content)
+    torch.save(content, folder / "checkpoint.pt")
+
+
+def first(tensors: dict[str, Any]) -> Any:
+    return next(iter(tensors.values()))
+
+
+def of_width(run: Path, folder: Path, width: int) -> None:
+    plan = replace(Plan.load(run), width=width)
+    Checkpoint.of(Training(plan, folder / "new", CPU).steps, [Epoch(0.5, 0.001)]).save(folder)
+
+
+def pipe(folder: Path) -> None:
+    (folder / "checkpoint.pt").unlink()
+    os.mkfifo(folder / "checkpoint.pt")
+
+
+CHECKPOINTS: dict[str, Callable[[Path, Path], object]] = {
+    "empty": lambda run, folder: (folder / "checkpoint.pt").write_bytes(b""),
+    "truncated": lambda run, folder: (folder / "checkpoint.pt").write_bytes(
+        (run / "checkpoint.pt").read_bytes()[:-100]
+    ),
+    "a pipe": lambda run, folder: pipe(folder),
+    "a tensor": lambda run, folder: torch.save(torch.zeros(1), folder / "checkpoint.pt"),
+    "of another network": lambda run, folder: of_width(run, folder, 3),
+    "an empty network": lambda run, folder: changed(run, folder, lambda c: c.update(network={})),
+    "a list for a network": lambda run, folder: changed(run, folder, lambda c: c.update(network=[])),
+    "no optimiser": lambda run, folder: changed(run, folder, lambda c: c.pop("optimiser")),
+    "no epochs": lambda run, folder: changed(run, folder, lambda c: c.pop("epochs")),
+    "text for a loss": lambda run, folder: changed(run, folder, lambda c: c["epochs"][0].update(loss="0.5")),
+    "NaN in a weight": lambda run, folder: changed(run, folder, lambda c: first(c["network"]).fill_(np.nan)),
+}
+FOR_TRAINING: dict[str, Callable[[Path, Path], object]] = {
+    "an empty optimiser": lambda run, folder: changed(run, folder, lambda c: c.update(optimiser={})),
+    "moments of another shape": lambda run, folder: changed(
+        run,
+        folder,
+        lambda c: c["optimiser"].update(state={0: {"exp_avg": torch.zeros(1), "exp_avg_sq": torch.zeros(1)}}),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", CHECKPOINTS | FOR_TRAINING)
+def test_a_damaged_checkpoint_is_one_line(
+    what: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = copy_of(run, tmp_path / "run")
+    (CHECKPOINTS | FOR_TRAINING)[what](run, damaged)
+    codes = [train(run, damaged, "--epochs", 2)]
+    if what in CHECKPOINTS:
+        codes.append(command("predict", damaged, run / "data" / "images", "--out", tmp_path / "out"))
+    lines = capsys.readouterr().err.splitlines()
+    assert codes == [2] * len(codes), lines
+    assert len(lines) == len(codes), lines
+    for line in lines:
+        assert line.startswith(f"voxloss: {damaged / 'checkpoint.pt'}: expected a checkpoint of `voxloss train`")
+        assert line.endswith("--fresh`, or in another --out")
+
+
+PLANS: dict[str, tuple[object, str]] = {
+    "patch": ([0, 0, 0], "patch: expected three whole numbers from 1, got [0, 0, 0]"),
+    "patch ": ([20, 16, 16], "patch: expected multiples of 8, got [20, 16, 16]"),
+    "patch  ": ("16", "patch: expected three whole numbers"),
+    "labels": ([], "labels: expected two whole numbers or more, from 0 up, got []"),
+    "labels ": ([0, 1, 1], "labels: expected"),
+    "class_names": (["background"], "class_names: expected 3 names"),
+    "channels": (0, "channels: expected a whole number from 1, got 0"),
+    "spacing": ([0, 1, 1], "spacing: expected three positive numbers"),
+    "spacing ": ([float("nan"), 1, 1], "spacing: expected three positive numbers"),
+    "window": ([1], "window: expected two numbers"),
+    "modality": ("pet", "modality: expected ct or mr, got 'pet'"),
+    "depth": (0, "depth: expected a whole number from 4 to 5"),
+    "width": (1.5, "width: expected a whole number from 1, got 1.5"),
+    "width ": (2**62, "checkpoint.pt: expected"),
+    "width  ": (True, "width: expected a whole number from 1, got True"),
+    "loss": ("dise", "loss: expected the name of a loss"),
+    "batch": (None, "batch: expected"),
+    "precision": ("int8", "precision: expected one of"),
+    "ignored": (1, "ignored: expected none of the labels, got 1"),
+    "unknown": (1, "unknown"),
+}
+
+
+@pytest.mark.parametrize("what", PLANS)
+def test_an_edited_plan_is_one_line(
+    what: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edited = copy_of(run, tmp_path / "run")
+    plan = json.loads((edited / "plan.json").read_bytes())
+    value, said = PLANS[what]
+    (edited / "plan.json").write_text(json.dumps({**plan, what.strip(): value}))
+    assert command("predict", edited, run / "data" / "images", "--out", tmp_path / "out") == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert line.startswith(f"voxloss: {edited}")
+    assert said in line
+    assert "--fresh" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "{}", "[" * 10_000, None])
+def test_a_plan_that_is_none(
+    content: str | None, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = copy_of(run, tmp_path / "run")
+    (damaged / "plan.json").unlink()
+    if content is not None:
+        (damaged / "plan.json").write_text(content)
+    assert command("predict", damaged, run / "data" / "images", "--out", tmp_path / "out") == 2
+    assert train(run, damaged) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all("plan.json" in line and str(damaged) in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--spacing", 0, 1, 1], "--spacing: expected three positive numbers, got (0.0, 1.0, 1.0)"),
+        (["--spacing", "nan", 1, 1], "--spacing"),
+        (["--patch", 0, 0, 0], "--patch: expected three whole numbers from 1"),
+        (["--patch", -16, 16, 16], "--patch"),
+        (["--window", 5, 1], "--window: expected two numbers, the lower one first"),
+        (["--learning-rate", "nan"], "--learning-rate"),
+        (["--validation", "nan"], "--validation"),
+    ],
+)
+def test_options_that_no_training_can_have(
+    options: list[object], said: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("train", "--data", run / "data", "--out", tmp_path / "out", *options) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert said in line
+
+
+def test_an_unfinished_network_predicts_and_is_named(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unfinished = copy_of(run, tmp_path / "run")
+    replace(Plan.load(run), epochs=3).save(unfinished)
+    assert command("predict", unfinished, run / "data" / "images", "--out", tmp_path / "out") == 0
+    assert "the network is unfinished, after 1 of 3 epochs" in capsys.readouterr().err
+    assert command("predict", run, run / "data" / "images", "--out", tmp_path / "out") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_weights_that_become_nan_at_the_last_step_are_not_kept(run: Path, tmp_path: Path) -> None:
+    plan = Plan.load(run)
+    training = Training(plan, tmp_path, CPU)
+    weight = next(training.network.parameters())
+    weight.register_hook(lambda gradient: gradient * np.nan)  # type: ignore[no-untyped-call]
+    scans, _ = plan.scans(training_set(run / "data"))
+    training.per_epoch = 1
+    one_step = replace(plan, patches=1, batch=1)
+    training.plan = one_step
+    with pytest.raises(ValueError, match="step 1: expected finite weights, got NaN"):
+        training.run(scans, [], 1.0, lambda *_: None, lambda _: None)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_more_epochs_continue_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = two_scans(tmp_path / "data", [1]), tmp_path / "out"
+    request = TrainRequest(data, out, patch=(16, 16, 32), width=2, epochs=1, validation=0.5, device="cpu")
+    assert train_and_score(request) == 0
+    (held_out,) = (out / "predictions").iterdir()
+    held_out.write_bytes(b"of the earlier network")
+    assert train_and_score(replace(request, epochs=20, learning_rate=request.learning_rate)) == 0
+    shown = capsys.readouterr().out
+    assert "1 before, 20 now" in shown
+    assert "going on after epoch 1 of 20" in shown
+    state = Checkpoint.load(out, CPU)
+    assert state is not None
+    rates = [epoch.learning_rate for epoch in state.epochs]
+    assert len(rates) == 20
+    assert rates[1] > 0.9 * request.learning_rate, "the schedule is that of the new end"
+    assert held_out.read_bytes() != b"of the earlier network"
+    with pytest.raises(ValueError, match=r"--epochs: expected 20 or more, .*out, got 19\. .*--fresh"):
+        train_and_score(replace(request, epochs=19))
+    assert Plan.load(out).epochs == 20
+
+
+def test_a_second_run_in_a_folder_is_refused_while_the_first_lives(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("voxloss_app.train.lock.WAIT", 0)
+    for out in (copy_of(run, tmp_path / "run"), tmp_path / "new"):
+        out.mkdir(exist_ok=True)
+        with locked(out):
+            for fresh in ([], ["--fresh"]):
+                assert train(run, out, "--epochs", 1, *fresh) == 2
+                line = capsys.readouterr().err
+                assert line.count("\n") == 1
+                assert f"got {out}, where another `voxloss train` is running" in line
+    out = tmp_path / "run"
+    with locked(out):
+        assert command("predict", out, run / "data" / "images", "--out", tmp_path / "out") == 0
+    assert (out / "checkpoint.pt").exists()
+    assert train(run, out) == 0
+
+
+@pytest.mark.integration
+def test_the_folder_of_a_killed_run_is_free_at_once(tmp_path: Path) -> None:
+    code = "import sys, time; from pathlib import Path; from voxloss_app.train.lock import locked\n"
+    code += "with locked(Path(sys.argv[1])):\n    print(flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(ValueError, match="another `voxloss train` is running"), locked(tmp_path):
+            pass
+        process.kill()
+    with locked(tmp_path):
+        pass

@@ -172,9 +172,9 @@ def train(
     The folder is a Decathlon task, nnU-Net raw data, has folders images and labels with the same file names, or
     NAME.nii.gz beside NAME_label.nii.gz. Writes plan.json, checkpoint.pt, curves.csv, TensorBoard events,
     predictions on the images' own grids, and scores.csv, with voxloss[train]. All files are read to their ends
-    first, and a damaged one is named. A run that was killed or ended by Ctrl-C goes on by the same command, and ends
-    with the same network on the same machine. A higher --epochs continues a run; its learning rate then falls to 0
-    at the new end. Exit code 2 if a held-out scan could not be predicted or scored; the others are.
+    first, and a damaged one is named. A run that was killed or ended by Ctrl-C goes on by the same command, and
+    ends with the same network on the same machine. A higher --epochs continues a run, with a learning rate that
+    falls to 0 at the new end. Exit code 2 if a held-out scan could not be predicted or scored; the others are.
 
     Examples:
 
