@@ -20,6 +20,7 @@ TOLERANCE_MM = 1e-3
 
 _MM_PER_UNIT = {"meter": 1e3, "micron": 1e-3}  # most tools write mm, or no unit and mean mm
 _BLOCK = 2**20
+_COPY = "Replace it by an undamaged copy"
 
 
 class NiftiFile:
@@ -65,7 +66,8 @@ class NiftiFile:
             raise ValueError(f"{path}: expected voxels along each axis, got the shape {self.shape}")
         if stored < needed:
             raise ValueError(
-                f"{path}: expected a whole NIfTI file of {needed} bytes, as its header claims, got {stored}"
+                f"{path}: expected a whole NIfTI file of {needed} bytes, as its header claims, "
+                f"got {stored}. {_COPY}"
             )
         if dtype.kind not in "iuf":
             raise ValueError(f"{path}: expected {self.content}, got the dtype {kind}")
@@ -93,7 +95,7 @@ class NiftiFile:
 
     def _unreadable(self, error: Exception) -> ValueError:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        return ValueError(f"{self.path}: expected a whole NIfTI file, got {reason}")
+        return ValueError(f"{self.path}: expected a whole NIfTI file, got {reason}. {_COPY}")
 
 
 class ImageFile(NiftiFile):

@@ -21,7 +21,7 @@ from voxloss_app.cli.options import (
 )
 from voxloss_app.exits import Refused
 from voxloss_app.names import LOSSES, loss_name
-from voxloss_verify.request import parse_kwargs
+from voxloss_verify.request import MAX_CLASSES, parse_kwargs
 
 GROUP = "Training"
 
@@ -143,7 +143,7 @@ def train(
     max_classes: Annotated[
         int,
         typer.Option(metavar="NUMBER", min=2, help="More labels are refused as the values of an image."),
-    ] = 256,
+    ] = MAX_CLASSES,
     validation: Annotated[
         float, typer.Option(metavar="FRACTION", min=0, max=1, help="Of the scans, held out and scored.")
     ] = 0.2,

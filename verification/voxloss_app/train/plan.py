@@ -18,6 +18,7 @@ from voxloss_data.files import save_json
 from voxloss_data.label_maps import LabelFile
 from voxloss_data.nifti import open_image
 from voxloss_data.training_sets import Scan, TrainingSet, training_set
+from voxloss_verify.request import MAX_CLASSES
 
 FILE = "plan.json"
 # Hounsfield units of soft tissue: from fat to contrast agent.
@@ -25,8 +26,6 @@ SOFT_TISSUE = (-175.0, 250.0)
 # No tissue, in an MRI, is as dark as this in arbitrary units; air, in a CT, is -1000.
 DARKEST_MRI = -200.0
 LARGEST_PATCH = 96
-# More distinct values than this in label maps are the intensities of an image.
-MAX_CLASSES = 256
 # What a run that goes on may change: how far it goes, and what it shows on the way.
 FREE = ("epochs", "validate_every")
 START_OVER = "Start over with `voxloss train --fresh`, or in another --out"
@@ -100,7 +99,9 @@ class Plan:
         """Read plan.json; raises ValueError that names it if it is damaged."""
         path = folder / FILE
         if not path.exists():
-            raise ValueError(f"expected a folder that `voxloss train` has written, got no {FILE} in {folder}")
+            raise ValueError(
+                f"expected a folder that `voxloss train` has written, got no {FILE} in {folder}. Choose another"
+            )
         try:
             if not path.is_file():
                 raise ValueError("no regular file")

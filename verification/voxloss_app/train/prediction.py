@@ -82,5 +82,5 @@ def write_prediction(
     labels = np.array(plan.labels, np.min_scalar_type(max(plan.labels)))[classes]
     source: Any = nib.load(image[0])
     if labels.shape != source.shape[:3]:
-        raise RuntimeError(f"{image[0]}: expected a prediction of shape {source.shape[:3]}, got {labels.shape}")
+        raise RuntimeError(f"expected a prediction of shape {source.shape[:3]}, got {labels.shape}")
     save_nifti(path, labels, source.affine)

@@ -255,22 +255,24 @@ def _predict(
     folder.mkdir(parents=True, exist_ok=True)
     set_determinism(plan.seed)
     network = network.to(device)
-    with progress_bar(console, *COLUMNS) as progress:
-        task = progress.add_task("predicting", total=len(images), note="")
-        for name, image in images:
-            path = _prediction(folder, name)
-            if not path.exists():
-                try:
-                    write_prediction(network, image, path, plan, device)
-                except ValueError as error:
-                    failures[name] = str(error)
-                except RuntimeError as error:  # torch's, such as for want of memory
-                    raise RuntimeError(f"{image[0]}: {error}") from error
-            progress.advance(task)
-    for reason in failures.values():
-        complain(reason)
-    if failures and len(images) > 1:
-        complain(f"{len(failures)} of {len(images)} images could not be predicted")
+    try:
+        with progress_bar(console, *COLUMNS) as progress:
+            task = progress.add_task("predicting", total=len(images), note="")
+            for name, image in images:
+                path = _prediction(folder, name)
+                if not path.exists():
+                    try:
+                        write_prediction(network, image, path, plan, device)
+                    except ValueError as error:
+                        failures[name] = str(error)
+                    except RuntimeError as error:  # torch's, such as for want of memory
+                        raise RuntimeError(f"{image[0]}: {error}") from error
+                progress.advance(task)
+    finally:  # by Ctrl-C, too
+        for reason in failures.values():
+            complain(reason)
+        if failures and len(images) > 1:
+            complain(f"{len(failures)} of {len(images)} images could not be predicted")
     return failures
 
 
