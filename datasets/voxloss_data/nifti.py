@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 # How far apart corresponding corners of two volumes may lie, in mm. Headers hold float32, which is good to 1e-4.
 TOLERANCE_MM = 1e-3
+LARGEST_VOLUME = 2**31  # voxels; 8 GiB of float32
 
 _MM_PER_UNIT = {"meter": 1e3, "micron": 1e-3}  # most tools write mm, or no unit and mean mm
 _BLOCK = 2**20
@@ -110,6 +111,31 @@ class ImageFile(NiftiFile):
         """How many there are."""
         return self.shape[3] if len(self.shape) == 4 else 1
 
+    @property
+    def spacing(self) -> NDArray[np.float64]:
+        """Edges of a voxel in mm, in the order of axes that the image has once it is turned to RAS."""
+        edges: NDArray[np.float64] = np.linalg.norm(self.image.affine[:3, :3], axis=0)[self._ras()]
+        return edges
+
+    @property
+    def extent(self) -> NDArray[np.float64]:
+        """Edges of the volume in mm, in the same order."""
+        edges: NDArray[np.float64] = self.spacing * np.array(self.shape[:3])[self._ras()]
+        return edges
+
+    def _ras(self) -> list[int]:
+        orientation = nib.io_orientation(self.image.affine)  # type: ignore[no-untyped-call]
+        return [int(axis) for axis in np.argsort(orientation[:, 0])]
+
+    def require_resampled(self, spacing: Sequence[float]) -> None:
+        """Raise ValueError if resampling to this spacing in mm leaves no voxel, or far too many."""
+        edges = self.extent / np.array(spacing)
+        if not (edges.min() >= 0.5 and edges.prod() <= LARGEST_VOLUME):
+            raise ValueError(
+                f"{self.path}: expected 1 to {LARGEST_VOLUME} voxels when resampled to {_by(spacing)} mm, got "
+                f"{_by(edges)}, from its own {_by(self.spacing)} mm. Mend its header, or choose --spacing"
+            )
+
     def require_grid_near(self, other: NiftiFile) -> None:
         """Raise ValueError unless it has the voxels of the other file, and its affine but for rounding."""
         remedy = f"as {other.path} has. Resample one of them to the other's grid"
@@ -125,7 +151,7 @@ class ImageFile(NiftiFile):
         if kept.dtype.kind != "f":
             limits = np.iinfo(kept.dtype)
             largest = max(-int(limits.min), int(limits.max)) * abs(float(kept.slope)) + abs(float(kept.inter))
-            if largest < np.finfo(np.float32).max:
+            if largest < float(np.finfo(np.float32).max):
                 return
         self.voxels()
 
@@ -161,6 +187,10 @@ def open_image(paths: Sequence[Path]) -> list[ImageFile]:
         file.require_grid_near(files[0])
         file.require_finite()
     return files
+
+
+def _by(edges: Iterable[float]) -> str:
+    return " x ".join(f"{edge:.4g}" for edge in edges)
 
 
 class _Unexpected(Exception):

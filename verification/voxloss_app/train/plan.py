@@ -9,14 +9,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from voxloss_app.names import LOSSES
 from voxloss_app.train.rules import LARGEST_LABEL, PLAN, REQUEST
 from voxloss_data.files import save_json
 from voxloss_data.label_maps import LabelFile
-from voxloss_data.nifti import open_image
+from voxloss_data.nifti import ImageFile, open_image
 from voxloss_data.training_sets import Scan, TrainingSet, training_set
 from voxloss_verify.request import MAX_CLASSES
 
@@ -153,8 +152,7 @@ class _Seen:
     """What the headers and label maps of the scans say."""
 
     channels: int
-    spacings: list[tuple[float, ...]]
-    millimetres: list[tuple[float, ...]]  # extent in RAS order
+    images: list[ImageFile]  # of the first channel
     labels: list[int]
     darkest: float | None  # the darkest voxel of the first image, if it decides the modality
 
@@ -184,8 +182,12 @@ def make_plan(request: TrainRequest, advance: Callable[[int, int], object] = lam
     if max(labels) > LARGEST_LABEL:
         raise ValueError(f"{request.data}: expected labels up to {LARGEST_LABEL}, got {max(labels)}")
     modality = request.modality or _modality(found, seen.darkest, request.data)
-    spacing = request.spacing or tuple(float(v) for v in np.median(seen.spacings, axis=0))
-    size = np.median([np.divide(extent, spacing) for extent in seen.millimetres], axis=0)
+    spacing = request.spacing or tuple(
+        float(v) for v in np.median([image.spacing for image in seen.images], axis=0)
+    )
+    for image in seen.images:
+        image.require_resampled(spacing)
+    size = np.median([image.extent / spacing for image in seen.images], axis=0)
     patch = request.patch or tuple(max(16, int(min(edge, LARGEST_PATCH)) // 16 * 16) for edge in size)
     depth = 5 if max(patch) >= 64 else 4
     step = _step(depth)
@@ -236,7 +238,7 @@ def _misfit(patch: Sequence[int], step: int) -> bool:
 
 
 def _look_at(found: TrainingSet, request: TrainRequest, advance: Callable[[int, int], object]) -> _Seen:
-    seen = _Seen(0, [], [], [], None)
+    seen = _Seen(0, [], [], None)
     labels: set[int] = set()
     scans = found.scans
     for done, scan in enumerate(scans, start=1):
@@ -252,12 +254,7 @@ def _look_at(found: TrainingSet, request: TrainRequest, advance: Callable[[int, 
                 f"{scan.image[0]}: expected {seen.channels} channels as in {scans[0].image[0]}, got {channels}"
             )
         seen.channels = channels
-        # The transforms turn every image to RAS: first axis to the right.
-        shape, affine = files[0].shape, files[0].image.affine
-        order = [int(axis) for axis in np.argsort(nib.io_orientation(affine)[:, 0])]  # type: ignore[no-untyped-call]
-        zooms = np.linalg.norm(affine[:3, :3], axis=0)
-        seen.spacings.append(tuple(float(zooms[axis]) for axis in order))
-        seen.millimetres.append(tuple(float(zooms[axis] * shape[axis]) for axis in order))
+        seen.images.append(files[0])
         labels.update(map(int, np.unique(reference.labels())))
         if len(labels) > request.max_classes:
             raise ValueError(

@@ -45,7 +45,9 @@ def predicted_classes(
     time, since all of them at the file's resolution may not fit into memory. Raises ValueError that names the
     file if it is damaged, or has other channels than the plan.
     """
-    channels = sum(file.channels for file in open_image(image))
+    opened = open_image(image)
+    opened[0].require_resampled(plan.spacing)
+    channels = sum(file.channels for file in opened)
     if channels != plan.channels:
         raise ValueError(f"{image[0]}: expected {plan.channels} channels, got {channels}")
     transforms = image_transforms(plan)
