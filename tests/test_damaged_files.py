@@ -385,6 +385,18 @@ def test_what_no_transform_can_bring_to_the_grid_is_named(
         predicted_classes(torch.nn.Identity(), [data / "b.nii.gz"], plan, CPU)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_outputs_that_are_not_finite_are_no_label_map(value: float, run: Path) -> None:
+    """As of a network that overflows in float16."""
+
+    class Overflow(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return torch.full((len(image), 3, *image.shape[2:]), value)
+
+    with pytest.raises(ValueError, match=r"a\.nii: expected finite outputs of the network"):
+        predicted_classes(Overflow(), [run / "data" / "images" / "a.nii"], Plan.load(run), CPU)
+
+
 def test_an_image_in_the_place_of_a_label_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = two_scans(tmp_path / "data", [1])
     save_nifti(data / "b_label.nii.gz", np.arange(16**3, dtype=np.int16).reshape(16, 16, 16), np.eye(4))

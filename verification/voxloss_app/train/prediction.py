@@ -43,7 +43,7 @@ def predicted_classes(
 
     Logits are brought back to it, not classes, so that borders are as smooth as the network's; one class at a
     time, since all of them at the file's resolution may not fit into memory. Raises ValueError that names the
-    file if it is damaged, or has other channels than the plan.
+    file if it is damaged, has other channels than the plan, or makes the network overflow.
     """
     opened = open_image(image)
     opened[0].require_resampled(plan.spacing)
@@ -56,6 +56,11 @@ def predicted_classes(
     except Exception as error:  # MONAI's own message has no file name
         raise unfit(image, error) from error
     logits = logits_of(network, volume.as_tensor(), plan, device, overlap=0.5)
+    if not torch.isfinite(logits).all():  # they would all be class 0
+        raise ValueError(
+            f"{image[0]}: expected finite outputs of the network, got NaN or infinite ones in {plan.precision}. "
+            "Train with --precision float32, in another --out"
+        )
 
     def on_grid(c: int) -> Tensor:
         # The inverse takes the operations off the list as it undoes them.
