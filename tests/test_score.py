@@ -325,6 +325,15 @@ def test_out_holds_what_stdout_would(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["predictions", "references", "scores"]
 
 
+def test_out_does_not_replace_what_is_scored(folders: tuple[Path, Path], score: Score) -> None:
+    for path in (folder / "a.nii.gz" for folder in folders):
+        before = path.read_bytes()
+        code, out, err = score(*folders, "--out", path)
+        assert (code, out) == (2, "")
+        assert err.startswith(f"voxloss: --out: expected a file that is not scored, got {path}")
+        assert path.read_bytes() == before
+
+
 @pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="the names of files are Unicode there")
 @pytest.mark.parametrize("format", ["table", "csv", "json"])
 def test_no_name_of_a_file_breaks_the_output(format: str, tmp_path: Path, score: Score) -> None:
@@ -530,7 +539,7 @@ def test_nothing_to_score(folders: tuple[Path, Path], tmp_path: Path, score: Sco
         assert score(*arguments, "--out", out) == (2, "", f"voxloss: {message}\n")
     code, written, err = score(empty, references, "--out", out)
     assert (code, written, len(err.splitlines())) == (2, "", 4)
-    assert f"{empty / 'a.nii.gz'}: expected a NIfTI file, got nothing" in err
+    assert f"'{empty / 'a.nii.gz'}': expected a NIfTI file, got nothing" in err
     assert err.endswith("voxloss: 3 of 3 cases could not be scored\n")
     assert not out.exists()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -213,6 +214,18 @@ def test_predicting_further_images(
     assert again.read_bytes() != b"kept"
     with pytest.raises(ValueError, match="expected a folder that `voxloss train` has written"):
         predict_and_write(tmp_path, [image], tmp_path / "out", "cpu", False)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_predictions_do_not_replace_the_images(fresh: bool, ct: Path, unbroken: Path, tmp_path: Path) -> None:
+    """Nor are images taken for finished predictions."""
+    shutil.copytree(ct / "imagesTs", tmp_path / "scans")
+    before = {path: path.read_bytes() for path in (tmp_path / "scans").iterdir()}
+    (tmp_path / "link").symlink_to("scans")
+    for out in ("scans", "link"):
+        with pytest.raises(ValueError, match="--out: expected another folder than that of the images, got "):
+            predict_and_write(unbroken, [tmp_path / "scans"], tmp_path / out, "cpu", fresh)
+    assert {path: path.read_bytes() for path in (tmp_path / "scans").iterdir()} == before
 
 
 class LargestInput(torch.nn.Module):

@@ -47,6 +47,14 @@ def save_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def is_same_file(one: Path, other: Path) -> bool:
+    """Whether two paths lead to one file, which is there."""
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """Yield a path to write to; it takes the place of `path` if all went well, and is gone if not.

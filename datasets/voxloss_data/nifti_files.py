@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 from voxloss_data.text import quoted
@@ -15,6 +17,17 @@ def stem(path: Path) -> str:
         if path.name.lower().endswith(ending):
             return path.name[: -len(ending)]
     return path.stem
+
+
+def in_place_of_a_file(path: Path) -> str | None:
+    """What is there and cannot be read to its end; None for a regular file."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return "a broken link" if path.is_symlink() else "nothing: it does not exist"
+    if stat.S_ISREG(mode):
+        return None
+    return "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
 
 
 def nifti_files(folder: Path) -> dict[str, Path]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from voxloss_data.json_fields import Field
-from voxloss_data.nifti_files import ENDINGS, nifti_files, stem
+from voxloss_data.nifti_files import ENDINGS, in_place_of_a_file, nifti_files, stem
 from voxloss_data.text import printable, quoted, shortened
 
 IMAGE_FOLDERS = ("imagesTr", "images", "image")
@@ -249,8 +249,8 @@ def _files(folder: Path) -> dict[str, Path]:
         raise ValueError(f"expected the folder {quoted(folder)}, got nothing")
     files = nifti_files(folder)
     for path in files.values():
-        if not os.path.isfile(path):
-            found = "a folder" if os.path.isdir(path) else "a broken link" if path.is_symlink() else "a device"
+        found = in_place_of_a_file(path)
+        if found is not None:
             raise ValueError(f"{quoted(path)}: expected a NIfTI file, got {found}. Move it elsewhere.")
     return files
 

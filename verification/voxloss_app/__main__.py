@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 from typing import Any
 
-from voxloss_app.exits import ExitCode, Refused
+from voxloss_app.exits import ExitCode, Refused, complain
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -100,9 +100,7 @@ def _wrong_usage(error: BaseException, given: Sequence[str]) -> str | None:
 
 
 def _say(message: str, code: ExitCode) -> ExitCode:
-    from voxloss_data.text import printable  # it loads nibabel
-
-    print(f"voxloss: {printable(message)}", file=sys.stderr)
+    complain(message)
     return code
 
 

@@ -1,7 +1,8 @@
-"""How a command ends: the exit codes, and the error that is the user's to mend."""
+"""How a command ends: the exit codes, the error that is the user's to mend, and how it is shown."""
 
 from __future__ import annotations
 
+import sys
 from enum import IntEnum
 
 
@@ -26,3 +27,10 @@ class ExitCode(IntEnum):
 
 class Refused(Exception):
     """What is requested cannot be done; the message says in a line what was expected, what came and where."""
+
+
+def complain(message: str) -> None:
+    """Write a line to stderr, and one only, whatever the names of files hold."""
+    from voxloss_data.text import printable  # it loads nibabel
+
+    print(f"voxloss: {printable(' '.join(message.splitlines()))}", file=sys.stderr)

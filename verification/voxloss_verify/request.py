@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 ProfileName = Literal["quick", "default", "thorough"]
 COUNTEREXAMPLES = Path("voxloss-counterexamples")
+# More distinct values than these in label maps are the intensities of an image, each of which would be a channel.
+MAX_CLASSES = 256
 
 
 @dataclass(frozen=True, kw_only=True)

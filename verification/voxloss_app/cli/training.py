@@ -21,7 +21,7 @@ from voxloss_app.cli.options import (
 )
 from voxloss_app.exits import Refused
 from voxloss_app.names import LOSSES, loss_name
-from voxloss_verify.request import parse_kwargs
+from voxloss_verify.request import MAX_CLASSES, parse_kwargs
 
 GROUP = "Training"
 
@@ -112,7 +112,14 @@ def train(
         str | None,
         typer.Option(metavar="JSON", help="Its arguments, beside softmax, to_onehot_y and ignore_index."),
     ] = None,
-    epochs: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="How often all scans are used.")] = 100,
+    epochs: Annotated[
+        int,
+        typer.Option(
+            metavar="NUMBER",
+            min=1,
+            help="How often all scans are used; a higher number continues a run.",
+        ),
+    ] = 100,
     patches: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="Of each scan, per epoch.")] = 4,
     batch: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="Patches per optimiser step.")] = 2,
     learning_rate: Annotated[
@@ -134,6 +141,10 @@ def train(
         typer.Option(metavar="LOW HIGH", help="Of a CT, in HU; by default -175 250, soft tissue."),
     ] = None,
     ignore: IgnoreOption = None,
+    max_classes: Annotated[
+        int,
+        typer.Option(metavar="NUMBER", min=2, help="More labels are refused as the values of an image."),
+    ] = MAX_CLASSES,
     validation: Annotated[
         float, typer.Option(metavar="FRACTION", min=0, max=1, help="Of the scans, held out and scored.")
     ] = 0.2,
@@ -161,8 +172,10 @@ def train(
 
     The folder is a Decathlon task, nnU-Net raw data, has folders images and labels with the same file names, or
     NAME.nii.gz beside NAME_label.nii.gz. Writes plan.json, checkpoint.pt, curves.csv, TensorBoard events,
-    predictions on the images' own grids, and scores.csv, with voxloss[train]. A run that was killed or ended by
-    Ctrl-C goes on by the same command, and ends with the same network on the same machine.
+    predictions on the images' own grids, and scores.csv, with voxloss[train]. All files are read to their ends
+    first, and a damaged one is named. A run that was killed or ended by Ctrl-C goes on by the same command, and
+    ends with the same network on the same machine. A higher --epochs continues a run, with a learning rate that
+    falls to 0 at the new end. Exit code 2 if a held-out scan could not be predicted or scored; the others are.
 
     Examples:
 
@@ -196,6 +209,7 @@ def train(
         validation=validation,
         validate_every=validate_every,
         ignore=ignore,
+        max_classes=max_classes,
         precision=precision.value,
         workers=workers,
         cache=cache,
@@ -225,7 +239,8 @@ def predict(
     """Write the label maps that a trained network finds in images, on the images' own grids.
 
     In a folder whose files are all called NAME_0000.nii.gz, NAME_0001.nii.gz, … those of one NAME are the
-    channels of one image. A label map that is already there stays, unless --fresh.
+    channels of one image. A label map that is already there stays, unless --fresh. Exit code 2 if an image is
+    damaged or cannot be predicted; the others are.
 
     Examples:
 

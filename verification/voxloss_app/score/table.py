@@ -15,12 +15,12 @@ from statistics import fmean
 from rich.console import RenderableType
 from rich.table import Table
 
-from voxloss_app.exits import ExitCode, Refused
+from voxloss_app.exits import ExitCode, Refused, complain
 from voxloss_app.score.scores import ClassScore, PairScores, score_pairs
 from voxloss_app.terminal import as_text, progress_bar, results_console
-from voxloss_data.files import save_text
+from voxloss_data.files import is_same_file, save_text
 from voxloss_data.label_maps import find_pairs
-from voxloss_data.text import printable, unicode
+from voxloss_data.text import printable, quoted, unicode
 
 COLUMNS = ("case", "label", "dice", "iou", "tp", "fp", "fn", "prediction_ml", "reference_ml")
 
@@ -45,6 +45,9 @@ def score_and_show(
         cases = find_pairs(prediction, reference)
     except ValueError as error:
         raise Refused(str(error)) from error
+    scored_files = [path for case in cases for path in (case.prediction, case.reference)]
+    if out is not None and any(is_same_file(out, path) for path in scored_files):
+        raise Refused(f"--out: expected a file that is not scored, got {quoted(out)}")
     folders = prediction.is_dir()
     _LOG.info("scoring %d cases in %d processes", len(cases), min(jobs, len(cases)))
     with progress_bar(results_console()) as progress:
@@ -55,9 +58,9 @@ def score_and_show(
     if scored:
         _write(scored, failed, folders, format, out)
     for result in failed:
-        print(f"voxloss: {result.error}", file=sys.stderr)
+        complain(str(result.error))
     if failed and folders:
-        print(f"voxloss: {len(failed)} of {len(results)} cases could not be scored", file=sys.stderr)
+        complain(f"{len(failed)} of {len(results)} cases could not be scored")
     return ExitCode.REFUSED if failed else ExitCode.DONE
 
 

@@ -2,7 +2,7 @@
 
 One room per job: `plan` what will be done and why, `volumes` the MONAI transforms, `network` what is trained and
 by which steps, `loop` the epochs, `checkpoint` what survives a kill, `prediction` label maps on the images' own
-grids, `run` the commands.
+grids, `rules` what options and plans may be, `lock` one run per folder, `run` the commands.
 """
 
 from voxloss_app.train.plan import Plan, TrainRequest, make_plan

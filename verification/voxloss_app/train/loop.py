@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.data import CacheDataset
-from monai.transforms import Compose
 from monai.utils import set_determinism
 from torch import nn
 
@@ -17,7 +15,7 @@ from voxloss_app.train.checkpoint import Checkpoint, Epoch
 from voxloss_app.train.network import Steps, loss_of, network_of
 from voxloss_app.train.plan import Plan
 from voxloss_app.train.prediction import logits_of
-from voxloss_app.train.volumes import IGNORED, batches, item, labelled, training_patches
+from voxloss_app.train.volumes import IGNORED, ScanDataset, batches, training_patches, validation_volumes
 from voxloss_data.training_sets import Scan
 from voxloss_verify.oracle.sums import dice, label_sums
 
@@ -34,7 +32,7 @@ class Training:
         self.epochs: list[Epoch] = []
         checkpoint = Checkpoint.load(out, device)
         if checkpoint is not None:
-            checkpoint.restore(self.steps)
+            checkpoint.restore(self.steps, out)
             self.epochs = checkpoint.epochs
 
     def run(
@@ -49,12 +47,10 @@ class Training:
 
         The checkpoint is that of the last whole epoch, whenever this ends.
         """
-        if len(self.epochs) == self.plan.epochs:
+        if len(self.epochs) >= self.plan.epochs:
             return
         patches = training_patches(training, self.plan, cache)
-        volumes = CacheDataset(
-            [item(scan) for scan in validation], Compose(labelled(self.plan)), cache_rate=cache, progress=False
-        )
+        volumes = validation_volumes(validation, self.plan, cache)
         for epoch in range(len(self.epochs), self.plan.epochs):
             set_determinism(self.plan.seed + 1 + epoch)
             total = 0.0
@@ -63,13 +59,12 @@ class Training:
                 step = epoch * self.per_epoch + number
                 loss = float(self.steps.take(image, label, step))
                 if not math.isfinite(loss):
-                    raise ValueError(
-                        f"step {step + 1}: expected a finite loss, got {loss}. Try a lower --learning-rate"
-                        + ("" if self.steps.dtype is None else ", or --precision float32")
-                        + ", in another --out or with --fresh"
-                    )
+                    raise self._diverged(step, "a finite loss", str(loss))
                 total += loss
                 after_step(step + 1, total / (number + 1))
+            # The last step may have gone wrong: the loss would show it at the next one.
+            if not all(torch.isfinite(weight).all() for weight in self.network.parameters()):
+                raise self._diverged(step, "finite weights", "NaN or infinite ones")
             finished = Epoch(total / self.per_epoch, self.steps.rate(step))
             if volumes and ((epoch + 1) % self.plan.validate_every == 0 or epoch + 1 == self.plan.epochs):
                 finished.dice = validation_dice(self.network, volumes, self.plan, self.device)
@@ -77,9 +72,16 @@ class Training:
             Checkpoint.of(self.steps, self.epochs).save(self.out)
             after_epoch(self.epochs)
 
+    def _diverged(self, step: int, what: str, got: str) -> ValueError:
+        return ValueError(
+            f"step {step + 1}: expected {what}, got {got}. Try a lower --learning-rate"
+            + ("" if self.steps.dtype is None else ", or --precision float32")
+            + ", in another --out or with --fresh"
+        )
+
 
 def validation_dice(
-    network: nn.Module, volumes: CacheDataset, plan: Plan, device: torch.device
+    network: nn.Module, volumes: ScanDataset, plan: Plan, device: torch.device
 ) -> list[float | None]:
     """Dice per class on the network's grid, the mean over the volumes in which the class is or was found."""
     found: list[list[float]] = [[] for _ in plan.labels]

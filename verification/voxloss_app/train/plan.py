@@ -9,13 +9,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from voxloss_app.names import LOSSES
+from voxloss_app.train.rules import LARGEST_LABEL, PLAN, REQUEST
 from voxloss_data.files import save_json
-from voxloss_data.label_maps import TOLERANCE_MM, LabelFile
+from voxloss_data.label_maps import LabelFile
+from voxloss_data.nifti import ImageFile, open_image
 from voxloss_data.training_sets import Scan, TrainingSet, training_set
+from voxloss_verify.request import MAX_CLASSES
 
 FILE = "plan.json"
 # Hounsfield units of soft tissue: from fat to contrast agent.
@@ -23,6 +25,9 @@ SOFT_TISSUE = (-175.0, 250.0)
 # No tissue, in an MRI, is as dark as this in arbitrary units; air, in a CT, is -1000.
 DARKEST_MRI = -200.0
 LARGEST_PATCH = 96
+# What a run that goes on may change: how far it goes, and what it shows on the way.
+FREE = ("epochs", "validate_every")
+START_OVER = "Start over with `voxloss train --fresh`, or in another --out"
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class TrainRequest:
     validation: float = 0.2
     validate_every: int | None = None
     ignore: int | None = None
+    max_classes: int = MAX_CLASSES
     precision: str = "auto"
     workers: int = 0
     cache: float = 1.0
@@ -89,19 +95,45 @@ class Plan:
 
     @classmethod
     def load(cls, folder: Path) -> Plan:
-        """Read plan.json; raises ValueError if it is not one."""
+        """Read plan.json; raises ValueError that names it if it is damaged."""
         path = folder / FILE
+        if not path.exists():
+            raise ValueError(
+                f"expected a folder that `voxloss train` has written, got no {FILE} in {folder}. Choose another"
+            )
         try:
-            return cls(**json.loads(path.read_bytes()))
-        except FileNotFoundError:
-            raise ValueError(f"expected a folder that `voxloss train` has written, got {folder}") from None
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: expected a plan of this version of voxloss, got {error}") from error
+            if not path.is_file():
+                raise ValueError("no regular file")
+            facts = json.loads(path.read_bytes())
+            if not isinstance(facts, dict):
+                raise ValueError(f"{type(facts).__name__}, no object")
+            plan = cls(**facts)
+            for name, rule in PLAN.items():
+                rule.require(name, facts[name])
+            plan._require_consistent()
+        except (TypeError, ValueError, RecursionError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"{path}: expected a plan of this version of voxloss, got: {reason}. {START_OVER}"
+            ) from error
+        return plan
+
+    def _require_consistent(self) -> None:
+        step = _step(self.depth)
+        for name, expected, holds in (
+            ("class_names", f"{len(self.labels)} names", len(self.class_names) == len(self.labels)),
+            ("ignored", "none of the labels", self.ignored not in self.labels),
+            ("window", "null", self.window is None or self.modality == "ct"),
+            ("patch", f"multiples of {step}", not _misfit(self.patch, step)),
+            ("validation", "none of the scans that train", not {*self.training} & {*self.validation}),
+        ):
+            if not holds:
+                raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)}")
 
     def require_same(self, other: Plan, folder: Path) -> None:
-        """Raise ValueError unless the other plan, of a run that is to go on, is this one."""
+        """Raise ValueError unless the other plan, of a run that is to go on, is this one, but for `FREE`."""
         mine, theirs = asdict(self), asdict(other)
-        different = [name for name in mine if mine[name] != theirs[name]]
+        different = [name for name in mine if name not in FREE and mine[name] != theirs[name]]
         if different:
             what = "; ".join(f"{name} was {theirs[name]}, is {mine[name]}" for name in different)
             raise ValueError(
@@ -120,19 +152,22 @@ class _Seen:
     """What the headers and label maps of the scans say."""
 
     channels: int
-    spacings: list[tuple[float, ...]]
-    millimetres: list[tuple[float, ...]]  # extent in RAS order
+    images: list[ImageFile]  # of the first channel
     labels: list[int]
+    darkest: float | None  # the darkest voxel of the first image, if it decides the modality
 
 
 def make_plan(request: TrainRequest, advance: Callable[[int, int], object] = lambda done, total: None) -> Plan:
     """Look at the scans and decide.
 
-    `advance` gets how many label maps of how many have been read. Raises ValueError that names the option or the
-    file for what cannot be.
+    `advance` gets how many scans of how many have been read, each to its end. Raises ValueError that names the
+    option or the file for what cannot be.
     """
+    for name, rule in REQUEST.items():
+        if getattr(request, name) is not None:
+            rule.require(f"--{name.replace('_', '-')}", getattr(request, name))
     found = training_set(request.data)
-    seen = _look_at(found.scans, advance)
+    seen = _look_at(found, request, advance)
     ignored = found.ignored if request.ignore is None else request.ignore
     labels = sorted({*seen.labels, *found.class_names, 0} - {ignored})
     if len(labels) < 2:
@@ -144,13 +179,19 @@ def make_plan(request: TrainRequest, advance: Callable[[int, int], object] = lam
             f"{request.data}: expected labels from 0 up, got {labels[0]}; if it marks voxels that nobody looked "
             f"at: --ignore {labels[0]}"
         )
-    modality = request.modality or _modality(found, request.data)
-    spacing = request.spacing or tuple(float(v) for v in np.median(seen.spacings, axis=0))
-    size = np.median([np.divide(extent, spacing) for extent in seen.millimetres], axis=0)
+    if max(labels) > LARGEST_LABEL:
+        raise ValueError(f"{request.data}: expected labels up to {LARGEST_LABEL}, got {max(labels)}")
+    modality = request.modality or _modality(found, seen.darkest, request.data)
+    spacing = request.spacing or tuple(
+        float(v) for v in np.median([image.spacing for image in seen.images], axis=0)
+    )
+    for image in seen.images:
+        image.require_resampled(spacing)
+    size = np.median([image.extent / spacing for image in seen.images], axis=0)
     patch = request.patch or tuple(max(16, int(min(edge, LARGEST_PATCH)) // 16 * 16) for edge in size)
     depth = 5 if max(patch) >= 64 else 4
-    step = 2 ** (depth - 1)
-    if any(edge % step for edge in patch) or max(patch) == step:
+    step = _step(depth)
+    if _misfit(patch, step):
         fit = tuple(max(1, round(edge / step)) * step for edge in patch)
         near = (
             f"like {' '.join(map(str, fit))}" if max(fit) > step else f"at least one of them {2 * step} or more"
@@ -186,57 +227,53 @@ def make_plan(request: TrainRequest, advance: Callable[[int, int], object] = lam
     )
 
 
-def _look_at(scans: Sequence[Scan], advance: Callable[[int, int], object]) -> _Seen:
-    seen = _Seen(0, [], [], [])
+def _step(depth: int) -> int:
+    """What the edges of a patch are multiples of: the network halves them on each level but the first."""
+    return int(2 ** (depth - 1))
+
+
+def _misfit(patch: Sequence[int], step: int) -> bool:
+    """Whether the network cannot halve a patch so often, or is left with one voxel."""
+    return any(edge % step for edge in patch) or max(patch) <= step
+
+
+def _look_at(found: TrainingSet, request: TrainRequest, advance: Callable[[int, int], object]) -> _Seen:
+    seen = _Seen(0, [], [], None)
     labels: set[int] = set()
+    scans = found.scans
     for done, scan in enumerate(scans, start=1):
         reference = LabelFile(scan.label)
-        for path in scan.image:
-            shape, affine = _grid(path)
-            remedy = f"as its label map {scan.label} has. Resample one of them to the other's grid"
-            if shape[:3] != reference.shape:
-                raise ValueError(f"{path}: expected {reference.shape} voxels, got {shape[:3]}, {remedy}")
-            if not np.allclose(affine, reference.image.affine, atol=TOLERANCE_MM):
-                expected, got = (np.round(a[:3], 3).tolist() for a in (reference.image.affine, affine))
-                raise ValueError(f"{path}: expected the affine {expected}, got {got}, {remedy}")
-        channels = shape[3] if len(shape) == 4 else len(scan.image)
+        files = open_image(scan.image)
+        for file in files:
+            file.require_grid_near(reference)
+        if done == 1 and request.modality is None and not found.modalities:
+            seen.darkest = float(files[0].voxels().min())
+        channels = sum(file.channels for file in files)
         if seen.channels not in (0, channels):
             raise ValueError(
                 f"{scan.image[0]}: expected {seen.channels} channels as in {scans[0].image[0]}, got {channels}"
             )
         seen.channels = channels
-        # The transforms turn every image to RAS: first axis to the right.
-        order = [int(axis) for axis in np.argsort(nib.io_orientation(affine)[:, 0])]  # type: ignore[no-untyped-call]
-        zooms = np.linalg.norm(affine[:3, :3], axis=0)
-        seen.spacings.append(tuple(float(zooms[axis]) for axis in order))
-        seen.millimetres.append(tuple(float(zooms[axis] * shape[axis]) for axis in order))
-        labels.update(int(label) for label in np.unique(reference.labels()))
+        seen.images.append(files[0])
+        labels.update(map(int, np.unique(reference.labels())))
+        if len(labels) > request.max_classes:
+            raise ValueError(
+                f"{scan.label}: expected a label map, and at most {request.max_classes} labels in all of them, "
+                f"got {len(labels)}, as in an image. --max-classes {len(labels)} or more takes them"
+            )
         advance(done, len(scans))
     seen.labels = sorted(labels)
     return seen
 
 
-def _grid(path: Path) -> tuple[tuple[int, ...], Any]:
-    try:
-        image: Any = nib.load(path)
-    except Exception as error:  # a broken header can break nibabel anywhere
-        raise ValueError(f"{path}: expected a NIfTI file, got {type(error).__name__}: {error}") from error
-    if len(image.shape) not in (3, 4):
-        raise ValueError(f"{path}: expected 3 dimensions, or 4 with channels last, got the shape {image.shape}")
-    return tuple(image.shape), image.affine
-
-
-def _modality(found: TrainingSet, data: Path) -> str:
-    if found.modalities:
-        kinds = {"ct" if name.strip().lower() == "ct" else "mr" for name in found.modalities}
-        if len(kinds) > 1:
-            raise ValueError(
-                f"{data}: expected channels of one kind, got {', '.join(found.modalities)}. "
-                "Give --modality mr to normalise all of them by mean and deviation."
-            )
-        return kinds.pop()
-    image: Any = nib.load(found.scans[0].image[0])
-    return "ct" if float(np.min(np.asanyarray(image.dataobj))) < DARKEST_MRI else "mr"
+def _modality(found: TrainingSet, darkest: float | None, data: Path) -> str:
+    kinds = {"ct" if name.strip().lower() == "ct" else "mr" for name in found.modalities}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"{data}: expected channels of one kind, got {', '.join(found.modalities)}. "
+            "Give --modality mr to normalise all of them by mean and deviation."
+        )
+    return kinds.pop() if darkest is None else "ct" if darkest < DARKEST_MRI else "mr"
 
 
 def _split(scans: Sequence[Scan], fraction: float, seed: int) -> tuple[list[str], list[str]]:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from voxloss_app.train.network import precision
 from voxloss_app.train.plan import Plan
-from voxloss_app.train.volumes import files, image_transforms
+from voxloss_app.train.volumes import files, image_transforms, unfit
 from voxloss_data.files import save_nifti
+from voxloss_data.nifti import open_image
 
 
 def logits_of(network: nn.Module, image: Tensor, plan: Plan, device: torch.device, overlap: float) -> Tensor:
@@ -41,13 +42,25 @@ def predicted_classes(
     """The likeliest class of each voxel of an image, on the grid of its file: [X, Y, Z].
 
     Logits are brought back to it, not classes, so that borders are as smooth as the network's; one class at a
-    time, since all of them at the file's resolution may not fit into memory.
+    time, since all of them at the file's resolution may not fit into memory. Raises ValueError that names the
+    file if it is damaged, has other channels than the plan, or makes the network overflow.
     """
+    opened = open_image(image)
+    opened[0].require_resampled(plan.spacing)
+    channels = sum(file.channels for file in opened)
+    if channels != plan.channels:
+        raise ValueError(f"{image[0]}: expected {plan.channels} channels, got {channels}")
     transforms = image_transforms(plan)
-    volume: Any = transforms({"image": files(image)})["image"]
-    if volume.shape[0] != plan.channels:
-        raise ValueError(f"{image[0]}: expected {plan.channels} channels, got {volume.shape[0]}")
+    try:
+        volume: Any = transforms({"image": files(image)})["image"]
+    except Exception as error:  # MONAI's own message has no file name
+        raise unfit(image, error) from error
     logits = logits_of(network, volume.as_tensor(), plan, device, overlap=0.5)
+    if not torch.isfinite(logits).all():  # they would all be class 0
+        raise ValueError(
+            f"{image[0]}: expected finite outputs of the network, got NaN or infinite ones in {plan.precision}. "
+            "Train with --precision float32, in another --out"
+        )
 
     def on_grid(c: int) -> Tensor:
         # The inverse takes the operations off the list as it undoes them.
@@ -68,10 +81,13 @@ def predicted_classes(
 def write_prediction(
     network: nn.Module, image: Sequence[Path], path: Path, plan: Plan, device: torch.device
 ) -> None:
-    """Predict the label map of an image and write it as NIfTI with the affine and the labels of the files."""
+    """Predict the label map of an image and write it as NIfTI with the affine and the labels of the files.
+
+    Raises ValueError that names the file if it cannot be predicted.
+    """
     classes = predicted_classes(network, image, plan, device)
     labels = np.array(plan.labels, np.min_scalar_type(max(plan.labels)))[classes]
     source: Any = nib.load(image[0])
     if labels.shape != source.shape[:3]:
-        raise RuntimeError(f"{image[0]}: expected a prediction of shape {source.shape[:3]}, got {labels.shape}")
+        raise RuntimeError(f"expected a prediction of shape {source.shape[:3]}, got {labels.shape}")
     save_nifti(path, labels, source.affine)

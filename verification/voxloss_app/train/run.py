@@ -6,8 +6,8 @@ import csv
 import io
 import logging
 import shutil
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import fmean
 
@@ -15,25 +15,29 @@ import torch
 from monai.utils import set_determinism
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
 
-from voxloss_app.exits import ExitCode
+from voxloss_app.exits import ExitCode, complain
 from voxloss_app.score.scores import score_pairs
 from voxloss_app.score.table import save_csv, tables
 from voxloss_app.terminal import is_quiet, progress_bar, results_console
 from voxloss_app.train import checkpoint
 from voxloss_app.train import plan as plans
 from voxloss_app.train.checkpoint import Checkpoint, Epoch
+from voxloss_app.train.lock import locked
 from voxloss_app.train.loop import Training
-from voxloss_app.train.network import loss_of, network_of
+from voxloss_app.train.network import loss_of
 from voxloss_app.train.plan import Plan, TrainRequest, make_plan
 from voxloss_app.train.prediction import write_prediction
-from voxloss_data.files import save_bytes
+from voxloss_data.files import is_same_file, save_bytes
 from voxloss_data.label_maps import LabelMapPair
+from voxloss_data.text import quoted
 from voxloss_data.training_sets import Scan, training_set, unlabelled
 from voxloss_verify.subject.devices import chosen_device
 
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
 TIMES = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+USUALLY_IGNORED = 255
 NAMED = 6  # classes whose scores a line has room for
 _LOG = logging.getLogger(__name__)
 PREDICTIONS, SCORES, CURVES, EVENTS = "predictions", "scores.csv", "curves.csv", "tensorboard"
@@ -42,27 +46,33 @@ PREDICTIONS, SCORES, CURVES, EVENTS = "predictions", "scores.csv", "curves.csv",
 def train_and_score(request: TrainRequest) -> int:
     """Train as `request` says, or go on with what is in its folder; return the exit code.
 
-    0: trained, and every held-out scan predicted and scored; 2: one could not be scored; 130: interrupted. Raises
-    ValueError for options and files that cannot be.
+    0: trained, and every held-out scan predicted and scored; 2: one could not be predicted or scored; 130:
+    interrupted. Raises ValueError for options and files that cannot be.
     """
     console = results_console()
     device = chosen_device(request.device)
-    if request.out.exists() and not request.out.is_dir():
-        raise ValueError(f"--out: expected a folder, got the file {request.out}")
+    known = (request.out / plans.FILE).exists()
     try:
-        plan = _plan(request, console)
-        training, validation = plan.scans(training_set(request.data))
-        if not is_quiet():
-            _say(plan, console)
-        _train(request, plan, training, validation, device, console)
-        console.print(f"network: {request.out}, for voxloss predict {request.out} IMAGE...")
-        if not validation:
-            return ExitCode.DONE
-        folder = request.out / PREDICTIONS
-        run = _predict(
-            request.out, plan, [(scan.name, scan.image) for scan in validation], folder, device, console
-        )
-        return _score(plan, validation, run, request.out / SCORES, console)
+        with ExitStack() as held:
+            if known:  # another run may live there, and reading all scans be in vain
+                held.enter_context(locked(request.out))
+            plan = _plan(request, console)
+            if not known:
+                request.out.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(request.out))
+            _begin(request, plan, console)
+            training, validation = plan.scans(training_set(request.data))
+            if not is_quiet():
+                _say(plan, console)
+            _train(request, plan, training, validation, device, console)
+            console.print(f"network: {request.out}, for voxloss predict {request.out} IMAGE...")
+            if not validation:
+                return ExitCode.DONE
+            images = [(scan.name, scan.image) for scan in validation]
+            folder = request.out / PREDICTIONS
+            state = _trained(request.out, device)
+            failures = _predict(state.network_for(plan, request.out), plan, images, folder, device, console)
+            return _score(plan, validation, folder, failures, request.out / SCORES, console)
     except KeyboardInterrupt:
         kept = (request.out / checkpoint.FILE).exists()
         what = "the last whole epoch is kept" if kept else "no epoch was finished"
@@ -73,43 +83,70 @@ def train_and_score(request: TrainRequest) -> int:
 def predict_and_write(run: Path, images: Sequence[Path], out: Path, device_name: str, fresh: bool) -> int:
     """Predict the label maps of images, or of all images of folders, with the network of a training.
 
-    A prediction that is already there stays, unless `fresh`. Returns the exit code, 0 or 130. Raises ValueError
-    for a folder without a trained network, and images that cannot be read.
+    A prediction that is already there stays, unless `fresh`. An image that cannot be predicted is named on
+    stderr, and the others are predicted. Returns the exit code: 0, 2 if one could not be predicted, 130 if
+    interrupted. Raises ValueError for a folder without a trained network, and if there are no images.
     """
     console = results_console()
     device = chosen_device(device_name)
     plan = Plan.load(run)
     named = unlabelled(images, plan.channels)
+    for name, files in named:
+        if any(is_same_file(_prediction(out, name), file) for file in files):
+            raise ValueError(f"--out: expected another folder than that of the images, got {quoted(out)}")
+    state = _trained(run, device)
+    network = state.network_for(plan, run)
+    if len(state.epochs) < plan.epochs:
+        complain(f"{run}: the network is unfinished, after {len(state.epochs)} of {plan.epochs} epochs")
     if fresh:
         for name, _ in named:
-            (out / f"{name}.nii.gz").unlink(missing_ok=True)
-    kept = sum((out / f"{name}.nii.gz").exists() for name, _ in named)
+            _prediction(out, name).unlink(missing_ok=True)
+    kept = sum(_prediction(out, name).exists() for name, _ in named)
     try:
-        _predict(run, plan, named, out, device, console)
+        failures = _predict(network, plan, named, out, device, console)
     except KeyboardInterrupt:
         console.print(f"interrupted: what is predicted is kept in {out}; the same command goes on from there")
         return ExitCode.INTERRUPTED
     there = f" ({kept} of {len(named)} were there already and stay, --fresh predicts them again)" if kept else ""
     console.print(f"predictions: {out}{there}")
-    return ExitCode.DONE
+    return ExitCode.REFUSED if failures else ExitCode.DONE
 
 
 def _plan(request: TrainRequest, console: Console) -> Plan:
-    """That of the folder, if its run is to go on: it must be what this request would make."""
+    """What cannot be made is refused here, before anything is written or removed."""
     with progress_bar(console, *COLUMNS) as progress:
-        task = progress.add_task("reading label maps", note="")
+        task = progress.add_task("reading scans", note="")
         plan = make_plan(request, lambda done, total: progress.update(task, completed=done, total=total))
-    loss_of(plan)  # what it cannot be made with is said before anything is written or removed
-    if request.fresh and (request.out / plans.FILE).exists():  # it is a run's folder, then
-        for name in (plans.FILE, checkpoint.FILE, SCORES, CURVES):
-            (request.out / name).unlink(missing_ok=True)
-        for name in (PREDICTIONS, EVENTS):
-            shutil.rmtree(request.out / name, ignore_errors=True)
-    if (request.out / checkpoint.FILE).exists():
-        plan.require_same(Plan.load(request.out), request.out)
-    request.out.mkdir(parents=True, exist_ok=True)
-    plan.save(request.out)
+    loss_of(plan)
     return plan
+
+
+def _begin(request: TrainRequest, plan: Plan, console: Console) -> None:
+    """Write the plan into its folder; the run that is there must be of the same plan, but may go on further."""
+    out = request.out
+    if request.fresh and (out / plans.FILE).exists():  # it is a run's folder, then
+        for name in (plans.FILE, checkpoint.FILE, SCORES, CURVES):
+            (out / name).unlink(missing_ok=True)
+        for name in (PREDICTIONS, EVENTS):
+            shutil.rmtree(out / name, ignore_errors=True)
+    state = Checkpoint.load(out, torch.device("cpu"))
+    if state is not None:
+        before, done = Plan.load(out), len(state.epochs)
+        plan.require_same(before, out)
+        if plan.epochs < done:
+            raise ValueError(
+                f"--epochs: expected {done} or more, since so many are done in {out}, got {plan.epochs}. "
+                "Choose another --out, or start over with --fresh"
+            )
+        if plan.epochs != before.epochs and not is_quiet():
+            console.print(
+                f"epochs   {before.epochs} before, {plan.epochs} now; the learning rate falls to the new end"
+            )
+        if plan.epochs > done:  # what an earlier network found is not what this one will find
+            (out / SCORES).unlink(missing_ok=True)
+            for name in plan.validation:
+                _prediction(out / PREDICTIONS, name).unlink(missing_ok=True)
+    plan.save(out)
 
 
 def _say(plan: Plan, console: Console) -> None:
@@ -126,6 +163,9 @@ def _say(plan: Plan, console: Console) -> None:
     }
     for name, value in shown.items():
         console.print(f"{name:8} {value}")
+    *others, last = plan.labels
+    if last == USUALLY_IGNORED and len(others) > 1 and others == [*range(len(others))]:
+        console.print(f"hint     --ignore {last}, if {last} marks voxels without annotation, not a class")
 
 
 def _by(edges: Sequence[float]) -> str:
@@ -197,40 +237,65 @@ def _curves(plan: Plan, epochs: Sequence[Epoch]) -> str:
     return text.getvalue()
 
 
+def _trained(run: Path, device: torch.device) -> Checkpoint:
+    state = Checkpoint.load(run, device)
+    if state is None:
+        raise ValueError(f"expected a folder with a trained network, got no {checkpoint.FILE} in {run}")
+    return state
+
+
 def _predict(
-    run: Path,
+    network: nn.Module,
     plan: Plan,
     images: Sequence[tuple[str, Sequence[Path]]],
     folder: Path,
     device: torch.device,
     console: Console,
-) -> list[Path]:
-    """Write what is not there yet; returns all paths."""
-    paths = [folder / f"{name}.nii.gz" for name, _ in images]
+) -> dict[str, str]:
+    """Write what is not there yet; shows on stderr, and returns by name, why images could not be predicted."""
+    failures: dict[str, str] = {}
     folder.mkdir(parents=True, exist_ok=True)
-    state = Checkpoint.load(run, device)
-    if state is None:
-        raise ValueError(f"expected a folder with a trained network, got no {checkpoint.FILE} in {run}")
     set_determinism(plan.seed)
-    network = network_of(plan).to(device)
-    network.load_state_dict(state.network)
-    with progress_bar(console, *COLUMNS) as progress:
-        task = progress.add_task("predicting", total=len(paths), note="")
-        for (_, image), path in zip(images, paths, strict=True):
-            if not path.exists():
-                write_prediction(network, image, path, plan, device)
-            progress.advance(task)
-    return paths
+    network = network.to(device)
+    try:
+        with progress_bar(console, *COLUMNS) as progress:
+            task = progress.add_task("predicting", total=len(images), note="")
+            for name, image in images:
+                path = _prediction(folder, name)
+                if not path.exists():
+                    try:
+                        write_prediction(network, image, path, plan, device)
+                    except ValueError as error:
+                        failures[name] = str(error)
+                    except RuntimeError as error:  # torch's, such as for want of memory
+                        raise RuntimeError(f"{image[0]}: {error}") from error
+                progress.advance(task)
+    finally:  # by Ctrl-C, too
+        for reason in failures.values():
+            complain(reason)
+        if failures and len(images) > 1:
+            complain(f"{len(failures)} of {len(images)} images could not be predicted")
+    return failures
 
 
-def _score(plan: Plan, scans: Sequence[Scan], predictions: Sequence[Path], out: Path, console: Console) -> int:
-    cases = [LabelMapPair(scan.name, path, scan.label) for scan, path in zip(scans, predictions, strict=True)]
+def _prediction(folder: Path, name: str) -> Path:
+    return folder / f"{name}.nii.gz"
+
+
+def _score(
+    plan: Plan, scans: Sequence[Scan], folder: Path, failures: Mapping[str, str], out: Path, console: Console
+) -> int:
+    cases = [
+        LabelMapPair(scan.name, _prediction(folder, scan.name), scan.label)
+        for scan in scans
+        if scan.name not in failures
+    ]
     results = score_pairs(cases, plan.labels[1:], plan.ignored)
     scored = [result for result in results if result.error is None]
     save_csv(scored, out)
     console.print(*tables(scored, means=True), sep="\n")
     for result in results:
         if result.error is not None:
-            print(f"voxloss: {result.error}", file=sys.stderr)
-    console.print(f"predictions: {predictions[0].parent}, scores: {out}")
-    return ExitCode.REFUSED if len(scored) < len(results) else ExitCode.DONE
+            complain(result.error)
+    console.print(f"predictions: {folder}, scores: {out}")
+    return ExitCode.REFUSED if len(scored) < len(scans) else ExitCode.DONE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from monai.transforms import (
 )
 
 from voxloss_app.train.plan import Plan
+from voxloss_data.label_maps import LabelFile
+from voxloss_data.nifti import open_image
 from voxloss_data.training_sets import Scan
 
 IGNORED = -1  # the class of voxels that do not count
@@ -57,7 +59,7 @@ def labelled(plan: Plan) -> list[Any]:
     ]
 
 
-def training_patches(scans: Sequence[Scan], plan: Plan, cache: float) -> CacheDataset:
+def training_patches(scans: Sequence[Scan], plan: Plan, cache: float) -> ScanDataset:
     """One patch of each scan, `plan.patches` times; a part `cache` of the scans is kept in memory."""
     classes = len(plan.labels)
     random_part = [
@@ -92,7 +94,7 @@ def training_patches(scans: Sequence[Scan], plan: Plan, cache: float) -> CacheDa
         ClassesToIndicesd("label", num_classes=classes, max_samples_per_class=CENTRES),
     ]
     items = [item(scan) for scan in scans] * plan.patches
-    return CacheDataset(
+    return ScanDataset(
         items,
         Compose([*steps, *random_part]),
         cache_rate=cache,
@@ -102,10 +104,15 @@ def training_patches(scans: Sequence[Scan], plan: Plan, cache: float) -> CacheDa
     )
 
 
-def batches(patches: CacheDataset, plan: Plan) -> DataLoader:
+def validation_volumes(scans: Sequence[Scan], plan: Plan, cache: float) -> ScanDataset:
+    """Whole scans on the network's grid; a part `cache` of them is kept in memory."""
+    return ScanDataset([item(scan) for scan in scans], Compose(labelled(plan)), cache_rate=cache, progress=False)
+
+
+def batches(patches: ScanDataset, plan: Plan) -> Iterator[dict[str, Any]]:
     """One epoch, in an order and with random transforms that follow from torch's seed at this moment."""
     size = min(plan.batch, len(patches))
-    return DataLoader(
+    loader = DataLoader(
         patches,
         num_workers=plan.workers,
         batch_size=size,
@@ -113,6 +120,39 @@ def batches(patches: CacheDataset, plan: Plan) -> DataLoader:
         drop_last=True,
         worker_init_fn=_deaf_worker,
     )
+    try:
+        yield from loader
+    except ValueError as error:  # that of a worker begins with its traceback
+        raise ValueError(str(error).splitlines()[-1].removeprefix("ValueError: ")) from error
+
+
+class ScanDataset(CacheDataset):
+    """MONAI's dataset, with errors that name the file: it may have changed since the plan was made."""
+
+    def _load_cache_item(self, idx: int) -> Any:
+        return self._named(super()._load_cache_item, idx)
+
+    def _transform(self, index: int) -> Any:
+        return self._named(super()._transform, index)
+
+    def _named(self, transform: Callable[[int], Any], index: int) -> Any:
+        try:
+            return transform(index)
+        except Exception as error:
+            found: Any = self.data[index]
+            image, label = np.atleast_1d(found["image"]).tolist(), found["label"]
+            open_image([Path(path) for path in image])
+            LabelFile(Path(label)).labels()
+            raise unfit([*image, label], error) from error
+
+
+def unfit(paths: Sequence[str | Path], error: Exception) -> ValueError:
+    """What to raise for whole files that MONAI's transforms fail on."""
+    reason: BaseException = error
+    while reason.__cause__ is not None:
+        reason = reason.__cause__
+    text = " ".join(f"{type(reason).__name__}: {reason}".split())
+    return ValueError(f"{', '.join(map(str, paths))}: expected what fits on the network's grid, got {text}")
 
 
 def item(scan: Scan) -> dict[str, Any]:
@@ -126,7 +166,8 @@ def files(image: Sequence[Path]) -> str | list[str]:
 
 
 def _load(keys: list[str]) -> list[Any]:
-    return [LoadImaged(keys), EnsureChannelFirstd(keys)]
+    # Its readers for other formats, if they are installed, are for other files.
+    return [LoadImaged(keys, reader="NibabelReader"), EnsureChannelFirstd(keys)]
 
 
 def _grid(keys: list[str], plan: Plan) -> list[Any]:

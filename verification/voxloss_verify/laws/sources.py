@@ -18,6 +18,7 @@ from voxloss_data.label_maps import LabelFile, find_pairs
 from voxloss_verify.oracle.claims import Claims
 from voxloss_verify.oracle.sums import Image, Sums, label_sums
 from voxloss_verify.oracle.volumes import STORED, Volume, certain, from_probabilities, one_hot, target_for
+from voxloss_verify.request import MAX_CLASSES
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +47,11 @@ def read_pairs(prediction: Path, reference: Path) -> list[LabelPair]:
         files[0].require_grid_of(files[1])
         p, g = (file.labels() for file in files)
         known = np.unique(np.concatenate([np.unique(p), np.unique(g), [0]]))
+        if len(known) > MAX_CLASSES:
+            raise ValueError(
+                f"{case.prediction}: expected a label map, and at most {MAX_CLASSES} labels in it and "
+                f"{case.reference}, got {len(known)}, as in an image"
+            )
         p, g = (np.searchsorted(known, labels).astype(np.int64) for labels in (p, g))
         affine = np.vstack([files[1].affine, [0, 0, 0, 1]])
         pairs.append(LabelPair(case.name, p, g, max(2, len(known)), affine))
