@@ -23,8 +23,12 @@ def in_place_of_a_file(path: Path) -> str | None:
     """What is there and cannot be read to its end; None for a regular file."""
     try:
         mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        return "a broken link" if path.is_symlink() else "nothing: it does not exist"
+    except OSError as error:
+        if path.is_symlink():
+            return "a broken link"
+        if isinstance(error, FileNotFoundError):
+            return "nothing: it does not exist"
+        raise
     if stat.S_ISREG(mode):
         return None
     return "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
