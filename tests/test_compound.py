@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import voxloss
-from every_loss import make
+from every_loss import LOSSES, make
 from test_monai_parity import assert_equal
 from volumes import SHAPES, label_map, logits, one_hot
 from voxloss import CrossEntropyLoss, DiceCELoss, DiceFocalLoss, FocalLoss, StatisticsLoss
@@ -479,3 +479,37 @@ def test_a_constant_added_to_the_logits_is_taken_off_before_anything_is_added(fo
         loss = make(name, "softmax", to_onehot_y=form == "label map")
         one, other = (loss(z, target) for z in (x, x + shift))
         torch.testing.assert_close(other, one, rtol=1e-6, atol=0)
+
+
+# Terms for a log.
+
+ALL_COMPOUNDS = [name for name, loss in LOSSES.items() if issubclass(loss, voxloss.CompoundLoss)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ALL_COMPOUNDS)
+def test_terms_are_the_parts_of_the_same_pass(
+    name: str, dtype: torch.dtype, passes: list[tuple[str, str]]
+) -> None:
+    loss = make(name, "softmax", to_onehot_y=True)
+    assert isinstance(loss, voxloss.CompoundLoss)
+    for factor, number in zip((f for f, _ in loss.weighted_parts), (0.25, 0.75), strict=True):
+        if isinstance(vars(loss).get(factor), float):  # UnifiedFocalLoss has one of the two
+            setattr(loss, factor, number)
+    x, labels = logits(dtype=dtype), label_map()
+    mask, annotated = torch.rand(2, 1, *x.shape[2:]) > 0.2, [[0, 1, 2, 3], [1, 2]]
+    x.requires_grad_()
+    total, terms = loss.with_terms(x, labels, mask, annotated)
+    assert passes == [("numba_cpu", "region_sums")]
+    plain = loss(x, labels, mask, annotated)
+    assert torch.equal(total, plain)
+    assert torch.equal(*(torch.autograd.grad(each, x)[0] for each in (total, plain)))
+    assert total.dtype == torch.promote_types(dtype, torch.float32)
+    assert list(terms) == [part for _, part in loss.weighted_parts]
+    for (factor, part), (_, alone) in zip(loss.weighted_parts, loss.parts(), strict=True):
+        term = terms[part]
+        assert not any(each.requires_grad for each in term)
+        torch.testing.assert_close(term.value, alone(x, labels, mask, annotated).detach(), rtol=1e-6, atol=0)
+        torch.testing.assert_close(term.weighted, getattr(loss, factor) * term.value, rtol=1e-6, atol=0)
+        assert term.value.dtype == total.dtype
+    torch.testing.assert_close(sum(term.weighted for term in terms.values()), total.detach(), rtol=1e-6, atol=0)

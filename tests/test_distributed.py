@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -33,6 +34,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "FocalLoss sum": {"reduction": "sum"},
     "DiceCELoss": {"weight": [1.0, 2.0, 3.0, 4.0]},
     "DiceCELoss batch": {"batch": True},
+    "TverskyCELoss batch": {"batch": True},
     "DiceFocalLoss": {"lambda_focal": 0.3},
     "MCCLoss batch": {"batch": True},
     "SensitivitySpecificityLoss": {},
@@ -197,19 +199,94 @@ def test_without_processes_world_is_this_one() -> None:
         assert torch.equal(make(name, group="world")(x, labels), make(name)(x, labels))
 
 
-def _with_channels(channels: int) -> str:
-    x, labels = logits(channels=channels), label_map(channels=channels)
+def _said(name: str, options: dict[str, Any], x: Any, labels: Tensor) -> tuple[str, float]:
+    """The class and message of the error, if there is one, and seconds; then the group still works."""
+    loss, start = make(name, group="world", **options), time.monotonic()
     try:
-        voxloss.DiceLoss(softmax=True, to_onehot_y=True, batch=True, group="world")(x, labels)
-    except RuntimeError as error:
-        return str(error)
-    return ""
+        loss(x, labels)
+        said = ""
+    except Exception as error:  # the test says which
+        said = f"{type(error).__name__}: {error}"
+    seconds = time.monotonic() - start
+    assert sum_over_ranks(torch.ones(3), "world").tolist() == [dist.get_world_size()] * 3
+    return said, seconds
 
 
 def test_ranks_that_disagree_on_classes_all_say_so(two: Ranks) -> None:
-    for rank, said in enumerate(two.run(_with_channels, [(3,), (4,)])):
-        assert "the ranks of the loss's group disagree on what they sum" in said
-        assert f"rank {rank} has [3, 1, {3 + rank}]" in said
+    name, batch = "DiceLoss", {"batch": True}
+    found = two.run(_said, [(name, batch, logits(channels=c), label_map(channels=c)) for c in (3, 4)])
+    for rank, (said, _) in enumerate(found):
+        assert "GroupError: voxloss: the ranks of the loss's group disagree on what they sum" in said
+        assert f"rank {rank} has [3, 1, {3 + rank}] of DiceLoss" in said
+
+
+OTHERS: dict[str, tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]]] = {
+    "class": (("DiceLoss", {"batch": True}), ("GeneralizedDiceLoss batch", {})),
+    "compound": (("DiceCELoss batch", {}), ("TverskyCELoss batch", {})),
+    "argument": (("DiceLoss", {"smooth_nr": 1.0}), ("DiceLoss", {"smooth_nr": 2.0})),
+    "argument of a part": (("DiceCELoss", {"smooth_dr": 1.0}), ("DiceCELoss", {})),
+    "weight": (("DiceCELoss", {}), ("DiceCELoss", {"weight": [1.0, 2.0, 3.0, 5.0]})),
+    "factor": (("DiceFocalLoss", {}), ("DiceFocalLoss", {"lambda_focal": 0.4})),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_ranks_that_compute_something_else_all_say_so(what: str, two: Ranks) -> None:
+    """Though their sums have one shape."""
+    x, labels = logits(), label_map()
+    found = two.run(_said, [(name, options, x, labels) for name, options in OTHERS[what]])
+    for (name, _), (said, _) in zip(OTHERS[what], found, strict=True):
+        assert "disagree on what they sum" in said
+        assert f"of {name.partition(' ')[0]} " in said
+
+
+def test_ranks_may_have_other_backends_and_losses_that_were_copied(two: Ranks) -> None:
+    x, labels = logits(), label_map()
+    for name in ("DiceCELoss", "UnifiedFocalLoss batch"):
+        found = two.run(_said, [(name, {"backend": backend}, x, labels) for backend in ("eager", None)])
+        assert [said for said, _ in found] == ["", ""]
+
+
+FAILURES: dict[str, tuple[Callable[[Tensor], Any], Callable[[Tensor], Tensor], str]] = {
+    "a label that is no class": (
+        lambda x: x,
+        lambda labels: labels + 4,
+        "ValueError: target: expected labels",
+    ),
+    "a batch without samples": (
+        lambda x: x[:0],
+        lambda labels: labels[:0],
+        "ShapeError: input: expected",
+    ),
+    "sizes that do not fit": (
+        lambda x: x,
+        lambda labels: labels[..., 1:],
+        "ShapeError: target: ground truth",
+    ),
+    "no tensor": (lambda x: None, lambda labels: labels, "TypeError: input: expected a torch.Tensor"),
+}
+
+
+@pytest.mark.parametrize("name", ["DiceLoss", "DiceCELoss", "DiceCELoss batch", "CrossEntropyLoss"])
+@pytest.mark.parametrize("shard", ["batch", "volume"])
+@pytest.mark.parametrize("failure", FAILURES)
+def test_an_error_of_one_rank_is_one_of_all_within_seconds(
+    failure: str, shard: str, name: str, two: Ranks
+) -> None:
+    of_input, of_labels, message = FAILURES[failure]
+    x, labels = logits(), label_map()
+    bad, good = (of_input(x), of_labels(labels)), (x, labels)
+    own, others = two.run(_said, [(name, {"shard": shard}, *given) for given in (bad, good)])
+    assert own[0].startswith(message)
+    assert others[0].startswith("GroupError: voxloss: another rank of the loss's group than 1 has failed")
+    assert max(own[1], others[1]) < 10
+
+
+def test_an_error_of_all_ranks_is_the_own_one_of_each(two: Ranks) -> None:
+    x, labels = logits(), label_map()
+    for options in ({"weight": [1.0, 2.0]}, {"weight": [1.0, 2.0], "batch": True}, {"classes": [7]}):
+        for said, _ in two.run(_said, [("DiceLoss", options, x, labels)] * 2):
+            assert said.startswith("ValueError")
 
 
 def _leave(first: bool) -> None:

@@ -16,6 +16,7 @@ from voxloss.losses.compound import (
     DiceFocalLoss,
     FocalTverskyCELoss,
     GeneralizedDiceFocalLoss,
+    LossTerm,
     TverskyCELoss,
 )
 from voxloss.losses.confusion import MCCLoss, SensitivitySpecificityLoss
@@ -54,6 +55,7 @@ __all__ = [
     "IoULoss",
     "JaccardLoss",
     "LogCoshDiceLoss",
+    "LossTerm",
     "MCCLoss",
     "PenaltyGeneralizedDiceLoss",
     "RegionLoss",

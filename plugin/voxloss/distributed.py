@@ -7,6 +7,8 @@ all-reduce of a few numbers per class makes a loss exact across ranks, and no vo
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
@@ -21,6 +23,8 @@ Shard = Literal["batch", "volume"]
 
 # Numbers of a message: ranks that disagree on classes still send messages of one length, and see that they do.
 _MESSAGE = 1024
+# Of a message: two numbers that tell whether the ranks agree, how many have failed, and the sums.
+_FAILED, _SUMS = 2, 3
 
 
 def require_group(group: Any, shard: str) -> None:
@@ -35,7 +39,37 @@ def require_group(group: Any, shard: str) -> None:
         )
 
 
-def sum_over_ranks(tensor: Tensor, group: Any) -> Tensor:
+class GroupError(RuntimeError):
+    """What every rank of a group raises: they disagree, one has failed, or one has gone."""
+
+
+@contextmanager
+def failing_together(group: Any, device: torch.device) -> Iterator[None]:
+    """Make an error of one rank, before its sums, an error of all: the others wait for these sums.
+
+    Without a group, nothing is done; nor inside a graph of torch.compile, where nothing can be caught.
+    """
+    try:
+        yield
+    except GroupError:  # which all ranks raise
+        raise
+    except Exception:
+        found = _initialised(group)
+        if found is not None:
+            message = torch.zeros(_MESSAGE, dtype=torch.float64, device=device)
+            message[_FAILED] = 1
+            with suppress(RuntimeError):  # the others have gone
+                dist.all_reduce(message, group=found)
+        raise
+
+
+def _initialised(group: Any) -> Any:
+    if group is None or not (dist.is_available() and dist.is_initialized()):
+        return None
+    return dist.group.WORLD if group == "world" else group
+
+
+def sum_over_ranks(tensor: Tensor, group: Any, what: str = "") -> Tensor:
     """Add up a tensor `[…]` of at most some hundred numbers over the ranks of a group, differentiably.
 
     One all-reduce forward, none backward. Every rank then computes the same loss from the sum, and whoever trains
@@ -44,46 +78,54 @@ def sum_over_ranks(tensor: Tensor, group: Any) -> Tensor:
 
     Without a group, or "world" before `init_process_group`, this process is alone: nothing is done.
 
-    Raises RuntimeError, on every rank, if the ranks' tensors do not have one shape, and if a rank has gone.
+    `what` names what the tensor is of, and is to be the same on every rank.
+
+    Raises GroupError, on every rank, if the ranks' tensors do not have one name and shape, if a rank has failed,
+    and if one has gone.
     """
-    if group is None or not (dist.is_available() and dist.is_initialized()):
+    found = _initialised(group)
+    if found is None:
         return tensor
-    found: Any = dist.group.WORLD if group == "world" else group
-    total: Tensor = _sum(tensor, found.group_name, dist.get_world_size(found))
+    total: Tensor = _sum(tensor, found.group_name, dist.get_world_size(found), what)
     return total
 
 
 # An operator, so that torch.compile takes it into its graph as it is.
 @torch.library.custom_op("voxloss::sum_over_ranks", mutates_args=())
-def _sum(tensor: Tensor, group_name: str, ranks: int) -> Tensor:
+def _sum(tensor: Tensor, group_name: str, ranks: int, what: str) -> Tensor:
     from torch.distributed import distributed_c10d
 
     group = distributed_c10d._resolve_process_group(group_name)  # type: ignore[attr-defined,arg-type]
+    own = f"{list(tensor.shape)} of {what}" if what else str(list(tensor.shape))
     # All ranks have the same mark if and only if (Σ mark)² is ranks · Σ mark².
-    mark = tensor.new_full((1,), zlib.crc32(str(list(tensor.shape)).encode()) % (1 << 16))
-    message = torch.cat([mark, mark * mark, tensor.flatten()])
+    mark = tensor.new_full((1,), zlib.crc32(own.encode()) % (1 << 16))
+    message = torch.cat([mark, mark * mark, torch.zeros_like(mark), tensor.flatten()])
     message = torch.nn.functional.pad(message, (0, -len(message) % _MESSAGE))
+    rank = dist.get_rank(group)
     try:
         dist.all_reduce(message, group=group)
     except RuntimeError as error:
-        raise RuntimeError(
+        raise GroupError(
             f"voxloss: a rank of the loss's group has gone, or its sums are of another length than the "
-            f"{list(tensor.shape)} of rank {dist.get_rank(group)}: {error}"
+            f"{list(tensor.shape)} of rank {rank}: {error}"
         ) from error
+    none_failed = message[_FAILED] == 0
     agree = message[0] ** 2 == ranks * message[1]
-    explanation = (
-        f"voxloss: the ranks of the loss's group disagree on what they sum; rank {dist.get_rank(group)} has "
-        f"{list(tensor.shape)}. Give all the same number of channels and the same loss"
+    failed = f"voxloss: another rank of the loss's group than {rank} has failed; its own message says why"
+    disagree = (
+        f"voxloss: the ranks of the loss's group disagree on what they sum; rank {rank} has {own}. "
+        "Give all the same loss, with the same arguments, and the same number of channels"
     )
-    if message.is_cuda:
-        torch._assert_async(agree, explanation)
-    elif not agree:
-        raise RuntimeError(f"{explanation}.")
-    return message[2 : 2 + tensor.numel()].view(tensor.shape).clone()
+    for holds, explanation in ((none_failed, failed), (agree, disagree)):
+        if message.is_cuda:
+            torch._assert_async(holds, explanation)
+        elif not holds:
+            raise GroupError(f"{explanation}.")
+    return message[_SUMS : _SUMS + tensor.numel()].view(tensor.shape).clone()
 
 
 @_sum.register_fake
-def _(tensor: Tensor, group_name: str, ranks: int) -> Tensor:
+def _(tensor: Tensor, group_name: str, ranks: int, what: str) -> Tensor:
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
@@ -91,8 +133,8 @@ def _remember_ranks(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.ranks = inputs[2]
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-    return grad * ctx.ranks, None, None
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    return grad * ctx.ranks, None, None, None
 
 
 _sum.register_autograd(_backward, setup_context=_remember_ranks)

@@ -78,9 +78,10 @@ class PassSums:
         annotated: Tensor | None = None,
         group: Group = None,
         shard: Shard = "batch",
+        what: str = "",
     ) -> None:
         if shard == "volume":
-            tensor = sum_over_ranks(tensor, group)
+            tensor = sum_over_ranks(tensor, group, what)
         if annotated is not None:
             tensor = torch.where(annotated, tensor, 0.0)
         self.names = tuple(names)
@@ -89,6 +90,7 @@ class PassSums:
         self.spatial_axes = spatial_axes
         self.annotated = annotated
         self._group = group if shard == "batch" else None
+        self._what = what
         self._rows = {name: row for row, name in enumerate(self.names)}
         self._over_batch: Tensor | None = None
 
@@ -113,7 +115,7 @@ class PassSums:
 
     def over_ranks(self, tensor: Tensor) -> Tensor:
         """Add up a sum over samples over those of all ranks."""
-        return sum_over_ranks(tensor, self._group)
+        return sum_over_ranks(tensor, self._group, self._what)
 
     def _batch(self) -> Tensor:
         if self._over_batch is None:
@@ -178,8 +180,12 @@ def measure(
     annotated: Tensor | None = None,
     group: Group = None,
     shard: Shard = "batch",
+    what: str = "",
 ) -> PassSums:
-    """Compute the sums of these names, out of `voxloss.backends.voxels.TERMS`, in one pass."""
+    """Compute the sums of these names, out of `voxloss.backends.voxels.TERMS`, in one pass.
+
+    `what` is computed from them, as `sum_over_ranks` takes it.
+    """
     input, target, mask, activation = volumes
     tensor = operators.region_sums(input, target, mask, activation, list(names), ignore_index, backend, gamma)
     return PassSums(
@@ -190,6 +196,7 @@ def measure(
         annotated=annotated,
         group=group,
         shard=shard,
+        what=what,
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from inspect import Parameter, signature
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from monai.utils.enums import LossReduction
@@ -15,7 +17,7 @@ from torch.nn.modules.loss import _Loss
 from voxloss import inputs
 from voxloss.backends import require_backend
 from voxloss.channels import annotated_channels
-from voxloss.distributed import Group, Shard, require_group
+from voxloss.distributed import Group, Shard, failing_together, require_group
 from voxloss.losses.options import option_names, refusing_others
 from voxloss.statistics import Activation, PassSums, fitting_volumes, measure
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Annotated = Sequence[Sequence[int]] | Tensor | None
+Result = TypeVar("Result")
 
 
 class StatisticsLoss(_Loss, ABC):
@@ -42,9 +45,13 @@ class StatisticsLoss(_Loss, ABC):
         group: the processes of `torch.distributed` that share a batch: "world" or a process group. The loss is
             that of all their samples, the same on every rank, and its gradient that of one process with all of
             them once the ranks' gradients are averaged, as DDP and FSDP do. Without others it is this process.
+            What one rank cannot compute, for a label that is no class or a batch without samples, is an error of
+            all (outside of torch.compile); so are other losses or arguments on one of them.
         shard: with a group, what is spread over it: the "batch", each rank with samples of its own, as many as it
             has; or the "volume", each rank with a part of the same samples' voxels.
     """
+
+    _what: str = ""  # what ranks compare
 
     def __init__(
         self,
@@ -88,7 +95,7 @@ class StatisticsLoss(_Loss, ABC):
         """Let each constructor refuse arguments that it does not name, though it passes some on unseen."""
         super().__init_subclass__(**kwargs)
         if "__init__" in vars(cls):
-            cls.__init__ = refusing_others(vars(cls)["__init__"])  # type: ignore[method-assign]
+            cls.__init__ = _then_fingerprinted(refusing_others(vars(cls)["__init__"]))  # type: ignore[method-assign]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move the factors of the classes with the module, in the dtype that they were given in.
@@ -158,6 +165,23 @@ class StatisticsLoss(_Loss, ABC):
                 voxel-wise mean neither do the voxels that have their label. Name the background only where it is
                 background for certain, and not what nobody annotated.
         """
+        return self.from_pass(self.compute, input, target, mask, annotated).to(loss_dtype(input))
+
+    def from_pass(
+        self,
+        compute: Callable[[PassSums], Result],
+        input: Tensor,
+        target: Tensor,
+        mask: Tensor | None,
+        annotated: Annotated,
+    ) -> Result:
+        """What `compute` returns for the sums of one pass; with a group, an error of one rank is one of all."""
+        if self.group is None or torch.compiler.is_compiling():
+            return compute(self._measured(input, target, mask, annotated))
+        with failing_together(self.group, getattr(input, "device", torch.device("cpu"))):
+            return compute(self._measured(input, target, mask, annotated))
+
+    def _measured(self, input: Tensor, target: Tensor, mask: Tensor | None, annotated: Annotated) -> PassSums:
         volumes = fitting_volumes(input, target, mask, activation=self.activation, label_map=self.to_onehot_y)
         batch, channels = volumes.input.shape[:2]
         inputs.warn_if_single(channels, self.to_onehot_y, self.include_background)
@@ -165,7 +189,7 @@ class StatisticsLoss(_Loss, ABC):
         if annotated is not None:
             annotated = annotated_channels(annotated, batch, channels, volumes.input.device)
             names = names if "target" in names else [*names, "target"]
-        sums = measure(
+        return measure(
             volumes,
             names,
             ignore_index=self.ignore_index,
@@ -174,8 +198,40 @@ class StatisticsLoss(_Loss, ABC):
             annotated=annotated,
             group=self.group,
             shard=self.shard,
+            what=self._what,
         )
-        return self.compute(sums).to(torch.promote_types(input.dtype, torch.float32))
+
+
+def _then_fingerprinted(constructor: Callable[..., None]) -> Callable[..., None]:
+    """Make the outermost constructor note what the loss is, while nothing traces it."""
+
+    @functools.wraps(constructor)
+    def constructed(self: StatisticsLoss, *args: Any, **arguments: Any) -> None:
+        constructor(self, *args, **arguments)
+        if type(self).__init__ is constructed:
+            self._what = _fingerprint(self)
+
+    return constructed
+
+
+def loss_dtype(input: Tensor) -> torch.dtype:
+    """That of the loss of an input: float32 of half precision."""
+    return torch.promote_types(input.dtype, torch.float32)
+
+
+def _fingerprint(loss: StatisticsLoss) -> str:
+    """The class, and a hash of all that a loss and its parts are made with but for what ranks may differ in."""
+    facts = []
+    for name, module in loss.named_modules():
+        options = {
+            option: value
+            for option, value in vars(module).items()
+            if isinstance(value, (bool, int, float, Sequence, type(None)))
+            and option not in ("training", "backend", "group", "_what")
+        }
+        factors = {factor: buffer.tolist() for factor, buffer in module.named_buffers(recurse=False)}
+        facts.append(f"{name} {type(module).__qualname__} {sorted(options.items(), key=str)} {factors}")
+    return f"{type(loss).__qualname__} {zlib.crc32(' '.join(facts).encode()):08x}"
 
 
 def _moved(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:

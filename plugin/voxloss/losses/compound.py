@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from monai.utils.enums import LossReduction
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from voxloss import inputs
 from voxloss.backends.voxels import TERMS
-from voxloss.losses.base import StatisticsLoss
+from voxloss.losses.base import Annotated, StatisticsLoss, loss_dtype
 from voxloss.losses.options import RegionOptions, Weight, pass_options, shared_options
 from voxloss.losses.overlap import DiceLoss, FocalTverskyLoss, GeneralizedDiceLoss, TverskyLoss
 from voxloss.losses.voxelwise import CrossEntropyLoss, FocalLoss
@@ -23,12 +23,20 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+class LossTerm(NamedTuple):
+    """A term of a compound, `[]`: L_k, and λ_k L_k."""
+
+    value: Tensor
+    weighted: Tensor
+
+
 class CompoundLoss(StatisticsLoss):
     """L = Σ_k λ_k L_k, where all L_k are computed from the sums of the same pass.
 
     A subclass sets its losses and their λ as attributes in `__init__`, and names these in `weighted_parts`.
     Classes, weights and reductions are options of the parts; the activation, the ignored label, the backend and
-    the group are those of the compound. λ is read at every call, so that it may follow a schedule.
+    the group are those of the compound. λ is read at every call, so that it may follow a schedule. `with_terms`
+    returns the terms as well as their sum.
     """
 
     @property
@@ -55,7 +63,33 @@ class CompoundLoss(StatisticsLoss):
 
     def compute(self, sums: PassSums) -> Tensor:
         """The sum, `[]`."""
-        return torch.stack([factor * part.compute(sums) for factor, part in self.parts()]).sum()
+        return _total(self._terms(sums))
+
+    def with_terms(
+        self, input: Tensor, target: Tensor, mask: Tensor | None = None, annotated: Annotated = None
+    ) -> tuple[Tensor, dict[str, LossTerm]]:
+        """Return the loss and, for a log, its terms by the names of its parts, all from one pass.
+
+        The loss is that of `forward`, whose arguments these are; the terms need no gradient.
+        """
+
+        def compute(sums: PassSums) -> tuple[Tensor, list[LossTerm]]:
+            terms = self._terms(sums)
+            return _total(terms), terms
+
+        total, terms = self.from_pass(compute, input, target, mask, annotated)
+        dtype = loss_dtype(input)
+        names = (part for _, part in self.weighted_parts)
+        detached = (LossTerm(*(value.detach().to(dtype) for value in term)) for term in terms)
+        return total.to(dtype), dict(zip(names, detached, strict=True))
+
+    def _terms(self, sums: PassSums) -> list[LossTerm]:
+        found = ((factor, part.compute(sums)) for factor, part in self.parts())
+        return [LossTerm(value, factor * value) for factor, value in found]
+
+
+def _total(terms: Sequence[LossTerm]) -> Tensor:
+    return torch.stack([term.weighted for term in terms]).sum()
 
 
 class DiceCELoss(CompoundLoss):
