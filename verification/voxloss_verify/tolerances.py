@@ -19,3 +19,8 @@ PARITY = {"float64": 1e-10, "float32": 1e-5}
 
 # A value this far off is that of the formula, computed in float32 somewhere: for guesses at what a loss is, only.
 ROUNDING = 2e-6
+
+# Rounding of one number that a pass computes with: what it makes of a logit, a logarithm, a row of voxels.
+UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-24, "bfloat16": 2.0**-24}
+# The smallest float16 above 0: two gradients that are rounded to float16 are no closer.
+FLOAT16_SMALLEST = 2.0**-24
