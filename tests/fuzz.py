@@ -403,6 +403,18 @@ def _voxel(name: str, value: float, fits: Callable[[Case], bool]) -> Fault:
     return fault
 
 
+def _share_of_an_ignored_channel(case: Case) -> Case | None:
+    number = case.options.get("ignore_index", -1)
+    target = case.target.clone()
+    if (
+        not (0 <= number < case.channels == target.shape[1] > 1 and target.is_floating_point())
+        or case.mask is not None
+    ):
+        return None
+    target[0, number].view(-1)[0] = 0.75
+    return case.but(target=target)
+
+
 def _is_map(case: Case) -> bool:
     return case.channels > 1 and case.target.shape[1] == 1
 
@@ -432,6 +444,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "label": _voxel("target", 9, _is_map),
     "fraction of a label": _voxel("target", 0.5, lambda case: _is_map(case) and case.target.is_floating_point()),
+    "share of an ignored channel": _share_of_an_ignored_channel,
     "target above 1": _voxel(
         "target", 2, lambda case: case.target.shape[1] == case.channels and case.target.dtype != torch.bool
     ),

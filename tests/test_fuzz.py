@@ -165,7 +165,7 @@ def test_an_error_of_another_kind_is_found(monkeypatch: pytest.MonkeyPatch) -> N
 def test_each_wrong_argument_is_refused(name: str) -> None:
     """And is one for some cases."""
     faults = 0
-    for number in range(200):
+    for number in range(1000):
         case = draw_case(0, number, NAMES, ["eager"], compiled=True)
         plain = case.but(layouts={}, by_target=False, wrong=None)
         wrong = FAULTS[name](plain) if case.wrong is None else None
