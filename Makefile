@@ -47,6 +47,7 @@ notebooks: $(VENV)/.ready  ## Execute all notebooks and save them with their out
 check: $(VENV)/.ready  ## Lint, formatting, strict types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tests/asserts_that_cannot_fail.py
 	$(BIN)/mypy
 
 format: $(VENV)/.ready  ## Mend what lint and formatting can mend

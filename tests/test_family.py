@@ -72,7 +72,7 @@ def test_mcc_of_masks_is_scikit_learns(smooth_dr: float) -> None:
     got = voxloss.MCCLoss(reduction="none", smooth_dr=smooth_dr)(p.double(), g.double())
     for b in range(2):
         wanted = 1 - matthews_corrcoef(g[b].flatten(), p[b].flatten())
-        assert abs(got[b].item() - wanted) < 1e-6 if smooth_dr else 1e-15
+        assert abs(got[b].item() - wanted) < (1e-6 if smooth_dr else 1e-15)
 
 
 @pytest.mark.parametrize("smooth_dr", [0.0, 1e-5])

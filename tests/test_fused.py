@@ -264,7 +264,8 @@ def test_a_nan_under_a_weight_reaches_the_loss_and_under_none_it_does_not(
     assert sums[:, 0].isfinite().all()
     assert sums[names.index("prediction"), 1, 2].isnan() == (weight != 0)
     gradient = BACKENDS[backend].region_sums_backward(torch.ones_like(sums), x, labels, spec, "input", mask)
-    assert gradient[1, 2, 40].isnan() if weight else gradient[1, 2, 40] == 0
+    assert gradient[1, 2, 40].isnan() == (weight != 0)
+    assert weight or gradient[1, 2, 40] == 0
     gradient[1, :, 40] = 0
     assert gradient.isfinite().all()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -54,9 +55,8 @@ def bounds(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findi
         bounds += [("L ≤ 1", float(loss.max() - 1))]
     for what, excess in bounds:
         # NaN is no bound.
-        yield Finding(
-            what, float(loss.ravel()[0]), 0.0, wanted.tolerance, max(0.0, excess) if excess == excess else excess
-        )
+        beyond = excess if math.isnan(excess) else max(0.0, excess)
+        yield Finding(what, float(loss.ravel()[0]), 0.0, wanted.tolerance, beyond)
     p, g = exact.probabilities(volume.input, claims.activation), exact.one_hot_target(volume)
     masks = np.isin(p, (0, 1)).all() and np.isin(g, (0, 1)).all()
     unclear = any(
