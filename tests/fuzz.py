@@ -8,6 +8,7 @@ have an argument that is wrong, and must raise ValueError or TypeError.
 from __future__ import annotations
 
 import argparse
+import inspect
 import math
 import sys
 import time
@@ -40,6 +41,8 @@ SMALL_SHAPES = [(1,), (7,), (31,), (1, 1), (5, 7), (1, 9), (3, 5, 3), (1, 5, 3),
 # Across the blocks of 1024 and the parts of 32768 voxels that the fused pass works on.
 BLOCK_SHAPES = [(1023,), (1025,), (33, 33), (5, 15, 15), (3, 1, 683)]
 PART_SHAPES = [(32769,), (3, 105, 105)]
+# Powers of 1 − score or of −log score, which must not be negative.
+POWERS = ("FocalTverskyLoss", "FocalTverskyCELoss", "ExponentialLogarithmicLoss", "UnifiedFocalLoss")
 # What a tensor is before it is given to a loss, as Python of `x`. 77 stands where no loss may read.
 LAYOUTS = {
     "channels_last": "x.to(memory_format=torch.channels_last)",
@@ -265,8 +268,11 @@ def draw_case(seed: int, number: int, losses: Sequence[str], backends: Sequence[
         input = torch.where(ignored, torch.nan, input)
     annotated = _annotated(draw, batch) if draw.chance(0.35) else None
     if annotated is not None and channels > 1 and draw.activation != "sigmoid":
-        # Cross entropy smooths also the voxels whose class is not annotated, which by its docstring have no part.
         options.pop("label_smoothing", None)
+    if draw.loss in POWERS:
+        defaults = inspect.signature(LOSSES[draw.loss]).parameters
+        smooth_nr, smooth_dr = (options.get(name, defaults[name].default) for name in ("smooth_nr", "smooth_dr"))
+        options.update({"smooth_nr": smooth_dr} if smooth_nr > smooth_dr else {})
     layouts = {}
     for name, tensor in (("input", input), ("target", target), ("mask", mask)):
         if tensor is not None and draw.chance(0.4):
@@ -422,6 +428,21 @@ def _is_map(case: Case) -> bool:
 FAULTS: dict[str, Fault] = {
     "two activations": _option(sigmoid=True, softmax=True),
     "negative smoothing": _option(smooth_nr=-1.0),
+    "a score above 1": lambda case: (
+        case.but(options={**case.options, "smooth_nr": 1.0, "smooth_dr": 0.5, "gamma": 0.75})
+        if case.loss in POWERS and case.loss != "ExponentialLogarithmicLoss"
+        else None
+    ),
+    "a logarithm above 0": lambda case: (
+        case.but(options={**case.options, "smooth_nr": 1.0, "smooth_dr": 0.5})
+        if case.loss == "ExponentialLogarithmicLoss"
+        else None
+    ),
+    "smoothed labels that were not annotated": lambda case: (
+        case.but(options={**case.options, "label_smoothing": 0.5}, annotated=[[0]] * len(case.input))
+        if "label_smoothing" in takes(case.loss) and case.channels > 1 and "sigmoid" not in case.options
+        else None
+    ),
     "negative gamma": _option(gamma=-1.0),
     "infinite gamma": _option(gamma=math.inf),
     "reduction": _option(reduction="average"),

@@ -170,6 +170,15 @@ def require_positive(**values: float) -> None:
             raise ValueError(f"{name}: expected a finite number > 0, got {value!r}.")
 
 
+def require_score_up_to_one(smooth_nr: float, smooth_dr: float) -> None:
+    """Check that smoothing carries no score above 1, for powers of 1 − score and of −log score."""
+    if smooth_nr > smooth_dr:
+        raise ValueError(
+            f"smooth_nr: expected at most smooth_dr={smooth_dr:g}, got {smooth_nr:g}: the score of a good "
+            "prediction would be above 1, where this loss is not defined. Take the same number for both."
+        )
+
+
 def require_fraction(**values: float) -> None:
     """Check that each value is a number in [0, 1]."""
     for name, value in values.items():
@@ -297,13 +306,14 @@ def _explain(input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec)
             if channels == 1 and bool(((exact == exact.round()) | ignored).all())
             else "Clip probabilities with target.clamp(0, 1); scale a mask of 0 and 255 by 1/255.",
         )
-    tolerance = range_tolerance(input.dtype)
-    _raise_if(
-        ((input < -tolerance) | (input > 1 + tolerance)) & ~ignored,
-        input,
-        "input: expected probabilities in [0, 1], as no softmax or sigmoid was asked for",
-        "For logits say softmax=True or sigmoid=True; an other_act must end in [0, 1].",
-    )
+    if spec.activation == "none":
+        tolerance = range_tolerance(input.dtype)
+        _raise_if(
+            ((input < -tolerance) | (input > 1 + tolerance)) & ~ignored,
+            input,
+            "input: expected probabilities in [0, 1], as no softmax or sigmoid was asked for",
+            "For logits say softmax=True or sigmoid=True; an other_act must end in [0, 1].",
+        )
     raise ValueError("target or input: a value is out of range.")
 
 

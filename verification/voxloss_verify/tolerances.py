@@ -10,11 +10,11 @@ from __future__ import annotations
 # are float32's, and the oracle takes the rounded inputs.
 LOSS = {"float64": 1e-12, "float32": 1e-6, "float16": 1e-6, "bfloat16": 1e-6}
 
-# The same where all voxels are alike: the additions of a row of 1024 numbers in float32 are then rounded alike,
-# and their errors do not average out.
+# The same where all voxels are alike: the additions of a row of 1024 numbers in float32, and the logarithms, are
+# then rounded alike, and their errors do not average out.
 LOSS_OF_A_CONSTANT_VOLUME = {
     "float64": 1e-12,
-    **dict.fromkeys(("float32", "float16", "bfloat16"), 1024 * 2.0**-25),
+    **dict.fromkeys(("float32", "float16", "bfloat16"), 128 * 2.0**-25),
 }
 
 # Largest distance of a gradient from the exact one, relative to its largest element. Half: the result itself

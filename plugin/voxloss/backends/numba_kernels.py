@@ -1001,16 +1001,18 @@ def _add_answers(c, count, sums, labels, rows, out):
     if sums[CROSS_ENTROPY] or sums[CROSS_ENTROPY_NEGATIVE]:
         positive, negative = zero, zero
         for v in range(count):
-            positive -= log_p[v] if labels[v] == label else zero
-            negative -= log_p[v] if labels[v] != label else zero
+            g = one if labels[v] == label else zero
+            positive -= log_p[v] * g
+            negative -= log_p[v] * (one - g)
         out[CROSS_ENTROPY, c] += positive
         out[CROSS_ENTROPY_NEGATIVE, c] += negative
     if sums[FOCAL] or sums[FOCAL_NEGATIVE]:
         positive, negative = zero, zero
         for v in range(count):
             term = log_p[v] * focus[v]
-            positive -= term if labels[v] == label else zero
-            negative -= term if labels[v] != label else zero
+            g = one if labels[v] == label else zero
+            positive -= term * g
+            negative -= term * (one - g)
         out[FOCAL, c] += positive
         out[FOCAL_NEGATIVE, c] += negative
 

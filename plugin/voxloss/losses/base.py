@@ -165,7 +165,9 @@ class StatisticsLoss(_Loss, ABC):
                 voxel-wise mean neither do the voxels that have their label. Name the background only where it is
                 background for certain, and not what nobody annotated.
         """
-        return self.from_pass(self.compute, input, target, mask, annotated).to(loss_dtype(input))
+        loss = self.from_pass(self.compute, input, target, mask, annotated).to(loss_dtype(input))
+        inputs.warn_if_single(input.shape[1], self.to_onehot_y, self.include_background)
+        return loss
 
     def from_pass(
         self,
@@ -184,7 +186,6 @@ class StatisticsLoss(_Loss, ABC):
     def _measured(self, input: Tensor, target: Tensor, mask: Tensor | None, annotated: Annotated) -> PassSums:
         volumes = fitting_volumes(input, target, mask, activation=self.activation, label_map=self.to_onehot_y)
         batch, channels = volumes.input.shape[:2]
-        inputs.warn_if_single(channels, self.to_onehot_y, self.include_background)
         names = self.needs(volumes.binary)
         if annotated is not None:
             annotated = annotated_channels(annotated, batch, channels, volumes.input.device)

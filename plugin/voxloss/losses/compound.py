@@ -372,7 +372,7 @@ class FocalTverskyCELoss(CompoundLoss):
         alpha, beta: weights ≥ 0 of false positives and false negatives, not both 0.
         gamma: γ > 0 of `FocalTverskyLoss`.
         reduction: "mean" or "sum".
-        smooth_nr, smooth_dr: s_n and s_d ≥ 0, in voxels.
+        smooth_nr, smooth_dr: s_n and s_d ≥ 0, in voxels; s_n ≤ s_d unless γ = 1.
         weight: a factor ≥ 0 per channel.
         lambda_tversky, lambda_ce: λ ≥ 0.
         label_smoothing: of cross entropy.

@@ -27,6 +27,7 @@ class LogarithmicDiceLoss(DiceLoss):
     def __init__(self, gamma: float = 0.3, **options: Any) -> None:
         super().__init__(**options)
         inputs.require_positive(gamma=gamma, smooth_nr=self.smooth_nr)
+        inputs.require_score_up_to_one(self.smooth_nr, self.smooth_dr)
         self.gamma = gamma
 
     def per_class(self, statistics: RegionStatistics) -> Tensor:
@@ -105,7 +106,7 @@ class ExponentialLogarithmicLoss(CompoundLoss):
 
     Args:
         reduction: "mean" or "sum".
-        smooth_nr, smooth_dr: s_n > 0 and s_d ≥ 0, in voxels; without s_n a class that is missed costs infinity.
+        smooth_nr, smooth_dr: s_n > 0 and s_d ≥ s_n, in voxels; without s_n a class that is missed costs infinity.
         lambda_dice, lambda_ce: λ ≥ 0.
         gamma_dice, gamma_ce: γ > 0.
         frequencies: f_c > 0 of the training set, one per channel: how many voxels of a class there are, or for a

@@ -205,7 +205,7 @@ class FocalTverskyLoss(TverskyLoss):
     Args:
         alpha, beta: weights ≥ 0 of false positives and false negatives, not both 0.
         gamma: γ > 0; above 1 the loss stays steep for classes that are already good.
-        smooth_nr, smooth_dr: s_n and s_d ≥ 0, in voxels.
+        smooth_nr, smooth_dr: s_n and s_d ≥ 0, in voxels; s_n ≤ s_d unless γ = 1.
     """
 
     def __init__(
@@ -242,6 +242,8 @@ class FocalTverskyLoss(TverskyLoss):
             **options,
         )
         inputs.require_positive(gamma=gamma)
+        if gamma != 1:
+            inputs.require_score_up_to_one(smooth_nr, smooth_dr)
         self.gamma = gamma
 
     def per_class(self, statistics: RegionStatistics) -> Tensor:

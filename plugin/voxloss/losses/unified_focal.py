@@ -69,6 +69,8 @@ class EnhancedTverskyLoss(TverskyLoss):
         super().__init__(**options)
         if not 0 <= gamma < 1:
             raise ValueError(f"gamma: expected a number in [0, 1), got {gamma!r}.")
+        if gamma:
+            inputs.require_score_up_to_one(self.smooth_nr, self.smooth_dr)
         self.gamma = gamma
         self.asymmetric = asymmetric
 
@@ -107,7 +109,7 @@ class UnifiedFocalLoss(CompoundLoss):
         lambda_focal: λ in [0, 1].
         asymmetric: whether the powers are of the background (focal) and of the foreground (Tversky) only.
         reduction: "mean" or "sum".
-        smooth_nr, smooth_dr: s_n and s_d ≥ 0, in voxels.
+        smooth_nr, smooth_dr: s_n and s_d ≥ 0, in voxels; s_n ≤ s_d unless γ = 0.
         weight: a factor ≥ 0 per channel.
     """
 

@@ -99,7 +99,8 @@ class CrossEntropyLoss(VoxelLoss):
         reduction: "mean", or "sum" over voxels and classes.
         weight: w_c ≥ 0: one number, one per channel, or one per class that counts.
         label_smoothing: ε in [0, 1]: the target is (1 − ε) g + ε/C, for a binary question (1 − ε) g + ε/2
-            (Szegedy et al. 2016, "Rethinking the Inception Architecture for Computer Vision").
+            (Szegedy et al. 2016, "Rethinking the Inception Architecture for Computer Vision"). With a softmax,
+            not together with `annotated`.
     """
 
     def __init__(
@@ -131,6 +132,11 @@ class CrossEntropyLoss(VoxelLoss):
 
     def compute(self, sums: PassSums) -> Tensor:
         """The loss, `[]`."""
+        if self.label_smoothing and sums.annotated is not None and not sums.binary:
+            raise ValueError(
+                f"label_smoothing: expected 0 with `annotated`, got {self.label_smoothing:g}: smoothing adds a sum "
+                "over all voxels, also those whose label was not annotated. Set it to 0."
+            )
         channels, weight = self.select(sums, self.class_weight, "weight")
         entropy, smooth = (
             sum(
