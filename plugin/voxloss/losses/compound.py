@@ -304,7 +304,8 @@ class TverskyCELoss(CompoundLoss):
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
     `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,
-    `RegionOptions` those that MONAI does not have; `classes` and `absent` are of Tversky alone.
+    `RegionOptions` those that MONAI does not have; `include_background`, `classes` and `absent` are of
+    Tversky alone.
 
     Args:
         alpha, beta: weights ≥ 0 of false positives and false negatives, not both 0.
@@ -366,7 +367,8 @@ class FocalTverskyCELoss(CompoundLoss):
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
     `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,
-    `RegionOptions` those that MONAI does not have; `classes` and `absent` are of Tversky alone.
+    `RegionOptions` those that MONAI does not have; `include_background`, `classes` and `absent` are of
+    Tversky alone.
 
     Args:
         alpha, beta: weights ≥ 0 of false positives and false negatives, not both 0.
@@ -434,7 +436,8 @@ class ComboLoss(CompoundLoss):
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
     `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,
-    `RegionOptions` those that MONAI does not have; `classes` and `absent` are of Dice alone.
+    `RegionOptions` those that MONAI does not have; `include_background`, `classes` and `absent` are of Dice
+    alone.
 
     Args:
         alpha: α in [0, 1], the share of cross entropy.

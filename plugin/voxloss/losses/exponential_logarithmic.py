@@ -102,7 +102,8 @@ class ExponentialLogarithmicLoss(CompoundLoss):
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
     `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,
-    `RegionOptions` those that MONAI does not have; `classes` and `absent` are of Dice alone.
+    `RegionOptions` those that MONAI does not have; `include_background`, `classes` and `absent` are of Dice
+    alone.
 
     Args:
         reduction: "mean" or "sum".

@@ -35,10 +35,12 @@ class RegionLoss(StatisticsLoss):
         sigmoid, softmax, other_act: what makes probabilities of the input; at most one. Without any of them
             the input has to be probabilities. `other_act` is a callable that ends in [0, 1].
         squared_pred: Σp² and Σg² in the denominators.
-        reduction: "mean" or "sum" over items and classes, or "none".
+        reduction: "mean" or "sum" over items and classes, or "none": one value per item and class, 0 for what
+            `absent` or `annotated` leaves out. A mean over nothing is 0.
         batch: sum over the items before the formula, as if the batch were one volume.
-        weight: a factor ≥ 0 for the loss of each class: one number, one per channel, or one per class that
-            counts. The mean is not divided by it, as in MONAI.
+        weight: a factor ≥ 0 for the loss of each class: one number, one per channel, or one per class that was
+            chosen (by `classes`, or without the background), the ignored one included. The mean is not divided by
+            it, as in MONAI.
         soft_label: the target holds values between 0 and 1; Σ min(p, g) takes the place of Σ p·g.
         ignore_index: voxels of this label are left out as if they were not there, and so is the class.
         classes, absent, backend, group, shard: see `RegionOptions`.

@@ -101,7 +101,8 @@ class UnifiedFocalLoss(CompoundLoss):
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
     `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,
-    `RegionOptions` those that MONAI does not have; `classes` and `absent` are of Tversky alone.
+    `RegionOptions` those that MONAI does not have; `classes` and `absent` are of Tversky alone,
+    `include_background` is of both.
 
     Args:
         delta: δ in [0, 1], the weight of false negatives and of the foreground.

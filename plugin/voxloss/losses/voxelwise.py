@@ -29,7 +29,11 @@ Reduction = Literal["mean", "sum"]
 
 
 class VoxelLoss(StatisticsLoss):
-    """What cross entropy and focal loss share: classes, weights, and that a value per voxel is no sum."""
+    """What cross entropy and focal loss share: classes, weights, and that a value per voxel is no sum.
+
+    Of mutually exclusive classes the one of `ignore_index` still counts as a class: voxels are ignored, and their
+    label takes no part, but neither `weight` nor `label_smoothing` leaves it out.
+    """
 
     class_weight: Tensor | None
 
@@ -95,6 +99,9 @@ class CrossEntropyLoss(VoxelLoss):
     `to_onehot_y`, else `[B, C, spatial...]`. `StatisticsLoss` explains the arguments that all losses
     share, `VoxelOptions` those that torch and MONAI do not have.
 
+    The denominator is that of the target without smoothing, over the classes that count. log p of a given
+    probability is not let below log 2⁻¹²⁶.
+
     Args:
         reduction: "mean", or "sum" over voxels and classes.
         weight: w_c ≥ 0: one number, one per channel, or one per class that counts.
@@ -134,8 +141,8 @@ class CrossEntropyLoss(VoxelLoss):
         """The loss, `[]`."""
         if self.label_smoothing and sums.annotated is not None and not sums.binary:
             raise ValueError(
-                f"label_smoothing: expected 0 with `annotated`, got {self.label_smoothing:g}: smoothing adds a sum "
-                "over all voxels, also those whose label was not annotated. Set it to 0."
+                f"label_smoothing: expected 0 with `annotated`, got {self.label_smoothing:g}: it adds a sum over "
+                "all voxels, also those whose label was not annotated. Set it to 0."
             )
         channels, weight = self.select(sums, self.class_weight, "weight")
         entropy, smooth = (
@@ -184,7 +191,7 @@ class FocalLoss(VoxelMean):
 
     Lin et al. 2017, "Focal Loss for Dense Object Detection". With a sigmoid (the default) the mean is over voxels
     and classes, as `monai.losses.FocalLoss` has it; with `use_softmax` a voxel has one right class and one term,
-    and the mean is over voxels, C times MONAI's. γ = 0 is cross entropy.
+    and the mean is over voxels, C times MONAI's; with `classes` it is still over all voxels. γ = 0 is cross entropy.
 
     input: logits `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with `to_onehot_y`, else
     `[B, C, spatial...]`. `StatisticsLoss` explains the arguments that all losses
@@ -193,7 +200,8 @@ class FocalLoss(VoxelMean):
     Args:
         gamma: γ ≥ 0; the larger, the less a voxel counts that is nearly right.
         alpha: α in [0, 1] for what is there, 1 − α for what is not (with `use_softmax`: for the background), or
-            one factor α_c per class for what is there. None: no factor.
+            one factor α_c per class for what is there. None: no factor. With `use_softmax`
+            and without the background, one number is ignored with a warning.
         weight: w_c ≥ 0: one number, one per channel, or one per class that counts.
         reduction: "mean", or "sum" over samples and classes of the mean over a sample's voxels, as in MONAI.
     """
