@@ -191,7 +191,7 @@ class FocalLoss(VoxelMean):
 
     Lin et al. 2017, "Focal Loss for Dense Object Detection". With a sigmoid (the default) the mean is over voxels
     and classes, as `monai.losses.FocalLoss` has it; with `use_softmax` a voxel has one right class and one term,
-    and the mean is over voxels, C times MONAI's; with `classes` it is still over all voxels. γ = 0 is cross entropy.
+    and the mean is over voxels, C times MONAI's; with `classes`, still over all voxels. γ = 0 is cross entropy.
 
     input: logits `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with `to_onehot_y`, else
     `[B, C, spatial...]`. `StatisticsLoss` explains the arguments that all losses
