@@ -247,6 +247,20 @@ def test_ranks_may_have_other_backends_and_losses_that_were_copied(two: Ranks) -
         assert [said for said, _ in found] == ["", ""]
 
 
+def _with_statistics(mean: float, x: Tensor, labels: Tensor) -> float:
+    norm = torch.nn.BatchNorm3d(4, affine=False, dtype=torch.float64).eval()
+    assert norm.running_mean is not None
+    norm.running_mean.fill_(mean)
+    act = torch.nn.Sequential(norm, torch.nn.Softmax(1))
+    return voxloss.DiceLoss(to_onehot_y=True, other_act=act, group="world")(x, labels).item()
+
+
+def test_ranks_may_have_other_statistics_in_an_activation(two: Ranks) -> None:
+    x, labels = logits(), label_map()
+    one, other = two.run(_with_statistics, [(0.0, x, labels), (3.0, x, labels)])
+    assert one == pytest.approx(other)
+
+
 FAILURES: dict[str, tuple[Callable[[Tensor], Any], Callable[[Tensor], Tensor], str]] = {
     "a label that is no class": (
         lambda x: x,

@@ -224,6 +224,8 @@ def _fingerprint(loss: StatisticsLoss) -> str:
     """The class, and a hash of all that a loss and its parts are made with but for what ranks may differ in."""
     facts = []
     for name, module in loss.named_modules():
+        if not isinstance(module, StatisticsLoss):  # an other_act, whose running statistics may differ
+            continue
         options = {
             option: value
             for option, value in vars(module).items()
