@@ -247,7 +247,7 @@ def test_ranks_may_have_other_backends_and_losses_that_were_copied(two: Ranks) -
         assert [said for said, _ in found] == ["", ""]
 
 
-def _with_statistics(mean: float, x: Tensor, labels: Tensor) -> float:
+def _with_statistics(mean: float, x: Tensor, labels: Tensor) -> Any:
     norm = torch.nn.BatchNorm3d(4, affine=False, dtype=torch.float64).eval()
     assert norm.running_mean is not None
     norm.running_mean.fill_(mean)
