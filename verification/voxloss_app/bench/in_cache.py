@@ -56,12 +56,15 @@ def _walk(input: Tensor, target: Tensor, spec: PassSpec) -> Callable[[], None]:
     kernels, voxels, channels = numba_cpu._kernels(), input.shape[2], input.shape[1]
     config, scratch = numba_cpu._config(input, target, spec, None), numba_cpu._scratch(input, target)
     volumes = (input, target, numba_cpu._weights(None, input), torch.zeros_like(input))
-    inputs, targets, masks, results = (numba_cpu._Items(each)[0] for each in volumes)
+    inputs, _, masks, results = (numba_cpu._Items(each)[0] for each in volumes)
+    target_of = numba_cpu._target_of(numba_cpu._Items(target), channels, config)
+    scratch = (np.empty(voxels, np.int32), *scratch[1:])  # for a label map, whole in one part
     sums = np.zeros((len(TERMS), channels))
     weights = np.full((len(TERMS), channels), 1e-6, numba_cpu._precision(input))
 
     def walk() -> None:
-        kernels.forward(inputs, targets, masks, 0, voxels, config, *scratch, sums)
-        kernels.backward(inputs, targets, masks, 0, voxels, config, *scratch, weights, False, results)
+        for kernel, more in ((kernels.forward, (sums,)), (kernels.backward, (weights, False, results))):
+            wanted = target_of(0, 0, voxels, scratch)
+            kernel(inputs, wanted, masks, 0, voxels, config, *scratch[1:], *more)
 
     return walk
