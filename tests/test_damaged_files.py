@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,6 +29,7 @@ from voxloss_app.train.lock import locked
 from voxloss_app.train.loop import Training
 from voxloss_app.train.prediction import predicted_classes
 from voxloss_app.train.volumes import batches, training_patches
+from voxloss_data import write_ct_set
 from voxloss_data.files import save_nifti
 from voxloss_data.training_sets import training_set
 
@@ -449,8 +451,17 @@ def first(tensors: dict[str, Any]) -> Any:
     return next(iter(tensors.values()))
 
 
-def of_width(run: Path, folder: Path, width: int) -> None:
-    plan = replace(Plan.load(run), width=width)
+def flip_in_a_weight(path: Path) -> None:
+    """A bit of the largest member, which is read without its checksum."""
+    with zipfile.ZipFile(path) as archive:
+        member = max(archive.infolist(), key=lambda found: found.file_size)
+    damaged = bytearray(path.read_bytes())
+    damaged[member.header_offset + 200 + member.file_size // 2] ^= 1
+    path.write_bytes(damaged)
+
+
+def of_plan(run: Path, folder: Path, **others: Any) -> None:
+    plan = replace(Plan.load(run), **others)
     Checkpoint.of(Training(plan, folder / "new", CPU).steps, [Epoch(0.5, 0.001)]).save(folder)
 
 
@@ -466,12 +477,14 @@ CHECKPOINTS: dict[str, Callable[[Path, Path], object]] = {
     ),
     "a pipe": lambda run, folder: pipe(folder),
     "a tensor": lambda run, folder: torch.save(torch.zeros(1), folder / "checkpoint.pt"),
-    "of another network": lambda run, folder: of_width(run, folder, 3),
+    "of another network": lambda run, folder: of_plan(run, folder, width=3),
     "an empty network": lambda run, folder: changed(run, folder, lambda c: c.update(network={})),
     "a list for a network": lambda run, folder: changed(run, folder, lambda c: c.update(network=[])),
     "no optimiser": lambda run, folder: changed(run, folder, lambda c: c.pop("optimiser")),
     "no epochs": lambda run, folder: changed(run, folder, lambda c: c.pop("epochs")),
     "text for a loss": lambda run, folder: changed(run, folder, lambda c: c["epochs"][0].update(loss="0.5")),
+    "a flipped bit in a weight": lambda run, folder: flip_in_a_weight(folder / "checkpoint.pt"),
+    "of another seed": lambda run, folder: of_plan(run, folder, seed=1, training=["b"], validation=["a"]),
     "NaN in a weight": lambda run, folder: changed(run, folder, lambda c: first(c["network"]).fill_(np.nan)),
 }
 FOR_TRAINING: dict[str, Callable[[Path, Path], object]] = {
@@ -605,7 +618,7 @@ def test_more_epochs_continue_a_finished_run(tmp_path: Path, capsys: pytest.Capt
     request = TrainRequest(data, out, patch=(16, 16, 32), width=2, epochs=1, validation=0.5, device="cpu")
     assert train_and_score(request) == 0
     (held_out,) = (out / "predictions").iterdir()
-    held_out.write_bytes(b"of the earlier network")
+    earlier = held_out.read_bytes()
     assert train_and_score(replace(request, epochs=20)) == 0
     shown = capsys.readouterr().out
     assert "1 before, 20 now" in shown
@@ -615,10 +628,74 @@ def test_more_epochs_continue_a_finished_run(tmp_path: Path, capsys: pytest.Capt
     rates = [epoch.learning_rate for epoch in state.epochs]
     assert len(rates) == 20
     assert rates[1] > 0.9 * request.learning_rate, "the schedule is that of the new end"
-    assert held_out.read_bytes() != b"of the earlier network"
+    assert held_out.read_bytes() != earlier, "another network predicts anew"
     with pytest.raises(ValueError, match=r"--epochs: expected 20 or more, .*out, got 19\. .*--fresh"):
         train_and_score(replace(request, epochs=19))
     assert Plan.load(out).epochs == 20
+
+
+def test_an_interrupted_continuation_keeps_what_the_earlier_network_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = two_scans(tmp_path / "data", [1]), tmp_path / "out"
+    request = TrainRequest(data, out, patch=(16, 16, 32), width=2, epochs=1, validation=0.5, device="cpu")
+    assert train_and_score(request) == 0
+    kept = [*(out / "predictions").iterdir(), out / "scores.csv"]
+    before = [path.read_bytes() for path in kept]
+
+    def interrupt(*given: Any, **more: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("voxloss_app.train.loop.training_patches", interrupt)
+        assert train_and_score(replace(request, epochs=2)) == 130
+    assert [path.read_bytes() for path in kept] == before
+    assert train_and_score(replace(request, epochs=2)) == 0
+    assert all(path.read_bytes() != old for path, old in zip(kept[:-1], before[:-1], strict=True))
+
+
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="the names of files are Unicode there")
+def test_a_folder_whose_name_is_not_unicode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = Path(os.fsdecode(os.fsencode(tmp_path) + b"/r\xe9sultat"))
+    data = two_scans(tmp_path / "data", [1])
+    options = [
+        "--patch",
+        "16",
+        "16",
+        "32",
+        "--width",
+        "2",
+        "--epochs",
+        "1",
+        "--validation",
+        "0.5",
+        "--device",
+        "cpu",
+    ]
+    assert command("train", "--data", data, "--out", out, *options) == 0
+    assert (out / "scores.csv").exists()
+    assert "no TensorBoard: it needs a folder whose name is UTF-8" in capsys.readouterr().out
+
+
+def test_labels_that_the_description_does_not_name(tmp_path: Path) -> None:
+    """An image in the place of a label map, or a label that was forgotten."""
+    data = write_ct_set(tmp_path / "ct", cases=2, shape=(16, 16, 16))
+    path = data / "labelsTr" / "ct_001.nii.gz"
+    labels = np.asarray(nib.load(path).dataobj).copy()  # type: ignore[attr-defined]
+    labels[0, 0, 0] = 7
+    save_nifti(path, labels, nib.load(path).affine)  # type: ignore[attr-defined]
+    request = TrainRequest(data, tmp_path / "out", patch=(16, 16, 32))
+    expected = f"{path}: expected the labels that dataset.json names, 0, 1, 2, got 7. .* --ignore 7"
+    with pytest.raises(ValueError, match=expected):
+        make_plan(request)
+    assert make_plan(replace(request, ignore=7)).labels == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["softmax", "sigmoid", "to_onehot_y", "ignore_index", "other_act"])
+def test_arguments_of_a_loss_that_follow_from_the_scans(name: str, tmp_path: Path) -> None:
+    data = two_scans(tmp_path / "data", [1])
+    with pytest.raises(ValueError, match=f"--loss-kwargs: expected none of .*, which are set here, got {name}"):
+        make_plan(TrainRequest(data, tmp_path, loss_kwargs={name: None}))
 
 
 def test_a_second_run_in_a_folder_is_refused_while_the_first_lives(

@@ -205,15 +205,38 @@ def test_predicting_further_images(
     assert predict_and_write(unbroken, [image, ct / "imagesTs"], tmp_path, "cpu", False) == 0
     assert {path.name for path in tmp_path.iterdir()} == {f"{name}.nii.gz", "ct_005.nii.gz"}
     again = tmp_path / f"{name}.nii.gz"
-    assert again.read_bytes() == (unbroken / "predictions" / f"{name}.nii.gz").read_bytes()
-    again.write_bytes(b"kept")
+    content = again.read_bytes()
+    assert content == (unbroken / "predictions" / f"{name}.nii.gz").read_bytes()
+    written = again.stat().st_mtime_ns
     assert predict_and_write(unbroken, [image], tmp_path, "cpu", False) == 0
     assert "1 of 1 were there already" in capsys.readouterr().out
-    assert again.read_bytes() == b"kept"
+    assert again.stat().st_mtime_ns == written
     assert predict_and_write(unbroken, [image], tmp_path, "cpu", True) == 0
-    assert again.read_bytes() != b"kept"
+    assert again.stat().st_mtime_ns > written
+    of_another = nib.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4))  # type: ignore[no-untyped-call]
+    of_another.header["descrip"] = b"voxloss prediction by network 0123456789abcdef"
+    of_another.to_filename(again)
+    assert predict_and_write(unbroken, [image], tmp_path, "cpu", False) == 0
+    assert again.read_bytes() == content, "what another network has predicted is replaced"
+    assert "already" not in capsys.readouterr().out.splitlines()[-1]
     with pytest.raises(ValueError, match="expected a folder that `voxloss train` has written"):
         predict_and_write(tmp_path, [image], tmp_path / "out", "cpu", False)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("content", [b"mine", b""])
+def test_predictions_do_not_replace_label_maps_of_others(
+    content: bytes, fresh: bool, ct: Path, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor are those taken for finished predictions; the other images are predicted."""
+    label_map, mine = ct / "labelsTr" / "ct_000.nii.gz", tmp_path / "ct_000.nii.gz"
+    mine.write_bytes(content or label_map.read_bytes())
+    before = mine.read_bytes()
+    images = [ct / "imagesTr" / f"ct_00{i}.nii.gz" for i in (0, 1)]
+    assert predict_and_write(unbroken, images, tmp_path, "cpu", fresh) == 2
+    assert f"{mine}: expected a prediction, got another file" in capsys.readouterr().err
+    assert mine.read_bytes() == before
+    assert (tmp_path / "ct_001.nii.gz").exists()
 
 
 @pytest.mark.parametrize("fresh", [False, True])
@@ -280,7 +303,7 @@ def test_labels_with_gaps_are_classes_and_come_back_as_labels(tmp_path: Path) ->
         def forward(self, image: torch.Tensor) -> torch.Tensor:
             return torch.cat([torch.zeros_like(image)] * 3 + [torch.ones_like(image)], 1)
 
-    write_prediction(Answer(), [data / "a.nii.gz"], tmp_path / "p.nii.gz", plan, CPU)
+    write_prediction(Answer(), [data / "a.nii.gz"], tmp_path / "p.nii.gz", plan, CPU, "an answer")
     found = array(tmp_path / "p.nii.gz")
     assert found.dtype == np.uint16
     assert (found == 300).all()
@@ -409,7 +432,7 @@ def test_the_commands_train_and_predict(
     given = [*options, "--learning-rate", 0.01, "--device", "cpu"]
     assert command("train", "--data", ct, "--loss", "DiceCE", "--out", unbroken, *given) == 0
     shown = capsys.readouterr().out
-    assert f"going on after epoch {EPOCHS} of {EPOCHS}" in shown
+    assert f"all {EPOCHS} epochs are done" in shown
     assert "DiceCELoss" in shown
     assert command("predict", unbroken, ct / "imagesTs", "--out", tmp_path / "found", "--quiet") == 0
     assert (tmp_path / "found" / "ct_005.nii.gz").exists()

@@ -17,15 +17,23 @@ from numpy.typing import NDArray
 from voxloss_data.text import unicode
 
 
-def save_nifti(path: Path, data: NDArray[Any], affine: NDArray[np.float64], space: str = "scanner") -> None:
+def save_nifti(
+    path: Path,
+    data: NDArray[Any],
+    affine: NDArray[np.float64],
+    space: str = "scanner",
+    description: str = "",
+) -> None:
     """Write `data` [X, Y, Z, ...] as NIfTI-1 in its own dtype, atomically.
 
     `affine` maps voxel indices to mm and becomes both sform and qform, of the NIfTI `space` "scanner" or "mni".
+    `description` are up to 79 bytes of the header.
     """
     image: Any = nib.Nifti1Image(data, affine)  # type: ignore[no-untyped-call]
     image.set_sform(affine, code=space)
     image.set_qform(affine, code=space)
     image.header.set_xyzt_units("mm")
+    image.header["descrip"] = description.encode()
     # nibabel gives the gzip header neither a time nor a file name, so equal images are equal bytes.
     with _replacing(path) as temporary:
         image.to_filename(temporary)

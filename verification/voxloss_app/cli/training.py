@@ -110,7 +110,7 @@ def train(
     loss: LossOption = "dice-ce",
     loss_kwargs: Annotated[
         str | None,
-        typer.Option(metavar="JSON", help="Its arguments, beside softmax, to_onehot_y and ignore_index."),
+        typer.Option(metavar="JSON", help="Its arguments; softmax, to_onehot_y and ignore_index are set here."),
     ] = None,
     epochs: Annotated[
         int,

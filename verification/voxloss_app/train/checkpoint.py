@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import math
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +38,9 @@ class Epoch:
 
 @dataclass
 class Checkpoint:
-    """The tensors of network and optimiser, and the epochs so far."""
+    """The tensors of network and optimiser, the digest of the plan, and the epochs so far."""
 
+    plan: str
     network: dict[str, Any]
     optimiser: dict[str, Any]
     scaler: dict[str, Any]
@@ -46,13 +49,23 @@ class Checkpoint:
     @classmethod
     def of(cls, steps: Steps, epochs: list[Epoch]) -> Checkpoint:
         """The state of a training."""
-        return cls(
-            steps.network.state_dict(), steps.optimiser.state_dict(), steps.scaler.state_dict(), list(epochs)
+        network, optimiser, scaler = (
+            part.state_dict() for part in (steps.network, steps.optimiser, steps.scaler)
         )
+        return cls(steps.plan.digest, network, optimiser, scaler, list(epochs))
+
+    @property
+    def network_digest(self) -> str:
+        """A few characters that another network does not have."""
+        found = sha256()
+        for name, tensor in sorted(self.network.items()):
+            found.update(name.encode() + tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()[:16]
 
     def restore(self, steps: Steps, folder: Path) -> None:
         """Bring a training into this state. Raises ValueError if it is that of another one, or damaged."""
         try:
+            self._require_plan(steps.plan)
             steps.network.load_state_dict(self.network)
             # The constants of the optimiser are those of its code, the learning rate that of each step.
             groups = steps.optimiser.state_dict()["param_groups"]
@@ -71,12 +84,17 @@ class Checkpoint:
     def network_for(self, plan: Plan, folder: Path) -> nn.Module:
         """The trained network. Raises ValueError if it is not that of the plan."""
         try:
+            self._require_plan(plan)
             with torch.device("meta"):
                 network: nn.Module = network_of(plan)
             network.load_state_dict(self.network, assign=True)
         except Exception as error:
             raise _unusable(folder, error) from error
         return network.float()
+
+    def _require_plan(self, plan: Plan) -> None:
+        if self.plan != plan.digest:
+            raise ValueError("that of a run with other settings")
 
     def save(self, folder: Path) -> None:
         """Write checkpoint.pt, in the place of the last one."""
@@ -96,6 +114,10 @@ class Checkpoint:
         try:
             if not path.is_file():
                 raise TypeError("no regular file")
+            with zipfile.ZipFile(path) as archive:  # torch checks no checksum
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"a wrong checksum of {damaged}")
             content = torch.load(path, map_location=device, weights_only=True)
             found = cls(**{**content, "epochs": [Epoch(**epoch) for epoch in content["epochs"]]})
             for name in ("network", "optimiser", "scaler"):

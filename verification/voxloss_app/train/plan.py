@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ DARKEST_MRI = -200.0
 LARGEST_PATCH = 96
 # What a run that goes on may change: how far it goes, and what it shows on the way.
 FREE = ("epochs", "validate_every")
+# Arguments of a loss that follow from what is trained.
+TAKEN = ("softmax", "use_softmax", "sigmoid", "other_act", "to_onehot_y", "ignore_index")
 START_OVER = "Start over with `voxloss train --fresh`, or in another --out"
 
 
@@ -130,6 +133,12 @@ class Plan:
             if not holds:
                 raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)}")
 
+    @property
+    def digest(self) -> str:
+        """A hash of all but `FREE`."""
+        facts = {name: value for name, value in asdict(self).items() if name not in FREE}
+        return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
     def require_same(self, other: Plan, folder: Path) -> None:
         """Raise ValueError unless the other plan, of a run that is to go on, is this one, but for `FREE`."""
         mine, theirs = asdict(self), asdict(other)
@@ -166,6 +175,12 @@ def make_plan(request: TrainRequest, advance: Callable[[int, int], object] = lam
     for name, rule in REQUEST.items():
         if getattr(request, name) is not None:
             rule.require(f"--{name.replace('_', '-')}", getattr(request, name))
+    taken = sorted({*request.loss_kwargs} & {*TAKEN})
+    if taken:
+        raise ValueError(
+            f"--loss-kwargs: expected none of {', '.join(TAKEN)}, which are set here, got {taken[0]}"
+            + (". Use --ignore LABEL" if taken[0] == "ignore_index" else "")
+        )
     found = training_set(request.data)
     seen = _look_at(found, request, advance)
     ignored = found.ignored if request.ignore is None else request.ignore
@@ -255,11 +270,19 @@ def _look_at(found: TrainingSet, request: TrainRequest, advance: Callable[[int, 
             )
         seen.channels = channels
         seen.images.append(files[0])
-        labels.update(map(int, np.unique(reference.labels())))
+        own = {*map(int, np.unique(reference.labels()))}
+        labels |= own
         if len(labels) > request.max_classes:
             raise ValueError(
                 f"{scan.label}: expected a label map, and at most {request.max_classes} labels in all of them, "
                 f"got {len(labels)}, as in an image. --max-classes {len(labels)} or more takes them"
+            )
+        known = {0, *found.class_names, found.ignored if request.ignore is None else request.ignore}
+        if found.class_names and not own <= known:
+            unknown, named = min(own - known), ", ".join(map(str, sorted(found.class_names)))
+            raise ValueError(
+                f"{scan.label}: expected the labels that dataset.json names, {named}, got {unknown}. "
+                f"Add it there, or leave out its voxels by --ignore {unknown}"
             )
         advance(done, len(scans))
     seen.labels = sorted(labels)

@@ -20,6 +20,9 @@ from voxloss_app.train.plan import Plan
 from voxloss_app.train.volumes import files, image_transforms, unfit
 from voxloss_data.files import save_nifti
 from voxloss_data.nifti import open_image
+from voxloss_data.text import quoted
+
+MARK = "voxloss prediction by network"
 
 
 def logits_of(network: nn.Module, image: Tensor, plan: Plan, device: torch.device, overlap: float) -> Tensor:
@@ -78,16 +81,36 @@ def predicted_classes(
     return classes.numpy()
 
 
+def is_predicted(path: Path, mark: str) -> bool:
+    """Whether a prediction of the network of this mark is there already; that of another one is to be replaced.
+
+    Raises ValueError for a file that is no prediction.
+    """
+    if not path.exists():
+        return False
+    try:
+        header: Any = nib.load(path).header
+        description = bytes(header["descrip"]).rstrip(b"\0").decode()
+    except Exception:  # a broken header can break nibabel anywhere
+        description = ""
+    if not description.startswith(MARK):
+        raise ValueError(
+            f"{quoted(path)}: expected a prediction, got another file. Move it, or choose another --out"
+        )
+    return description == mark
+
+
 def write_prediction(
-    network: nn.Module, image: Sequence[Path], path: Path, plan: Plan, device: torch.device
+    network: nn.Module, image: Sequence[Path], path: Path, plan: Plan, device: torch.device, mark: str
 ) -> None:
     """Predict the label map of an image and write it as NIfTI with the affine and the labels of the files.
 
-    Raises ValueError that names the file if it cannot be predicted.
+    `mark`, its description there, is `MARK` and the digest of the network. Raises ValueError that names the file
+    if it cannot be predicted.
     """
     classes = predicted_classes(network, image, plan, device)
     labels = np.array(plan.labels, np.min_scalar_type(max(plan.labels)))[classes]
     source: Any = nib.load(image[0])
     if labels.shape != source.shape[:3]:
         raise RuntimeError(f"expected a prediction of shape {source.shape[:3]}, got {labels.shape}")
-    save_nifti(path, labels, source.affine)
+    save_nifti(path, labels, source.affine, description=mark)

@@ -28,7 +28,7 @@ from voxloss_app.train.lock import locked
 from voxloss_app.train.loop import Training
 from voxloss_app.train.network import loss_of
 from voxloss_app.train.plan import Plan, TrainRequest, make_plan
-from voxloss_app.train.prediction import write_prediction
+from voxloss_app.train.prediction import MARK, is_predicted, write_prediction
 from voxloss_data.files import is_same_file, save_bytes
 from voxloss_data.label_maps import LabelMapPair
 from voxloss_data.text import quoted
@@ -71,7 +71,8 @@ def train_and_score(request: TrainRequest) -> int:
             images = [(scan.name, scan.image) for scan in validation]
             folder = request.out / PREDICTIONS
             state = _trained(request.out, device)
-            failures = _predict(state.network_for(plan, request.out), plan, images, folder, device, console)
+            network = state.network_for(plan, request.out)
+            failures, _ = _predict(network, _mark(state), plan, images, folder, device, console)
             return _score(plan, validation, folder, failures, request.out / SCORES, console)
     except KeyboardInterrupt:
         kept = (request.out / checkpoint.FILE).exists()
@@ -98,17 +99,13 @@ def predict_and_write(run: Path, images: Sequence[Path], out: Path, device_name:
     network = state.network_for(plan, run)
     if len(state.epochs) < plan.epochs:
         complain(f"{run}: the network is unfinished, after {len(state.epochs)} of {plan.epochs} epochs")
-    if fresh:
-        for name, _ in named:
-            _prediction(out, name).unlink(missing_ok=True)
-    kept = sum(_prediction(out, name).exists() for name, _ in named)
     try:
-        failures = _predict(network, plan, named, out, device, console)
+        failures, kept = _predict(network, _mark(state), plan, named, out, device, console, fresh)
     except KeyboardInterrupt:
         console.print(f"interrupted: what is predicted is kept in {out}; the same command goes on from there")
         return ExitCode.INTERRUPTED
-    there = f" ({kept} of {len(named)} were there already and stay, --fresh predicts them again)" if kept else ""
-    console.print(f"predictions: {out}{there}")
+    stay = f" ({kept} of {len(named)} were there already, of this network, and stay; --fresh predicts them again)"
+    console.print(f"predictions: {out}{stay if kept else ''}")
     return ExitCode.REFUSED if failures else ExitCode.DONE
 
 
@@ -142,10 +139,6 @@ def _begin(request: TrainRequest, plan: Plan, console: Console) -> None:
             console.print(
                 f"epochs   {before.epochs} before, {plan.epochs} now; the learning rate falls to the new end"
             )
-        if plan.epochs > done:  # what an earlier network found is not what this one will find
-            (out / SCORES).unlink(missing_ok=True)
-            for name in plan.validation:
-                _prediction(out / PREDICTIONS, name).unlink(missing_ok=True)
     plan.save(out)
 
 
@@ -183,7 +176,8 @@ def _train(
     state = Training(plan, request.out, device)
     begun = len(state.epochs)
     if begun and not is_quiet():
-        console.print(f"going on after epoch {begun} of {plan.epochs}")
+        where = f"going on after epoch {begun} of {plan.epochs}"
+        console.print(where if begun < plan.epochs else f"all {begun} epochs are done")
     board = _board(request.out / EVENTS, begun, console)
     with progress_bar(console, *COLUMNS, *TIMES) as progress:
         task = progress.add_task("loading", total=plan.epochs * state.per_epoch, note="")
@@ -218,13 +212,17 @@ def _train(
 
 
 def _board(folder: Path, begun: int, console: Console):  # type: ignore[no-untyped-def]  # its type is tensorboard's
-    """TensorBoard's writer, without what a killed run wrote after its checkpoint; None if it is not installed."""
+    """TensorBoard's writer, without what a killed run wrote after its checkpoint; None if it cannot run."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         console.print("no TensorBoard: pip install 'voxloss[train]'; curves.csv has the same numbers")
         return None
-    return SummaryWriter(str(folder), purge_step=begun + 1)
+    try:
+        return SummaryWriter(str(folder), purge_step=begun + 1)
+    except UnicodeError:
+        console.print(f"no TensorBoard: it needs a folder whose name is UTF-8, got {quoted(folder)}")
+        return None
 
 
 def _curves(plan: Plan, epochs: Sequence[Epoch]) -> str:
@@ -246,36 +244,48 @@ def _trained(run: Path, device: torch.device) -> Checkpoint:
 
 def _predict(
     network: nn.Module,
+    mark: str,
     plan: Plan,
     images: Sequence[tuple[str, Sequence[Path]]],
     folder: Path,
     device: torch.device,
     console: Console,
-) -> dict[str, str]:
-    """Write what is not there yet; shows on stderr, and returns by name, why images could not be predicted."""
+    fresh: bool = False,
+) -> tuple[dict[str, str], int]:
+    """Write what this network has not written yet, all of it if `fresh`.
+
+    Shows on stderr, and returns by name, why images could not be predicted, and how many predictions stay.
+    """
     failures: dict[str, str] = {}
+    kept = 0
+    network = network.to(device)
     folder.mkdir(parents=True, exist_ok=True)
     set_determinism(plan.seed)
-    network = network.to(device)
     try:
         with progress_bar(console, *COLUMNS) as progress:
             task = progress.add_task("predicting", total=len(images), note="")
             for name, image in images:
                 path = _prediction(folder, name)
-                if not path.exists():
-                    try:
-                        write_prediction(network, image, path, plan, device)
-                    except ValueError as error:
-                        failures[name] = str(error)
-                    except RuntimeError as error:  # torch's, such as for want of memory
-                        raise RuntimeError(f"{image[0]}: {error}") from error
+                try:
+                    if is_predicted(path, mark) and not fresh:
+                        kept += 1
+                    else:
+                        write_prediction(network, image, path, plan, device, mark)
+                except ValueError as error:
+                    failures[name] = str(error)
+                except RuntimeError as error:  # torch's, such as for want of memory
+                    raise RuntimeError(f"{image[0]}: {error}") from error
                 progress.advance(task)
     finally:  # by Ctrl-C, too
         for reason in failures.values():
             complain(reason)
         if failures and len(images) > 1:
             complain(f"{len(failures)} of {len(images)} images could not be predicted")
-    return failures
+    return failures, kept
+
+
+def _mark(state: Checkpoint) -> str:
+    return f"{MARK} {state.network_digest}"
 
 
 def _prediction(folder: Path, name: str) -> Path:
