@@ -857,7 +857,7 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
         help="only this backend; repeatable (all but triton_gpu, which is slow without a GPU)",
     )
     parser.add_argument(
-        "--compiled", action="store_true", help="only dtypes for which set-up has compiled the pass on the CPU"
+        "--compiled", action="store_true", help="only dtypes for which set-up has compiled the pass"
     )
     parser.add_argument("--keep-going", action="store_true", help="do not stop at the first failure")
     arguments = parser.parse_args(words)

@@ -483,6 +483,15 @@ def test_a_constant_added_to_the_logits_is_taken_off_before_anything_is_added(fo
 
 # Terms for a log.
 
+
+def test_a_loss_that_is_no_compound_has_no_terms() -> None:
+    loss, x, labels = voxloss.DiceLoss(**MAP), logits(dtype=torch.float16), label_map()
+    value, terms = loss.with_terms(x, labels)
+    assert torch.equal(value, loss(x, labels))
+    assert value.dtype == torch.float32
+    assert terms == {}
+
+
 ALL_COMPOUNDS = [name for name, loss in LOSSES.items() if issubclass(loss, voxloss.CompoundLoss)]
 
 

@@ -8,7 +8,7 @@ Start reading in `voxloss.statistics`.
 
 from voxloss import formulas
 from voxloss.inputs import ShapeError
-from voxloss.losses.base import StatisticsLoss
+from voxloss.losses.base import LossTerm, StatisticsLoss
 from voxloss.losses.compound import (
     ComboLoss,
     CompoundLoss,
@@ -16,7 +16,6 @@ from voxloss.losses.compound import (
     DiceFocalLoss,
     FocalTverskyCELoss,
     GeneralizedDiceFocalLoss,
-    LossTerm,
     TverskyCELoss,
 )
 from voxloss.losses.confusion import MCCLoss, SensitivitySpecificityLoss

@@ -23,8 +23,9 @@ Shard = Literal["batch", "volume"]
 
 # Numbers of a message: ranks that disagree on classes still send messages of one length, and see that they do.
 _MESSAGE = 1024
-# Of a message: two numbers that tell whether the ranks agree, how many have failed, and the sums.
-_FAILED, _SUMS = 2, 3
+# Of a message: two numbers that tell whether the ranks agree, how many have failed and the sum of their numbers,
+# and what is summed.
+_FAILED, _RANKS, _SUMS = 2, 3, 4
 
 
 def require_group(group: Any, shard: str) -> None:
@@ -57,7 +58,7 @@ def failing_together(group: Any, device: torch.device) -> Iterator[None]:
         found = _initialised(group)
         if found is not None:
             message = torch.zeros(_MESSAGE, dtype=torch.float64, device=device)
-            message[_FAILED] = 1
+            message[_FAILED], message[_RANKS] = 1, dist.get_rank(found)
             with suppress(RuntimeError):  # the others have gone
                 dist.all_reduce(message, group=found)
         raise
@@ -96,10 +97,10 @@ def _sum(tensor: Tensor, group_name: str, ranks: int, what: str) -> Tensor:
     from torch.distributed import distributed_c10d
 
     group = distributed_c10d._resolve_process_group(group_name)  # type: ignore[attr-defined,arg-type]
-    own = f"{list(tensor.shape)} of {what}" if what else str(list(tensor.shape))
+    own = f"sums {list(tensor.shape)}" + (f" for {what}" if what else "")
     # All ranks have the same mark if and only if (Σ mark)² is ranks · Σ mark².
     mark = tensor.new_full((1,), zlib.crc32(own.encode()) % (1 << 16))
-    message = torch.cat([mark, mark * mark, torch.zeros_like(mark), tensor.flatten()])
+    message = torch.cat([mark, mark * mark, tensor.new_zeros(_SUMS - _FAILED), tensor.flatten()])
     message = torch.nn.functional.pad(message, (0, -len(message) % _MESSAGE))
     rank = dist.get_rank(group)
     try:
@@ -109,18 +110,22 @@ def _sum(tensor: Tensor, group_name: str, ranks: int, what: str) -> Tensor:
             f"voxloss: a rank of the loss's group has gone, or its sums are of another length than the "
             f"{list(tensor.shape)} of rank {rank}: {error}"
         ) from error
-    none_failed = message[_FAILED] == 0
     agree = message[0] ** 2 == ranks * message[1]
-    failed = f"voxloss: another rank of the loss's group than {rank} has failed; its own message says why"
     disagree = (
         f"voxloss: the ranks of the loss's group disagree on what they sum; rank {rank} has {own}. "
         "Give all the same loss, with the same arguments, and the same number of channels"
     )
-    for holds, explanation in ((none_failed, failed), (agree, disagree)):
-        if message.is_cuda:
-            torch._assert_async(holds, explanation)
-        elif not holds:
-            raise GroupError(f"{explanation}.")
+    if message.is_cuda:  # without waiting for the device
+        torch._assert_async(message[_FAILED] == 0, "voxloss: a rank of the loss's group has failed; it says why")
+        torch._assert_async(agree, disagree)
+    elif message[_FAILED]:
+        number = int(message[_FAILED])
+        failed = f"rank {int(message[_RANKS])} has" if number == 1 else f"{number} ranks have"
+        raise GroupError(
+            f"voxloss: {failed} failed in the loss's group, of which {rank} is one; see the error there."
+        )
+    elif not agree:
+        raise GroupError(f"{disagree}.")
     return message[_SUMS : _SUMS + tensor.numel()].view(tensor.shape).clone()
 
 

@@ -7,7 +7,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from inspect import Parameter, signature
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from monai.utils.enums import LossReduction
@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 
 Annotated = Sequence[Sequence[int]] | Tensor | None
 Result = TypeVar("Result")
+
+
+class LossTerm(NamedTuple):
+    """A term of a compound, `[]`: L_k, and λ_k L_k."""
+
+    value: Tensor
+    weighted: Tensor
 
 
 class StatisticsLoss(_Loss, ABC):
@@ -169,6 +176,16 @@ class StatisticsLoss(_Loss, ABC):
         inputs.warn_if_single(input.shape[1], self.to_onehot_y, self.include_background)
         return loss
 
+    def with_terms(
+        self, input: Tensor, target: Tensor, mask: Tensor | None = None, annotated: Annotated = None
+    ) -> tuple[Tensor, dict[str, LossTerm]]:
+        """Return the loss and, for a log, the terms of a `CompoundLoss` by name; any other loss has none.
+
+        The loss is that of `forward`, whose arguments these are, but no hooks are called. The terms come from the
+        same pass and need no gradient.
+        """
+        return self.from_pass(self.compute, input, target, mask, annotated).to(loss_dtype(input)), {}
+
     def from_pass(
         self,
         compute: Callable[[PassSums], Result],
@@ -234,7 +251,7 @@ def _fingerprint(loss: StatisticsLoss) -> str:
         }
         factors = {factor: buffer.tolist() for factor, buffer in module.named_buffers(recurse=False)}
         facts.append(f"{name} {type(module).__qualname__} {sorted(options.items(), key=str)} {factors}")
-    return f"{type(loss).__qualname__} {zlib.crc32(' '.join(facts).encode()):08x}"
+    return f"{type(loss).__qualname__} (hash of its arguments: {zlib.crc32(' '.join(facts).encode()):08x})"
 
 
 def _moved(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from monai.utils.enums import LossReduction
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from voxloss import inputs
 from voxloss.backends.voxels import TERMS
-from voxloss.losses.base import Annotated, StatisticsLoss, loss_dtype
+from voxloss.losses.base import Annotated, LossTerm, StatisticsLoss, loss_dtype
 from voxloss.losses.options import RegionOptions, Weight, pass_options, shared_options
 from voxloss.losses.overlap import DiceLoss, FocalTverskyLoss, GeneralizedDiceLoss, TverskyLoss
 from voxloss.losses.voxelwise import CrossEntropyLoss, FocalLoss
@@ -21,13 +21,6 @@ from voxloss.statistics import PassSums
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-
-class LossTerm(NamedTuple):
-    """A term of a compound, `[]`: L_k, and λ_k L_k."""
-
-    value: Tensor
-    weighted: Tensor
 
 
 class CompoundLoss(StatisticsLoss):
@@ -68,10 +61,7 @@ class CompoundLoss(StatisticsLoss):
     def with_terms(
         self, input: Tensor, target: Tensor, mask: Tensor | None = None, annotated: Annotated = None
     ) -> tuple[Tensor, dict[str, LossTerm]]:
-        """Return the loss and, for a log, its terms by the names of its parts, all from one pass.
-
-        The loss is that of `forward`, whose arguments these are; the terms need no gradient.
-        """
+        """Return the loss and its terms by the names of its parts."""
 
         def compute(sums: PassSums) -> tuple[Tensor, list[LossTerm]]:
             terms = self._terms(sums)
