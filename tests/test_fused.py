@@ -61,7 +61,8 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
         for array in (*blocks, rows):
             array.fill(np.nan)
         for array in (of_part, labels):
-            array.fill(-9)
+            if array is not None:
+                array.fill(-9)
         return of_part, blocks, rows, labels
 
     monkeypatch.setattr(numba_cpu, "_scratch", poisoned)

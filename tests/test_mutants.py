@@ -59,7 +59,6 @@ def broken(records: dict[str, Record]) -> dict[str, str]:
 
 # One-hot and labels, no background, squares, cross entropy, ignored voxels: 38 of the 45 laws apply to them.
 QUICK = [
-    "Textbook(squared)",
     "Textbook(softmax, to_onehot_y, include_background=False, smooth_nr=1.0, smooth_dr=1.0)",
     "TextbookCompound(softmax, to_onehot_y, ignore_index=255, lambda_region=0.5, lambda_voxels=2.0)",
 ]

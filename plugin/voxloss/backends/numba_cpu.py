@@ -55,7 +55,7 @@ def region_sums(
     flat = flatten_spatial([input, target, _weights(mask, input)])
     inputs, targets, masks = (_Items(tensor) for tensor in flat)
     config = _config(input, target, spec, mask)
-    target_of = _target_of(targets, channels, config)
+    target_of = _target_of(targets, target, channels, config)
     parts = -(-inputs.voxels // PART)
     sums = np.zeros((items, parts, len(TERMS), channels))
     valid = np.zeros((items, parts), dtype=bool)
@@ -85,7 +85,7 @@ def region_sums_backward(
     flat = flatten_spatial([written, input, target, _weights(mask, input)])
     results, inputs, targets, masks = (_Items(tensor) for tensor in flat)
     config, by_target = _config(input, target, spec, mask), wrt == "target"
-    target_of = _target_of(targets, channels, config)
+    target_of = _target_of(targets, target, channels, config)
     weights = np.zeros((items, len(TERMS), channels), _precision(input))
     for name, row in zip(spec.sums, grad, strict=True):
         weights[:, list(TERMS).index(name)] += row.detach().numpy()
@@ -127,19 +127,25 @@ class _Items:
         return self._memory, _kernels().Lines(item * per_item, per_channel, per_voxel, self._kind)
 
 
-def _target_of(targets: _Items, channels: int, config: Any) -> Callable[[int, int, int, Any], Any]:
-    """Return what gives the kernels the target of a part of an item: the labels of a label map as int32."""
-    if not config.is_map:
-        return lambda item, start, stop, scratch: targets[item]
+def _target_of(
+    targets: _Items, target: Tensor, channels: int, config: Any
+) -> Callable[[int, int, int, Any], Any]:
+    """Return what gives the kernels the target of a part of an item: whole numbers of any dtype as one."""
     kernels = _kernels()
 
     def labels_of(item: int, start: int, stop: int, scratch: Any) -> Any:
-        labels = scratch[0]
         of_map = targets[item], start, stop - start, channels
-        kernels.read_labels(*of_map, config.ignores, config.ignore_index, labels)
-        return labels, kernels.Lines(-start, 0, 1, kernels.NATIVE)
+        kernels.read_labels(*of_map, config.ignores, config.ignore_index, scratch[0])
+        return scratch[0], kernels.Lines(-start, 0, 1, kernels.NATIVE)
 
-    return labels_of
+    def values_of(item: int, start: int, stop: int, scratch: Any) -> Any:
+        width = len(scratch[0]) // channels
+        kernels.read_channels(targets[item], start, stop - start, channels, width, scratch[0])
+        return scratch[0], kernels.Lines(-start, width, 1, kernels.NATIVE)
+
+    if config.is_map:
+        return labels_of
+    return (lambda item, start, stop, scratch: targets[item]) if target.is_floating_point() else values_of
 
 
 def _in_parallel(walk: Walk, items: int, voxels: int, scratch: Callable[[], Any]) -> None:
@@ -180,11 +186,18 @@ def _kernels() -> Any:
 
 
 def _scratch(input: Tensor, target: Tensor) -> Any:
-    """Memory for one thread: a part's labels; blocks of logits, of exponentials and of a target; rows; labels."""
+    """Memory for one thread: a part's target; blocks of logits, of exponentials and of a target; rows; labels."""
     precision = _precision(input)
     blocks = tuple(np.empty((tensor.shape[1], WIDTH), precision) for tensor in (input, input, target))
     rows = np.empty((_kernels().ROWS, WIDTH), precision)
-    return np.empty(PART, np.int32), blocks, rows, np.empty(WIDTH, np.int32)
+    return _part_of(target, input, PART), blocks, rows, np.empty(WIDTH, np.int32)
+
+
+def _part_of(target: Tensor, input: Tensor, voxels: int) -> NDArray[Any] | None:
+    """Memory for the target of so many voxels; None where the kernels take it as it lies in memory."""
+    if target.shape[1] != input.shape[1]:
+        return np.empty(voxels, np.int32)
+    return None if target.is_floating_point() else np.empty(voxels * target.shape[1], _precision(input))
 
 
 def _weights(mask: Tensor | None, input: Tensor) -> Tensor:

@@ -5,9 +5,9 @@ rows with p, g, log p, log n, and add up the requested sums, or write the deriva
 derivatives are those of the table in `voxels`; n is 1 − p.
 
 The configuration is read once per row of voxels, not once per voxel. So one compiled function for each pair of
-dtypes serves every loss, with one pair for label maps of all dtypes (`read_labels`), and each innermost loop is
-plain enough for LLVM to make vector instructions of it. For that every constant in it has the rows' dtype: Numba
-takes float32 and a bare 1 to float64.
+dtypes serves every loss, with one pair for label maps of all dtypes and one for other targets of whole numbers
+(`read_labels`, `read_channels`), and each innermost loop is plain enough for LLVM to make vector instructions of
+it. For that every constant in it has the rows' dtype: Numba takes float32 and a bare 1 to float64.
 
 All that is compiled stands in this one file; `numba_cache` names it and the one that its constants come from.
 """
@@ -309,7 +309,8 @@ def _narrow_of(x, kind, like):
     return narrow
 
 
-# Labels of any dtype become int32 before the pass, so that one compiled function serves all.
+# Labels of any dtype become int32 before the pass, and other whole numbers what the rows are, so that one compiled
+# pass serves all.
 
 
 def _whole(x: Any) -> tuple[int, bool]:
@@ -349,6 +350,22 @@ def _read_line(line, kind, count, channels, ignores, ignore_index, labels):
         label, whole = _whole(_widen(line[v], kind))
         known = label if whole & (label >= 0) & (label < channels) else NO_CLASS
         labels[v] = IGNORED if ignores & whole & (label == ignore_index) else known
+
+
+@compiled
+def read_channels(item, start, count, channels, width, values):
+    """Write a target of whole numbers, one channel per class, as `width` numbers for each channel."""
+    memory, lines = item
+    for c in range(channels):
+        first = lines.first + c * lines.per_channel + start * lines.per_voxel
+        row = values[c * width : c * width + count]
+        if lines.per_voxel == 1:
+            line = memory[first : first + count]
+            for v in range(count):
+                row[v] = line[v]
+        else:
+            for v in range(count):
+                row[v] = memory[first + v * lines.per_voxel]
 
 
 # From memory into a block [channels, voxels], and back. An item is (memory, lines): memory has one dimension and

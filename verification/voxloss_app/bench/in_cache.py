@@ -57,8 +57,8 @@ def _walk(input: Tensor, target: Tensor, spec: PassSpec) -> Callable[[], None]:
     config, scratch = numba_cpu._config(input, target, spec, None), numba_cpu._scratch(input, target)
     volumes = (input, target, numba_cpu._weights(None, input), torch.zeros_like(input))
     inputs, _, masks, results = (numba_cpu._Items(each)[0] for each in volumes)
-    target_of = numba_cpu._target_of(numba_cpu._Items(target), channels, config)
-    scratch = (np.empty(voxels, np.int32), *scratch[1:])  # for a label map, whole in one part
+    target_of = numba_cpu._target_of(numba_cpu._Items(target), target, channels, config)
+    scratch = (numba_cpu._part_of(target, input, voxels), *scratch[1:])  # all voxels are one part
     sums = np.zeros((len(TERMS), channels))
     weights = np.full((len(TERMS), channels), 1e-6, numba_cpu._precision(input))
 
