@@ -309,8 +309,8 @@ def _narrow_of(x, kind, like):
     return narrow
 
 
-# Labels of any dtype become int32 before the pass, and other whole numbers what the rows are, so that one compiled
-# pass serves all.
+# Labels of any dtype become int32 before the pass, other whole numbers what the rows are: fewer functions are
+# compiled.
 
 
 def _whole(x: Any) -> tuple[int, bool]:
