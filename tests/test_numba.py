@@ -355,6 +355,16 @@ def test_a_cache_of_other_sources_is_stale_and_no_damage(
     assert not [record for record in caplog.records if "damaged" in record.getMessage()]
 
 
+def test_what_kernels_are_compiled_from(tmp_path: Path) -> None:
+    """Either of two files changes it; a program without sources has a digest, too."""
+    seen = {numba_cache.compiled_from(tmp_path)}
+    for name in ("numba_kernels.py", "voxels.py"):
+        (tmp_path / name).write_text("CONSTANT = 1")
+        seen.add(numba_cache.compiled_from(tmp_path))
+    assert len(seen) == 3
+    assert all(len(digest) == 32 for digest in seen)
+
+
 def test_a_cache_that_lacks_a_file_is_filled(cache: Path) -> None:
     (file,) = cache.glob("*.nbc")
     file.unlink()

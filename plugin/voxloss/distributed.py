@@ -122,7 +122,7 @@ def _sum(tensor: Tensor, group_name: str, ranks: int, what: str) -> Tensor:
         number = int(message[_FAILED])
         failed = f"rank {int(message[_RANKS])} has" if number == 1 else f"{number} ranks have"
         raise GroupError(
-            f"voxloss: {failed} failed in the loss's group, of which {rank} is one; see the error there."
+            f"voxloss: {failed} failed in the loss's group, of which rank {rank} is one; see it there."
         )
     elif not agree:
         raise GroupError(f"{disagree}.")

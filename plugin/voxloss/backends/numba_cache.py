@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -19,11 +19,21 @@ import numba
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 _LOGGER = logging.getLogger("voxloss")
-# Numba looks at the one file a function stands in; the kernels take constants from another one.
-_COMPILED_FROM = sha256(
-    b"".join(Path(__file__).with_name(f"{name}.py").read_bytes() for name in ("numba_kernels", "voxels"))
-    + numba.__version__.encode()
-).digest()
+
+
+def compiled_from(folder: Path) -> bytes:
+    """A digest of Numba's version and of the two files that the kernels are of; Numba looks at one of them.
+
+    A frozen program has no sources: there Numba looks at the program.
+    """
+    found = sha256(numba.__version__.encode())
+    for name in ("numba_kernels.py", "voxels.py"):
+        with suppress(OSError):
+            found.update((folder / name).read_bytes())
+    return found.digest()
+
+
+_COMPILED_FROM = compiled_from(Path(__file__).parent)
 
 
 class KernelCache(FunctionCache):
