@@ -336,3 +336,18 @@ def test_predictions_that_are_no_probabilities_are_seen(
     x, spec = torch.full((1, 2, 40), 0.5), PassSpec("none", ["prediction"], None)
     x[0, 1, 39], x[0, 0, 2] = p, other
     assert BACKENDS[backend].region_sums(x, torch.zeros(1, 1, 40), spec)[1].item() is valid
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64], ids=str)
+def test_one_hot_targets_of_whole_numbers_in_every_layout(dtype: torch.dtype, layout: str) -> None:
+    """They are read part by part: each voxel in its place, whatever strides lead to it."""
+    x, target = (
+        logits(channels=CHANNELS, spatial=SPATIAL),
+        one_hot(label_map(channels=CHANNELS, spatial=SPATIAL), CHANNELS),
+    )
+    target = target.to(dtype)
+    laid_out = LAYOUTS[layout](target)
+    if laid_out.shape != target.shape:  # cropped or transposed: so is the input
+        x = LAYOUTS[layout](x)
+    assert_equal_passes("numba_cpu", x, laid_out, PassSpec("softmax", SUMS[0], None, 2.0))

@@ -87,7 +87,7 @@ class Field:
         return {number: same[0] for number, same in keys.items()}
 
     def error(self, expected: str, got: str | None = None) -> ValueError:
-        """What says what was expected here, and what is here."""
+        """The error to raise for this value: what was expected, and what is in its place."""
         where = f"{shortened(self.key, _SHOWN)}: " if self.key else ""
         found = f"{where}expected {expected}, got {_shown(self.value) if got is None else got}"
         return ValueError(f"{quoted(self.file)}: {printable(found)}")

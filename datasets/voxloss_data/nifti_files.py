@@ -20,7 +20,7 @@ def stem(path: Path) -> str:
 
 
 def in_place_of_a_file(path: Path) -> str | None:
-    """What is there and cannot be read to its end; None for a regular file."""
+    """What a path leads to instead of a regular file, in words; None if it leads to one."""
     try:
         mode = os.stat(path).st_mode
     except OSError as error:

@@ -239,7 +239,8 @@ def predict(
     """Write the label maps that a trained network finds in images, on the images' own grids.
 
     In a folder whose files are all called NAME_0000.nii.gz, NAME_0001.nii.gz, … those of one NAME are the
-    channels of one image. A label map that is already there stays, unless --fresh. Exit code 2 if an image is
+    channels of one image. What this network has predicted already stays, unless --fresh; a file
+    that is no prediction is never replaced. Exit code 2 if an image is
     damaged or cannot be predicted; the others are.
 
     Examples:
