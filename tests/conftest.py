@@ -27,6 +27,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from compile_kernels import compile_usual
+from voxloss import backends
 from voxloss.backends import BACKENDS
 
 hypothesis.settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True)
@@ -108,6 +109,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(20)
+
+
+@pytest.fixture(autouse=True)
+def choice_of_a_backend() -> Iterator[None]:
+    """No test leaves behind what it made of the backends."""
+    yield
+    backends._backend_for.cache_clear()
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])

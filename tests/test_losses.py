@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -53,18 +54,18 @@ def test_iou_is_jaccard() -> None:
 
 @pytest.mark.parametrize("loss", PER_CLASS)
 def test_classes_and_background(loss: type[RegionLoss]) -> None:
+    # A power can depend on its neighbours by a last bit, as it is computed for several numbers at once.
+    same = partial(torch.testing.assert_close, rtol=1e-15, atol=0)
     x, labels = logits(channels=5), label_map(channels=5)
     every = per_class(loss, x, labels)
     assert every.shape == (2, 5)
-    assert torch.equal(per_class(loss, x, labels, include_background=False), every[:, 1:])
+    same(per_class(loss, x, labels, include_background=False), every[:, 1:])
     picked = every[:, [4, 2]]
-    assert torch.equal(per_class(loss, x, labels, classes=[4, 2]), picked)
+    same(per_class(loss, x, labels, classes=[4, 2]), picked)
     torch.testing.assert_close(loss(**MAP, classes=[4, 2])(x, labels), picked.mean())
-    assert torch.equal(
-        per_class(loss, x, labels, classes=[4, 2], weight=[3.0, 0.5]), every[:, [4, 2]] * torch.tensor([3, 0.5])
-    )
-    by_channel = per_class(loss, x, labels, classes=[4, 2], weight=[9, 9, 0.5, 9, 3.0])
-    assert torch.equal(by_channel, picked * torch.tensor([3, 0.5]))
+    weighted = picked * torch.tensor([3, 0.5])
+    same(per_class(loss, x, labels, classes=[4, 2], weight=[3.0, 0.5]), weighted)
+    same(per_class(loss, x, labels, classes=[4, 2], weight=[9, 9, 0.5, 9, 3.0]), weighted)
 
 
 @pytest.mark.parametrize("loss", PER_CLASS)

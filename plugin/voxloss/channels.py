@@ -30,16 +30,24 @@ class Channels(NamedTuple):
 
     def is_background(self, like: Tensor) -> Tensor:
         """1 in the column of the background and 0 elsewhere, `[len(numbers)]`, as `like` in dtype and device."""
-        columns = torch.arange(len(self.numbers), device=like.device)
-        return (columns == (-1 if self.background is None else self.background)).to(like)
+        found = like.new_zeros(len(self.numbers))
+        if self.background is not None:
+            found[self.background] = 1
+        return found
 
 
 def of_classes(tensor: Tensor, classes: Sequence[int]) -> Tensor:
     """Some entries of the last axis, without an index tensor, which would have to be copied to a GPU."""
-    first, last = classes[0], classes[-1]
-    if list(classes) == list(range(first, last + 1)):
-        return tensor[..., first : last + 1]
-    return torch.stack([tensor[..., c] for c in classes], -1)
+    runs: list[list[int]] = []
+    for c in classes:
+        if runs and c == runs[-1][-1] + 1:
+            runs[-1].append(c)
+        else:
+            runs.append([c])
+    if runs == [list(range(tensor.shape[-1]))]:
+        return tensor
+    parts = [tensor[..., run[0] : run[-1] + 1] for run in runs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 def annotated_channels(
@@ -61,11 +69,28 @@ def annotated_channels(
             f"annotated: expected a list of channels for each of {items} items, like {[[0, 1]] * items}, "
             f"got {annotated!r}."
         )
-    found = [[c in chosen for c in range(channels)] for chosen in annotated]
-    for item, (chosen, marks) in enumerate(zip(annotated, found, strict=True)):
-        if len(set(chosen)) != sum(marks):
+    for item, chosen in enumerate(annotated):
+        if any(c not in range(channels) for c in chosen):
             raise ValueError(
                 f"annotated: expected channel numbers 0…{channels - 1}, as input has {channels} channels, "
                 f"got {list(chosen)} for item {item}."
             )
-    return torch.tensor(found, device=device)
+    return torch.stack([_marks(tuple(chosen), channels, device) for chosen in annotated])
+
+
+# A copy to a GPU waits for it, and data sets have few choices of annotated channels, which come again and again.
+_MARKS: dict[tuple[tuple[int, ...], int, torch.device], Tensor] = {}
+_MOST_MARKS = 4096
+
+
+def _marks(chosen: tuple[int, ...], channels: int, device: torch.device) -> Tensor:
+    """Which of the channels were chosen, bool `[C]`."""
+    traced = torch.compiler.is_compiling()
+    found = None if traced else _MARKS.get((chosen, channels, device))
+    if found is None:
+        found = torch.tensor([c in chosen for c in range(channels)], device=device)
+        if not traced and type(found) is Tensor:  # and no stand-in of torch's, which has no values
+            if len(_MARKS) >= _MOST_MARKS:
+                _MARKS.clear()
+            _MARKS[chosen, channels, device] = found
+    return found

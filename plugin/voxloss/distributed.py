@@ -64,6 +64,11 @@ def failing_together(group: Any, device: torch.device) -> Iterator[None]:
         raise
 
 
+def has_ranks(group: Any) -> bool:
+    """Whether there are other processes to add up sums with."""
+    return _initialised(group) is not None
+
+
 def _initialised(group: Any) -> Any:
     if group is None or not (dist.is_available() and dist.is_initialized()):
         return None

@@ -25,7 +25,7 @@ def dice(statistics: RegionStatistics, smooth_nr: float = 0.0, smooth_dr: float 
     With plain sums the form of Drozdzal et al. 2016; with squared sums V-Net's (Milletari et al. 2016).
     """
     s = statistics
-    return _ratio(2 * s.intersection + smooth_nr, s.prediction + s.target + smooth_dr)
+    return _ratio(2 * s.intersection, s.prediction + s.target, smooth_nr, smooth_dr)
 
 
 def jaccard(statistics: RegionStatistics, smooth_nr: float = 0.0, smooth_dr: float = 0.0) -> Tensor:
@@ -35,7 +35,7 @@ def jaccard(statistics: RegionStatistics, smooth_nr: float = 0.0, smooth_dr: flo
     """
     s = statistics
     union = s.prediction + s.target - s.intersection
-    return _ratio(2 * s.intersection + smooth_nr, 2 * union + smooth_dr)
+    return _ratio(2 * s.intersection, 2 * union, smooth_nr, smooth_dr)
 
 
 def tversky(
@@ -50,8 +50,9 @@ def tversky(
     α weights false positives, β false negatives. TI(½, ½, s) = Dice(2s), TI(1, 1) = IoU at s = 0.
     """
     s = statistics
-    errors = alpha * s.false_positives + beta * s.false_negatives
-    return _ratio(s.intersection + smooth_nr, s.intersection + errors + smooth_dr)
+    with_false_positives = torch.lerp(s.intersection, s.prediction, alpha)
+    all_three = torch.add(with_false_positives, s.false_negatives, alpha=beta)
+    return _ratio(s.intersection, all_three, smooth_nr, smooth_dr)
 
 
 def generalized_dice(
@@ -71,15 +72,15 @@ def generalized_dice(
     if weight_type == "uniform":
         weights = torch.ones_like(s.target)
     else:
-        present = s.target > 0
-        smallest = s.target.masked_fill(~present, torch.inf).amin(1, keepdim=True)
-        relative = torch.where(present, smallest, 1.0) / torch.where(present, s.target, 1.0)
+        absent = s.target <= 0
+        smallest = s.target.masked_fill(absent, torch.inf).amin(1, keepdim=True)
+        relative = smallest.expand_as(absent).masked_fill(absent, 1) / s.target.masked_fill(absent, 1)
         weights = relative if weight_type == "simple" else relative * relative
     if class_weight is not None:
         weights = weights * class_weight
     numerator = 2 * (weights * s.intersection).sum(1, keepdim=True)
     denominator = (weights * (s.prediction + s.target)).sum(1, keepdim=True)
-    return _ratio(numerator + smooth_nr, denominator + smooth_dr)
+    return _ratio(numerator, denominator, smooth_nr, smooth_dr)
 
 
 def penalty(distance: Tensor, k: float) -> Tensor:
@@ -106,9 +107,9 @@ def matthews(
     tp, fp, fn, tn = true_positives, false_positives, false_negatives, true_negatives
     product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn) + smooth_dr
     zero = product <= 0  # NaN is not: it must reach the loss, where GradScaler looks for it
-    root = product.masked_fill(zero, 1.0).sqrt()  # its derivative is infinite at 0
-    score = torch.where(zero, 0.0, (tp * tn - fp * fn + smooth_nr) / root)
-    return torch.where((fp == 0) & (fn == 0), 1.0, score)
+    root = product.masked_fill(zero, 1).sqrt()  # its derivative is infinite at 0
+    score = ((tp * tn - fp * fn + smooth_nr) / root).masked_fill(zero, 0)
+    return score.masked_fill((fp == 0) & (fn == 0), 1)
 
 
 def sensitivity_specificity(
@@ -119,10 +120,8 @@ def sensitivity_specificity(
     This is a loss and not a score: the mean squared errors where the target is and where it is not, which for
     masks are 1 − sensitivity and 1 − specificity. An error over no voxels is 0.
     """
-    errors = ((r, inside, target), (1 - r, outside, voxels - target))
-    return torch.stack(
-        [share * torch.where(over > 0, of / over.where(over > 0, 1.0), 0.0) for share, of, over in errors]
-    ).sum(0)
+    inside, outside = ratio_or(0, inside, target), ratio_or(0, outside, voxels - target)
+    return torch.lerp(outside, inside, r)
 
 
 def focal_power(distance: Tensor, gamma: float) -> Tensor:
@@ -133,19 +132,32 @@ def focal_power(distance: Tensor, gamma: float) -> Tensor:
     most .11·ε^(3/4) ≈ 7e-7 away from the power for γ = 4/3.
     """
     exponent = 1 / gamma
-    chord = distance * FOCAL_LINEAR_BELOW ** (exponent - 1)
-    power = distance.clamp(min=FOCAL_LINEAR_BELOW) ** exponent
-    return torch.where(distance < FOCAL_LINEAR_BELOW, chord, power)
+    return distance * distance.clamp(min=FOCAL_LINEAR_BELOW) ** (exponent - 1)
 
 
-def log_cosh(x: Tensor) -> Tensor:
-    """Log cosh x per class, for x = 1 − score (Jadon 2020 on Dice), without overflow, or cancellation near 0."""
-    near = x.clamp(-1, 1)
+def log_cosh(x: Tensor, up_to_one: bool = False) -> Tensor:
+    """Log cosh x per class, for x = 1 − score (Jadon 2020 on Dice), without overflow, or cancellation near 0.
+
+    `up_to_one`: no x is beyond ±1, which spares what is needed elsewhere.
+    """
+    near = x if up_to_one else x.clamp(-1, 1)
     small = torch.log1p(2 * torch.sinh(near / 2) ** 2)  # cosh x = 1 + 2 sinh²(x/2)
+    if up_to_one:
+        return small
     large = x.abs() + torch.log1p(torch.exp(-2 * x.abs())) - math.log(2)
     return torch.where(x.abs() < 1, small, large)
 
 
-def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    empty = denominator == 0
-    return torch.where(empty, 1.0, numerator / torch.where(empty, 1.0, denominator))
+def _ratio(numerator: Tensor, denominator: Tensor, smooth_nr: float, smooth_dr: float) -> Tensor:
+    """(numerator + s_n) / (denominator + s_d), or 1 where that is a division by 0, which s_d > 0 rules out."""
+    if smooth_nr:
+        numerator = numerator + smooth_nr
+    if smooth_dr:
+        return numerator / (denominator + smooth_dr)
+    return ratio_or(1, numerator, denominator)
+
+
+def ratio_or(otherwise: float, numerator: Tensor, denominator: Tensor) -> Tensor:
+    """numerator / denominator, or a number without a gradient where the denominator is not above 0."""
+    empty = denominator <= 0
+    return (numerator / denominator.masked_fill(empty, 1)).masked_fill(empty, otherwise)

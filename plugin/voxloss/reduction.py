@@ -108,11 +108,16 @@ def reduce(
     a sum over items one over those of all processes.
     """
     if counts is not None:
-        loss = torch.where(counts, loss, 0.0)
+        loss = loss.masked_fill(~counts, 0)
     if reduction == "none":
         return loss
+    if over_ranks is None:
+        if reduction == "mean" and counts is None:
+            return loss.mean()
+        total = loss.sum()
+        if counts is not None and reduction == "mean":
+            total = total / counts.sum().clamp(min=1)
+        return total
     number = loss.new_full((), loss.numel()) if counts is None else counts.sum().to(loss)
-    total = torch.stack([loss.sum(), number])
-    if over_ranks is not None:
-        total = over_ranks(total)
-    return total[0] if reduction == "sum" else total[0] / total[1].clamp(min=1)
+    total, number = over_ranks(torch.stack([loss.sum(), number])).unbind()
+    return total if reduction == "sum" else total / number.clamp(min=1)

@@ -5,15 +5,16 @@ logits, target ──one pass──▶ RegionStatistics [B, C] ──formula─�
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from voxloss import inputs, operators
+from voxloss.backends.voxels import SUMS_OF_TARGET
 from voxloss.channels import of_classes
-from voxloss.distributed import Group, Shard, sum_over_ranks
+from voxloss.distributed import Group, Shard, has_ranks, sum_over_ranks
 
 Activation = Literal["softmax", "sigmoid", "none"] | Callable[[Tensor], Tensor]
 
@@ -66,6 +67,8 @@ class PassSums:
             cross entropy and focal terms have a negative part as well.
         spatial_axes: how many the input has.
         annotated: bool `[B, C]`, None if every class was annotated in every sample. Other sums are 0.
+        every_voxel: whether all voxels count: no mask, no ignored label, nothing that is not annotated.
+        label_map: whether the target is one, so that a voxel that counts has exactly one class.
     """
 
     def __init__(
@@ -76,36 +79,51 @@ class PassSums:
         binary: bool,
         spatial_axes: int,
         annotated: Tensor | None = None,
+        every_voxel: bool = False,
+        label_map: bool = False,
+        constant: Collection[str] = (),
         group: Group = None,
         shard: Shard = "batch",
         what: str = "",
     ) -> None:
+        """`constant`: the sums that no gradient is wanted of."""
         if shard == "volume":
             tensor = sum_over_ranks(tensor, group, what)
         if annotated is not None:
-            tensor = torch.where(annotated, tensor, 0.0)
+            tensor = tensor.masked_fill(~annotated, 0)
         self.names = tuple(names)
         self.tensor = tensor
         self.binary = binary
         self.spatial_axes = spatial_axes
         self.annotated = annotated
-        self._group = group if shard == "batch" else None
+        self.every_voxel = every_voxel
+        self.label_map = label_map
+        self.alone = shard == "volume" or not has_ranks(group)
+        self._constant = constant
+        self._group = group
         self._what = what
-        self._rows = {name: row for row, name in enumerate(self.names)}
-        self._over_batch: Tensor | None = None
+        self._of_batch: Tensor | None = None
+        self._rows: dict[tuple[bool, tuple[int, ...]], dict[str, Tensor]] = {}
 
     @property
     def channels(self) -> int:
         """C."""
         return self.tensor.shape[2]
 
-    def per_sample(self, name: str) -> Tensor:
-        """A sum for each sample of this rank, `[B, C]`."""
-        return self.tensor[self._rows[name]]
+    def per_sample(self, name: str, classes: Sequence[int] | None = None) -> Tensor:
+        """A sum for each sample of this rank, `[B, C]`, or `[B, len(classes)]`."""
+        return self._found(name, False, classes)
 
-    def over_batch(self, name: str) -> Tensor:
-        """A sum over the samples, those of all ranks if there are several, `[1, C]`."""
-        return self._batch()[self._rows[name]]
+    def over_batch(self, name: str, classes: Sequence[int] | None = None) -> Tensor:
+        """A sum over the samples, those of all ranks if there are several, `[1, C]`, or `[1, len(classes)]`."""
+        return self._found(name, True, classes)
+
+    def for_total(self, name: str, classes: Sequence[int] | None = None) -> Tensor:
+        """What remains to be added up over the first axis: `over_batch` where that is known or needed.
+
+        Elsewhere `per_sample`, so that a mean over all voxels costs no sum over the samples of its own.
+        """
+        return self._found(name, self._of_batch is not None or not self.alone, classes)
 
     def counts(self, batch: bool) -> Tensor | None:
         """Which classes were annotated, `[B, C]`, or anywhere in the batch, `[1, C]`; None if all were."""
@@ -115,15 +133,24 @@ class PassSums:
 
     def over_ranks(self, tensor: Tensor) -> Tensor:
         """Add up a sum over samples over those of all ranks."""
-        return sum_over_ranks(tensor, self._group, self._what)
+        return tensor if self.alone else sum_over_ranks(tensor, self._group, self._what)
 
     def _batch(self) -> Tensor:
-        if self._over_batch is None:
+        if self._of_batch is None:
             rows = self.tensor
             if self.annotated is not None:
                 rows = torch.cat([rows, self.annotated[None].to(rows)])
-            self._over_batch = self.over_ranks(rows.sum(1, keepdim=True))
-        return self._over_batch
+            self._of_batch = self.over_ranks(rows.sum(1, keepdim=True))
+        return self._of_batch
+
+    def _found(self, name: str, batch: bool, classes: Sequence[int] | None) -> Tensor:
+        """Take the rows apart once for all: on a GPU each view of its own would cost launches in the backward."""
+        key = batch, tuple(range(self.channels) if classes is None else classes)
+        if key not in self._rows:
+            tensor = of_classes(self._batch() if batch else self.tensor, key[1])
+            self._rows[key] = dict(zip(self.names, tensor.unbind(), strict=False))
+        row = self._rows[key][name]
+        return row.detach() if name in self._constant else row
 
 
 class Volumes(NamedTuple):
@@ -194,6 +221,9 @@ def measure(
         binary=volumes.binary,
         spatial_axes=input.ndim - 2,
         annotated=annotated,
+        every_voxel=mask is None and ignore_index is None and annotated is None,
+        label_map=target.shape[1] != input.shape[1],
+        constant=() if target.requires_grad else SUMS_OF_TARGET,
         group=group,
         shard=shard,
         what=what,

@@ -147,6 +147,8 @@ TERMS: dict[str, Callable[[Voxels, float], Tensor]] = {
     "voxels": lambda v, _: _there(v),
 }
 POSITIVE = ("cross_entropy", "focal", "log_loss", "log_power")
+# Those whose derivative by the prediction is 0.
+SUMS_OF_TARGET = ("target", "target_squared", "voxels")
 NEGATIVE = ("cross_entropy_negative", "focal_negative", "log_loss_negative", "log_power_negative")
 
 

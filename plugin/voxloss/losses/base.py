@@ -119,6 +119,15 @@ class StatisticsLoss(_Loss, ABC):
                 buffers[name] = _moved(buffer, fn)
         return self
 
+    def following(self, buffer: str, tensor: Tensor) -> Tensor | None:
+        """A buffer on the device of a tensor: one that is on another moves there, once for all."""
+        found: Tensor | None = getattr(self, buffer)
+        if found is not None and found.device != tensor.device:
+            found = _moved(found, lambda own: own.to(tensor.device))
+            if not torch.compiler.is_compiling():
+                setattr(self, buffer, found)
+        return found
+
     @property
     def activation(self) -> Activation:
         """What makes probabilities of the input."""

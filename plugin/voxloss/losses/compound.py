@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING
 
-import torch
 from monai.utils.enums import LossReduction
 from monai.utils.enums import Weight as WeightType
 from torch import Tensor
@@ -16,7 +17,7 @@ from voxloss.backends.voxels import TERMS
 from voxloss.losses.base import Annotated, LossTerm, StatisticsLoss, loss_dtype
 from voxloss.losses.options import RegionOptions, Weight, pass_options, shared_options
 from voxloss.losses.overlap import DiceLoss, FocalTverskyLoss, GeneralizedDiceLoss, TverskyLoss
-from voxloss.losses.voxelwise import CrossEntropyLoss, FocalLoss
+from voxloss.losses.voxelwise import CrossEntropyLoss, FocalLoss, times
 from voxloss.statistics import PassSums
 
 if TYPE_CHECKING:
@@ -75,11 +76,11 @@ class CompoundLoss(StatisticsLoss):
 
     def _terms(self, sums: PassSums) -> list[LossTerm]:
         found = ((factor, part.compute(sums)) for factor, part in self.parts())
-        return [LossTerm(value, factor * value) for factor, value in found]
+        return [LossTerm(value, times(factor, value)) for factor, value in found]
 
 
 def _total(terms: Sequence[LossTerm]) -> Tensor:
-    return torch.stack([term.weighted for term in terms]).sum()
+    return reduce(add, (term.weighted for term in terms))
 
 
 class DiceCELoss(CompoundLoss):

@@ -10,7 +10,7 @@ from monai.utils.enums import LossReduction
 from torch import Tensor
 
 from voxloss import formulas, inputs
-from voxloss.channels import Channels, of_classes
+from voxloss.channels import Channels
 from voxloss.losses.compound import CompoundLoss
 from voxloss.losses.options import RegionOptions, Weight, pass_options, shared_options
 from voxloss.losses.overlap import DiceLoss
@@ -72,14 +72,15 @@ class LogarithmicCrossEntropyLoss(VoxelMean):
 
     def factors(self, sums: PassSums) -> tuple[Channels, Mapping[str, Tensor | float]]:
         """w of what is there, and of what is not."""
-        channels, weight = self.select(sums, self.class_weight, "weight")
+        channels, weight = self.select(sums, "class_weight", "weight")
         if self.frequencies is not None:
-            _, there = self.select(sums, self.frequencies, "frequencies")
-            total = there.new_ones(()) if sums.binary else self.frequencies.to(there).sum()
+            there = sums.tensor.new_ones(()) * self.select(sums, "frequencies", "frequencies")[1]
+            total = there.new_ones(()) if sums.binary else self.frequencies.sum()
+        elif sums.binary:
+            there, total = (sums.over_batch(name, channels.numbers).detach() for name in ("target", "voxels"))
         else:
-            frequencies = sums.over_batch("target").detach()
-            there = of_classes(frequencies, channels.numbers)
-            total = of_classes(sums.over_batch("voxels"), channels.numbers) if sums.binary else frequencies.sum()
+            there = sums.over_batch("target", channels.numbers).detach()
+            total = sums.over_batch("target").detach().sum()
         factors: dict[str, Tensor | float] = {"log_power": weight * _root(total, there)}
         if sums.binary:
             factors["log_power_negative"] = weight * _root(total, total - there)
@@ -88,7 +89,8 @@ class LogarithmicCrossEntropyLoss(VoxelMean):
 
 def _root(total: Tensor, part: Tensor) -> Tensor:
     """√(total / part); 0 for no part."""
-    return torch.where(part > 0, total / part.where(part > 0, 1.0), 0.0).sqrt()
+    none = part <= 0
+    return (total / part.masked_fill(none, 1)).masked_fill(none, 0).sqrt()
 
 
 class ExponentialLogarithmicLoss(CompoundLoss):

@@ -35,7 +35,7 @@ class LogCoshDiceLoss(DiceLoss):
 
     def per_class(self, statistics: RegionStatistics) -> Tensor:
         """Log cosh of 1 − Dice, or of 1 − IoU with `jaccard`."""
-        return formulas.log_cosh(super().per_class(statistics))
+        return formulas.log_cosh(super().per_class(statistics), up_to_one=self.smooth_nr <= self.smooth_dr)
 
 
 class AsymmetricSimilarityLoss(TverskyLoss):

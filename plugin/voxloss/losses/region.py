@@ -140,20 +140,20 @@ class RegionLoss(StatisticsLoss):
         total = sums.channels
         chosen, counting = select_classes(total, self.classes, self.include_background, self.ignore_index)
         found = sums.over_batch if self.batch else sums.per_sample
-        statistics = RegionStatistics(*map(found, region_sums(self.squared_pred, self.soft_label)))
-        arguments: dict[str, Any] = {name: of_classes(found(name), counting) for name in self.extra_sums}
+        three = region_sums(self.squared_pred, self.soft_label)
+        statistics = RegionStatistics(*(found(name, counting) for name in three))
+        arguments: dict[str, Any] = {name: found(name, counting) for name in self.extra_sums}
         if self._takes_channels:
             arguments["channels"] = Channels(counting, total, sums.binary)
-        weight = self.class_weight
+        weight = self.following("class_weight", sums.tensor)
         if weight is not None:
-            weight = class_weights(weight.to(statistics.target), total, chosen, counting)
-        statistics = statistics.of_classes(counting)
+            weight = class_weights(weight, total, chosen, counting)
         counts = sums.counts(self.batch)
         counts = None if counts is None else of_classes(counts, counting)
         if self.absent == "skip":
             counts = (statistics.target > 0) & (True if counts is None else counts)
         # Of a batch all ranks have the same terms already.
-        over_ranks = None if self.batch else sums.over_ranks
+        over_ranks = None if self.batch or sums.alone else sums.over_ranks
         loss = reduce(*self.terms(statistics, arguments, weight, counts), self.reduction, over_ranks)
         if self.reduction == "none":
             loss = loss[0] if self.batch else loss

@@ -49,14 +49,15 @@ class ModifiedFocalLoss(VoxelMean):
 
     def factors(self, sums: PassSums) -> tuple[Channels, Mapping[str, Tensor | float]]:
         """δ for the foreground, 1 − δ for the background."""
-        channels, weight = self.select(sums, self.class_weight, "weight")
-        rare = "cross_entropy" if self.asymmetric else "focal"
+        channels, weight = self.select(sums, "class_weight", "weight")
+        rare, common = weight * self.delta, weight * (1 - self.delta)
         if sums.binary:
-            return channels, {rare: weight * self.delta, "focal_negative": weight * (1 - self.delta)}
-        background = channels.is_background(weight)
-        found = {"focal": weight * (1 - self.delta) * background}
-        found[rare] = found.get(rare, 0.0) + weight * self.delta * (1 - background)
-        return channels, found
+            return channels, {"cross_entropy" if self.asymmetric else "focal": rare, "focal_negative": common}
+        background = channels.is_background(sums.tensor)
+        common, rare = common * background, rare * (1 - background)
+        if not self.asymmetric:
+            return channels, {"focal": common + rare}
+        return channels, {"focal": common, "cross_entropy": rare}
 
 
 class EnhancedTverskyLoss(TverskyLoss):
@@ -78,7 +79,7 @@ class EnhancedTverskyLoss(TverskyLoss):
         """(1 − TI)^(1−γ), of the background perhaps 1 − TI."""
         distance = super().per_class(statistics)
         power = formulas.focal_power(distance, 1 / (1 - self.gamma))
-        if not self.asymmetric:
+        if not self.asymmetric or channels.background is None:
             return power
         return torch.where(channels.is_background(distance) > 0, distance, power)
 

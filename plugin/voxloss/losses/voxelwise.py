@@ -9,13 +9,15 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from voxloss import inputs
-from voxloss.channels import Channels, of_classes
+from voxloss import formulas, inputs
+from voxloss.channels import Channels
 from voxloss.distributed import Group, Shard
 from voxloss.losses.base import StatisticsLoss
 from voxloss.losses.options import VoxelOptions, Weight, shared_options
@@ -74,17 +76,16 @@ class VoxelLoss(StatisticsLoss):
         self.register_buffer("class_weight", factors_of_classes(weight))
         self.classes = classes
 
-    def select(self, sums: PassSums, weight: Tensor | None, name: str) -> tuple[Channels, Tensor]:
-        """Return the channels that count, and a factor for each, `[len(numbers)]`.
+    def select(self, sums: PassSums, buffer: str, name: str) -> tuple[Channels, Tensor | float]:
+        """Return the channels that count, and a factor for each, `[]` or `[len(numbers)]`; 1 without the buffer.
 
         Of mutually exclusive classes the ignored one still counts: voxels are ignored, not probabilities.
         """
         total = sums.channels
         chosen, counting = select_classes(total, self.classes, self.include_background, self.ignore_index)
         counting = counting if sums.binary else chosen
-        factors = sums.tensor.new_ones(len(counting))
-        if weight is not None:
-            factors = factors * class_weights(weight.to(factors), total, chosen, counting, name)
+        given = self.following(buffer, sums.tensor)
+        factors = 1.0 if given is None else class_weights(given, total, chosen, counting, name)
         return Channels(counting, total, sums.binary), factors
 
 
@@ -144,22 +145,25 @@ class CrossEntropyLoss(VoxelLoss):
                 f"label_smoothing: expected 0 with `annotated`, got {self.label_smoothing:g}: it adds a sum over "
                 "all voxels, also those whose label was not annotated. Set it to 0."
             )
-        channels, weight = self.select(sums, self.class_weight, "weight")
-        entropy, smooth = (
-            sum(
-                of_classes(sums.over_batch(name), channels.numbers)
-                for name in self.needs(sums.binary)
-                if name.startswith(kind)
-            )
-            for kind in ("cross_entropy", "log_loss")
-        )
-        share = self.label_smoothing / (2 if sums.binary else sums.channels)
-        total = (weight * ((1 - self.label_smoothing) * entropy + share * smooth)).sum()
+        channels, weight = self.select(sums, "class_weight", "weight")
+        loss = self._sum("cross_entropy", sums, channels)
+        if self.label_smoothing:
+            share = self.label_smoothing / (2 if sums.binary else sums.channels)
+            loss = (1 - self.label_smoothing) * loss + share * self._sum("log_loss", sums, channels)
+        total = times(weight, loss).sum()
         if self.reduction == "sum":
             return total
         if sums.binary:
-            return mean(total, of_classes(sums.over_batch("voxels"), channels.numbers).sum())
-        return mean(total, (weight * of_classes(sums.over_batch("target"), channels.numbers)).sum())
+            return mean(total, sums.for_total("voxels", channels.numbers).sum(), sums.every_voxel)
+        one_each = sums.every_voxel and sums.label_map and len(channels.numbers) == channels.total
+        count = times(weight, sums.for_total("target", channels.numbers)).sum()
+        return mean(total, count, one_each and isinstance(weight, float))
+
+    def _sum(self, kind: str, sums: PassSums, channels: Channels) -> Tensor:
+        found = sums.for_total(kind, channels.numbers)
+        if not sums.binary:
+            return found
+        return found + sums.for_total(f"{kind}_negative", channels.numbers)
 
 
 class VoxelMean(VoxelLoss):
@@ -173,17 +177,17 @@ class VoxelMean(VoxelLoss):
         """The loss, `[]`."""
         channels, factors = self.factors(sums)
         # A sum is over samples, of the mean over the voxels of each.
-        found = sums.per_sample if self.reduction == "sum" else sums.over_batch
-        terms = [factor * of_classes(found(name), channels.numbers) for name, factor in factors.items()]
-        total = torch.stack(terms).sum(0)
-        voxels = of_classes(found("voxels"), channels.numbers)
+        found = sums.per_sample if self.reduction == "sum" else sums.for_total
+        terms = [times(factor, found(name, channels.numbers)) for name, factor in factors.items()]
+        total = reduce(add, terms)
+        voxels = found("voxels", channels.numbers)
         if not sums.binary and sums.annotated is None:
             voxels = voxels[:, :1]
         elif not sums.binary:  # those whose class was annotated
             voxels = found("target").sum(1, keepdim=True)
         if self.reduction == "sum":
-            return sums.over_ranks(mean(total, voxels).sum())
-        return mean(total.sum(), voxels.sum())
+            return sums.over_ranks(mean(total, voxels, sums.every_voxel).sum())
+        return mean(total.sum(), voxels.sum(), sums.every_voxel)
 
 
 class FocalLoss(VoxelMean):
@@ -246,24 +250,31 @@ class FocalLoss(VoxelMean):
 
     def factors(self, sums: PassSums) -> tuple[Channels, Mapping[str, Tensor | float]]:
         """Class weights, and α for what is there and for what is not."""
-        channels, weight = self.select(sums, self.class_weight, "weight")
+        channels, weight = self.select(sums, "class_weight", "weight")
         positive, negative = self._balance(sums)
-        factors = {"focal": weight * positive, "focal_negative": weight * negative}
-        return channels, {name: factors[name] for name in self.needs(sums.binary) if name in factors}
+        factors = {"focal": weight * positive}
+        if sums.binary:
+            factors["focal_negative"] = weight * negative
+        return channels, factors
 
     def _balance(self, sums: PassSums) -> tuple[Tensor | float, Tensor | float]:
         """The factors of what is there and of what is not."""
         if self.alpha is None:
             return 1.0, 1.0
-        channels, factors = self.select(sums, self.alpha, "alpha")
+        channels, factors = self.select(sums, "alpha", "alpha")
         if self.alpha.ndim:
             return factors, 1.0
         if sums.binary:
             return factors, 1 - factors
-        return torch.where(channels.is_background(factors) > 0, 1 - factors, factors), 1.0
+        background = channels.is_background(sums.tensor)
+        return torch.where(background > 0, 1 - factors, factors), 1.0
 
 
-def mean(total: Tensor, count: Tensor) -> Tensor:
-    """total / count; 0 over nothing, and no gradient."""
-    empty = count == 0
-    return torch.where(empty, 0.0, total / torch.where(empty, 1.0, count))
+def times(factor: Tensor | float, tensor: Tensor) -> Tensor:
+    """factor · tensor; for the number 1 the tensor itself, which spares a GPU two launches."""
+    return tensor if isinstance(factor, (int, float)) and factor == 1 else factor * tensor
+
+
+def mean(total: Tensor, count: Tensor, positive: bool) -> Tensor:
+    """total / count; unless that is certainly `positive`, 0 over nothing, without a gradient."""
+    return total / count if positive else formulas.ratio_or(0, total, count)
