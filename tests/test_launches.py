@@ -19,7 +19,7 @@ from every_loss import LOSSES, make
 from voxloss import channels
 
 C = 14
-MAP = {"softmax": True, "to_onehot_y": True}
+MAP: dict[str, Any] = {"softmax": True, "to_onehot_y": True}
 
 # Of these nothing is launched.
 FREE = {
@@ -30,11 +30,11 @@ FREE = {
 TWICE = {"select_backward", "slice_backward"}  # zeros, and a copy into them
 
 
-class Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes what reaches the device, but for voxloss's own operators."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: list[str] = []
         self.waits: list[str] = []
 
@@ -56,7 +56,8 @@ def step(loss: voxloss.StatisticsLoss, device: str = "meta", **arguments: Any) -
     """Forward and backward of a loss, from a map of labels."""
     input = torch.zeros(2, C, 4, 4, 4, device=device, requires_grad=True)
     target = torch.zeros(2, 1, 4, 4, 4, dtype=torch.uint8, device=device)
-    with Operations() as operations:
+    operations = Operations()
+    with operations:
         loss(input, target, **arguments).backward()
     return operations
 

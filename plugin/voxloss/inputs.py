@@ -139,6 +139,24 @@ def _tangent(tensor: Tensor) -> Tensor | None:
     return cast("Tensor | None", dual.tangent)
 
 
+def may_be_overwritten(input: Tensor) -> bool:
+    """Whether a gradient can take the place of an input.
+
+    Not inside of torch.compile, nor where elements share memory.
+
+    Raises:
+        ValueError: for a leaf, as the values would be lost to whoever made it.
+    """
+    if torch.compiler.is_compiling() or not input.requires_grad:
+        return False
+    if input.is_leaf:
+        raise ValueError(
+            "inplace=True: expected logits that a network computed, received a leaf tensor, whose values the "
+            "gradient would overwrite. Omit inplace."
+        )
+    return all(stride or size == 1 for size, stride in zip(input.shape, input.stride(), strict=True))
+
+
 def require_activated(input: Tensor, shape: torch.Size) -> None:
     """Check what a callable activation returned."""
     if not isinstance(input, Tensor) or input.shape != shape or not input.is_floating_point():

@@ -18,9 +18,12 @@ from voxloss.backends.voxels import PassSpec
 
 _VOLUMES = "Tensor input, Tensor target, Tensor? mask"
 _OPTIONS = "str activation, str[] sums, int? ignore_index, str? backend, float gamma"
+_INPLACE = "bool inplace=False"
 
 
-@torch.library.custom_op("voxloss::region_sums", mutates_args=(), schema=f"({_VOLUMES}, {_OPTIONS}) -> Tensor")
+@torch.library.custom_op(
+    "voxloss::region_sums", mutates_args=(), schema=f"({_VOLUMES}, {_OPTIONS}, {_INPLACE}) -> Tensor"
+)
 def region_sums(
     input: Tensor,
     target: Tensor,
@@ -30,8 +33,9 @@ def region_sums(
     ignore_index: int | None,
     backend: str | None,
     gamma: float,
+    inplace: bool = False,
 ) -> Tensor:
-    """Sums over the voxels, `[K, B, C]`, in the order of `sums`."""
+    """Sums over the voxels, `[K, B, C]`, in the order of `sums`; `inplace`: see `StatisticsLoss`."""
     spec = PassSpec(activation, sums, ignore_index, gamma)
     voxels.require_spec(spec)
     result, valid = backend_for(backend, input.device.type, input.dtype).region_sums(input, target, spec, mask)
@@ -49,6 +53,7 @@ def _(
     ignore_index: int | None,
     backend: str | None,
     gamma: float,
+    inplace: bool = False,
 ) -> Tensor:
     wide = torch.float32 if input.device.type == "mps" else torch.float64
     return input.new_empty((len(sums), *input.shape[:2]), dtype=wide)
@@ -83,19 +88,55 @@ def _(grad: Tensor, input: Tensor, target: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(input if others[-1] == "input" else target)
 
 
+# By the input, into its memory: for autograd it has changed, so that others who need it then raise an error.
+@torch.library.custom_op(
+    "voxloss::region_sums_backward_",
+    mutates_args=("input",),
+    schema=f"(Tensor grad, Tensor(a!) input, Tensor target, Tensor? mask, {_OPTIONS}) -> ()",
+)
+def region_sums_backward_(
+    grad: Tensor,
+    input: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    activation: str,
+    sums: Sequence[str],
+    ignore_index: int | None,
+    backend: str | None,
+    gamma: float,
+) -> None:
+    """Write ∂L/∂input over the input."""
+    spec = PassSpec(activation, sums, ignore_index, gamma)
+    chosen = backend_for(backend, input.device.type, input.dtype)
+    chosen.region_sums_backward(grad, input, target, spec, "input", mask, out=input)
+
+
+@region_sums_backward_.register_fake
+def _(grad: Tensor, input: Tensor, *others: Any) -> None:
+    return None
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, target, mask, *ctx.options = inputs
+    input, target, mask, *ctx.options, ctx.inplace = inputs
     ctx.save_for_backward(input, target, mask)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     input, target, mask = ctx.saved_tensors
     by_input = by_target = None
-    if ctx.needs_input_grad[0]:
-        by_input = region_sums_backward(grad, input, target, mask, *ctx.options, "input")
     if ctx.needs_input_grad[1] and target.shape[1] == input.shape[1]:
         by_target = region_sums_backward(grad, input, target, mask, *ctx.options, "target")
-    return by_input, by_target, None, *[None] * len(ctx.options)
+    if ctx.needs_input_grad[0] and ctx.inplace:
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "inplace=True: expected no create_graph, as a second derivative needs the logits that the first "
+                "one has overwritten. Omit inplace."
+            )
+        region_sums_backward_(grad, input, target, mask, *ctx.options)
+        by_input = input.detach()
+    elif ctx.needs_input_grad[0]:
+        by_input = region_sums_backward(grad, input, target, mask, *ctx.options, "input")
+    return by_input, by_target, None, *[None] * len(ctx.options), None
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -208,13 +208,16 @@ def measure(
     group: Group = None,
     shard: Shard = "batch",
     what: str = "",
+    inplace: bool = False,
 ) -> PassSums:
     """Compute the sums of these names, out of `voxloss.backends.voxels.TERMS`, in one pass.
 
     `what` is computed from them, as `sum_over_ranks` takes it.
     """
     input, target, mask, activation = volumes
-    tensor = operators.region_sums(input, target, mask, activation, list(names), ignore_index, backend, gamma)
+    inplace = inplace and inputs.may_be_overwritten(input)
+    options = activation, list(names), ignore_index, backend, gamma, inplace
+    tensor = operators.region_sums(input, target, mask, *options)
     return PassSums(
         names,
         tensor,

@@ -42,9 +42,19 @@ class Backend(Protocol):
         ...
 
     def region_sums_backward(
-        self, grad: Tensor, input: Tensor, target: Tensor, spec: PassSpec, wrt: str, mask: Tensor | None = None
+        self,
+        grad: Tensor,
+        input: Tensor,
+        target: Tensor,
+        spec: PassSpec,
+        wrt: str,
+        mask: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
-        """Return ∂L/∂input or ∂L/∂target as `torch.empty_like` of that tensor lays it out."""
+        """Return ∂L/∂input or ∂L/∂target as `torch.empty_like` of that tensor lays it out.
+
+        It is written to `out` if that is given: to the input itself, for a derivative by it.
+        """
         ...
 
 

@@ -64,10 +64,16 @@ def region_sums(
 
 
 def region_sums_backward(
-    grad: Tensor, input: Tensor, target: Tensor, spec: PassSpec, wrt: str, mask: Tensor | None = None
+    grad: Tensor,
+    input: Tensor,
+    target: Tensor,
+    spec: PassSpec,
+    wrt: str,
+    mask: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """∂L/∂input or ∂L/∂target (`wrt`) in that tensor's dtype and layout; p is computed again."""
-    result = torch.empty_like(input if wrt == "input" else target)
+    result = torch.empty_like(input if wrt == "input" else target) if out is None else out
     for block in _blocks(input):
         here = None if mask is None else mask[block]
         derivative = voxels.gradient(grad, input[block], target[block], here, spec, wrt, _precision(input))

@@ -72,13 +72,19 @@ def region_sums(
 
 
 def region_sums_backward(
-    grad: Tensor, input: Tensor, target: Tensor, spec: PassSpec, wrt: str, mask: Tensor | None = None
+    grad: Tensor,
+    input: Tensor,
+    target: Tensor,
+    spec: PassSpec,
+    wrt: str,
+    mask: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """∂L/∂input or ∂L/∂target (`wrt`) in that tensor's dtype and layout; p is computed again."""
     grad, spec = without_differences(grad, spec)
     items, channels, *_ = input.shape
     like = input if wrt == "input" else target
-    result = written = torch.empty_like(like)
+    result = written = torch.empty_like(like) if out is None else out
     if flatten_spatial([written])[0].untyped_storage().data_ptr() != written.untyped_storage().data_ptr():
         # Axes in an order that no single stride can follow: the kernel writes elsewhere.
         written = torch.empty(like.shape, dtype=like.dtype)

@@ -28,8 +28,14 @@ def region_sums(
 
 
 def region_sums_backward(
-    grad: Tensor, input: Tensor, target: Tensor, spec: PassSpec, wrt: str, mask: Tensor | None = None
+    grad: Tensor,
+    input: Tensor,
+    target: Tensor,
+    spec: PassSpec,
+    wrt: str,
+    mask: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """∂L/∂input or ∂L/∂target (`wrt`) in that tensor's dtype and layout."""
-    result = torch.empty_like(input if wrt == "input" else target)
+    result = torch.empty_like(input if wrt == "input" else target) if out is None else out
     return result.copy_(voxels.gradient(grad, input, target, mask, spec, wrt, torch.float64))

@@ -118,10 +118,16 @@ def region_sums(
 
 
 def region_sums_backward(
-    grad: Tensor, input: Tensor, target: Tensor, spec: PassSpec, wrt: str, mask: Tensor | None = None
+    grad: Tensor,
+    input: Tensor,
+    target: Tensor,
+    spec: PassSpec,
+    wrt: str,
+    mask: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """∂L/∂input or ∂L/∂target (`wrt`) in that tensor's dtype and layout; p is computed again."""
-    launch, result, written = backward(grad, input, target, spec, wrt, mask=mask)
+    launch, result, written = backward(grad, input, target, spec, wrt, mask=mask, out=out)
     launch.start()
     return result if written is result else result.copy_(written)
 
@@ -156,6 +162,7 @@ def backward(
     wrt: str,
     largest: int = LARGEST_TILE,
     mask: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> tuple[Launch, Tensor, Tensor]:
     """Prepare the backward pass: its launch, the gradient, and the tensor that the kernel writes.
 
@@ -165,7 +172,7 @@ def backward(
 
     grad, spec = without_differences(grad, spec)
     own = input if wrt == "input" else target
-    result = written = torch.empty_like(own)
+    result = written = torch.empty_like(own) if out is None else out
     volumes = [input, target, *([] if mask is None else [mask])]
     lines = flatten_spatial([written, *volumes])
     if lines[0].untyped_storage().data_ptr() != written.untyped_storage().data_ptr():

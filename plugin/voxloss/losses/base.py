@@ -56,6 +56,10 @@ class StatisticsLoss(_Loss, ABC):
             all (outside of torch.compile); so are other losses or arguments on one of them.
         shard: with a group, what is spread over it: the "batch", each rank with samples of its own, as many as it
             has; or the "volume", each rank with a part of the same samples' voxels.
+        inplace: backward writes the gradient over the input, whose values are lost, and takes no memory of its
+            own. After `backward()` the logits ARE the gradient: compute metrics before. Autograd raises an error
+            where something else still needs the values. Not for an input that is a leaf, nor for second
+            derivatives; inside of torch.compile it has no effect.
     """
 
     _what: str = ""  # what ranks compare
@@ -73,6 +77,7 @@ class StatisticsLoss(_Loss, ABC):
         backend: str | None = None,
         group: Group = None,
         shard: Shard = "batch",
+        inplace: bool = False,
     ) -> None:
         """See the class."""  # else help() shows what torch says of its modules, for every loss
         if reduction not in list(LossReduction):
@@ -97,6 +102,7 @@ class StatisticsLoss(_Loss, ABC):
         self.backend = backend
         self.group = group
         self.shard = shard
+        self.inplace = inplace
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let each constructor refuse arguments that it does not name, though it passes some on unseen."""
@@ -226,6 +232,7 @@ class StatisticsLoss(_Loss, ABC):
             group=self.group,
             shard=self.shard,
             what=self._what,
+            inplace=self.inplace,
         )
 
 

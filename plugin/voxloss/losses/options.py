@@ -34,6 +34,7 @@ class PassOptions(TypedDict, total=False):
     backend: str | None
     group: Group
     shard: Shard
+    inplace: bool
 
 
 class RegionOptions(PassOptions, total=False):
@@ -44,6 +45,7 @@ class RegionOptions(PassOptions, total=False):
       "skip" leaves it out of the sum and the mean: per sample, or per batch with `batch=True`.
     * `backend`: force one of `voxloss.backends.list_backends()`; None chooses.
     * `group`, `shard`: ranks that share a batch or a volume; see `StatisticsLoss`.
+    * `inplace`: write the gradient over the logits; see `StatisticsLoss`.
     """
 
     classes: Sequence[int] | None
@@ -54,7 +56,7 @@ class VoxelOptions(PassOptions, total=False):
     """Keyword arguments of cross entropy and focal loss that their counterparts in torch and MONAI do not have.
 
     * `classes`: the channels that count; the softmax still runs over all channels.
-    * `backend`, `group`, `shard`: as of `RegionOptions`.
+    * `backend`, `group`, `shard`, `inplace`: as of `RegionOptions`.
     """
 
     classes: Sequence[int] | None

@@ -83,6 +83,7 @@ class RegionLoss(StatisticsLoss):
         backend: str | None = None,
         group: Group = None,
         shard: Shard = "batch",
+        inplace: bool = False,
     ) -> None:
         super().__init__(
             include_background=include_background,
@@ -95,6 +96,7 @@ class RegionLoss(StatisticsLoss):
             backend=backend,
             group=group,
             shard=shard,
+            inplace=inplace,
         )
         self._takes_channels = inputs.require_arguments(self.per_class, self.extra_sums)
         require_classes(classes, include_background)

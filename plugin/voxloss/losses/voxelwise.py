@@ -54,6 +54,7 @@ class VoxelLoss(StatisticsLoss):
         backend: str | None = None,
         group: Group = None,
         shard: Shard = "batch",
+        inplace: bool = False,
     ) -> None:
         if reduction == "none":
             raise ValueError(
@@ -71,6 +72,7 @@ class VoxelLoss(StatisticsLoss):
             backend=backend,
             group=group,
             shard=shard,
+            inplace=inplace,
         )
         require_classes(classes, include_background)
         self.register_buffer("class_weight", factors_of_classes(weight))
