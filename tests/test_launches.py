@@ -142,3 +142,48 @@ def test_annotated_channels_are_copied_to_the_device_once(monkeypatch: pytest.Mo
     monkeypatch.setattr(channels, "_MOST_MARKS", 3)
     step(loss, "cpu", annotated=[[0, 4], [0, 5]])
     assert len(channels._MARKS) == 2
+
+
+def on_cuda() -> tuple[Tensor, Tensor]:
+    input = torch.randn(2, C, 16, 16, 16, device="cuda", requires_grad=True)
+    return input, torch.randint(C, (2, 1, 16, 16, 16), dtype=torch.uint8, device="cuda")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", LOSSES)
+def test_on_a_gpu_nothing_waits_for_it(name: str) -> None:
+    loss, (input, target) = make(name, "softmax", to_onehot_y=True), on_cuda()
+    loss(input, target, None, [[0, 1], [0, 2, 5]]).backward()  # compiled; buffers and marks are there
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss(input, target).backward()
+        loss(input, target, None, [[0, 2, 5], [0, 1]]).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", LOSSES)
+def test_on_a_gpu_a_graph_captures_it(name: str) -> None:
+    """And computes with what stands in its inputs when it is replayed."""
+    loss, (input, target) = make(name, "softmax", to_onehot_y=True), on_cuda()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            torch.autograd.grad(loss(input, target), input)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        value = loss(input, target)
+        (gradient,) = torch.autograd.grad(value, input)
+    others = on_cuda()
+    with torch.no_grad():
+        input.copy_(others[0])
+        target.copy_(others[1])
+    graph.replay()
+    wanted = loss(input, target)
+    (by_input,) = torch.autograd.grad(wanted, input)
+    assert torch.equal(value, wanted)
+    assert torch.equal(gradient, by_input)
