@@ -168,7 +168,7 @@ def test_on_a_gpu_nothing_waits_for_it(name: str) -> None:
 def test_on_a_gpu_a_graph_captures_it(name: str) -> None:
     """And computes with what stands in its inputs when it is replayed."""
     loss, (input, target) = make(name, "softmax", to_onehot_y=True), on_cuda()
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
