@@ -74,7 +74,7 @@ class BenchResult:
     contenders: Mapping[str, Measurement] = field(default_factory=dict)
 
     def times(self, name: str, ahead: bool = False) -> Sequence[float]:
-        """Seconds per round; none of a contender that was not measured. Those of the copy are of the floor's bytes."""
+        """Seconds per round; none of what was not measured. Those of the copy are of the floor's bytes."""
         found = self.contenders.get(name)
         if found is None:
             return ()

@@ -86,7 +86,7 @@ def seconds(run: Callable[[], object], device: str) -> float:
 
 
 def seconds_ahead(run: Callable[[], object], steps: int) -> float:
-    """How long one of many steps on a GPU takes, enqueued one after another with one synchronisation at the end."""
+    """How long one of many steps takes that a GPU is given at once, with one synchronisation at the end."""
 
     def many() -> None:
         for _ in range(steps):
