@@ -36,7 +36,7 @@ CASES = {"quick": quick_cases, "default": default_cases, "full": full_cases}
 ROUNDS = {"quick": 5, "default": 9, "full": 9}
 _LOG = logging.getLogger(__name__)
 # Rooms of this package that no figure depends on.
-_SHOW = ("goals.py", "gpu_resources.py", "page.py", "plot.py", "run.py")
+_SHOW = ("goals.py", "gpu_report.py", "gpu_resources.py", "page.py", "plot.py", "run.py")
 
 
 @dataclass(frozen=True)
