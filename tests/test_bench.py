@@ -25,7 +25,7 @@ from matplotlib import image
 import voxloss
 from voxloss.backends import numba_cpu
 from voxloss_app.__main__ import main
-from voxloss_app.bench import contenders, exact, measure, page, plain, plot, run, timing
+from voxloss_app.bench import contenders, exact, gpu_report, measure, page, plain, plot, run, timing
 from voxloss_app.bench.cases import BenchCase, choose, default_cases, full_cases, quick_cases, tensors
 from voxloss_app.bench.contenders import COPY, FLOOR, IN_CACHE, OURS, Contender, Prepared, training_step
 from voxloss_app.bench.goals import GOALS, ROUNDING, judge
@@ -759,7 +759,8 @@ def test_the_committed_page_is_that_of_the_committed_figures() -> None:
         "page.write(Path('docs'), results.load_runs(Path('docs/performance.json')))"
     )
     text = (docs / "performance.md").read_text(encoding="utf-8")
-    assert text == page.render(load_runs(docs / "performance.json")), f'to make it again: python -c "{again}"'
+    runs, gpu = load_runs(docs / "performance.json"), gpu_report.load(docs / gpu_report.FILE)
+    assert text == page.render(runs, gpu), f'to make it again: python -c "{again}"'
 
 
 # Whole runs.

@@ -37,7 +37,8 @@ class StageReport:
         facts: single values by their names.
         rows: what was measured, one case each.
         failures: what is wrong, in words.
-        left: the cases that were not reached in time.
+        left: the cases that were not begun, as its time was over or its process ended.
+        at: the case that was begun last.
     """
 
     number: int
@@ -50,6 +51,7 @@ class StageReport:
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+    at: str = ""
 
     def take(self, event: Mapping[str, Any]) -> None:
         """Enter what a stage has sent, see `Notes`."""
@@ -60,8 +62,11 @@ class StageReport:
             self.rows.append(event["row"])
         elif "failure" in event:
             self.failures.append(event["failure"])
-        elif "left" in event:
-            self.left += event["left"]
+        elif "due" in event:
+            self.left += event["due"]
+        elif "begun" in event:
+            self.at = event["begun"]
+            self.left.remove(self.at)
         elif "skipped" in event:
             self.state, self.why = StageState.skipped.value, event["skipped"]
         elif "error" in event:
@@ -70,7 +75,7 @@ class StageReport:
     def ended(self, why: str = "") -> None:
         """Say what became of it; `why` is what ended its process too early."""
         if why:
-            self.state, self.why = StageState.failed.value, why
+            self.state, self.why = StageState.failed.value, f"{why}, in {self.at}" if self.at else why
         elif self.state == StageState.not_run.value:
             self.state = StageState.wrong.value if self.failures else StageState.done.value
 
@@ -99,15 +104,15 @@ def save(path: Path, report: GpuReport) -> None:
 
 
 def load(path: Path) -> GpuReport | None:
-    """Read it; None if there is none, or it is of another schema."""
+    """Read it; None if there is none, or it is damaged or of another schema."""
     try:
         content = json.loads(path.read_bytes())
-    except FileNotFoundError:
+        if content.pop("schema") != SCHEMA:
+            return None
+        stages = [StageReport(**stage) for stage in content.pop("stages")]
+        return GpuReport(**content, stages=stages)
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    if content.pop("schema", None) != SCHEMA:
-        return None
-    stages = [StageReport(**stage) for stage in content.pop("stages")]
-    return GpuReport(**content, stages=stages)
 
 
 def lines(report: GpuReport) -> list[tuple[str, str, str]]:

@@ -9,9 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from voxloss_app.bench import gpu_report
 from voxloss_app.bench.cases import ALPHA, BETA, FAMILIES, GAMMA, SMOOTH, BenchCase
 from voxloss_app.bench.contenders import COMPARED, CONTENDERS, FLOOR, OURS
 from voxloss_app.bench.goals import judge
+from voxloss_app.bench.gpu_report import GpuReport
 from voxloss_app.bench.measure import STEPS_AHEAD
 from voxloss_app.bench.results import BenchResult, Measurement, Run, State
 from voxloss_app.bench.timing import ENOUGH_SECONDS, LEAST_ROUNDS, Spread, short
@@ -31,14 +33,14 @@ Cell = Callable[[BenchResult, str], str]
 
 
 def write(out: Path, runs: Sequence[Run]) -> Path:
-    """Write performance.md; return its path."""
+    """Write performance.md, with what is in gpu.json beside it; return its path."""
     path = out / "performance.md"
-    save_text(path, render(runs))
+    save_text(path, render(runs, gpu_report.load(out / gpu_report.FILE)))
     return path
 
 
-def render(runs: Sequence[Run]) -> str:
-    """The page about some runs."""
+def render(runs: Sequence[Run], gpu: GpuReport | None = None) -> str:
+    """The page about some runs, and about what `voxloss doctor --gpu` found if it ran."""
     templates = environment("bench", html=False)
     templates.filters["md"] = markdown
     return templates.get_template("performance.md.j2").render(
@@ -53,6 +55,9 @@ def render(runs: Sequence[Run]) -> str:
             for verdict in judge(runs)
         ],
         runs=[_run(run) for run in runs],
+        gpu=gpu,
+        gpu_lines=gpu_report.lines(gpu) if gpu else [],
+        on_gpu=any(run.device == "cuda" for run in runs),
         loss_tolerances=LOSS,
         gradient_tolerances=GRADIENT,
         alpha=ALPHA,

@@ -86,6 +86,7 @@ def examine_gpu(request: GpuRequest) -> int:
     )
     for stage in report.stages:
         stage.why = "" if stage.number in chosen else _NO_STAGE
+    gpu_report.save(path, report)
     interrupted = False
     columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with progress_bar(console, *columns) as progress:

@@ -69,10 +69,13 @@ class Notes:
         """Something that is wrong."""
         self._send({"failure": text})
 
-    def left(self, names: Sequence[str]) -> None:
-        """Cases that are not reached."""
-        if names:
-            self._send({"left": list(names)})
+    def due(self, names: Sequence[str]) -> None:
+        """Cases that are to be tried: those that are never begun are in the report."""
+        self._send({"due": list(names)})
+
+    def begun(self, name: str) -> None:
+        """One of them is tried now: if it takes the process down with it, the report names it."""
+        self._send({"begun": name})
 
     def skip(self, why: str) -> None:
         """The whole stage is not for this machine."""
@@ -91,12 +94,13 @@ class Notes:
         return self._deadline - self._clock()
 
     def in_time(self, cases: Iterable[T], name: Callable[[T], str]) -> Iterator[T]:
-        """One case after the other as long as there is time; those that are not reached are written down."""
+        """One case after the other as long as there is time; those that are not begun are in the report."""
         every = list(cases)
+        self.due([*map(name, every)])
         for number, case in enumerate(every):
             if self.seconds_left() <= 0:
-                self.left([name(each) for each in every[number:]])
                 return
+            self.begun(name(case))
             self.progress(number / len(every), name(case))
             yield case
 

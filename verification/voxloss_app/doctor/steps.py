@@ -56,7 +56,7 @@ def _case(case: BenchCase, place: Place, sizes: Sizes, notes: Notes, copied: flo
     runs: dict[str, Step] = {}
     for contender in (each for each in CONTENDERS if each.name in NAMES):
         if notes.seconds_left() <= 0:
-            notes.left([f"{case.id}, {contender.title}"])
+            notes.due([f"{case.id}, {contender.title}"])
             continue
         notes.progress(0.5, f"{case.id}: {contender.title}")
         step = _examined(case, contender, titles[contender.name], input, target, reference, place, notes)
@@ -79,7 +79,7 @@ def _case(case: BenchCase, place: Place, sizes: Sizes, notes: Notes, copied: flo
             modes[GRAPH][name] = partial(place.ahead, replay, sizes.steps)
     for mode, contenders in modes.items():
         if notes.seconds_left() <= 0:
-            notes.left([f"{case.id}, {mode}"])
+            notes.due([f"{case.id}, {mode}"])
         elif contenders:
             times = timing.interleaved(contenders, sizes.rounds, seed=0)
             for name, taken in times.items():

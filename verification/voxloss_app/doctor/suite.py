@@ -55,6 +55,6 @@ def run_tests(command: list[str], folder: Path, notes: Notes) -> None:
             timer.cancel()
             process.kill()
     if code < 0:
-        notes.left(["the rest of the tests"])
+        notes.due(["the rest of the tests"])
     elif not counts and code:
         notes.failure(f"pytest ended with {code}: {last}")
