@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from voxloss_app.bench.contenders import Unavailable
@@ -100,7 +99,7 @@ class Gpu(Place):
         return seconds_ahead(run, steps)
 
     def graph(self, run: Callable[[], object]) -> Callable[[], object]:  # noqa: D102
-        stream = torch.cuda.Stream(self.device)
+        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):  # as torch's manual has it: what is made once is made before the capture
             for _ in range(_WARM_UPS):
@@ -109,7 +108,7 @@ class Gpu(Place):
         captured = torch.cuda.CUDAGraph()
         with torch.cuda.graph(captured):
             run()
-        return captured.replay  # type: ignore[no-any-return]
+        return captured.replay
 
     @contextmanager
     def no_waiting(self) -> Iterator[None]:  # noqa: D102
@@ -125,7 +124,7 @@ class Gpu(Place):
             self.synchronize()
         events = recorded.events() or []
         return sum(
-            event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False)
+            event.device_type.name == "CUDA" and not getattr(event, "is_user_annotation", False)
             for event in events
         )
 
