@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 import voxloss
+from test_triton import bundled, run
 from voxloss.backends import triton_gpu
 from voxloss.inputs import _DEVICE_MESSAGE
 from voxloss_app.bench import gpu_report, page
@@ -444,7 +445,7 @@ def test_tiles_are_varied_where_the_passes_take_them(monkeypatch: pytest.MonkeyP
             found = original(*given, mask=mask)
             if tiles is None:
                 return found
-            if tiles.warps > 1:
+            if tiles.warps > chosen.warps:
                 raise RuntimeError("out of registers")
             if tiles.voxels > chosen.voxels:
                 found[1].fill_(1e9)
@@ -453,19 +454,17 @@ def test_tiles_are_varied_where_the_passes_take_them(monkeypatch: pytest.MonkeyP
 
         return prepare
 
-    chosen = triton_gpu.tiling(2, 64, torch.float32, 3)
+    chosen = kernels.chosen(kernels.cases(TINY)[0])
     for name in ("forward", "backward"):
         monkeypatch.setattr(triton_gpu, name, taking(name))
     monkeypatch.setattr(triton_gpu.Launch, "start", _start_if_any(triton_gpu.Launch.start))
     report = report_of(kernels.kernels, Place("cpu", Clock()), name="kernels")
     row = report.rows[0]
-    assert {*row["tried"]} == {
-        "stages 2",
-        "stages 3",
-        f"voxels {2 * chosen.voxels}",
-        f"voxels {chosen.voxels // 2}",
-        f"warps {2 * chosen.warps}",
-    }
+    names = [name for name in ("voxels", "warps", "programs") if name in chosen._fields]
+    values = [
+        (name, value) for name in names for value in (2 * getattr(chosen, name), getattr(chosen, name) // 2)
+    ]
+    assert {*row["tried"]} == {"stages 2", "stages 3", *(f"{name} {value}" for name, value in values if value)}
     assert row["tried"][f"voxels {2 * chosen.voxels}"]["why"].startswith("wrong: off by ")
     assert row["tried"][f"warps {2 * chosen.warps}"]["why"] == "failed: RuntimeError: out of registers"
     assert "GB/s" in row["tried"][f"voxels {chosen.voxels // 2}"]
@@ -475,6 +474,15 @@ def test_tiles_are_varied_where_the_passes_take_them(monkeypatch: pytest.MonkeyP
 
 def _start_if_any(start: Callable[[Any], None]) -> Callable[[Any], None]:
     return lambda launch: start(launch) if launch.programs else None
+
+
+def test_the_chosen_tiling_is_that_of_the_launches() -> None:
+    for case in kernels.cases(Sizes()):
+        for prepare in kernels.passes(case, "meta").values():
+            launch, tiles = prepare().launch, kernels.chosen(case)
+            config = launch.arguments["CONFIG"]
+            found = (config.block_c, config.block_v, launch.options["num_warps"])
+            assert found == (tiles.classes, tiles.voxels, tiles.warps)
 
 
 def test_the_best_variation_is_that_with_the_most_bytes_per_second() -> None:
@@ -626,6 +634,48 @@ esac"""
     assert "6 suite" in text
     assert "skipped: no checkout" in text
     assert [path.name for path in out.iterdir()] == ["gpu.json"]
+
+
+def test_kernels_are_compiled_by_several_processes_before_their_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_gpu, "interpreted", lambda: False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    script = f"""read job
+case $job in
+*'"part": 0'*) {_sends({"compiled": True}, {"compiled": True})};;
+*'"part": 1'*) {_sends({"compiled": False})}; exit 1;;
+*) {_sends({"fact": ["compared", 3]})};;
+esac"""
+    monkeypatch.setattr(sys, "executable", _script(tmp_path, script))
+    assert examine_gpu(_request(tmp_path / "out", 2)) == ExitCode.DONE
+    facts = _read(tmp_path / "out")["stages"][1]["facts"]
+    assert facts == {"compiled beforehand": "2 launches, 1 fail", "compared": 3}
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("stage", [2, 4])
+def test_what_is_compiled_beforehand_compiles_for_an_h100(stage: int) -> None:
+    if not bundled("nvidia"):
+        pytest.skip("this Triton does not compile for NVIDIA")
+    job = {"stage": stage, "device": "cpu", "sizes": asdict(Sizes()), "deadline": 1e12, "part": 7, "parts": 95}
+    code = f"""
+import io, json, sys
+from types import SimpleNamespace
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from voxloss_app.doctor.job import main
+driver.set_active(SimpleNamespace(
+    get_current_target=lambda: GPUTarget("cuda", 90, 32),
+    get_current_device=lambda: 0,
+    get_current_stream=lambda device: 0,
+))
+sys.stdin = io.StringIO({json.dumps(job)!r})
+main()
+"""
+    lines = [json.loads(line) for line in run(code).splitlines()]
+    assert len(lines) > 1
+    assert lines == len(lines) * [{"compiled": True}]
 
 
 def test_ten_minutes_are_enough_and_one_stage_has_them_all(

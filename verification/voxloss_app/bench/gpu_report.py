@@ -145,6 +145,8 @@ def _yardsticks(stage: StageReport) -> Iterator[tuple[str, str]]:
 
 
 def _right(stage: StageReport) -> Iterator[tuple[str, str]]:
+    if "compiled beforehand" in stage.facts:
+        yield "compiled beforehand", stage.facts["compiled beforehand"]
     if "compared" in stage.facts:
         largest = stage.facts.get("largest error, share of the tolerance", 0.0)
         # A share that is no number comes as text.

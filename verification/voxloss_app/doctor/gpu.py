@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -175,7 +176,8 @@ def _run(report: StageReport, request: GpuRequest, show: Progress) -> None:
     try:
         job = {"stage": report.number, "device": request.device, "sizes": asdict(request.sizes)}
         if stage.launches is not None and not triton_gpu.interpreted():
-            _compile(stage, job, began + _COMPILED * report.budget, show)
+            counts = _compile(stage, job, began + _COMPILED * report.budget, show)
+            report.facts["compiled beforehand"] = f"{counts[True]} launches, {counts[False]} fail"
         soft = {"deadline": began + _SOFT * report.budget, "part": None}
         why = _listen([{**job, **soft}], deadline, take)
     finally:
@@ -183,12 +185,18 @@ def _run(report: StageReport, request: GpuRequest, show: Progress) -> None:
     report.ended(why)
 
 
-def _compile(stage: Stage, job: dict[str, Any], deadline: float, show: Progress) -> None:
+def _compile(stage: Stage, job: dict[str, Any], deadline: float, show: Progress) -> Counter[bool]:
     """Let several processes compile what the stage will launch; it compiles what they have not."""
+    counts: Counter[bool] = Counter()
+
+    def take(event: dict[str, Any]) -> None:
+        counts[event["compiled"]] += 1
+        show(0, f"{counts.total()} launches are compiled, in {parts} processes")
+
     parts = max(1, min(_COMPILERS, (os.cpu_count() or 1) // 2))
-    show(0, f"compiling in {parts} processes")
     more = {"deadline": deadline - 2, "parts": parts}
-    _listen([{**job, **more, "part": part} for part in range(parts)], deadline, lambda event: None)
+    _listen([{**job, **more, "part": part} for part in range(parts)], deadline, take)
+    return counts
 
 
 def _listen(jobs: Sequence[dict[str, Any]], deadline: float, take: Callable[[dict[str, Any]], None]) -> str:

@@ -36,17 +36,18 @@ def main() -> None:
             for launch in islice(stage.launches(sizes), job["part"], None, job["parts"]):
                 if notes.seconds_left() <= 0:
                     break
-                _compile(launch)
+                send({"compiled": _compiles(launch)})
     except Exception as error:
         notes.error(error)
 
 
-def _compile(make: Any) -> None:
+def _compiles(make: Any) -> bool:
     try:
         launch = make()
         launch.kernel.warmup(**launch.arguments, **launch.options, grid=(launch.programs,))
     except Exception:  # the stage itself will meet the same error, and write it down
-        return
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -23,6 +22,8 @@ _SPEC = PassSpec("softmax", SUMS, None)
 _DTYPES, _LABELS = (torch.float32, torch.bfloat16), (torch.uint8, torch.int64)
 _TIMES = 20
 _STAGES = (1, 2, 3)
+# Of a tiling, twice and half of it.
+_VARIED = ("voxels", "warps", "programs")
 # Two launches of one kernel whose sums and gradients are as close as this have done the same.
 _SAME = 2 * GRADIENT["bfloat16"]
 
@@ -42,12 +43,11 @@ class KernelCase(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """A launch, what it writes, the bytes that it moves, and the tiling that was chosen for it, if one was."""
+    """A launch, what it writes, and the bytes that it moves."""
 
     launch: Any
     output: Tensor
     moved: int
-    tiling: Any | None
 
 
 Prepare = Callable[..., Prepared]
@@ -79,39 +79,34 @@ def passes(case: KernelCase, device: torch.device | str) -> dict[str, Prepare]:
     grad = torch.full((len(SUMS), *shape[:2]), 0.5, dtype=torch.float64, device=device)
 
     def forward(**tiles: Any) -> Prepared:
-        with _chosen() as seen:
-            launch, partial, *_ = triton_gpu.forward(x, y, _SPEC, **tiles)
-        return Prepared(launch, partial, x.nbytes + y.nbytes, seen[0] if seen else None)
+        launch, partial, *_ = triton_gpu.forward(x, y, _SPEC, **tiles)
+        return Prepared(launch, partial, x.nbytes + y.nbytes)
 
     def backward(**tiles: Any) -> Prepared:
-        with _chosen() as seen:
-            launch, gradient, *_ = triton_gpu.backward(grad, x, y, _SPEC, "input", **tiles)
-        return Prepared(launch, gradient, 2 * x.nbytes + y.nbytes, seen[0] if seen else None)
+        launch, gradient, *_ = triton_gpu.backward(grad, x, y, _SPEC, "input", **tiles)
+        return Prepared(launch, gradient, 2 * x.nbytes + y.nbytes)
 
     return {"forward": forward, "backward": backward}
 
 
-@contextmanager
-def _chosen() -> Iterator[list[Any]]:
-    """Collect the tilings that are chosen meanwhile."""
-    seen: list[Any] = []
-    original = triton_gpu.tiling
-
-    def noted(*problem: Any, **more: Any) -> Any:
-        seen.append(original(*problem, **more))
-        return seen[-1]
-
-    triton_gpu.tiling = noted
-    try:
-        yield seen
-    finally:
-        triton_gpu.tiling = original
+def chosen(case: KernelCase) -> Any:
+    """The tiling that both passes of a case choose by themselves."""
+    problem: dict[str, Any] = {
+        "classes": case.classes,
+        "voxels": case.edge**3,
+        "dtype": case.dtype,
+        "sums": len(SUMS),
+    }
+    known = inspect.signature(triton_gpu.tiling).parameters
+    return triton_gpu.tiling(**{name: value for name, value in problem.items() if name in known})
 
 
-def variations(prepare: Prepare) -> dict[str, Callable[[], Prepared]]:
+def variations(case: KernelCase, prepare: Prepare) -> dict[str, Callable[[], Prepared]]:
     """Other launches of the same pass, by what is different: tiles where the pass takes them, and stages."""
-    usual = prepare()
-    found: dict[str, Callable[[], Prepared]] = {}
+    tiles, found = chosen(case), dict[str, Callable[[], Prepared]]()
+
+    def tiled(name: str, value: int) -> Callable[[], Prepared]:
+        return lambda: prepare(tiles=tiles._replace(**{name: value}))
 
     def staged(number: int) -> Callable[[], Prepared]:
         def make() -> Prepared:
@@ -121,17 +116,14 @@ def variations(prepare: Prepare) -> dict[str, Callable[[], Prepared]]:
 
         return make
 
-    def tiled(tiles: Any) -> Callable[[], Prepared]:
-        return lambda: prepare(tiles=tiles)
-
+    by_tiles = takes_tiles() and "stages" in tiles._fields
     for number in _STAGES:
-        if number != usual.launch.options.get("num_stages", 1):
-            found[f"stages {number}"] = staged(number)
-    if usual.tiling is not None and takes_tiles():
-        for name, factor in product(("voxels", "warps"), (2, 0.5)):
-            value = int(getattr(usual.tiling, name) * factor)
-            if value:
-                found[f"{name} {value}"] = tiled(usual.tiling._replace(**{name: value}))
+        if number != getattr(tiles, "stages", 1):
+            found[f"stages {number}"] = tiled("stages", number) if by_tiles else staged(number)
+    for name, factor in product(_VARIED, (2, 0.5)) if takes_tiles() else ():
+        if name in tiles._fields and int(getattr(tiles, name) * factor):
+            value = int(getattr(tiles, name) * factor)
+            found[f"{name} {value}"] = tiled(name, value)
     return found
 
 
@@ -166,10 +158,10 @@ def _case(case: KernelCase, place: Place, sizes: Sizes, notes: Notes, copied: fl
         if is_varied(case, sizes):
             wanted = _sums(usual.output)
             tried = {}
-            for variation, make in variations(prepare).items():
+            for variation, make in variations(case, prepare).items():
                 in_time = notes.seconds_left() > 0
                 tried[variation] = _tried(place, make, wanted) if in_time else {"why": "not run"}
-            row |= {"tiling": _described(usual), "tried": tried} | _best(tried, speed)
+            row |= {"tiling": _described(case), "tried": tried} | _best(tried, speed)
         notes.row(**row)
 
 
@@ -200,11 +192,8 @@ def _best(tried: dict[str, dict[str, Any]], usual: float) -> dict[str, Any]:
     return {"best": {"variation": name, "GB/s": speeds[name]}}
 
 
-def _described(prepared: Prepared) -> str:
-    stages = f"stages {prepared.launch.options.get('num_stages', 1)}"
-    if prepared.tiling is None:
-        return stages
-    return ", ".join([*(f"{name} {value}" for name, value in prepared.tiling._asdict().items()), stages])
+def _described(case: KernelCase) -> str:
+    return ", ".join(f"{name} {value}" for name, value in chosen(case)._asdict().items())
 
 
 def _speed(place: Place, prepared: Prepared) -> float:
@@ -221,5 +210,5 @@ def launches(sizes: Sizes) -> Iterator[Any]:
         for prepare in passes(case, "meta").values():
             yield lambda prepare=prepare: prepare().launch
             if is_varied(case, sizes):
-                for make in variations(prepare).values():
+                for make in variations(case, prepare).values():
                     yield lambda make=make: make().launch

@@ -93,12 +93,15 @@ class Notes:
         """Until the stage must come to its end."""
         return self._deadline - self._clock()
 
-    def in_time(self, cases: Iterable[T], name: Callable[[T], str]) -> Iterator[T]:
-        """One case after the other as long as there is time; those that are not begun are in the report."""
+    def in_time(self, cases: Iterable[T], name: Callable[[T], str], takes: float = 0.0) -> Iterator[T]:
+        """One case after the other as long as there is time; those that are not begun are in the report.
+
+        `takes`: the seconds without which none is begun, where a case takes long.
+        """
         every = list(cases)
         self.due([*map(name, every)])
         for number, case in enumerate(every):
-            if self.seconds_left() <= 0:
+            if self.seconds_left() <= takes:
                 return
             self.begun(name(case))
             self.progress(number / len(every), name(case))

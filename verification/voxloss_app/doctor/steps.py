@@ -17,6 +17,8 @@ from voxloss_app.doctor.notes import Notes, Sizes, described
 from voxloss_app.doctor.place import Place, copy_speed
 
 NAMES = (OURS, "monai", "monai_compiled")
+# Seconds without which torch.compile is not begun: a process that is ended in the midst of it has no figures.
+_COMPILES = 20.0
 BOUND, AHEAD, GRAPH = "host-bound", "host ahead", "graph"
 
 
@@ -43,7 +45,7 @@ def steps(place: Place, sizes: Sizes, notes: Notes) -> None:
     """Time every case; a contender that is wrong has no times."""
     copied = copy_speed(place, sizes.copied)
     notes.fact("copy, GB/s", round(copied / 1e9, 1))
-    for case in notes.in_time(cases(place, sizes), lambda case: case.id):
+    for case in notes.in_time(cases(place, sizes), lambda case: case.id, _COMPILES):
         if not notes.attempt(case.id, lambda case=case: _case(case, place, sizes, notes, copied)):  # type: ignore[misc]
             place.synchronize()
 
@@ -55,7 +57,7 @@ def _case(case: BenchCase, place: Place, sizes: Sizes, notes: Notes, copied: flo
     titles = {each.name: each.titled(found) for each in CONTENDERS}
     runs: dict[str, Step] = {}
     for contender in (each for each in CONTENDERS if each.name in NAMES):
-        if notes.seconds_left() <= 0:
+        if notes.seconds_left() <= (_COMPILES if contender.compiles else 0):
             notes.due([f"{case.id}, {contender.title}"])
             continue
         notes.progress(0.5, f"{case.id}: {contender.title}")
