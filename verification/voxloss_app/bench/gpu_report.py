@@ -164,16 +164,23 @@ def _properties(stage: StageReport) -> Iterator[tuple[str, str]]:
 
 
 def _kernels(stage: StageReport) -> Iterator[tuple[str, str]]:
+    """Where tiles were varied a line for each launch, for all others how far they are from the copy at most."""
     yield from _facts(stage)
+    others = []
     for row in stage.rows:
         if row.get("why"):
             yield row["case"], row["why"]
-            continue
-        text = f"{short(row['GB/s'])} GB/s, {_percent(row['share of the copy'])} of the copy"
-        best = row.get("best")
-        if best:
+        elif row.get("best"):
+            best = row["best"]
+            text = f"{short(row['GB/s'])} GB/s, {_percent(row['share of the copy'])} of the copy"
             text += f"; {row['tiling']}; best: {best['variation']}, {short(best['GB/s'])} GB/s"
-        yield f"{row['case']}, {row['pass']}", text
+            yield f"{row['case']}, {row['pass']}", text
+        else:
+            others.append(row)
+    if others:
+        least, *_, most = sorted([*others, others[0]], key=lambda row: float(row["share of the copy"]))
+        shares = f"{_percent(least['share of the copy'])} to {_percent(most['share of the copy'])} of the copy"
+        yield f"{len(others)} launches of other sizes", f"{shares}; least: {least['case']}, {least['pass']}"
 
 
 def _percent(share: float) -> str:

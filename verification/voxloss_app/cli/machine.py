@@ -124,7 +124,7 @@ def bench(
 ) -> int:
     """Measure time and memory of losses, forward and backward, beside MONAI, nnU-Net and torch.compile.
 
-    Contenders take turns within each case; one whose value or gradient is wrong gets no time. Writes
+    Contenders take turns within each case; one whose value or gradient is incorrect is not timed. Writes
     performance.md, .png and .json, in which an earlier run on another device is kept; about half an hour on two
     cores, with voxloss[demo]. Ctrl-C keeps the cases that are finished, in .OUT-bench. Exit code 1 if voxloss is
     wrong or fails anywhere.
