@@ -510,15 +510,18 @@ def test_steps_in_three_modes_with_ratio_kernels_and_floor() -> None:
     place = Graphs(Clock())  # each step takes a second
     report = report_of(steps.steps, place, name="steps")
     assert (report.state, report.failures, report.left) == ("done", [], [])
-    assert len(report.rows) == 2 * 2 * 3
-    for row in report.rows:
+    assert len(report.rows) == 2 * 2 * 4
+    once = [row for row in report.rows if row["mode"] == "one step"]
+    assert [row["kernels"] for row in once] == 4 * [7]
+    assert all(0 <= row["value_error"] < 1e-6 and 0 <= row["gradient_error"] < 1e-5 for row in once)
+    timed = [row for row in report.rows if row not in once]
+    for row in timed:
         assert row["ms"] == [1000, 1000, 1000]
         assert row["ratio"] == (None if row["contender"].startswith("voxloss") else [1, 1, 1])
-        assert row["kernels"] == 7
-    assert {row["mode"] for row in report.rows} == {"host-bound", "host ahead", "graph"}
+    assert {row["mode"] for row in timed} == {"host-bound", "host ahead", "graph"}
     for case, label in (("dice_ce", 8), ("dice", 1)):
         floor = 3 * 2 * 2 * 512 * 4 + 2 * 2 * 512 * label  # bytes; the copy moves 2 × `copied` in a second
-        (found,) = {row["floor ms"] for row in report.rows if row["case"].startswith(f"{case}-")}
+        (found,) = {row["floor ms"] for row in timed if row["case"].startswith(f"{case}-")}
         assert found == pytest.approx(1000 * floor / (2 * TINY.copied))
     without = report_of(steps.steps, Place("cpu", Clock()), name="steps")
     assert {row.get("why") for row in without.rows if row["mode"] == "graph"} == {"graph: needs CUDA graphs"}
@@ -788,7 +791,13 @@ def _report() -> GpuReport:
     stages[3].rows += [{**row, "case": f"C = {c}", "share of the copy": c / 10} for c in (4, 3, 8)]
     stages[3].rows.append({"case": "C = 118", "why": "skipped: needs 9.0 GiB"})
     step = {"case": "dice", "contender": "MONAI 1.6.1", "mode": "graph", "ms": [2.5, 2.4, 2.6]}
-    stages[4].rows = [{**step, "ratio": [8.0, 7.5, 8.5], "kernels": 51, "floor ms": 0.235}]
+    stages[4].rows = [{**step, "ratio": [8.0, 7.5, 8.5], "floor ms": 0.235}]
+    once = {"case": "dice", "contender": "MONAI 1.6.1", "mode": "one step", "N": 3.0, "first_call": 2.0}
+    stages[4].rows += [
+        {**once, "kernels": 51, "note": "graph breaks: 1"},
+        {**once, "kernels": "not counted", "note": ""},
+        {"case": "dice", "contender": "voxloss", "mode": "", "why": "wrong: value off by 1"},
+    ]
     stages[5].state, stages[5].why = "skipped", "no checkout"
     versions = {"voxloss": "0.1.0", "torch": "2.13.0+cu130", "ROCm": None}
     machine = {"GPU": "H100"}
@@ -813,8 +822,11 @@ LINES = [
     (
         "",
         "dice, MONAI 1.6.1, graph",
-        "2.5 ms (2.4–2.6), 8 × voxloss (7.5–8.5), 51 kernels; floor 0.235 ms",
+        "2.5 ms (2.4–2.6), 8 × voxloss (7.5–8.5); floor 0.235 ms",
     ),
+    ("", "dice, MONAI 1.6.1, one step", "51 kernels, 3 N at its peak, first call 2 s; graph breaks: 1"),
+    ("", "dice, MONAI 1.6.1, one step", "kernels not counted, 3 N at its peak, first call 2 s"),
+    ("", "dice, voxloss", "wrong: value off by 1"),
     ("6 suite", "", "skipped: no checkout (1.5 s)"),
 ]
 

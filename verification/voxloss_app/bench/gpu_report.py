@@ -194,13 +194,17 @@ def _steps(stage: StageReport) -> Iterator[tuple[str, str]]:
         if row.get("why"):
             yield name, row["why"]
             continue
+        if "ms" not in row:
+            kernels = row["kernels"]
+            text = f"{kernels} kernels" if isinstance(kernels, int) else f"kernels {kernels}"
+            text += f", {short(row['N'])} N at its peak, first call {short(row['first_call'])} s"
+            yield f"{name}, {row['mode']}", "; ".join(filter(None, (text, row["note"])))
+            continue
         median, low, high = row["ms"]
         text = f"{short(median)} ms ({short(low)}–{short(high)})"
         if row.get("ratio"):
             median, low, high = row["ratio"]
             text += f", {short(median)} × voxloss ({short(low)}–{short(high)})"
-        if row.get("kernels") is not None:
-            text += f", {row['kernels']} kernels"
         yield f"{name}, {row['mode']}", f"{text}; floor {short(row['floor ms'])} ms"
 
 

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from functools import partial
 
 from torch import Tensor
 
 from voxloss_app.bench import timing
 from voxloss_app.bench.cases import BenchCase, tensors
-from voxloss_app.bench.contenders import CONTENDERS, OURS, Contender, Step, Unavailable, first_line
-from voxloss_app.bench.exact import Exact, exact
+from voxloss_app.bench.contenders import CONTENDERS, OURS, Step, Unavailable, first_line
+from voxloss_app.bench.exact import exact
 from voxloss_app.bench.machine import versions
 from voxloss_app.bench.measure import examine
+from voxloss_app.bench.results import Measurement
 from voxloss_app.doctor.notes import Notes, Sizes, described
 from voxloss_app.doctor.place import Place, copy_speed
 
 NAMES = (OURS, "monai", "monai_compiled")
 # Seconds without which torch.compile is not begun: a process that is ended in the midst of it has no figures.
 _COMPILES = 20.0
-BOUND, AHEAD, GRAPH = "host-bound", "host ahead", "graph"
+BOUND, AHEAD, GRAPH, ONCE = "host-bound", "host ahead", "graph", "one step"
 
 
 def cases(place: Place, sizes: Sizes) -> list[BenchCase]:
@@ -53,39 +55,48 @@ def steps(place: Place, sizes: Sizes, notes: Notes) -> None:
 def _case(case: BenchCase, place: Place, sizes: Sizes, notes: Notes, copied: float) -> None:
     input, target = tensors(case)
     reference = exact(case, input, target)
-    found = versions()
-    titles = {each.name: each.titled(found) for each in CONTENDERS}
+    titles = {each.name: each.titled(versions()) for each in CONTENDERS}
     runs: dict[str, Step] = {}
+    examined: dict[str, Measurement] = {}
     for contender in (each for each in CONTENDERS if each.name in NAMES):
         if notes.seconds_left() <= (_COMPILES if contender.compiles else 0):
             notes.due([f"{case.id}, {contender.title}"])
             continue
         notes.progress(0.5, f"{case.id}: {contender.title}")
-        step = _examined(case, contender, titles[contender.name], input, target, reference, place, notes)
+        measured, step = examine(case, contender, input, target, reference, place.available())
         if step is not None:
-            runs[contender.name] = step
+            runs[contender.name], examined[contender.name] = step, measured
+            continue
+        notes.row(case=case.id, contender=titles[contender.name], mode="", why=str(measured))
+        if contender.name == OURS:
+            notes.failure(f"{case.id}: {measured}")
     del reference
     fresh = {name: partial(_fresh, step, input, target) for name, step in runs.items()}
-    kernels = {name: _counted(place, run) for name, run in fresh.items()}
-    modes: dict[str, dict[str, Callable[[], float]]] = {
-        BOUND: {name: partial(_one, place, step, input, target) for name, step in runs.items()},
-        AHEAD: {name: partial(place.ahead, run, sizes.steps) for name, run in fresh.items()},
-        GRAPH: {},
-    }
+
+    def timed(mode: str, contenders: dict[str, Callable[[], float]]) -> None:
+        if notes.seconds_left() <= 0:
+            notes.due([f"{case.id}, {mode}"])
+        elif contenders:
+            times = timing.interleaved(contenders, sizes.rounds, seed=0)
+            for name, taken in times.items():
+                _enter(case, mode, titles[name], taken, times.get(OURS), copied, notes)
+
+    timed(BOUND, {name: partial(_one, place, step, input, target) for name, step in runs.items()})
+    timed(AHEAD, {name: partial(place.ahead, run, sizes.steps) for name, run in fresh.items()})
+    # What may disturb the clocks, or end the process, comes after them.
+    replays: dict[str, Callable[[], float]] = {}
     for name, run in fresh.items():
         replay = _captured(place, run)
         if isinstance(replay, str):
             notes.row(case=case.id, contender=titles[name], mode=GRAPH, why=f"{GRAPH}: {replay}")
             place.synchronize()
         else:
-            modes[GRAPH][name] = partial(place.ahead, replay, sizes.steps)
-    for mode, contenders in modes.items():
-        if notes.seconds_left() <= 0:
-            notes.due([f"{case.id}, {mode}"])
-        elif contenders:
-            times = timing.interleaved(contenders, sizes.rounds, seed=0)
-            for name, taken in times.items():
-                _enter(case, mode, titles[name], taken, times.get(OURS), kernels[name], copied, notes)
+            replays[name] = partial(place.ahead, replay, sizes.steps)
+    timed(GRAPH, replays)
+    for name, run in fresh.items():
+        found = asdict(replace(examined[name], times=(), ahead=()))
+        peak = (examined[name].peak or 0) / case.logit_bytes
+        notes.row(**found, case=case.id, contender=titles[name], mode=ONCE, kernels=_counted(place, run), N=peak)
 
 
 def _enter(
@@ -94,7 +105,6 @@ def _enter(
     title: str,
     taken: list[float],
     ours: list[float] | None,
-    kernels: int | str,
     copied: float,
     notes: Notes,
 ) -> None:
@@ -106,27 +116,8 @@ def _enter(
         mode=mode,
         ms=[spread.median, spread.low, spread.high],
         ratio=None if ratio is None else [ratio.median, ratio.low, ratio.high],
-        kernels=kernels,
         **{"floor ms": 1000 * case.floor_bytes / copied},
     )
-
-
-def _examined(
-    case: BenchCase,
-    contender: Contender,
-    title: str,
-    input: Tensor,
-    target: Tensor,
-    reference: Exact,
-    place: Place,
-    notes: Notes,
-) -> Step | None:
-    measured, step = examine(case, contender, input, target, reference, place.available())
-    if step is None:
-        notes.row(case=case.id, contender=title, mode="", why=str(measured))
-        if contender.name == OURS:
-            notes.failure(f"{case.id}: {measured}")
-    return step
 
 
 def _fresh(step: Step, input: Tensor, target: Tensor) -> None:
