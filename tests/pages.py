@@ -17,6 +17,7 @@ WORK = (
     "bench.run.bench",
     "conformance.build",
     "demo.run_demo",
+    "doctor.gpu.examine_gpu",
     "doctor.show_doctor",
     "verify.mutants.run_mutants",
     "phantoms.write_and_show",

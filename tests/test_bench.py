@@ -25,7 +25,7 @@ from matplotlib import image
 import voxloss
 from voxloss.backends import numba_cpu
 from voxloss_app.__main__ import main
-from voxloss_app.bench import contenders, exact, measure, page, plain, plot, run, timing
+from voxloss_app.bench import contenders, exact, gpu_report, measure, page, plain, plot, run, timing
 from voxloss_app.bench.cases import BenchCase, choose, default_cases, full_cases, quick_cases, tensors
 from voxloss_app.bench.contenders import COPY, FLOOR, IN_CACHE, OURS, Contender, Prepared, training_step
 from voxloss_app.bench.goals import GOALS, ROUNDING, judge
@@ -57,6 +57,7 @@ LOSSES = [
     ("dice_focal", "sigmoid"),
 ]
 SMALL = [BenchCase(*loss, 3, 9, one_hot=one_hot) for loss in LOSSES for one_hot in (False, True)]
+SMALL += [BenchCase(*loss, 3, 9, label_dtype="uint8") for loss in LOSSES]
 
 
 @pytest.fixture
@@ -120,6 +121,40 @@ def test_slow_cases_have_fewer_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "ENOUGH_SECONDS", -1.0)
     assert len(interleaved({"a": lambda: 1.0}, rounds=9, seed=0)["a"]) == timing.LEAST_ROUNDS
     assert len(interleaved({"a": lambda: 1.0}, rounds=2, seed=0)["a"]) == 2
+
+
+class _Gpu:
+    """Stands for CUDA: a step takes 3 ms of the host, then 5 of the device; the host may be ahead."""
+
+    def __init__(self) -> None:
+        self.host = self.device = 0.0
+        self.synchronised = 0
+
+    def step(self) -> None:
+        self.host += 3
+        self.device = max(self.device, self.host) + 5
+
+    def synchronize(self) -> None:
+        self.synchronised += 1
+        self.host = self.device = max(self.host, self.device)
+
+    def Event(self, enable_timing: bool) -> SimpleNamespace:
+        event = SimpleNamespace(at=0.0)
+        event.record = lambda: setattr(event, "at", max(self.host, self.device))
+        event.elapsed_time = lambda other: other.at - event.at
+        return event
+
+
+def test_a_gpu_is_timed_with_a_synchronisation_before_each_step_and_with_the_host_ahead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu = _Gpu()
+    monkeypatch.setattr(torch.cuda, "Event", gpu.Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", gpu.synchronize)
+    assert timing.seconds(gpu.step, "cuda") * 1000 == pytest.approx(8)
+    assert gpu.synchronised == 2
+    assert timing.seconds_ahead(gpu.step, 10) * 1000 == pytest.approx(5.3)
+    assert gpu.synchronised == 4
 
 
 # Memory.
@@ -275,6 +310,51 @@ def test_a_wrong_answer_gets_no_speed(
     assert result.ratio("wrong", "right") is None
 
 
+@pytest.mark.usefixtures("garbage_stays")
+@pytest.mark.parametrize(
+    "contender", [each for each in contenders.CONTENDERS if each.is_loss], ids=lambda c: c.name
+)
+@pytest.mark.parametrize("flaw", ["value", "gradient"])
+def test_every_contender_is_examined_before_it_is_timed(
+    contender: Contender, flaw: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Voxloss, its peers, and what the compiler makes of them: whichever is wrong, it has no times."""
+    stand_in = SimpleNamespace(
+        SoftDiceLoss=_Dice,
+        MemoryEfficientSoftDiceLoss=_Dice,
+        softmax_helper_dim1=lambda z: z.softmax(1),
+        DiceLoss=lambda **options: _dice,
+        counters={"graph_break": {}},
+    )
+    monkeypatch.setattr(contenders, "import_module", lambda name: stand_in)
+    monkeypatch.setattr(torch, "compile", lambda loss, **options: loss)
+    case = BenchCase("dice", "softmax", 3, 8)
+    monkeypatch.setattr(contenders, "CONTENDERS", (contender,))
+    options = replace(OPTIONS, compile=True)
+    right = measure.measure(case, options).contenders[contender.name]
+    assert (right.state, len(right.times)) == ("measured", OPTIONS.rounds)
+
+    original = contenders.training_step
+
+    def spoilt(case: BenchCase, loss: Any, shift: float = 0.0) -> Any:
+        step = original(case, loss, shift)
+
+        def run(input: Tensor, target: Tensor) -> Tensor:
+            value = step(input, target)
+            assert input.grad is not None
+            if flaw == "gradient":
+                input.grad = input.grad * 1.001
+                return value
+            return value * 1.001
+
+        return run
+
+    monkeypatch.setattr(contenders, "training_step", spoilt)
+    wrong = measure.measure(case, options).contenders[contender.name]
+    assert (wrong.state, wrong.times, wrong.ahead) == ("wrong", (), ())
+    assert wrong.why.startswith(f"{flaw} off by ")
+
+
 def _examined(contender: Contender, available: int = 1 << 34) -> Measurement:
     case = BenchCase("dice", "softmax", 3, 8)
     input, target = tensors(case)
@@ -345,7 +425,7 @@ class _Dice(nn.Module):
         self.apply_nonlin, self.smooth = apply_nonlin, smooth
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        p, g = self.apply_nonlin(input), torch.zeros_like(input).scatter_(1, target, 1)
+        p, g = self.apply_nonlin(input), torch.zeros_like(input).scatter_(1, target.long(), 1)
         overlap, both = ((p * g).sum((2, 3, 4)), (p + g).sum((2, 3, 4)))
         loss: Tensor = -((2 * overlap + self.smooth) / (both + self.smooth)).mean()
         return loss
@@ -353,7 +433,7 @@ class _Dice(nn.Module):
 
 def _dice_and_ce(dice: dict[str, Any], ce: dict[str, Any], dice_class: Any) -> Callable[[Tensor, Tensor], Tensor]:
     part = dice_class(apply_nonlin=lambda z: z.softmax(1), **dice)
-    return lambda z, y: part(z, y) + nn.functional.cross_entropy(z, y[:, 0], **ce)
+    return lambda z, y: part(z, y) + nn.functional.cross_entropy(z, y[:, 0].long(), **ce)
 
 
 @pytest.mark.usefixtures("garbage_stays")
@@ -384,8 +464,12 @@ def test_cases_have_names_of_their_own_and_the_goals_have_their_cases() -> None:
         made_up = [_result(case) for case in default_cases(device)]
         verdicts = judge([_run(device, made_up)])
         assert [v.goal.text for v in verdicts if v.goal.device == device and v.reached is None] == []
+    for channels in (2, 14):
+        for dtype in ("int64", "uint8"):
+            assert choose(default_cases("cpu"), f"dice_ce-softmax-map-{dtype}-c{channels}-96-", None)
+    assert choose(default_cases("cpu"), "dice-softmax-map-int64-c14-128-", None)
     assert [case.id for case in choose(default_cases("cpu"), "tversky-*-c14", 8)] == [
-        "tversky-softmax-map-c14-8-b2-float32-cpu"
+        "tversky-softmax-map-int64-c14-8-b2-float32-cpu"
     ]
 
 
@@ -401,6 +485,12 @@ def test_tensors_are_of_the_case() -> None:
     again, labels = tensors(replace(case, one_hot=False))
     assert torch.equal(again, input)
     assert torch.equal(labels, target.argmax(1, keepdim=True))
+    of_bytes = replace(case, one_hot=False, label_dtype="uint8")
+    again, narrow = tensors(of_bytes)
+    assert torch.equal(again, input)
+    assert narrow.dtype == torch.uint8
+    assert torch.equal(narrow, labels.to(torch.uint8))
+    assert narrow.nbytes == of_bytes.target_bytes == labels.nbytes / 8
     assert len(set(labels.flatten().tolist())) == 5
     assert not torch.equal(tensors(case, seed=1)[0], input)
 
@@ -408,7 +498,34 @@ def test_tensors_are_of_the_case() -> None:
 def test_the_copy_moves_two_gibibytes() -> None:
     case = BenchCase("dice", "softmax", 8, 256, device="cuda")
     assert case.logit_bytes == 1 << 30
-    assert contenders.copied_share(case) == 1.5
+    labels = 2 * 2 * 8 * 256**3  # bytes: twice, of both samples, 8 of each
+    assert case.floor_bytes == 3 * (1 << 30) + labels
+    assert contenders.copied_share(case) == case.floor_bytes / (1 << 31) == 1.75
+    assert contenders.copied_share(replace(case, label_dtype="uint8")) == 1.5 + 0.25 / 8
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int64"])
+@pytest.mark.parametrize("edge", [7, 8])
+def test_the_floor_reads_the_whole_target_twice(edge: int, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for what does not fill a last word of eight bytes."""
+    case = BenchCase("dice", "softmax", 3, edge, batch=1, label_dtype=dtype)
+    input, target = tensors(case)
+    read: list[int] = []
+    original = contenders._read
+
+    def spy(target: Tensor) -> Tensor:
+        read.append(target.nbytes)
+        return original(target)
+
+    monkeypatch.setattr(contenders, "_read", spy)
+    step = contenders._floor(case, input, target).step
+    step(input, target)
+    assert read == 2 * [case.target_bytes]
+    assert input.grad is not None
+    assert torch.equal(input.grad, input)
+    whole = target.reshape(-1)[: target.numel() // 8 * 8]
+    words = whole.numpy().view(np.int64)
+    assert int(original(target)) == int((words if dtype == "uint8" else target.numpy()).sum())
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.id)
@@ -468,6 +585,7 @@ def _result(case: BenchCase, slower: float = 1000.0, peak: float = 1.0, error: f
             peak=int(peak * case.logit_bytes),
             first_call=1.0,
             times=[factor * seconds for seconds in ours] if case.timed else (),
+            ahead=[factor * seconds / 2 for seconds in ours] if case.timed and case.device == "cuda" else (),
         )
     return BenchResult(case, "measured", backend="made_up", exact=0.5, contenders=found)
 
@@ -475,8 +593,9 @@ def _result(case: BenchCase, slower: float = 1000.0, peak: float = 1.0, error: f
 def _run(device: str = "cpu", results: list[BenchResult] | None = None) -> Run:
     if results is None:
         results = [_result(case) for case in default_cases(device)]
-    settings = {"rounds": 3, "threads": 1, "seed": 0, "compile": True, "OMP_WAIT_POLICY": "passive"}
-    versions = {"voxloss": "0.1.0", "torch": "2.13.0", "nnU-Net": None}
+    settings: dict[str, Any] = {"rounds": 3, "threads": 1, "seed": 0, "compile": True}
+    settings |= {"floor": contenders.FLOOR_READS, "OMP_WAIT_POLICY": "passive"}
+    versions = {"voxloss": "0.1.0", "torch": "2.13.0", "MONAI": "1.6.1", "nnU-Net": None}
     return Run(
         device, "2026-01-31", "voxloss bench", {"processor": "made_up"}, versions, "abc", settings, results
     )
@@ -495,13 +614,39 @@ def test_goals_that_are_reached_and_missed() -> None:
     ]
     reached = [v.goal.text for v in judge(bad) if v.reached]
     # Those are of voxloss and of what it is compared with alone.
-    assert reached == [g.text for g in GOALS if "floor" in g.text or "copy bandwidth" in g.text]
+    alone = ("floor", "copy bandwidth", "time over that of voxloss's eager")
+    assert reached == [g.text for g in GOALS if any(words in g.text for words in alone)]
     by_text = {v.goal.text: v.shown for v in judge(runs)}
     assert by_text["Dice: time over the floor (CPU, C = 14, 96³, B = 2)"] == "2 × (2–2), MONAI 2000 ×"
     faster = by_text["Dice: MONAI's time over voxloss's (CPU, C = 14, 96³, B = 2)"]
     assert faster == "1000 × (1000–1000); floor + arithmetic in cache: 1111 × (1111–1111)"
-    assert by_text["Dice: share of the copy bandwidth (GPU, C = 118, 128³)"] == "90 % (90–90)"
-    assert "C = 2, 4, 14, 32, 118" in by_text["Dice: peak extra memory, any C (CPU)"]
+    shares = by_text["Dice: share of the copy bandwidth (GPU, C = 118, 128³)"]
+    assert shares == "90 % (90–90); host ahead: 90 % (90–90)"
+    assert "C = 2, 3, 4, 14, 32, 118" in by_text["Dice: peak extra memory, any C (CPU)"]
+    versions = {v.goal.text: v.versions for v in judge(runs)}
+    text = "Dice: compiled plain torch's time over voxloss's (CPU, C = 14, 96³, B = 2)"
+    assert versions[text] == "voxloss 0.1.0, torch 2.13.0"
+
+
+def test_few_classes_and_the_eager_backend_have_goals() -> None:
+    """That of the eager backend is about the case where it is worst."""
+    texts = {goal.text: goal.bound for goal in GOALS}
+    for channels in (2, 3):
+        where = f"(CPU, C = {channels}, 96³, B = 2)"
+        assert texts[f"Dice: MONAI's time over voxloss's {where}"] == 3
+        assert texts[f"DiceCE: MONAI's time over voxloss's {where}"] == 5
+    results = [_result(case) for case in default_cases("cpu")]
+    text = "Dice: MONAI's time over that of voxloss's eager backend, any C (CPU)"
+    slow = replace(results[0].contenders["eager"], times=[2000.0, 4000.0, 6000.0])
+    for number, result in enumerate(results):
+        if result.case.family == "dice" and result.case.channels == 4 and result.case.timed:
+            results[number] = _with(result, "eager", slow)
+    (found,) = (v for v in judge([_run(results=results)]) if v.goal.text == text)
+    assert found.reached is False
+    assert found.shown.startswith("0.5 × (0.5–0.5) (least at C = 4, 96³; measured at C = 2, 3, 4, 14, ")
+    wrong = [_with(r, "eager", Measurement("wrong", "value off by 1")) for r in results]
+    (found,) = (v for v in judge([_run(results=wrong)]) if v.goal.text == text)
+    assert (found.reached, found.shown) == (False, "voxloss, eager is wrong: value off by 1")
 
 
 def test_no_further_from_the_exact_value_than_eager() -> None:
@@ -528,7 +673,7 @@ def test_a_wrong_voxloss_misses_its_goals() -> None:
     wrong = [_with(_result(c), OURS, Measurement("wrong", "value off by 1")) for c in default_cases("cpu")]
     found = [v for v in judge([_run("cpu", wrong)]) if v.goal.device == "cpu" and "exact" not in v.goal.text]
     found = [v for v in found if "eager" not in v.goal.text]
-    assert len(found) > 5
+    assert len(found) > 9
     assert {(v.reached, v.shown) for v in found} == {(False, "voxloss is wrong: value off by 1")}
 
 
@@ -567,17 +712,34 @@ def test_page() -> None:
     )
     text = page.render([_run("cpu", results)])
     assert "| Dice: MONAI's time over voxloss's (CPU, C = 14, 96³, B = 2) | ≥ 4 × | wrong: " in text
-    assert "no CUDA device | – not measured |" in text
-    assert re.search(r"^\| softmax, C = 14, 96³, B = 2 \| 2000 ms, 2 × floor \|.* wrong: value off", text, re.M)
+    assert "no CUDA device |  | – not measured |" in text
+    case = r"softmax, C = 14, 96³, B = 2, float32, int64 labels"
+    assert re.search(rf"^\| {case} \| 2000 ms, 2 × floor \|.* wrong: value off", text, re.M)
+    assert "| case | voxloss 0.1.0 | voxloss 0.1.0, eager | MONAI 1.6.1 |" in text
+    assert "| MONAI 1.6.1, compiled (torch 2.13.0) | plain torch 2.13.0, compiled |" in text
+    assert "\n| softmax, C = 14, 96³, B = 2, float32, uint8 labels |" in text
+    assert "\n| softmax, C = 14, 128³, B = 2, float32, int64 labels |" in text
+    assert "before anything is timed, value and gradient of every contender, compiled ones" in text
+    assert "host ahead" not in text
     assert "* nnU-Net: skipped: not installed\n" in text
     assert "| nnU-Net |" not in text
-    assert "* MONAI, compiled: in two \\| parts (1 case)\n" in text
-    assert re.search(r"^\* softmax, C = 2, 96³, B = 2: failed: the process was ended by signal 9$", text, re.M)
-    assert "| Dice, C = 4, 64³, B = 1 | 1.0e-08 | 1.0e-08 | 1.0e-08 |" in text
+    assert "* MONAI 1.6.1, compiled (torch 2.13.0): in two \\| parts (1 case)\n" in text
+    assert re.search(
+        r"^\* softmax, C = 2, 96³, B = 2, float32, int64 labels: failed: the process was ended by signal 9$",
+        text,
+        re.M,
+    )
+    assert "| Dice, C = 4, 64³, B = 1, float32, int64 labels | 1.0e-08 | 1.0e-08 | 1.0e-08 |" in text
     assert "### Tversky" not in text
     assert "**The floor itself took 500 to 1500 ms for N = 94 MiB in this run.**" in text
     steady = replace(results[3].contenders[FLOOR], times=[0.010, 0.011, 0.014])
     assert "The floor itself" not in page.render([_run("cpu", [_with(results[3], FLOOR, steady)])])
+    on_gpu = page.render([_run("cuda")])
+    assert "host is synchronised before each step" in on_gpu
+    assert "The host ahead: 20 steps are enqueued, then synchronised once; time per step. voxloss in" in on_gpu
+    # Half the time, and half the floor's.
+    assert "| softmax, C = 14, 128³, B = 2, float32, int64 labels | 1000 ms, 2 × floor |" in on_gpu
+    text += on_gpu
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(widths) == 1, table
@@ -597,7 +759,8 @@ def test_the_committed_page_is_that_of_the_committed_figures() -> None:
         "page.write(Path('docs'), results.load_runs(Path('docs/performance.json')))"
     )
     text = (docs / "performance.md").read_text(encoding="utf-8")
-    assert text == page.render(load_runs(docs / "performance.json")), f'to make it again: python -c "{again}"'
+    runs, gpu = load_runs(docs / "performance.json"), gpu_report.load(docs / gpu_report.FILE)
+    assert text == page.render(runs, gpu), f'to make it again: python -c "{again}"'
 
 
 # Whole runs.
@@ -614,7 +777,16 @@ def test_a_run_from_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    arguments = ["--quick", "--edge", "8", "--no-compile", "--only", "dice-softmax-map-c2", "--out", str(out)]
+    arguments = [
+        "--quick",
+        "--edge",
+        "8",
+        "--no-compile",
+        "--only",
+        "dice-softmax-map-int64-c2",
+        "--out",
+        str(out),
+    ]
     assert command(*arguments, "--rounds", "2") == 0
     assert sorted(path.name for path in out.iterdir()) == [
         "performance.json",
@@ -626,9 +798,11 @@ def test_a_run_from_the_command_line(
     assert {"voxloss", "eager", "monai", "cross_entropy", "floor"} <= set(result.contenders)
     assert "plain_compiled" not in result.contenders
     assert all(len(each.times) == 2 for each in result.contenders.values() if each.state == "measured")
-    assert result.contenders[FLOOR].peak == result.case.logit_bytes + 4  # and the sum
+    peak = result.contenders[FLOOR].peak
+    assert peak is not None
+    assert peak <= result.case.logit_bytes + 32  # and the sums
     text = "".join(path.read_text("utf-8") for path in out.glob("*.[jm][sd]*"))
-    assert "voxloss bench --quick --edge 8 --rounds 2 --only 'dice-softmax-map-c2' --no-compile" in text
+    assert "voxloss bench --quick --edge 8 --rounds 2 --only 'dice-softmax-map-int64-c2' --no-compile" in text
     assert not re.search(r"/tmp/|/home/|/root|site-packages", text)
     assert platform.node() not in text
     # A second run has nothing to do, unless --fresh is given or it is another one.
@@ -749,7 +923,7 @@ def test_kept_figures_depend_on_sources_versions_machine_and_options(monkeypatch
         (["--quick", "--full"], "expected one of them, got both"),
         (
             ["--only", "nonsense"],
-            "--only: expected a part of a case's name, got 'nonsense'. Names: dice-softmax-map-c14-96",
+            "--only: expected a part of a case's name, got 'nonsense'. Names: dice-softmax-map-int64-c14-96",
         ),
         (["--device", "toaster"], "--device: expected .*got 'toaster'"),
         (["--out", "FILE"], "--out: expected a folder, got the file FILE"),

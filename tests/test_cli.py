@@ -133,6 +133,7 @@ FOLDERS = {
         ["predict", "nowhere", "nowhere.nii"],
         ["demo", "--device", "nowhere"],
         ["bench", "--device", "nowhere"],
+        ["doctor", "--gpu"],
         ["conformance"],
     ),
     "--counterexamples": (["verify", "nowhere:Loss"],),

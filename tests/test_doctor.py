@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from typer.testing import CliRunner, Result
@@ -10,6 +12,7 @@ import voxloss
 from voxloss.backends import BACKENDS, eager
 from voxloss_app.cli import app
 from voxloss_app.doctor import choice, findings
+from voxloss_app.doctor.gpu import GpuRequest
 
 
 def doctor(*arguments: str) -> Result:
@@ -57,6 +60,35 @@ def test_an_input_that_the_named_backend_cannot_take_is_refused(monkeypatch: pyt
     assert "refused" in result.output
     assert "VOXLOSS_BACKEND=numba_cpu" in result.output
     assert doctor("--device", "cpu").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--stage", "2"], "--stage: expected --gpu beside it"),
+        (["--out", "elsewhere"], "--out: expected --gpu beside it"),
+        (["--gpu", "--device", "cpu"], "--gpu: expected neither --dtype nor --device beside it"),
+        (["--gpu", "--dtype", "float16"], "--gpu: expected neither --dtype nor --device beside it"),
+        (["--gpu", "--stage", "7"], "--stage"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_refused(arguments: list[str], message: str) -> None:
+    result = doctor(*arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_the_stages_of_the_gpu_are_those_that_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[GpuRequest] = []
+
+    def examine(request: GpuRequest) -> int:
+        asked.append(request)
+        return 0
+
+    monkeypatch.setattr("voxloss_app.doctor.gpu.examine_gpu", examine)
+    assert doctor("--gpu", "--stage", "4", "--stage", "2", "--stage", "4", "--out", "gpu").exit_code == 0
+    assert doctor("--gpu").exit_code == 0
+    assert asked == [GpuRequest(Path("gpu"), [2, 4]), GpuRequest(Path("out"), [])]
 
 
 def test_without_numba_the_reason_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

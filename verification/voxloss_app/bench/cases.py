@@ -27,7 +27,8 @@ class BenchCase:
     Attributes:
         family: a name out of `FAMILIES`.
         activation: "softmax" or "sigmoid".
-        one_hot: the target is float32 `[B, C, D, H, W]`, else an int64 label map `[B, 1, D, H, W]`.
+        one_hot: the target is float32 `[B, C, D, H, W]`, else a label map `[B, 1, D, H, W]`.
+        label_dtype: of the label map, by its name in torch.
         channels, edge, batch: C, D = H = W, and B.
         dtype: of the logits, by its name in torch.
         device: its type, "cpu" or "cuda".
@@ -40,6 +41,7 @@ class BenchCase:
     edge: int
     batch: int = 2
     one_hot: bool = False
+    label_dtype: str = "int64"
     dtype: str = "float32"
     device: str = "cpu"
     timed: bool = True
@@ -47,7 +49,7 @@ class BenchCase:
     @property
     def id(self) -> str:
         """A name, to choose it by and to file it under."""
-        target = "onehot" if self.one_hot else "map"
+        target = "onehot" if self.one_hot else f"map-{self.label_dtype}"
         size = f"c{self.channels}-{self.edge}-b{self.batch}"
         kind = "" if self.timed else "accuracy-"
         return f"{kind}{self.family}-{self.activation}-{target}-{size}-{self.dtype}-{self.device}"
@@ -68,10 +70,25 @@ class BenchCase:
         return prod(self.shape) * self.torch_dtype.itemsize
 
     @property
+    def target_bytes(self) -> int:
+        """The size of the target."""
+        voxels = self.batch * self.edge**3
+        return voxels * (4 * self.channels if self.one_hot else self.labels.itemsize)
+
+    @property
+    def labels(self) -> torch.dtype:
+        """The dtype of a label map."""
+        return getattr(torch, self.label_dtype)  # type: ignore[no-any-return]
+
+    @property
     def input_bytes(self) -> int:
         """Logits and target together."""
-        voxels = self.batch * self.edge**3
-        return self.logit_bytes + (4 * voxels * self.channels if self.one_hot else 8 * voxels)
+        return self.logit_bytes + self.target_bytes
+
+    @property
+    def floor_bytes(self) -> int:
+        """What any such loss reads and writes: both volumes in each pass, and the gradient."""
+        return 3 * self.logit_bytes + 2 * self.target_bytes
 
     @property
     def loss_scale(self) -> float:
@@ -89,8 +106,9 @@ def tensors(case: BenchCase, seed: int = 0) -> tuple[Tensor, Tensor]:
     labels = labels[:, :, : case.edge, : case.edge, : case.edge].contiguous()
     logits = torch.randn(case.shape, generator=chance, device=case.device, dtype=case.torch_dtype)
     logits.scatter_add_(1, labels, torch.full_like(labels, _EVIDENCE, dtype=logits.dtype))
-    target = torch.zeros(case.shape, device=case.device).scatter_(1, labels, 1) if case.one_hot else labels
-    return logits.requires_grad_(), target
+    if case.one_hot:
+        return logits.requires_grad_(), torch.zeros(case.shape, device=case.device).scatter_(1, labels, 1)
+    return logits.requires_grad_(), labels.to(case.labels)
 
 
 def quick_cases(device: str) -> list[BenchCase]:
@@ -109,12 +127,17 @@ def default_cases(device: str) -> list[BenchCase]:
     found = [BenchCase(family, activation, 14, edge, device=device) for family, activation in _LOSSES]
     found += [
         BenchCase(family, activation, channels, edge, batch=1 if channels > 100 else 2, device=device)
-        for channels in (2, 4, 32, 118)
+        for channels in (2, 3, 4, 32, 118)
         for family, activation in _COMMON
     ]
     found += [
         BenchCase("dice", "sigmoid", 14, edge, device=device),
         BenchCase("dice", "softmax", 14, edge, one_hot=True, device=device),
+        *(
+            BenchCase(family, activation, channels, edge, label_dtype="uint8", device=device)
+            for channels in (2, 14)
+            for family, activation in _COMMON[:2]
+        ),
         *(BenchCase(family, activation, 14, 128, device=device) for family, activation in _COMMON[:2]),
         *_growth(device),
         *_accuracy(device, (64, 96, 128)),

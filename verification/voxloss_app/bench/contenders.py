@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -48,6 +48,7 @@ class Contender:
         peak: how many times the logits' size it takes, as an estimate to skip what would not fit.
         applies: whether it has such a loss at all.
         is_loss: False for yardsticks, which compute something else and are compared with nothing.
+        packages: whose versions its figures are of, by the names of `machine.versions`.
         compiles: whether torch.compile is involved.
     """
 
@@ -57,7 +58,19 @@ class Contender:
     peak: Callable[[BenchCase], float]
     applies: Callable[[BenchCase], bool] = lambda case: True
     is_loss: bool = True
+    packages: tuple[str, ...] = ()
     compiles: bool = False
+
+    def titled(self, versions: Mapping[str, str | None]) -> str:
+        """Its title with the versions of its packages: "MONAI 1.6.1, compiled (torch 2.13.0)"."""
+        title, others = self.title, []
+        for package in self.packages:
+            named = f"{package} {versions[package]}" if versions.get(package) else package
+            if package in title:
+                title = title.replace(package, named)
+            elif named != package:
+                others.append(named)
+        return f"{title} ({', '.join(others)})" if others else title
 
 
 def training_step(case: BenchCase, loss: Loss, shift: float = 0.0) -> Step:
@@ -184,21 +197,31 @@ def _has_nnunet(case: BenchCase) -> bool:
 
 def _cross_entropy(case: BenchCase, input: Tensor, target: Tensor) -> Prepared:
     def loss(input: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(input, target if case.one_hot else target[:, 0])
+        return F.cross_entropy(input, target if case.one_hot else target[:, 0].long())
 
     return Prepared(training_step(case, loss))
 
 
+FLOOR_READS = "logits and target"  # runs of earlier versions: the logits alone
+
+
 def _floor(case: BenchCase, input: Tensor, target: Tensor) -> Prepared:
-    """Read the logits once, and once more to write as much into fresh memory: the 3 N of any such loss."""
+    """The traffic of any such loss: read both volumes, and again while as much as the logits is written."""
 
     def step(input: Tensor, target: Tensor) -> Tensor:
         with torch.no_grad():
-            total = input.sum()
+            total = input.sum() + _read(target)
             input.grad = input.clone(memory_format=torch.preserve_format)
-        return total
+            return total + _read(target)
 
     return Prepared(step)
+
+
+def _read(target: Tensor) -> Tensor:
+    """Read a target as fast as torch can, which is as wide integers: a sum of bytes is several times slower."""
+    flat = target.reshape(-1)
+    whole = flat.nbytes // 8 * 8 // flat.itemsize
+    return flat[:whole].view(torch.int64).sum()
 
 
 def _in_cache(case: BenchCase, input: Tensor, target: Tensor) -> Prepared:
@@ -222,7 +245,7 @@ _COPIED = 1 << 30
 
 
 def _copy(case: BenchCase, input: Tensor, target: Tensor) -> Prepared:
-    """Copy a large tensor; `copied_share` says how much of its time 3 N bytes would take."""
+    """Copy a large tensor; `copied_share` says how much of its time the floor's bytes would take."""
     source = torch.ones(_COPIED // 4, device=input.device)
     sink = torch.empty_like(source)
 
@@ -233,8 +256,8 @@ def _copy(case: BenchCase, input: Tensor, target: Tensor) -> Prepared:
 
 
 def copied_share(case: BenchCase) -> float:
-    """3 N bytes in terms of the bytes that the copy reads and writes."""
-    return 3 * case.logit_bytes / (2 * _COPIED)
+    """The floor's bytes in terms of the bytes that the copy reads and writes."""
+    return case.floor_bytes / (2 * _COPIED)
 
 
 _MONAI_PEAK = {"dice": 3.5, "tversky": 5.5, "dice_ce": 5.5, "dice_focal": 11.5}
@@ -245,20 +268,42 @@ def _monai_peak(case: BenchCase) -> float:
 
 
 CONTENDERS = (
-    Contender(OURS, "voxloss", _voxloss(None), lambda case: 1.1),
-    Contender("eager", "voxloss, eager", _voxloss("eager"), lambda case: 1.5),
-    Contender("monai", "MONAI", _monai, _monai_peak),
-    Contender("monai_compiled", "MONAI, compiled", _monai_compiled, _monai_peak, compiles=True),
-    Contender("plain_compiled", "plain torch, compiled", _plain_compiled, lambda case: 4.0, compiles=True),
-    Contender("nnunet", "nnU-Net", _nnunet("SoftDiceLoss"), lambda case: 8.0, _has_nnunet),
+    Contender(OURS, "voxloss", _voxloss(None), lambda case: 1.1, packages=("voxloss",)),
+    Contender("eager", "voxloss, eager", _voxloss("eager"), lambda case: 1.5, packages=("voxloss",)),
+    Contender("monai", "MONAI", _monai, _monai_peak, packages=("MONAI",)),
+    Contender(
+        "monai_compiled",
+        "MONAI, compiled",
+        _monai_compiled,
+        _monai_peak,
+        packages=("MONAI", "torch"),
+        compiles=True,
+    ),
+    Contender(
+        "plain_compiled",
+        "plain torch, compiled",
+        _plain_compiled,
+        lambda case: 4.0,
+        packages=("torch",),
+        compiles=True,
+    ),
+    Contender("nnunet", "nnU-Net", _nnunet("SoftDiceLoss"), lambda case: 8.0, _has_nnunet, packages=("nnU-Net",)),
     Contender(
         "nnunet_efficient",
         "nnU-Net, memory-efficient",
         _nnunet("MemoryEfficientSoftDiceLoss"),
         lambda case: 7.0,
         _has_nnunet,
+        packages=("nnU-Net",),
     ),
-    Contender("cross_entropy", "cross entropy alone", _cross_entropy, lambda case: 3.0, is_loss=False),
+    Contender(
+        "cross_entropy",
+        "cross entropy alone",
+        _cross_entropy,
+        lambda case: 3.0,
+        is_loss=False,
+        packages=("torch",),
+    ),
     Contender(FLOOR, "floor", _floor, lambda case: 1.0, is_loss=False),
     Contender(
         IN_CACHE,
@@ -270,7 +315,7 @@ CONTENDERS = (
     ),
     Contender(
         COPY,
-        "3 N at copy bandwidth",
+        "floor at copy bandwidth",
         _copy,
         lambda case: 2 * _COPIED / case.logit_bytes,
         lambda case: case.device == "cuda",

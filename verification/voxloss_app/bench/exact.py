@@ -77,7 +77,7 @@ def _slabs(input: Tensor) -> Iterator[Slab]:
 def _sums(case: BenchCase, z: Tensor, target: Tensor) -> Tensor:
     """Σp·g, Σp, Σg and the family's own sum over the voxels, `[4, B, C]`."""
     p = z.softmax(1) if case.activation == "softmax" else z.sigmoid()
-    g = (target if case.one_hot else F.one_hot(target[:, 0], case.channels).movedim(-1, 1)).double()
+    g = (target if case.one_hot else F.one_hot(target[:, 0].long(), case.channels).movedim(-1, 1)).double()
     own = torch.zeros_like(p)
     if case.family == "dice_ce":
         own = -g * z.log_softmax(1)

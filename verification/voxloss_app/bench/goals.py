@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from voxloss_app.bench.cases import BenchCase
-from voxloss_app.bench.contenders import COPY, FLOOR, IN_CACHE, OURS
+from voxloss_app.bench.contenders import CONTENDERS, COPY, FLOOR, IN_CACHE, OURS
 from voxloss_app.bench.results import BenchResult, Run, State
 from voxloss_app.bench.timing import Spread, short, spread
 from voxloss_verify.tolerances import LOSS
@@ -14,6 +14,7 @@ from voxloss_verify.tolerances import LOSS
 # The loss of a number below 1 in float32 is that far from the same loss rounded the other way.
 ROUNDING = 2.0**-24
 NOT_HERE = "not in this run"
+_BROKEN = (State.wrong.value, State.failed.value)
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Goal:
     at_least: bool
     unit: str
     find: Callable[[Sequence[BenchResult]], Found]
+    than: str = ""  # the contender that voxloss is compared with, if it is one
 
     @property
     def shown(self) -> str:
@@ -55,6 +57,7 @@ class Verdict:
     goal: Goal
     shown: str
     reached: bool | None
+    versions: str = ""
 
 
 def judge(runs: Sequence[Run]) -> list[Verdict]:
@@ -67,10 +70,18 @@ def _judge(goal: Goal, runs: Sequence[Run]) -> Verdict:
     if not results:
         return Verdict(goal, f"no {goal.device.upper()} device", None)
     found = goal.find(results)
+    versions = _versions(goal, runs)
     if found.value is None:
-        return Verdict(goal, found.shown, False if found.broken else None)
+        return Verdict(goal, found.shown, False if found.broken else None, versions)
     reached = found.value >= goal.bound if goal.at_least else found.value <= goal.bound
-    return Verdict(goal, found.shown, reached)
+    return Verdict(goal, found.shown, reached, versions)
+
+
+def _versions(goal: Goal, runs: Sequence[Run]) -> str:
+    """The versions of both sides of a goal."""
+    (run,) = (run for run in runs if run.device == goal.device)
+    packages = [package for each in CONTENDERS if each.name in (OURS, goal.than) for package in each.packages]
+    return ", ".join(f"{name} {run.versions[name]}" for name in packages if run.versions.get(name))
 
 
 def _number(value: float) -> str:
@@ -81,7 +92,7 @@ def _missing(result: BenchResult | None, *names: str) -> Found:
     if result is None:
         return Found(None, NOT_HERE)
     ours = result.contenders.get(OURS)
-    if ours is not None and ours.state in (State.wrong.value, State.failed.value):
+    if ours is not None and ours.state in _BROKEN:
         return Found(None, f"voxloss is {ours}", broken=True)
     name = next(name for name in (OURS, *names) if not result.times(name))
     return Found(None, result.why_not(name))
@@ -100,27 +111,51 @@ def _case(
 
 
 def _usual(case: BenchCase) -> bool:
-    """Float32, from a label map, with the activation that the family is trained with."""
+    """Float32, from an int64 label map, with the activation that the family is trained with."""
     activation = "sigmoid" if case.family == "dice_focal" else "softmax"
-    return case.timed and not case.one_hot and (case.dtype, case.activation) == ("float32", activation)
+    kind = (case.one_hot, case.label_dtype, case.dtype, case.activation)
+    return case.timed and kind == (False, "int64", "float32", activation)
 
 
 def _shown(found: Spread, unit: str) -> str:
     return f"{short(found.median)}{unit} ({short(found.low)}–{short(found.high)})"
 
 
-def _faster(family: str, than: str, edge: int = 96) -> Callable[[Sequence[BenchResult]], Found]:
+def _faster(
+    family: str, than: str, edge: int = 96, channels: int = 14
+) -> Callable[[Sequence[BenchResult]], Found]:
     """How many times as long as voxloss, and as the floor and then the arithmetic, another takes."""
 
     def find(results: Sequence[BenchResult]) -> Found:
-        result = _case(results, family, 14, edge)
+        result = _case(results, family, channels, edge)
         ratio = result.ratio(than) if result else None
         if result is None or ratio is None:
             return _missing(result, than)
         parts = zip(result.times(than), result.times(FLOOR), result.times(IN_CACHE), strict=False)
         bound = [theirs / (floor + arithmetic) for theirs, floor, arithmetic in parts]
         beside = f"; floor + arithmetic in cache: {_shown(spread(bound), ' ×')}" if bound else ""
+        ahead = result.ratio(than, ahead=True)
+        beside += f"; host ahead: {_shown(ahead, ' ×')}" if ahead else ""
         return Found(ratio.median, _shown(ratio, " ×") + beside)
+
+    return find
+
+
+def _eager(family: str) -> Callable[[Sequence[BenchResult]], Found]:
+    """How many times as long as voxloss's eager backend MONAI takes, where that is the least."""
+
+    def find(results: Sequence[BenchResult]) -> Found:
+        cases = [r for r in results if r.case.family == family and _usual(r.case)]
+        broken = [r for r in cases if (eager := r.contenders.get("eager")) and eager.state in _BROKEN]
+        if broken:
+            return Found(None, f"voxloss, eager is {broken[0].contenders['eager']}", broken=True)
+        found = [(ratio, r.case) for r in cases if (ratio := r.ratio("monai", "eager"))]
+        if not found:
+            return Found(None, cases[0].why_not("monai") if cases else NOT_HERE)
+        least, case = min(found, key=lambda pair: pair[0].median)
+        channels = sorted({case.channels for _, case in found})
+        where = f"least at C = {case.channels}, {case.edge}³; measured at C = {', '.join(map(str, channels))}"
+        return Found(least.median, f"{_shown(least, ' ×')} ({where})")
 
     return find
 
@@ -157,17 +192,22 @@ def _missing_ours(result: BenchResult) -> Found:
 
 
 def _bandwidth(channels: int) -> Callable[[Sequence[BenchResult]], Found]:
-    """3 N at the speed of a copy over voxloss's time, in per cent."""
+    """The floor's bytes at the speed of a copy over voxloss's time, in per cent."""
 
     def find(results: Sequence[BenchResult]) -> Found:
         result = _case(results, "dice", channels, 128, batch=None)
         share = result.ratio(COPY) if result else None
-        if share is None:
+        if result is None or share is None:
             return _missing(result, COPY)
-        percent = Spread(*(100 * part for part in (share.median, share.low, share.high)))
-        return Found(percent.median, _shown(percent, " %"))
+        ahead = result.ratio(COPY, ahead=True)
+        beside = f"; host ahead: {_shown(_percent(ahead), ' %')}" if ahead else ""
+        return Found(100 * share.median, _shown(_percent(share), " %") + beside)
 
     return find
+
+
+def _percent(share: Spread) -> Spread:
+    return Spread(100 * share.median, 100 * share.low, 100 * share.high)
 
 
 def _errors(results: Sequence[BenchResult], name: str) -> list[tuple[float, BenchResult]]:
@@ -194,64 +234,60 @@ def _beyond_eager(results: Sequence[BenchResult]) -> Found:
     return Found(worst, f"{worst:.1e}" if worst > 0 else "never further")
 
 
-_ON_CPU = "CPU, C = 14, 96³, B = 2"
-_ON_GPU = "GPU, C = 14, 128³, B = 2"
+_NAMES = {"dice": "Dice", "dice_ce": "DiceCE", "dice_focal": "DiceFocal"}
+
+
+def _speed(
+    family: str, than: str, words: str, bound: float, channels: int = 14, device: str = "cpu", edge: int = 96
+) -> Goal:
+    """Another's time over voxloss's, at one size, B = 2."""
+    name = f"{_NAMES[family]} (sigmoid)" if family == "dice_focal" else _NAMES[family]
+    where = f"{'CPU' if device == 'cpu' else 'GPU'}, C = {channels}, {edge}³, B = 2"
+    text = f"{name}: {words}'s time over voxloss's ({where})"
+    return Goal(text, device, bound, True, " ×", _faster(family, than, edge, channels), than)
+
+
 GOALS = (
-    Goal(f"Dice: MONAI's time over voxloss's ({_ON_CPU})", "cpu", 4, True, " ×", _faster("dice", "monai")),
-    Goal(
-        f"DiceCE: MONAI's time over voxloss's ({_ON_CPU})",
-        "cpu",
-        6,
-        True,
-        " ×",
-        _faster("dice_ce", "monai"),
+    _speed("dice", "monai", "MONAI", 4),
+    _speed("dice_ce", "monai", "MONAI", 6),
+    *(
+        _speed(family, "monai", "MONAI", bound, channels)
+        for channels in (2, 3)
+        for family, bound in (("dice", 3), ("dice_ce", 5))
     ),
-    Goal(
-        f"Dice: compiled plain torch's time over voxloss's ({_ON_CPU})",
-        "cpu",
-        2,
-        True,
-        " ×",
-        _faster("dice", "plain_compiled"),
+    _speed("dice", "plain_compiled", "compiled plain torch", 2),
+    _speed("dice_ce", "plain_compiled", "compiled plain torch", 2),
+    _speed("dice_focal", "monai", "MONAI", 20),
+    *(
+        Goal(
+            f"{_NAMES[family]}: MONAI's time over that of voxloss's eager backend, any C (CPU)",
+            "cpu",
+            1,
+            True,
+            " ×",
+            _eager(family),
+            "monai",
+        )
+        for family in _NAMES
     ),
-    Goal(
-        f"DiceCE: compiled plain torch's time over voxloss's ({_ON_CPU})",
-        "cpu",
-        2,
-        True,
-        " ×",
-        _faster("dice_ce", "plain_compiled"),
+    Goal("Dice: time over the floor (CPU, C = 14, 96³, B = 2)", "cpu", 2.5, False, " ×", _over_floor),
+    *(
+        Goal(f"{_NAMES[family]}: peak extra memory, any C (CPU)", "cpu", 1.1, False, " N", _peak(family))
+        for family in _NAMES
     ),
-    Goal(
-        f"DiceFocal (sigmoid): MONAI's time over voxloss's ({_ON_CPU})",
-        "cpu",
-        20,
-        True,
-        " ×",
-        _faster("dice_focal", "monai"),
+    *(
+        Goal(
+            f"Dice: share of the copy bandwidth (GPU, C = {channels}, 128³)",
+            "cuda",
+            80,
+            True,
+            " %",
+            _bandwidth(channels),
+        )
+        for channels in (14, 118)
     ),
-    Goal(f"Dice: time over the floor ({_ON_CPU})", "cpu", 2.5, False, " ×", _over_floor),
-    Goal("Dice: peak extra memory, any C (CPU)", "cpu", 1.1, False, " N", _peak("dice")),
-    Goal("DiceCE: peak extra memory, any C (CPU)", "cpu", 1.1, False, " N", _peak("dice_ce")),
-    Goal("DiceFocal: peak extra memory, any C (CPU)", "cpu", 1.1, False, " N", _peak("dice_focal")),
-    Goal("Dice: share of the copy bandwidth (GPU, C = 14, 128³)", "cuda", 80, True, " %", _bandwidth(14)),
-    Goal("Dice: share of the copy bandwidth (GPU, C = 118, 128³)", "cuda", 80, True, " %", _bandwidth(118)),
-    Goal(
-        f"DiceCE: MONAI's time over voxloss's ({_ON_GPU})",
-        "cuda",
-        10,
-        True,
-        " ×",
-        _faster("dice_ce", "monai", 128),
-    ),
-    Goal(
-        f"DiceCE: compiled MONAI's time over voxloss's ({_ON_GPU})",
-        "cuda",
-        4,
-        True,
-        " ×",
-        _faster("dice_ce", "monai_compiled", 128),
-    ),
+    _speed("dice_ce", "monai", "MONAI", 10, device="cuda", edge=128),
+    _speed("dice_ce", "monai_compiled", "compiled MONAI", 4, device="cuda", edge=128),
     Goal(
         "error against the exact value: the suite's tolerance for a loss (CPU, C = 4)",
         "cpu",

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from voxloss_app.bench import gpu_report
 from voxloss_app.bench.cases import ALPHA, BETA, FAMILIES, GAMMA, SMOOTH, BenchCase
 from voxloss_app.bench.contenders import COMPARED, CONTENDERS, FLOOR, OURS
 from voxloss_app.bench.goals import judge
+from voxloss_app.bench.gpu_report import GpuReport
+from voxloss_app.bench.measure import STEPS_AHEAD
 from voxloss_app.bench.results import BenchResult, Measurement, Run, State
 from voxloss_app.bench.timing import ENOUGH_SECONDS, LEAST_ROUNDS, Spread, short
 from voxloss_app.templates import environment
@@ -19,20 +23,24 @@ from voxloss_verify.tolerances import GRADIENT, LOSS
 
 MARKS = {True: "✓", False: "✗", None: "–"}
 _WORDS = {True: "✓ reached", False: "✗ missed", None: "– not measured"}
-_TITLES = {contender.name: contender.title for contender in CONTENDERS}
+_NAMES = [contender.name for contender in CONTENDERS]
+_HOST_BOUND = (
+    "On a GPU the host is synchronised before each step: what it takes to launch the kernels is in the time."
+)
+_HOST_AHEAD = f"The host ahead: {STEPS_AHEAD} steps are enqueued, then synchronised once; time per step."
 
 Cell = Callable[[BenchResult, str], str]
 
 
 def write(out: Path, runs: Sequence[Run]) -> Path:
-    """Write performance.md; return its path."""
+    """Write performance.md, with what is in gpu.json beside it; return its path."""
     path = out / "performance.md"
-    save_text(path, render(runs))
+    save_text(path, render(runs, gpu_report.load(out / gpu_report.FILE)))
     return path
 
 
-def render(runs: Sequence[Run]) -> str:
-    """The page about some runs."""
+def render(runs: Sequence[Run], gpu: GpuReport | None = None) -> str:
+    """The page about some runs, and about what `voxloss doctor --gpu` found if it ran."""
     templates = environment("bench", html=False)
     templates.filters["md"] = markdown
     return templates.get_template("performance.md.j2").render(
@@ -41,11 +49,15 @@ def render(runs: Sequence[Run]) -> str:
                 "text": verdict.goal.text,
                 "bound": verdict.goal.shown,
                 "shown": verdict.shown,
+                "versions": verdict.versions,
                 "mark": _WORDS[verdict.reached],
             }
             for verdict in judge(runs)
         ],
         runs=[_run(run) for run in runs],
+        gpu=gpu,
+        gpu_lines=gpu_report.lines(gpu) if gpu else [],
+        on_gpu=any(run.device == "cuda" for run in runs),
         loss_tolerances=LOSS,
         gradient_tolerances=GRADIENT,
         alpha=ALPHA,
@@ -75,17 +87,21 @@ def _run(run: Run) -> dict[str, Any]:
         "settings": run.settings,
         "backends": sorted({result.backend for result in timed if result.backend}),
         "families": [
-            _family(title, [result for result in timed if result.case.family == name])
+            _family(title, [result for result in timed if result.case.family == name], run.versions)
             for name, title in FAMILIES.items()
             if any(result.case.family == name for result in timed)
         ],
         "accuracy": [
-            {"case": f"{FAMILIES[r.case.family]}, {_size(r.case)}", "cells": [_error(r, n) for n in COMPARED]}
+            {
+                "case": f"{FAMILIES[r.case.family]}, {_size(r.case)}, {_kind(r.case)}",
+                "cells": [_error(r, n) for n in COMPARED],
+            }
             for r in run.results
             if not r.case.timed
         ],
         "floors": _floors(timed),
-        "compared": [_TITLES[name] for name in COMPARED],
+        "compared": [_titles(run.versions)[name] for name in COMPARED],
+        "floor": run.settings["floor"],
     }
 
 
@@ -100,40 +116,47 @@ def _floors(results: Sequence[BenchResult]) -> str:
     return f"{short(min(found))} to {short(max(found))} ms for N = {size / 2**20:.0f} MiB"
 
 
-def _family(title: str, results: Sequence[BenchResult]) -> dict[str, Any]:
+def _titles(versions: Mapping[str, str | None]) -> dict[str, str]:
+    return {contender.name: contender.titled(versions) for contender in CONTENDERS}
+
+
+def _family(title: str, results: Sequence[BenchResult], versions: Mapping[str, str | None]) -> dict[str, Any]:
+    titles = _titles(versions)
     begun = [result for result in results if result.state == State.measured.value]
-    names = [name for name in _TITLES if any(name in result.contenders for result in begun)]
+    names = [name for name in _NAMES if any(name in result.contenders for result in begun)]
     absent = [name for name in names if len(_reasons(begun, name)) == 1 and not _any_times(begun, name)]
     shown = [name for name in names if name not in absent]
+    ahead = any(result.times(name, ahead=True) for result in begun for name in shown)
+
+    def table(title: str, cell: Cell) -> dict[str, Any]:
+        rows = [{"case": describe(r.case), "cells": [cell(r, name) for name in shown]} for r in begun]
+        return {"title": title, "headings": [titles[name] for name in shown], "rows": rows}
+
     return {
         "title": title,
         "not_begun": [
             {"case": describe(r.case), "why": f"{r.state}: {r.why}"} for r in results if r not in begun
         ],
-        "absent": [f"{_TITLES[name]}: {_reasons(begun, name).pop()}" for name in absent],
-        "notes": _notes(begun, shown),
+        "absent": [f"{titles[name]}: {_reasons(begun, name).pop()}" for name in absent],
+        "notes": _notes(begun, {name: titles[name] for name in shown}),
         "tables": [
-            _table(begun, "", shown, _headline),
-            _table(begun, "Milliseconds: median (quartiles)", shown, _milliseconds),
-            _table(begun, "Peak extra memory in N, of torch's allocator", shown, _memory),
-            _table(begun, "First call, in seconds", shown, _first_call),
+            {"intro": _HOST_BOUND if ahead else "", **table("", _headline)},
+            *([{"intro": _HOST_AHEAD, **table("", partial(_headline, ahead=True))}] if ahead else []),
+            table("Milliseconds: median (quartiles)", _milliseconds),
+            *([table("Milliseconds with the host ahead", partial(_milliseconds, ahead=True))] if ahead else []),
+            table("Peak extra memory in N, of torch's allocator", _memory),
+            table("First call, in seconds", _first_call),
         ],
-    }
-
-
-def _table(results: Sequence[BenchResult], title: str, names: Sequence[str], cell: Cell) -> dict[str, Any]:
-    return {
-        "title": title,
-        "headings": [_TITLES[name] for name in names],
-        "rows": [{"case": describe(r.case), "cells": [cell(r, name) for name in names]} for r in results],
     }
 
 
 def describe(case: BenchCase) -> str:
     """A case within its family."""
-    target = ", one-hot" if case.one_hot else ""
-    dtype = "" if case.dtype == "float32" else f", {case.dtype}"
-    return f"{case.activation}, {_size(case)}{target}{dtype}"
+    return f"{case.activation}, {_size(case)}, {_kind(case)}"
+
+
+def _kind(case: BenchCase) -> str:
+    return f"{case.dtype}, {'one-hot' if case.one_hot else f'{case.label_dtype} labels'}"
 
 
 def _size(case: BenchCase) -> str:
@@ -146,10 +169,10 @@ def _or_why(result: BenchResult, name: str, shown: str | None) -> str:
     return "–" if name not in result.contenders else str(result.contenders[name])
 
 
-def _headline(result: BenchResult, name: str) -> str:
+def _headline(result: BenchResult, name: str, ahead: bool = False) -> str:
     """Ours in milliseconds and floors, others in times of ours."""
-    ratio = result.over_floor() if name == OURS else result.ratio(name)
-    time = result.time(name)
+    ratio = result.over_floor(ahead=ahead) if name == OURS else result.ratio(name, ahead=ahead)
+    time = result.time(name, ahead)
     if ratio is None or time is None:
         return _or_why(result, name, None)
     if name == OURS:
@@ -157,8 +180,8 @@ def _headline(result: BenchResult, name: str) -> str:
     return f"{short(ratio.median)} × ({short(ratio.low)}–{short(ratio.high)})"
 
 
-def _milliseconds(result: BenchResult, name: str) -> str:
-    time = result.time(name)
+def _milliseconds(result: BenchResult, name: str, ahead: bool = False) -> str:
+    time = result.time(name, ahead)
     shown = f"{_milli(time)} ({short(1000 * time.low)}–{short(1000 * time.high)})" if time else None
     return _or_why(result, name, shown)
 
@@ -198,12 +221,12 @@ def _reasons(results: Sequence[BenchResult], name: str) -> set[str]:
     return {str(each) for each in found if each.state != State.measured.value}
 
 
-def _notes(results: Sequence[BenchResult], names: Sequence[str]) -> list[str]:
+def _notes(results: Sequence[BenchResult], titles: Mapping[str, str]) -> list[str]:
     notes = []
-    for name in names:
+    for name, title in titles.items():
         counts = Counter(r.contenders[name].note for r in results if name in r.contenders)
         counts.pop("", None)
-        notes += [f"{_TITLES[name]}: {note} ({_cases(count)})" for note, count in counts.items()]
+        notes += [f"{title}: {note} ({_cases(count)})" for note, count in counts.items()]
     return notes
 
 

@@ -53,6 +53,7 @@ def _draw(run: Run, row: Sequence[Axes]) -> None:
         if (result.case.family, result.case.activation, result.case.dtype) == ("dice", "softmax", "float32")
         and result.case.timed
         and not result.case.one_hot
+        and result.case.label_dtype == "int64"
     ]
     edge = _commonest([result.case.edge for result in of_dice])
     by_classes = {r.case.channels: r for r in of_dice if r.case.edge == edge}

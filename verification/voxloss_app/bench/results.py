@@ -14,7 +14,7 @@ from voxloss_app.bench.contenders import COPY, FLOOR, OURS, copied_share
 from voxloss_app.bench.timing import Spread, ratios, spread
 from voxloss_data.files import save_json
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class State(str, Enum):
@@ -38,7 +38,8 @@ class Measurement:
         first_call: seconds, with whatever is compiled or loaded by it.
         peak: bytes that torch's allocator gave out at once beyond the inputs, the gradient included.
         resident: the same as the system sees the process; None where that means nothing.
-        times: seconds per round, in the order of the rounds.
+        times: seconds per round, in the order of the rounds; on a GPU with a synchronisation before each step.
+        ahead: on a GPU, seconds per step of many that are enqueued at once, per round.
     """
 
     state: str
@@ -50,6 +51,7 @@ class Measurement:
     peak: int | None = None
     resident: int | None = None
     times: Sequence[float] = ()
+    ahead: Sequence[float] = ()
 
     def __str__(self) -> str:
         return self.state if self.state == State.measured.value else f"{self.state}: {self.why}"
@@ -71,27 +73,27 @@ class BenchResult:
     exact: float | None = None
     contenders: Mapping[str, Measurement] = field(default_factory=dict)
 
-    def times(self, name: str) -> Sequence[float]:
-        """Seconds per round; none of a contender that was not measured. Those of the copy are of 3 N bytes."""
+    def times(self, name: str, ahead: bool = False) -> Sequence[float]:
+        """Seconds per round; none of what was not measured. Those of the copy are of the floor's bytes."""
         found = self.contenders.get(name)
-        if found is None or not found.times:
+        if found is None:
             return ()
         share = copied_share(self.case) if name == COPY else 1.0
-        return [seconds * share for seconds in found.times]
+        return [seconds * share for seconds in (found.ahead if ahead else found.times)]
 
-    def time(self, name: str) -> Spread | None:
+    def time(self, name: str, ahead: bool = False) -> Spread | None:
         """Seconds of a contender."""
-        times = self.times(name)
+        times = self.times(name, ahead)
         return spread(times) if times else None
 
-    def ratio(self, name: str, to: str = OURS) -> Spread | None:
+    def ratio(self, name: str, to: str = OURS, ahead: bool = False) -> Spread | None:
         """How many times as long as another it took, round by round."""
-        above, below = self.times(name), self.times(to)
+        above, below = self.times(name, ahead), self.times(to, ahead)
         return ratios(above, below) if above and below else None
 
-    def over_floor(self, name: str = OURS) -> Spread | None:
+    def over_floor(self, name: str = OURS, ahead: bool = False) -> Spread | None:
         """How many times the floor."""
-        return self.ratio(name, FLOOR)
+        return self.ratio(name, FLOOR, ahead)
 
     def peak(self, name: str) -> float | None:
         """Peak extra memory in sizes of the logits, the larger of the allocator's and the system's."""

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 import voxloss
 from voxloss_app.bench import goals, page, plot
 from voxloss_app.bench.cases import BenchCase, choose, default_cases, full_cases, quick_cases
-from voxloss_app.bench.contenders import OURS, contenders_for
+from voxloss_app.bench.contenders import FLOOR_READS, OURS, contenders_for
 from voxloss_app.bench.machine import available_memory, commit, machine, versions
 from voxloss_app.bench.measure import Options, failed, needed_beside, skipped
 from voxloss_app.bench.results import BenchResult, Run, State, from_json, load_runs, save_runs
@@ -36,7 +36,7 @@ CASES = {"quick": quick_cases, "default": default_cases, "full": full_cases}
 ROUNDS = {"quick": 5, "default": 9, "full": 9}
 _LOG = logging.getLogger(__name__)
 # Rooms of this package that no figure depends on.
-_SHOW = ("goals.py", "gpu_resources.py", "page.py", "plot.py", "run.py")
+_SHOW = ("goals.py", "gpu_report.py", "gpu_resources.py", "page.py", "plot.py", "run.py")
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,7 @@ def bench(request: BenchRequest) -> int:
         console.print(interrupted(len(results), len(cases), "cases", kept))
         return ExitCode.INTERRUPTED
     settings = {name: value for name, value in asdict(options).items() if name != "available"}
+    settings["floor"] = FLOOR_READS
     settings["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "unset")
     today = datetime.now(timezone.utc).date().isoformat()
     run = Run(device, today, request.command, where, found, revision, settings, results)

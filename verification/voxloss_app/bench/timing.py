@@ -85,6 +85,16 @@ def seconds(run: Callable[[], object], device: str) -> float:
         gc.enable()
 
 
+def seconds_ahead(run: Callable[[], object], steps: int) -> float:
+    """How long one of many steps takes that a GPU is given at once, with one synchronisation at the end."""
+
+    def many() -> None:
+        for _ in range(steps):
+            run()
+
+    return seconds(many, "cuda") / steps
+
+
 def _on_cuda(run: Callable[[], object]) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()

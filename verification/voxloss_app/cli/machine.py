@@ -36,12 +36,33 @@ def doctor(
         Dtype | None, typer.Option(help="Only for inputs of this dtype.", show_default="all")
     ] = None,
     device: DeviceOption = "all",
+    gpu: Annotated[
+        bool, typer.Option("--gpu", help="Examine the GPU in six stages instead, in less than ten minutes.")
+    ] = False,
+    stage: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="NUMBER",
+            min=1,
+            max=6,
+            show_default="all",
+            help="Run this stage of --gpu only, with more time; several may be given.",
+        ),
+    ] = None,
+    out: FolderOption = Path("out"),
 ) -> int:
     """Show which backends run on this machine, try each, and say which one an input gets and why.
 
     Every backend that can run here makes a small pass, forward and backward, and is compared with the reference.
     --device and --dtype choose the inputs that are shown. Exit code 1 if a backend fails or is wrong, or if the
     environment variable VOXLOSS_BACKEND names one that an input cannot have.
+
+    --gpu examines the CUDA or ROCm device 0: 1 versions and yardsticks, 2 values and gradients against the
+    reference, 3 properties (no synchronisation, graph capture, equal bits, invalid labels, more than 2³¹
+    elements), 4 kernels alone with other tilings, 5 whole steps beside MONAI, 6 the tests that need a GPU, in a
+    checkout. It prints one table and writes gpu.json to --out, after every stage; an earlier gpu.json is renamed
+    after its time. Cases that were not reached in time are listed. Exit code 1 if anything is wrong; Ctrl-C keeps
+    what there is.
 
     Examples:
 
@@ -50,7 +71,22 @@ def doctor(
         voxloss doctor --device cuda --dtype bfloat16
 
         VOXLOSS_BACKEND=eager voxloss doctor
+
+        voxloss doctor --gpu --out gpu
+
+        voxloss doctor --gpu --stage 2 --stage 4
     """
+    if stage and not gpu:
+        raise typer.BadParameter("--stage: expected --gpu beside it.")
+    if gpu:
+        if dtype is not None or device != "all":
+            raise typer.BadParameter("--gpu: expected neither --dtype nor --device beside it.")
+        require_folder("--out", out)
+        from voxloss_app.doctor.gpu import GpuRequest, examine_gpu
+
+        return examine_gpu(GpuRequest(out=out, stages=sorted({*(stage or ())})))
+    if out != Path("out"):
+        raise typer.BadParameter("--out: expected --gpu beside it.")
     from voxloss_app.doctor import show_doctor
 
     return show_doctor(None if device == "all" else device, None if dtype is None else dtype.value)
@@ -62,7 +98,7 @@ def bench(
     full: Annotated[bool, typer.Option("--full", help="The whole grid of sizes: hours.")] = False,
     only: Annotated[
         str | None,
-        typer.Option(metavar="PATTERN", help="Cases with this in their name, like dice-softmax-map-c14-*."),
+        typer.Option(metavar="PATTERN", help="Cases with this in their name, like dice-softmax-map-int64-c14-*."),
     ] = None,
     rounds: Annotated[
         int | None,
@@ -88,7 +124,7 @@ def bench(
 ) -> int:
     """Measure time and memory of losses, forward and backward, beside MONAI, nnU-Net and torch.compile.
 
-    Contenders take turns within each case; one whose value or gradient is wrong gets no time. Writes
+    Contenders take turns within each case; one whose value or gradient is incorrect is not timed. Writes
     performance.md, .png and .json, in which an earlier run on another device is kept; about half an hour on two
     cores, with voxloss[demo]. Ctrl-C keeps the cases that are finished, in .OUT-bench. Exit code 1 if voxloss is
     wrong or fails anywhere.

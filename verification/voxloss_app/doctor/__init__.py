@@ -1,4 +1,9 @@
-"""`voxloss doctor`: which backends run on this machine, whether they are right, and which one an input gets."""
+"""`voxloss doctor`: which backends run on this machine, whether they are right, and which one an input gets.
+
+With --gpu it examines a GPU: `gpu` runs the `stages` one after the other, each by `job` in a process of its own:
+`yardsticks`, `right`, `properties`, `kernels`, `steps`, `suite`. They take a `place`, which is the device with
+its clocks, sizes, and `notes` to write into.
+"""
 
 from __future__ import annotations
 
