@@ -365,7 +365,7 @@ def test_a_graph_that_does_not_see_its_inputs_is_found() -> None:
             run()
             return lambda: None
 
-    with pytest.raises(properties.Broken, match="the value of the replay is not that of an eager step"):
+    with pytest.raises(properties.Broken, match="the value of the replay with another input is not that"):
         properties.replayed(Stale(), TINY)
     properties.replayed(Graphs(), TINY)
 

@@ -107,17 +107,16 @@ def replayed(place: Place, sizes: Sizes) -> None:
         made.update(value=value.detach(), gradient=x.grad)
 
     replay = place.graph(step)
-    other_x, other_y = _volume(place, sizes, seed=1)
-    with torch.no_grad():
-        x.copy_(other_x)
-        y.copy_(other_y)
-    replay()
-    place.synchronize()
-    replayed = {name: each.clone() for name, each in made.items()}  # which the replay has written
-    step()
-    for name, each in made.items():
-        if not torch.equal(each, replayed[name]):
-            raise Broken(f"the {name} of the replay is not that of an eager step")
+    for what, tensor, other in zip(("input", "target"), (x, y), _volume(place, sizes, seed=1), strict=True):
+        with torch.no_grad():
+            tensor.copy_(other)
+        replay()
+        place.synchronize()
+        replayed = {name: each.clone() for name, each in made.items()}  # which the replay has written
+        step()
+        for name, each in made.items():
+            if not torch.equal(each, replayed[name]):
+                raise Broken(f"the {name} of the replay with another {what} is not that of an eager step")
 
 
 def equal_bits(place: Place, sizes: Sizes) -> None:
