@@ -107,12 +107,14 @@ def replayed(place: Place, sizes: Sizes) -> None:
         made.update(value=value.detach(), gradient=x.grad)
 
     replay = place.graph(step)
+    captured = dict(made)  # what each replay writes to
     for what, tensor, other in zip(("input", "target"), (x, y), _volume(place, sizes, seed=1), strict=True):
         with torch.no_grad():
             tensor.copy_(other)
+        made.update(captured)
         replay()
         place.synchronize()
-        replayed = {name: each.clone() for name, each in made.items()}  # which the replay has written
+        replayed = {name: each.clone() for name, each in made.items()}
         step()
         for name, each in made.items():
             if not torch.equal(each, replayed[name]):
