@@ -20,7 +20,7 @@ from torch import Tensor
 from volumes import label_map, logits, one_hot
 from voxloss import operators
 from voxloss.backends import reference, select, triton_gpu
-from voxloss.backends.triton_gpu import LANES, tiling
+from voxloss.backends.triton_gpu import LANES, Tiling, tiling
 from voxloss.backends.voxels import NEGATIVE, TERMS, PassSpec
 from voxloss_verify.tolerances import GRADIENT, LOSS
 
@@ -52,24 +52,37 @@ def compare(
     wrt: str = "input",
     mask: Tensor | None = None,
 ) -> None:
-    """Hold sums, verdict and gradient against those of the reference; tiles have `largest` classes at most."""
+    """Hold sums, verdict and gradient against those of the reference; tiles have `largest` classes at most.
+
+    Few classes are computed in whole tiles as well as by a vector for each.
+    """
     name = str(x.dtype).removeprefix("torch.")
     there = None if mask is None else mask.to(HOME)
-    launch, partial, valid = triton_gpu.forward(x.to(HOME), target.to(HOME), spec, largest, there)
-    launch.start()
     wanted, wanted_valid = reference.region_sums(x, target, spec, mask)
-    got = partial.sum(0, dtype=torch.float64).cpu()
     scale = wanted.abs().amax(-1, keepdim=True).clamp(min=1)
-    assert ((got - wanted).abs() <= LOSS[name] * scale).all()
-    assert bool(valid) == bool(wanted_valid)
     grad = torch.linspace(-1, 1, wanted.numel(), dtype=torch.float64).view_as(wanted)
-    launch, result, written = triton_gpu.backward(
-        grad.to(HOME), x.to(HOME), target.to(HOME), spec, wrt, largest, there
-    )
-    launch.start()
-    gradient = (result if written is result else result.copy_(written)).cpu().double()
     wanted_gradient = reference.region_sums_backward(grad, x.double(), target, spec, wrt, mask)
-    assert ((gradient - wanted_gradient).abs() <= GRADIENT[name] * wanted_gradient.abs().max()).all()
+    for tiles in tilings(x, spec, largest):
+        launch, partial, valid = triton_gpu.forward(x.to(HOME), target.to(HOME), spec, mask=there, tiles=tiles)
+        launch.start()
+        got = partial.sum(0, dtype=torch.float64).cpu()
+        assert ((got - wanted).abs() <= LOSS[name] * scale).all()
+        assert bool(valid) == bool(wanted_valid)
+        launch, result, written = triton_gpu.backward(
+            grad.to(HOME), x.to(HOME), target.to(HOME), spec, wrt, mask=there, tiles=tiles
+        )
+        launch.start()
+        gradient = (result if written is result else result.copy_(written)).cpu().double()
+        assert ((gradient - wanted_gradient).abs() <= GRADIENT[name] * wanted_gradient.abs().max()).all()
+
+
+def tilings(x: Tensor, spec: PassSpec, largest: int) -> list[Tiling | None]:
+    """What is chosen for the problem, and for few classes vectors; or tiles of `largest` classes at most."""
+    classes = x.shape[1]
+    whole = tiling(classes, x.dtype, len(spec.sums), side_by_side=False, largest=largest)
+    if largest < triton_gpu.LARGEST_TILE:
+        return [whole]
+    return [whole, Tiling("few", classes, 64, 1)] if classes <= triton_gpu.FEW else [None]
 
 
 SIZES = [
@@ -203,10 +216,12 @@ def test_target_dtypes(dtype: torch.dtype, form: str) -> None:
 
 def verdict(x: Tensor, target: Tensor, activation: str, ignore_index: int | None, largest: int) -> bool:
     spec = PassSpec(activation, DICE, ignore_index)
-    launch, _, valid = triton_gpu.forward(x.to(HOME), target.to(HOME), spec, largest)
-    launch.start()
-    assert bool(valid) == bool(reference.region_sums(x, target, spec)[1])
-    return bool(valid)
+    wanted = bool(reference.region_sums(x, target, spec)[1])
+    for tiles in tilings(x, spec, largest):
+        launch, _, valid = triton_gpu.forward(x.to(HOME), target.to(HOME), spec, tiles=tiles)
+        launch.start()
+        assert bool(valid) == wanted
+    return wanted
 
 
 LABELS_AND_VERDICTS = [
@@ -364,7 +379,8 @@ def test_programs_are_added_up_in_float64() -> None:
     launch, partial, _ = triton_gpu.forward(x, labels, spec)
     launch.start()
     assert len(partial) > 4
-    assert torch.equal(triton_gpu.region_sums(x, labels, spec)[0], partial.double().sum(0))
+    assert partial.dtype == torch.float64
+    assert torch.equal(triton_gpu.region_sums(x, labels, spec)[0], partial.sum(0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -388,10 +404,11 @@ def test_infinite_logits_behave_as_torchs() -> None:
     for largest, voxel in product((512, 2), range(4)):
         one, label = x[..., voxel : voxel + 1], labels[..., voxel : voxel + 1]
         spec = PassSpec("softmax", ["prediction", "cross_entropy"], None)
-        launch, partial, _ = triton_gpu.forward(one.to(HOME), label.to(HOME), spec, largest)
-        launch.start()
         wanted, _ = reference.region_sums(one, label, spec)
-        torch.testing.assert_close(partial.sum(0).cpu(), wanted, rtol=1e-12, atol=1e-12, equal_nan=True)
+        for tiles in tilings(one, spec, largest):
+            launch, partial, _ = triton_gpu.forward(one.to(HOME), label.to(HOME), spec, tiles=tiles)
+            launch.start()
+            torch.testing.assert_close(partial.sum(0).cpu(), wanted, rtol=1e-12, atol=1e-12, equal_nan=True)
 
 
 @pytest.mark.parametrize("largest", [512, 2])
@@ -407,26 +424,76 @@ def test_a_volume_may_have_more_than_two_to_the_31_elements(largest: int, ignore
     target.copy_(one_hot(label_map(1, 3, (40,)), 3))
     memory[2**31 + 2 * far - 2**32 :][:40] = 0
     x, spec = logits(1, 3, (40,)), PassSpec("softmax", DICE, ignore_index)
-    launch, partial, valid = triton_gpu.forward(x.to(HOME), target, spec, largest)
-    launch.start()
-    assert valid
-    assert (partial.sum(0).cpu() - reference.region_sums(x, target.cpu().clone(), spec)[0]).abs().max() < 1e-12
+    for tiles in tilings(x, spec, largest):
+        launch, partial, valid = triton_gpu.forward(x.to(HOME), target, spec, tiles=tiles)
+        launch.start()
+        assert valid
+        assert (
+            partial.sum(0).cpu() - reference.region_sums(x, target.cpu().clone(), spec)[0]
+        ).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("largest", [512, 8])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
 def test_tiles_fit_into_registers(dtype: torch.dtype, largest: int) -> None:
-    for classes, voxels, sums in product([1, 2, 3, 14, 33, 118, 512, 513, 5000], [1, 31, 128**3], [1, 4, 10]):
-        tile = tiling(classes, voxels, dtype, sums, largest)
-        assert tile.whole == (classes <= largest)
-        assert tile.classes >= classes or not tile.whole
-        assert tile.classes <= largest or tile.whole
+    for classes, sums, together in product([1, 2, 3, 14, 33, 118, 512, 513, 5000], [1, 4, 10], [True, False]):
+        tile = tiling(classes, dtype, sums, side_by_side=together, largest=largest)
+        assert (tile.form == "many") == (classes > largest)
+        assert tile.classes >= classes if tile.form != "many" else tile.classes <= largest
         assert 1 <= tile.warps <= 16
-        for power in (tile.classes, tile.voxels, tile.warps, tile.tiles):
+        for power in (tile.voxels, tile.warps, tile.classes if tile.form != "few" else 1):
             assert power & (power - 1) == 0
         values = tile.classes * tile.voxels / (tile.warps * LANES)
-        assert values * (1 + sums) * dtype.itemsize / 4 <= 120 or values <= 16 / (dtype.itemsize / 4)
-        assert tile.tiles == 1 or (tile.tiles - 1) * tile.voxels < voxels + tile.tiles * tile.voxels / 2
+        totals = classes * sums if tile.form == "few" else values * sums
+        assert (values + totals) * dtype.itemsize / 4 <= 120 or values <= 16 / (dtype.itemsize / 4)
+
+
+@pytest.mark.parametrize("edge", [1, 31, 96, 97, 128, 160, 256])
+@pytest.mark.parametrize("items", [1, 2, 5, 3000])
+@pytest.mark.parametrize("classes", [2, 14, 118, 600])
+def test_programs_take_every_tile_once_and_fill_the_device(classes: int, items: int, edge: int) -> None:
+    shape = (edge, edge, edge)
+    x = torch.empty(items, classes, *shape, device="meta")
+    labels = torch.empty(items, 1, *shape, dtype=torch.uint8, device="meta")
+    launch, partial, _ = triton_gpu.forward(x, labels, PassSpec("softmax", DICE, None))
+    config, chunks = launch.arguments["CONFIG"], launch.arguments["chunks"]
+    assert launch.programs == items * chunks == items * len(partial)
+    assert config.tiles <= triton_gpu.LONGEST_CHAIN
+    taken = chunks * config.tiles * config.block_v
+    assert 0 <= taken - edge**3 < max(2, chunks // 8) * config.block_v * config.tiles
+    assert config.even == (taken == edge**3)
+    if classes == 14 and edge >= 128 and items == 2:
+        assert launch.programs % 2048 in range(2048 * 3 // 4, 2048) or launch.programs % 2048 == 0
+
+
+def test_a_launch_is_prepared_once_for_equal_problems() -> None:
+    triton_gpu._plan.cache_clear()
+    x, labels = logits(2, 3, (50,)).to(HOME), label_map(2, 3, (50,)).to(HOME)
+    for sums, moved in ((DICE, x), (tuple(DICE), x.clone()), (DICE[:2], x), (DICE, x.float())):
+        triton_gpu.region_sums(moved, labels, PassSpec("softmax", sums, None))
+    assert triton_gpu._plan.cache_info()[:2] == (1, 3)
+
+
+@pytest.mark.parametrize("names", [DICE, [*DICE, "cross_entropy"]], ids=["Dice", "DiceCE"])
+@pytest.mark.parametrize("classes", [2, 13])
+@pytest.mark.parametrize("spatial", [(16, 4, 5), (7, 5, 9)], ids=str)
+def test_few_classes_are_added_up_in_the_thread(
+    classes: int, spatial: tuple[int, ...], names: list[str], poisoned_empty: None
+) -> None:
+    """Neighbours that are loaded at once, where lines are aligned, and voxels 32 apart where they are not."""
+    x, labels = logits(2, classes, spatial, torch.float32), label_map(2, classes, spatial)
+    spec = PassSpec("softmax", names, None)
+    launch, *_ = triton_gpu.forward(x.to(HOME), labels.to(HOME), spec)
+    assert launch.arguments["CONFIG"].few
+    assert launch.arguments["CONFIG"].vectors == (spatial == (16, 4, 5))
+    got, valid = triton_gpu.region_sums(x.to(HOME), labels.to(HOME), spec)
+    wanted, _ = reference.region_sums(x, labels, spec)
+    assert valid
+    assert ((got.cpu() - wanted).abs() <= LOSS["float32"] * wanted.abs().amax(-1, keepdim=True)).all()
+    gradient = triton_gpu.region_sums_backward(got, x.to(HOME), labels.to(HOME), spec, "input")
+    wanted_gradient = reference.region_sums_backward(got.cpu(), x.double(), labels, spec, "input")
+    error = (gradient.cpu() - wanted_gradient).abs().max()
+    assert error <= GRADIENT["float32"] * wanted_gradient.abs().max()
 
 
 def test_it_is_chosen_on_cuda_and_never_on_the_cpu() -> None:
@@ -536,7 +603,7 @@ def test_a_spill_is_noticed() -> None:
 from voxloss_app.bench import gpu_resources
 from voxloss.backends import triton_gpu
 chosen = triton_gpu.tiling
-triton_gpu.tiling = lambda *problem: chosen(*problem)._replace(warps=2)
+triton_gpu.tiling = lambda *problem, **more: chosen(*problem, **more)._replace(warps=2)
 case = next(case for case in gpu_resources.CASES if case.classes == 512)
 print(max(line.spills for line in gpu_resources.resources(case)) > 0)
 """
@@ -559,20 +626,19 @@ for case in CASES:
 
 
 @pytest.mark.integration
-def test_a_lane_has_all_classes_of_its_voxel_and_lanes_read_side_by_side() -> None:
-    """So does a softmax of 16 classes exchange nothing, and a warp read 128 bytes at once."""
+def test_a_thread_has_all_classes_of_its_voxels_and_loads_four_at_once() -> None:
+    """So does a softmax of up to 16 classes exchange nothing; the layouts are those of the whole pass."""
     if not bundled("nvidia"):
         pytest.skip("this Triton does not compile for NVIDIA")
     code = """
 import re
 from voxloss_app.bench.gpu_resources import CASES, compiled, launches
 case = next(case for case in CASES if case.classes == 14)
-forward, backward = [compiled(launch)[0].asm for launch in launches(case)]
-for asm in (forward, backward):
-    print({*re.findall(r"threadsPerWarp = \\[\\d+, \\d+\\]", asm["ttgir"])}, end=" ")
-print("shfl" in backward["ptx"], "bar.sync" in backward["ptx"])
+asm = [compiled(launch).asm for launch in launches(case)][1]
+ptx = asm["ptx"]
+print("shfl" in ptx, "bar.sync" in ptx, ptx.count("ld.global.v4"), "convert_layout" in asm["ttgir"])
 """
-    assert run(code) == "{'threadsPerWarp = [1, 32]'} {'threadsPerWarp = [1, 32]'} False False\n"
+    assert run(code) == "False False 14 False\n"
 
 
 @pytest.mark.integration

@@ -8,6 +8,8 @@ run. With TRITON_INTERPRET=1 in the environment Triton runs the kernels on the C
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +27,12 @@ from voxloss.backends.voxels import (
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LARGEST_TILE = 512  # classes; beyond, a tile has not all classes of a voxel
+FEW = 16  # classes, up to which each has a vector of its own
 LANES = 32  # of a warp; on AMD 64, where a thread then has half as much to do
+WARPS = (
+    2048  # of all programs: all run at once on a large GPU. A constant, as the order of summation depends on it
+)
+LONGEST_CHAIN = 16  # float32 additions one after the other
 
 
 def available() -> tuple[bool, str]:
@@ -56,39 +63,55 @@ def interpreted() -> bool:
 class Tiling(NamedTuple):
     """How the volume is cut up."""
 
+    form: str  # "few": a vector for each class; "whole": a tile has all classes; "many": some of them
     classes: int  # in a tile
     voxels: int  # in a tile
-    tiles: int  # in a program
     warps: int  # of a program
-    whole: bool  # a tile has all classes of its voxels
+    stages: int = 1  # tiles that are on their way at once, of whole tiles
+    programs: int = WARPS  # at most, over all samples; of many classes as many as there are tiles
 
 
 def tiling(
-    classes: int, voxels: int, dtype: torch.dtype, sums: int, largest: int = LARGEST_TILE, crowded: bool = False
+    classes: int,
+    dtype: torch.dtype,
+    sums: int,
+    *,
+    backward: bool = False,
+    side_by_side: bool = True,
+    weighted: bool = False,
+    largest: int = LARGEST_TILE,
 ) -> Tiling:
     """Choose tiles so that a thread has few values to keep, and finds those of a voxel with itself.
 
-    A thread takes up to 16 classes of its voxels (fewer in float64, or where the totals of many sums fill its
-    registers, or where it is `crowded` by a mask beside voxels that do not lie next to each other), so up to that
-    many the softmax never leaves the thread; more are shared out among warps, which then exchange two numbers per
-    voxel. Where there are fewer it takes several voxels.
+    Up to 16 classes, of voxels that lie side by side in memory, a thread takes all classes of four voxels, which
+    it can load at once; of two, where the totals or weights of each class and sum leave it fewer registers.
+    Otherwise a thread takes up to 16 classes of its voxels (fewer in float64, or where the totals of many sums
+    fill its registers, or where there is a mask beside voxels that do not lie next to each other); more are
+    shared out among warps, which then exchange two numbers per voxel. Where there are fewer it takes several
+    voxels. With the totals of few sums there are registers enough to load the next two tiles meanwhile.
     Programs are small, so that some compute while others wait for memory: one warp where there is nothing to
-    exchange, and fewer voxels where there would be more than four, as long as 64 bytes of a class are read at
-    once; more than eight have too few registers each. All this depends on the problem alone, not on the device,
-    and so does the order of the summation.
+    exchange, and fewer voxels where there would be more than four. All this depends on the problem alone, not on
+    the device, and so does the order of the summation.
     """
     block = 1 << (classes - 1).bit_length()
-    whole = block <= largest
-    block = block if whole else min(largest, 16)
+    together = side_by_side and dtype.itemsize <= 4
+    if classes <= min(FEW, largest) and classes * sums <= 64 and together:
+        warps = 1 if classes > 4 else 2
+        voxels = 4 if classes * sums <= 48 else 2
+        return Tiling("few", classes, voxels * LANES * warps, warps, 1, WARPS // warps)
+    form = "whole" if block <= largest else "many"
+    block = block if form == "whole" else min(largest, 16)
     values = 16 if sums <= 4 else 8 if sums <= 8 else 4 if sums <= 10 else 2
+    # Triton 3.4 spills where there are many classes in float64.
+    crowded = (weighted and not side_by_side) or (form == "many" and dtype.itemsize == 8)
     values = max(1, values * 4 // max(4, dtype.itemsize) // (2 if crowded else 1))
     rows = min(block, values)
     line = LANES * (values // rows)
     warps = block // rows
-    while warps > 16 or (warps > 8 and line > 16) or (warps > 4 and line * dtype.itemsize > 64):
+    while warps > 16 or (warps > 8 and line > 16) or (warps > 4 and line * max(4, dtype.itemsize) > 64):
         warps, line = warps // 2, line // 2
-    tiles = 1 << (-(-voxels // line) - 1).bit_length()
-    return Tiling(block, line, min(tiles, 16) if whole else 1, warps, whole)
+    ahead = form == "whole" and classes > FEW and together and sums <= (4 if backward else 3)
+    return Tiling(form, block, line, warps, 3 if ahead else 1, max(1, WARPS // warps))
 
 
 class Launch(NamedTuple):
@@ -103,6 +126,21 @@ class Launch(NamedTuple):
         """Start it on the device of its tensors; do not wait for it."""
         with torch.cuda.device(self.arguments["input"].get_device()):
             self.kernel[(self.programs,)](**self.arguments, **self.options)
+
+
+class _Plan(NamedTuple):
+    """What a launch needs and what depends on its tensors' dtypes, shapes and strides alone."""
+
+    kernel: Any
+    programs: int
+    arguments: dict[str, Any]  # all but tensors
+    options: dict[str, Any]
+    rows: int  # of the partial sums
+    views: bool  # one stride leads from voxel to voxel in every tensor: nothing has to be copied
+    in_place: bool  # so it does in a result that is laid out like its tensor
+
+
+Layout = tuple[torch.dtype, tuple[int, ...], tuple[int, ...]]
 
 
 def region_sums(
@@ -133,25 +171,21 @@ def region_sums_backward(
 
 
 def forward(
-    input: Tensor, target: Tensor, spec: PassSpec, largest: int = LARGEST_TILE, mask: Tensor | None = None
+    input: Tensor, target: Tensor, spec: PassSpec, *, mask: Tensor | None = None, tiles: Tiling | None = None
 ) -> tuple[Launch, Tensor, Tensor]:
-    """Prepare the forward pass: its launch, the partial sums `[programs, K, B, C]` and the verdict it writes."""
-    from voxloss.backends import triton_kernels
-
-    lines = flatten_spatial([input, target, *([] if mask is None else [mask])])
-    _, classes, voxels = lines[0].shape
-    crowded = mask is not None and lines[0].stride(2) != 1
-    tiles = tiling(classes, voxels, input.dtype, len(spec.sums), largest, crowded)
-    chunks = -(-voxels // (tiles.voxels * tiles.tiles))
+    """Prepare the forward pass: its launch, the partial sums `[rows, K, B, C]` and the verdict it writes."""
+    volumes = (input, target) if mask is None else (input, target, mask)
+    plan = _planned(volumes, spec, "sums", tiles)
     partial = torch.empty(
-        (chunks, len(spec.sums), *input.shape[:2]),
-        dtype=torch.promote_types(input.dtype, torch.float32),
+        (plan.rows, len(spec.sums), *input.shape[:2]),
+        dtype=torch.float64
+        if plan.arguments["CONFIG"].whole
+        else torch.promote_types(input.dtype, torch.float32),
         device=input.device,
     )
     valid = torch.ones((), dtype=torch.bool, device=input.device)
-    kernel = triton_kernels.sums if tiles.whole else triton_kernels.sums_of_many
-    outputs = {"partial": partial, "valid": valid.view(torch.uint8)}
-    return _launch(kernel, input, target, spec, tiles, chunks, lines, outputs), partial, valid
+    arguments = {**_pointers(volumes, plan), "partial": partial, "valid": valid.view(torch.uint8)}
+    return Launch(plan.kernel, plan.programs, {**arguments, **plan.arguments}, plan.options), partial, valid
 
 
 def backward(
@@ -160,56 +194,106 @@ def backward(
     target: Tensor,
     spec: PassSpec,
     wrt: str,
-    largest: int = LARGEST_TILE,
+    *,
     mask: Tensor | None = None,
     out: Tensor | None = None,
+    tiles: Tiling | None = None,
 ) -> tuple[Launch, Tensor, Tensor]:
     """Prepare the backward pass: its launch, the gradient, and the tensor that the kernel writes.
 
     That is another one only where the gradient's voxels have no common stride; it is then to be copied.
     """
-    from voxloss.backends import triton_kernels
-
     grad, spec = without_differences(grad, spec)
+    volumes = (input, target) if mask is None else (input, target, mask)
+    plan = _planned(volumes, spec, wrt, tiles, out)
     own = input if wrt == "input" else target
     result = written = torch.empty_like(own) if out is None else out
-    volumes = [input, target, *([] if mask is None else [mask])]
-    lines = flatten_spatial([written, *volumes])
-    if lines[0].untyped_storage().data_ptr() != written.untyped_storage().data_ptr():
+    if not plan.in_place:
         written = torch.empty_like(own, memory_format=torch.contiguous_format)
-        lines = flatten_spatial([written, *volumes])
-    _, classes, voxels = lines[0].shape
-    tiles = tiling(classes, voxels, input.dtype, len(spec.sums), largest)
-    chunks = -(-voxels // (tiles.voxels * tiles.tiles))
-    kernel = triton_kernels.gradient if tiles.whole else triton_kernels.gradient_of_many
-    outputs = {"weights": grad.contiguous(), "result": lines[0]}
-    launch = _launch(kernel, input, target, spec, tiles, chunks, lines[1:], outputs, wrt == "target")
-    strides = dict(zip(("result_b", "result_c", "result_v"), lines[0].stride(), strict=True))
-    return launch._replace(arguments={**launch.arguments, **strides}), result, written
+    arguments = {**_pointers(volumes, plan, written), "weights": grad.contiguous(), "result": written}
+    launch = Launch(plan.kernel, plan.programs, {**arguments, **plan.arguments}, plan.options)
+    return launch, result, written
 
 
-def _launch(
-    kernel: Any,
-    input: Tensor,
-    target: Tensor,
+def _pointers(volumes: Sequence[Tensor], plan: _Plan, written: Tensor | None = None) -> dict[str, Tensor]:
+    """The volumes as a kernel takes them. Strides are given to it, so that it needs no view."""
+    lines = list(volumes)
+    if not plan.views:
+        lines = flatten_spatial(lines if written is None else [written, *lines])[-len(lines) :]
+    for index, line in enumerate(lines):
+        if line.dtype == torch.bool:
+            lines[index] = line.view(torch.uint8)
+    return {"input": lines[0], "target": lines[1], "mask": lines[-1]}  # without a mask nothing reads it
+
+
+def _planned(
+    volumes: Sequence[Tensor], spec: PassSpec, task: str, tiles: Tiling | None, out: Tensor | None = None
+) -> _Plan:
+    address = 0
+    for tensor in volumes:
+        address |= tensor.data_ptr()
+    return _plan(
+        tuple(map(_layout, volumes)),
+        None if out is None else _layout(out),
+        PassSpec(spec.activation, tuple(spec.sums), spec.ignore_index, spec.gamma),
+        task,
+        tiles,
+        address % 16 == 0,
+    )
+
+
+@lru_cache(maxsize=256)
+def _plan(
+    layouts: tuple[Layout, ...],
+    of_result: Layout | None,
     spec: PassSpec,
-    tiles: Tiling,
-    chunks: int,
-    lines: list[Tensor],
-    outputs: dict[str, Tensor],
-    by_target: bool = False,
-) -> Launch:
+    task: str,
+    tiles: Tiling | None,
+    aligned: bool,
+) -> _Plan:
     from triton import language
 
-    from voxloss.backends.triton_kernels import KernelConfig
+    from voxloss.backends import triton_kernels
 
-    items, channels, count = lines[0].shape
+    volumes = [*map(_without_memory, layouts)]
+    in_place = True
+    written = []
+    if task != "sums":
+        own = volumes[0] if task == "input" else volumes[1]
+        written = [torch.empty_like(own) if of_result is None else _without_memory(of_result)]
+        in_place = _is_view(flatten_spatial(written)[0], written[0])
+        if not in_place:
+            written = [torch.empty_like(own, memory_format=torch.contiguous_format)]
+    lines = flatten_spatial([*written, *volumes])
+    views = all(map(_is_view, lines[len(written) :], volumes))
+    input, target = lines[len(written)], lines[len(written) + 1]
+    mask = lines[-1]
+    items, channels, count = input.shape
     labels = target.shape[1] != channels
+    side_by_side = all(line.stride(2) == 1 for line in lines)
+    if tiles is None:
+        tiles = tiling(
+            channels,
+            input.dtype,
+            len(spec.sums),
+            backward=task != "sums",
+            side_by_side=side_by_side,
+            weighted=len(volumes) == 3,
+        )
+    number = -(-count // tiles.voxels)  # of tiles
+    chunks, share = number, 1
+    if tiles.form != "many":
+        # As many programs as run at once, or a multiple of that, so that they all end together.
+        at_once = max(1, min(number, tiles.programs // max(1, items)))
+        rounds = max(1, -(-number // (at_once * LONGEST_CHAIN)))
+        share = max(1, -(-number // (at_once * rounds)))
+        share += share > 1 and share % 2  # each number of tiles is compiled by itself
+        chunks = -(-number // share)
     ignore = "no"
     if spec.ignore_index is not None:
         is_channel = channels > 1 and 0 <= spec.ignore_index < channels
         ignore = "label" if labels else "channel" if is_channel else "sentinel"
-    config = KernelConfig(
+    config = triton_kernels.KernelConfig(
         activation=spec.activation,
         sums=tuple(spec.sums),
         gamma=float(spec.gamma),
@@ -217,35 +301,66 @@ def _launch(
         labels=labels,
         ignore=ignore,
         index=spec.ignore_index or 0,
-        weighted=len(lines) == 3,
+        weighted=len(volumes) == 3,
         classes=channels,
         log_p=any(name in POSITIVE for name in spec.sums),
         log_n=any(name in NEGATIVE for name in spec.sums),
         kink="soft_intersection" in spec.sums,
         p_slack=range_tolerance(input.dtype),
         g_slack=range_tolerance(target.dtype),
-        by_target=by_target,
+        by_target=task == "target",
         real=language.float64 if input.dtype == torch.float64 else language.float32,
+        # Those first whose derivative has no target in it: their sum is the same in every voxel.
+        order=tuple(sorted(range(len(spec.sums)), key=lambda k: spec.sums[k] != "prediction")),
+        even=count == chunks * share * tiles.voxels,
+        few=tiles.form == "few",
+        whole=tiles.form != "many",
         block_c=tiles.classes,
         block_v=tiles.voxels,
-        tiles=tiles.tiles,
-        side_by_side=lines[0].stride(2) == 1,
+        tiles=share,
+        lanes=LANES * tiles.warps,
+        stages=tiles.stages,
+        side_by_side=side_by_side,
+        pairs=tiles.stages > 1 and input.dtype.itemsize == 2,
+        vectors=aligned and side_by_side and all(_has_even_strides(line) for line in lines),
     )
-    a, b, *masks = (line.view(torch.uint8) if line.dtype == torch.bool else line for line in lines)
-    c = masks[0] if masks else b  # which nothing reads
     arguments = {
-        "input": a,
-        "target": b,
-        "mask": c,
-        **outputs,
         "items": items,
         "chunks": chunks,
         "count": count,
-        **dict(zip(("input_b", "input_c", "input_v"), a.stride(), strict=True)),
-        **dict(zip(("target_b", "target_c", "target_v"), b.stride(), strict=True)),
-        **dict(zip(("mask_b", "mask_v"), c.stride()[::2], strict=True)),
+        **dict(zip(("input_b", "input_c", "input_v"), input.stride(), strict=True)),
+        **dict(zip(("target_b", "target_c", "target_v"), target.stride(), strict=True)),
+        **dict(zip(("mask_b", "mask_v"), mask.stride()[::2], strict=True)),
         "CONFIG": config,
     }
+    if written:
+        arguments |= dict(zip(("result_b", "result_c", "result_v"), lines[0].stride(), strict=True))
+    kernels = {
+        "few": (triton_kernels.sums_of_few, triton_kernels.gradient_of_few),
+        "whole": (triton_kernels.sums, triton_kernels.gradient),
+        "many": (triton_kernels.sums_of_many, triton_kernels.gradient_of_many),
+    }
+    kernel = kernels[tiles.form][task != "sums"]
     # A product and a sum may be rounded once: faster, and no less exact.
     options = {"num_warps": tiles.warps, "num_stages": 1, "enable_fp_fusion": True}
-    return Launch(kernel, items * chunks, arguments, options)
+    return _Plan(kernel, items * chunks, arguments, options, chunks, views, in_place)
+
+
+def _layout(tensor: Tensor) -> Layout:
+    return tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _without_memory(layout: Layout) -> Tensor:
+    dtype, shape, strides = layout
+    return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+
+
+def _is_view(line: Tensor, of: Tensor) -> bool:
+    return bool(line.untyped_storage()._cdata == of.untyped_storage()._cdata)
+
+
+def _has_even_strides(line: Tensor) -> bool:
+    """Whether lines of an aligned tensor are aligned, as far as Triton looks."""
+    return all(
+        stride % 16 == 0 for stride, size in zip(line.stride()[:2], line.shape[:2], strict=True) if size > 1
+    )

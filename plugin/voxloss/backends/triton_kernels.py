@@ -37,10 +37,18 @@ class KernelConfig(NamedTuple):
     g_slack: float
     by_target: bool  # ∂L/∂target is asked for
     real: tl.dtype  # what is computed in
+    order: tuple[int, ...]  # of the sums in the backward pass
+    even: bool  # every program has all its tiles, and these are full
+    few: bool  # a vector over voxels for each class, in the place of a tile
+    whole: bool  # a tile has all classes of its voxels
     block_c: int  # classes in a tile
     block_v: int  # voxels in a tile
     tiles: int  # tiles in a program
+    lanes: int  # of a program
+    stages: int  # tiles that are loaded ahead, of whole tiles
     side_by_side: bool  # neighbouring voxels lie next to each other in memory
+    pairs: bool  # of which a thread takes two, in a tile
+    vectors: bool  # they can be loaded several at a time, where there are few classes
 
 
 INFINITY = tl.constexpr(float("inf"))
@@ -48,8 +56,25 @@ LARGEST_LOGIT = tl.constexpr(1e15)  # that of voxels.py
 MINUS_INFINITY = tl.constexpr(float("-inf"))
 SMALLEST_PROBABILITY = tl.constexpr(2.0**-126)  # those of voxels.py
 SMALLEST_LOGARITHM = tl.constexpr(2.0**-23)
+LOG2_E = tl.constexpr(1.4426950408889634)
 LARGEST_LABEL = tl.constexpr(2.0**63)
 ALL = tl.constexpr(tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _across(x, CONFIG: tl.constexpr):
+    """Turn a value for each voxel so that it goes with `[classes, voxels]`, or with the voxels of one class."""
+    if not CONFIG.few:
+        x = x[None, :]
+    return x
+
+
+@triton.jit
+def _down(x, CONFIG: tl.constexpr):
+    """Turn a value for each class so that it goes with `[classes, voxels]`, or with the voxels of one class."""
+    if not CONFIG.few:
+        x = x[:, None]
+    return x
 
 
 # --- What a mask and a target say of their voxels ---
@@ -57,7 +82,12 @@ ALL = tl.constexpr(tl.PropagateNan.ALL)
 
 @triton.jit
 def _from_label_map(target, voxels, stride_v, inside, CONFIG: tl.constexpr):
-    """Return the class of each voxel (−1: none), whether it is live, and whether its label is an error."""
+    """Return the label of each voxel, whether it is live, and whether its label is an error.
+
+    A label that is no class is returned as it is, and may look like a class in 32 bits: it is not live, or it is
+    an error. Replacing it here would not compile with Triton < 3.7, for labels of up to 32 bits (its pass that
+    removes layout conversions moves the replacement to before the load of the label).
+    """
     value = tl.load(target + voxels * stride_v, mask=inside, other=0)
     if value.dtype.is_floating():
         if value.dtype != tl.float64:
@@ -72,7 +102,7 @@ def _from_label_map(target, voxels, stride_v, inside, CONFIG: tl.constexpr):
     if CONFIG.ignore == "label":
         live = inside & ((label != CONFIG.index) | fraction)
     wrong = live & ((label < 0) | (label >= CONFIG.classes) | fraction)
-    return tl.where(live, label, -1).to(tl.int32), live, wrong
+    return label.to(tl.int32), live, wrong
 
 
 @triton.jit
@@ -88,11 +118,16 @@ def _from_channels(target, voxels, stride_c, stride_v, inside, CONFIG: tl.conste
         wrong = live & (channel != 0)
     elif CONFIG.ignore == "sentinel":
         differs = tl.full((CONFIG.block_v,), 0, tl.int32)
-        for first in tl.range(0, CONFIG.classes, CONFIG.block_c):
-            classes = first + tl.arange(0, CONFIG.block_c)
-            g = _load(target, classes, voxels, stride_c, stride_v, inside, 0, CONFIG)
-            other = (g != CONFIG.index) & (classes < CONFIG.classes)[:, None]
-            differs = tl.maximum(differs, tl.max(other.to(tl.int32), 0))
+        if CONFIG.few:
+            for c in tl.static_range(tl.constexpr(CONFIG.classes)):
+                g = _load(target, c, voxels, stride_c, stride_v, inside, 0, CONFIG)
+                differs = tl.maximum(differs, (g != CONFIG.index).to(tl.int32))
+        else:
+            for first in tl.range(0, CONFIG.classes, CONFIG.block_c):
+                classes = first + tl.arange(0, CONFIG.block_c)
+                g = _load(target, classes, voxels, stride_c, stride_v, inside, 0, CONFIG)
+                other = (g != CONFIG.index) & (classes < CONFIG.classes)[:, None]
+                differs = tl.maximum(differs, tl.max(other.to(tl.int32), 0))
         live = inside & (differs > 0)
     return live, wrong
 
@@ -126,7 +161,7 @@ def _look_at(target, mask, voxels, target_c, target_v, mask_v, existing, CONFIG:
 @triton.jit
 def _times_weight(x, weight, CONFIG: tl.constexpr):
     if CONFIG.weighted:
-        x = x * weight[None, :]
+        x = x * _across(weight, CONFIG)
     return x
 
 
@@ -139,27 +174,44 @@ def _tile_of_voxels(tile, CONFIG: tl.constexpr):
 
     Where neighbouring voxels lie side by side, lane after lane shall take voxel after voxel, with all classes.
     Triton would give a thread several neighbours that it can load at once, and the classes to different threads,
-    which would then have to exchange what a softmax needs; the hint, of no alignment, keeps it from that.
+    which would then have to exchange what a softmax needs; the hint, of no alignment, keeps it from that. Loads
+    that run ahead have to be of 4 bytes at least: two neighbours of 2 bytes.
     """
     voxels = tile.to(tl.int64) * CONFIG.block_v + tl.arange(0, CONFIG.block_v)
-    if CONFIG.side_by_side:
-        voxels = tl.multiple_of(voxels, 1)
+    if CONFIG.side_by_side and not CONFIG.few:
+        if CONFIG.pairs:
+            voxels = tl.max_contiguous(tl.multiple_of(voxels, 2), 2)
+        else:
+            voxels = tl.multiple_of(voxels, 1)
     return voxels
 
 
 @triton.jit
-def _offsets(classes, voxels, stride_c, stride_v):
-    return classes.to(tl.int64)[:, None] * stride_c + voxels[None, :] * stride_v
+def _existing(voxels, count, CONFIG: tl.constexpr):
+    if CONFIG.even:
+        existing = tl.full((CONFIG.block_v,), 1, tl.int1)
+    else:
+        existing = voxels < count
+    return existing
+
+
+@triton.jit
+def _offsets(classes, voxels, stride_c, stride_v, CONFIG: tl.constexpr):
+    rows = tl.cast(classes, tl.int64) * stride_c
+    return _down(rows, CONFIG) + _across(voxels * stride_v, CONFIG)
 
 
 @triton.jit
 def _mask(classes, inside, CONFIG: tl.constexpr):
-    return (classes < CONFIG.classes)[:, None] & inside[None, :]
+    mask = _across(inside, CONFIG)
+    if not CONFIG.few:
+        mask = mask & (classes < CONFIG.classes)[:, None]
+    return mask
 
 
 @triton.jit
 def _load(pointer, classes, voxels, stride_c, stride_v, inside, FILL: tl.constexpr, CONFIG: tl.constexpr):
-    offsets = _offsets(classes, voxels, stride_c, stride_v)
+    offsets = _offsets(classes, voxels, stride_c, stride_v, CONFIG)
     return tl.load(pointer + offsets, mask=_mask(classes, inside, CONFIG), other=FILL).to(CONFIG.real)
 
 
@@ -168,14 +220,17 @@ def _load_input(input, classes, voxels, stride_c, stride_v, inside, live, CONFIG
     if CONFIG.activation == "none":
         z = _load(input, classes, voxels, stride_c, stride_v, inside, 0, CONFIG)
         if CONFIG.ignore != "no":
-            z = tl.where(live[None, :], z, 0)
+            z = tl.where(_across(live, CONFIG), z, 0)
     else:
         z = _load(input, classes, voxels, stride_c, stride_v, inside, MINUS_INFINITY, CONFIG)
-        lowest = tl.where(classes < CONFIG.classes, -LARGEST_LOGIT, MINUS_INFINITY).to(CONFIG.real)
         z = tl.minimum(z, LARGEST_LOGIT, propagate_nan=ALL)
-        z = tl.maximum(z, lowest[:, None], propagate_nan=ALL)
+        if CONFIG.few:
+            z = tl.maximum(z, -LARGEST_LOGIT, propagate_nan=ALL)
+        else:
+            lowest = tl.where(classes < CONFIG.classes, -LARGEST_LOGIT, MINUS_INFINITY).to(CONFIG.real)
+            z = tl.maximum(z, lowest[:, None], propagate_nan=ALL)
         if CONFIG.ignore != "no":
-            z = tl.where(live[None, :], z, MINUS_INFINITY)
+            z = tl.where(_across(live, CONFIG), z, MINUS_INFINITY)
     return z
 
 
@@ -183,11 +238,12 @@ def _load_input(input, classes, voxels, stride_c, stride_v, inside, live, CONFIG
 def _load_target(target, label, classes, voxels, stride_c, stride_v, inside, live, CONFIG: tl.constexpr):
     """Labels are compared here: there is never a one-hot in memory."""
     if CONFIG.labels:
-        g = (label[None, :] == classes[:, None]).to(CONFIG.real)
+        same = (_across(label, CONFIG) == _down(classes, CONFIG)) & _across(live, CONFIG)
+        g = tl.where(same, 1.0, 0.0).to(CONFIG.real)
     else:
         g = _load(target, classes, voxels, stride_c, stride_v, inside, 0, CONFIG)
         if CONFIG.ignore != "no":
-            g = tl.where(live[None, :], g, 0)
+            g = tl.where(_across(live, CONFIG), g, 0)
     return g
 
 
@@ -207,13 +263,43 @@ def _out_of_range(p, g, CONFIG: tl.constexpr):
 
 
 @triton.jit
+def _exp(x, CONFIG: tl.constexpr):
+    """exp(x) for x ≤ 0; in float32 2^(x·log₂ e) by an instruction of the GPU, with a relative error below 2⁻²².
+
+    To that adds |x|·2⁻²⁴ of the product's rounding. Results below 2⁻¹²⁶ become 0, in every Triton from 3.4 on
+    (ex2.approx.ftz). `tl.exp` is as exact and takes three instructions more for them.
+    """
+    if CONFIG.real == tl.float64:
+        result = tl.exp(x)
+    else:
+        result = tl.exp2(x * LOG2_E)
+    return result
+
+
+@triton.jit
 def _normaliser(z, live, CONFIG: tl.constexpr):
     """Return the largest logit of each voxel, and the sum over its classes of exp(z − largest)."""
     largest = tl.full((CONFIG.block_v,), 0, CONFIG.real)
     total = largest
     if CONFIG.activation == "softmax":
         largest = tl.where(live, tl.max(z, 0), 0)
-        total = tl.where(live, tl.sum(tl.exp(z - largest[None, :]), 0), 1)
+        total = tl.where(live, tl.sum(_exp(z - largest[None, :], CONFIG), 0), 1)
+    return largest, total
+
+
+@triton.jit
+def _normaliser_of_few(z, live, CONFIG: tl.constexpr):
+    """As `_normaliser`, of a tuple with the logits of each class."""
+    largest = tl.zeros_like(z[0])
+    total = largest
+    if CONFIG.activation == "softmax":
+        largest = z[0]
+        for c in tl.static_range(1, tl.constexpr(CONFIG.classes)):
+            largest = tl.maximum(largest, z[c])
+        largest = tl.where(live, largest, 0)
+        for c in tl.static_range(tl.constexpr(CONFIG.classes)):
+            total += _exp(z[c] - largest, CONFIG)
+        total = tl.where(live, total, 1)
     return largest, total
 
 
@@ -228,7 +314,7 @@ def _normaliser_of_many(input, voxels, stride_c, stride_v, inside, live, CONFIG:
             z = _load_input(input, classes, voxels, stride_c, stride_v, inside, live, CONFIG)
             larger = tl.maximum(largest, tl.max(z, 0))
             shift = tl.where(larger == MINUS_INFINITY, 0, larger)  # nothing but −∞ up to here
-            total = total * tl.exp(largest - shift) + tl.sum(tl.exp(z - shift[None, :]), 0)
+            total = total * _exp(largest - shift, CONFIG) + tl.sum(_exp(z - shift[None, :], CONFIG), 0)
             largest = larger
     return tl.where(live, largest, 0), tl.where(live, total, 1)
 
@@ -252,10 +338,10 @@ def _activate(z, largest, total, CONFIG: tl.constexpr):
     log_p = z
     log_n = z
     if CONFIG.activation == "softmax":
-        below = z - largest[None, :]
-        p = tl.exp(below) * (1 / total)[None, :]
+        below = z - _across(largest, CONFIG)
+        p = _exp(below, CONFIG) * _across(1 / total, CONFIG)
         if CONFIG.log_p:
-            log_p = below - tl.log(total)[None, :]
+            log_p = below - _across(tl.log(total), CONFIG)
     elif CONFIG.activation == "sigmoid":
         e = tl.exp(-tl.abs(z))
         larger = 1 / (1 + e)
@@ -337,9 +423,9 @@ def _term(NAME: tl.constexpr, p, g, log_p, log_n, live, CONFIG: tl.constexpr):
     elif NAME == "focal_negative":
         term = -_times(1 - g, log_n) * _power(p, CONFIG.gamma)
     elif NAME == "log_loss":
-        term = tl.where(live[None, :], -log_p, 0)
+        term = tl.where(_across(live, CONFIG), -log_p, 0)
     elif NAME == "log_loss_negative":
-        term = tl.where(live[None, :], -log_n, 0)
+        term = tl.where(_across(live, CONFIG), -log_n, 0)
     elif NAME == "log_power":
         term = _times(g, _power_of_log(log_p, CONFIG))
     elif NAME == "log_power_negative":
@@ -349,13 +435,13 @@ def _term(NAME: tl.constexpr, p, g, log_p, log_n, live, CONFIG: tl.constexpr):
     elif NAME == "false_negatives":
         term = (1 - p) * g
     elif NAME == "true_negatives":
-        term = tl.where(live[None, :], (1 - p) * (1 - g), 0)
+        term = tl.where(_across(live, CONFIG), (1 - p) * (1 - g), 0)
     elif NAME == "sensitivity_error":
         term = g * (g - p) * (g - p)
     elif NAME == "specificity_error":
         term = (1 - g) * (g - p) * (g - p)
     elif NAME == "voxels":
-        term = tl.where(live[None, :], tl.full(p.shape, 1, p.dtype), 0)
+        term = tl.where(_across(live, CONFIG), tl.full(p.shape, 1, p.dtype), 0)
     return term
 
 
@@ -453,11 +539,11 @@ def _derivative_of_target(weights, p, g, log_p, log_n, CONFIG: tl.constexpr):
     """Return ∂L/∂g."""
     derivative = tl.zeros_like(p)
     by_logs = tl.zeros_like(p)
-    kink = tl.zeros_like(weights[0])[:, None]
+    kink = tl.zeros_like(p)
     for k in tl.static_range(len(CONFIG.sums)):
         derivative, kink, by_logs = _by_target(
-            tl.constexpr(CONFIG.sums[k]),
-            weights[k][:, None],
+            tl.constexpr(CONFIG.sums[CONFIG.order[k]]),
+            _down(weights[CONFIG.order[k]], CONFIG),
             p,
             g,
             log_p,
@@ -484,11 +570,11 @@ def _derivative_of_input(weights, p, g, log_p, log_n, CONFIG: tl.constexpr):
     derivative = tl.zeros_like(p)
     by_log_p = tl.zeros_like(p)
     by_log_n = tl.zeros_like(p)
-    kink = tl.zeros_like(weights[0])[:, None]
+    kink = tl.zeros_like(p)
     for k in tl.static_range(len(CONFIG.sums)):
         derivative, kink, by_log_p, by_log_n = _by_prediction(
-            tl.constexpr(CONFIG.sums[k]),
-            weights[k][:, None],
+            tl.constexpr(CONFIG.sums[CONFIG.order[k]]),
+            _down(weights[CONFIG.order[k]], CONFIG),
             p,
             g,
             log_p,
@@ -529,24 +615,109 @@ def _derivative_of(weights, p, g, log_p, log_n, CONFIG: tl.constexpr):
 
 @triton.jit
 def _load_weights(weights, item, items, classes, CONFIG: tl.constexpr):
-    """Load ∂L/∂sums of one item: for each sum a vector over the classes."""
+    """Load ∂L/∂sums of one item: for each sum a vector over the classes, or the number of one class."""
     rows = ()
     for k in tl.static_range(len(CONFIG.sums)):
         row = weights + (k * items + item).to(tl.int64) * CONFIG.classes + classes
-        rows = rows + (tl.load(row, mask=classes < CONFIG.classes, other=0).to(CONFIG.real),)
+        if CONFIG.few:
+            value = tl.load(row)
+        else:
+            value = tl.load(row, mask=classes < CONFIG.classes, other=0)
+        rows = rows + (value.to(CONFIG.real),)
     return rows
 
 
 @triton.jit
-def _store_sum(partial, total, k, chunk, item, items, classes, CONFIG: tl.constexpr):
-    row = partial + ((chunk.to(tl.int64) * len(CONFIG.sums) + k) * items + item) * CONFIG.classes + classes
-    tl.store(row, total, mask=classes < CONFIG.classes)
+def _place_of_sum(partial, row, k, item, items, CONFIG: tl.constexpr):
+    return partial + ((tl.cast(row, tl.int64) * len(CONFIG.sums) + k) * items + item) * CONFIG.classes
+
+
+@triton.jit
+def _sum_of_neighbours(x, CONFIG: tl.constexpr):
+    """Add up the voxels that a thread has: four side by side, where they are loaded at once."""
+    if CONFIG.block_v != CONFIG.lanes:
+        if CONFIG.vectors:
+            x = tl.sum(tl.reshape(x, (CONFIG.lanes, CONFIG.block_v // CONFIG.lanes)), 1)
+        else:
+            x = tl.sum(tl.reshape(x, (CONFIG.block_v // CONFIG.lanes, CONFIG.lanes)), 0)
+    return x
+
+
+@triton.jit
+def _store_derivative(
+    result, derivative, classes, voxels, stride_c, stride_v, existing, live, weight, CONFIG: tl.constexpr
+):
+    if CONFIG.ignore != "no" or CONFIG.weighted:
+        derivative = _times_weight(tl.where(_across(live, CONFIG), derivative, 0), weight, CONFIG)
+    offsets = _offsets(classes, voxels, stride_c, stride_v, CONFIG)
+    tl.store(result + offsets, derivative, mask=_mask(classes, existing, CONFIG))
 
 
 # --- Kernels ---
 
+COUNTS = ["items", "chunks"]  # for whose values no kernel is compiled anew
 
-@triton.jit
+
+@triton.jit(do_not_specialize=COUNTS)
+def sums_of_few(
+    input,
+    target,
+    mask,
+    partial,
+    valid,
+    items,
+    chunks,
+    count,
+    input_b,
+    input_c,
+    input_v,
+    target_b,
+    target_c,
+    target_v,
+    mask_b,
+    mask_v,
+    CONFIG: tl.constexpr,
+):
+    """As `sums`, for few classes: each is a vector over the voxels, so that nothing is exchanged or filled up."""
+    item = tl.program_id(0) // chunks
+    chunk = tl.program_id(0) % chunks
+    input += item.to(tl.int64) * input_b
+    target += item.to(tl.int64) * target_b
+    mask += item.to(tl.int64) * mask_b
+    wrong = tl.full((CONFIG.block_v,), 0, tl.int1)
+    totals = ()
+    for _ in tl.static_range(len(CONFIG.sums) * CONFIG.classes):
+        totals = totals + (tl.full((CONFIG.lanes,), 0, CONFIG.real),)
+    for step in tl.range(0, CONFIG.tiles):
+        voxels = _tile_of_voxels(chunk + step * tl.cast(chunks, tl.int64), CONFIG)
+        existing = _existing(voxels, count, CONFIG)
+        label, weight, inside, live, bad = _look_at(
+            target, mask, voxels, target_c, target_v, mask_v, existing, CONFIG
+        )
+        wrong = wrong | bad
+        z = ()
+        for c in tl.static_range(tl.constexpr(CONFIG.classes)):
+            z = z + (_load_input(input, c, voxels, input_c, input_v, inside, live, CONFIG),)
+        largest, total = _normaliser_of_few(z, live, CONFIG)
+        longer = ()
+        for c in tl.static_range(tl.constexpr(CONFIG.classes)):
+            g = _load_target(target, label, c, voxels, target_c, target_v, inside, live, CONFIG)
+            p, log_p, log_n = _activate(z[c], largest, total, CONFIG)
+            if not CONFIG.labels or CONFIG.activation == "none":
+                wrong = wrong | _out_of_range(p, g, CONFIG)
+            for k in tl.static_range(len(CONFIG.sums)):
+                term = _term(tl.constexpr(CONFIG.sums[k]), p, g, log_p, log_n, live, CONFIG)
+                term = _sum_of_neighbours(_times_weight(term, weight, CONFIG), CONFIG)
+                longer = longer + (totals[c * len(CONFIG.sums) + k] + term,)
+        totals = longer
+    for k in tl.static_range(len(CONFIG.sums)):
+        place = _place_of_sum(partial, chunk, k, item, items, CONFIG)
+        for c in tl.static_range(tl.constexpr(CONFIG.classes)):
+            tl.store(place + c, tl.sum(totals[c * len(CONFIG.sums) + k], 0).to(tl.float64))
+    tl.store(valid, 0, mask=tl.max(wrong.to(tl.int32), 0) > 0)
+
+
+@triton.jit(do_not_specialize=COUNTS)
 def sums(
     input,
     target,
@@ -568,8 +739,8 @@ def sums(
 ):
     """Write the sums over some tiles to partial `[chunks, K, items, classes]`, and on an error 0 to `valid`.
 
-    Each element of a tile has totals of its own, of at most `tiles` addends, and a tree adds them up at the end:
-    so threads seldom exchange anything, and no chain of float32 additions is long.
+    Each element of a tile has totals of its own, of at most 16 addends, and a tree adds them up at the end: so
+    threads seldom exchange anything, and no chain of float32 additions is long.
     """
     item = tl.program_id(0) // chunks
     chunk = tl.program_id(0) % chunks
@@ -577,17 +748,17 @@ def sums(
     target += item.to(tl.int64) * target_b
     mask += item.to(tl.int64) * mask_b
     classes = tl.arange(0, CONFIG.block_c)
-    totals = ()
-    for _ in tl.static_range(len(CONFIG.sums)):
-        totals = totals + (tl.full((CONFIG.block_c, CONFIG.block_v), 0, CONFIG.real),)
     # A label map alone can be wrong once per voxel.
     if CONFIG.labels and CONFIG.activation != "none":
         wrong = tl.full((1, CONFIG.block_v), 0, tl.int1)
     else:
         wrong = tl.full((CONFIG.block_c, CONFIG.block_v), 0, tl.int1)
-    for tile in tl.range(0, CONFIG.tiles):
-        voxels = _tile_of_voxels(chunk.to(tl.int64) + tile * tl.cast(chunks, tl.int64), CONFIG)
-        existing = voxels < count
+    totals = ()
+    for _ in tl.static_range(len(CONFIG.sums)):
+        totals = totals + (tl.full((CONFIG.block_c, CONFIG.block_v), 0, CONFIG.real),)
+    for step in tl.range(0, CONFIG.tiles, num_stages=CONFIG.stages):
+        voxels = _tile_of_voxels(chunk + step * tl.cast(chunks, tl.int64), CONFIG)
+        existing = _existing(voxels, count, CONFIG)
         label, weight, inside, live, bad = _look_at(
             target, mask, voxels, target_c, target_v, mask_v, existing, CONFIG
         )
@@ -604,12 +775,13 @@ def sums(
             longer = longer + (totals[k] + _times_weight(term, weight, CONFIG),)
         totals = longer
     for k in tl.static_range(len(CONFIG.sums)):
-        _store_sum(partial, tl.sum(totals[k], 1), k, chunk, item, items, classes, CONFIG)
+        place = _place_of_sum(partial, chunk, k, item, items, CONFIG)
+        tl.store(place + classes, tl.sum(totals[k], 1).to(tl.float64), mask=classes < CONFIG.classes)
     # All that find an error write the same: their order does not matter.
     tl.store(valid, 0, mask=tl.max(tl.max(wrong.to(tl.int32), 1), 0) > 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def sums_of_many(
     input,
     target,
@@ -636,7 +808,7 @@ def sums_of_many(
     target += item.to(tl.int64) * target_b
     mask += item.to(tl.int64) * mask_b
     voxels = _tile_of_voxels(chunk, CONFIG)
-    existing = voxels < count
+    existing = _existing(voxels, count, CONFIG)
     label, weight, inside, live, bad = _look_at(
         target, mask, voxels, target_c, target_v, mask_v, existing, CONFIG
     )
@@ -651,13 +823,73 @@ def sums_of_many(
             wrong = tl.maximum(wrong, tl.max(_out_of_range(p, g, CONFIG).to(tl.int32), 0))
         for k in tl.static_range(len(CONFIG.sums)):
             term = _term(tl.constexpr(CONFIG.sums[k]), p, g, log_p, log_n, live, CONFIG)
-            _store_sum(
-                partial, tl.sum(_times_weight(term, weight, CONFIG), 1), k, chunk, item, items, classes, CONFIG
-            )
+            place = _place_of_sum(partial, chunk, k, item, items, CONFIG)
+            total_of_term = tl.sum(_times_weight(term, weight, CONFIG), 1)
+            tl.store(place + classes, total_of_term, mask=classes < CONFIG.classes)
     tl.store(valid, 0, mask=tl.max(wrong, 0) > 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
+def gradient_of_few(
+    input,
+    target,
+    mask,
+    weights,
+    result,
+    items,
+    chunks,
+    count,
+    input_b,
+    input_c,
+    input_v,
+    target_b,
+    target_c,
+    target_v,
+    mask_b,
+    mask_v,
+    result_b,
+    result_c,
+    result_v,
+    CONFIG: tl.constexpr,
+):
+    """As `gradient`, for few classes: each is a vector over the voxels."""
+    item = tl.program_id(0) // chunks
+    chunk = tl.program_id(0) % chunks
+    input += item.to(tl.int64) * input_b
+    target += item.to(tl.int64) * target_b
+    mask += item.to(tl.int64) * mask_b
+    result += item.to(tl.int64) * result_b
+    rows = ()
+    for c in tl.static_range(tl.constexpr(CONFIG.classes)):
+        rows = rows + (_load_weights(weights, item, items, c, CONFIG),)
+    for step in tl.range(0, CONFIG.tiles):
+        voxels = _tile_of_voxels(chunk + step * tl.cast(chunks, tl.int64), CONFIG)
+        existing = _existing(voxels, count, CONFIG)
+        label, weight, inside, live, _ = _look_at(
+            target, mask, voxels, target_c, target_v, mask_v, existing, CONFIG
+        )
+        z = ()
+        for c in tl.static_range(tl.constexpr(CONFIG.classes)):
+            z = z + (_load_input(input, c, voxels, input_c, input_v, inside, live, CONFIG),)
+        largest, total = _normaliser_of_few(z, live, CONFIG)
+        predictions = ()
+        derivatives = ()
+        sum_q = tl.zeros_like(largest)
+        for c in tl.static_range(tl.constexpr(CONFIG.classes)):
+            g = _load_target(target, label, c, voxels, target_c, target_v, inside, live, CONFIG)
+            p, log_p, log_n = _activate(z[c], largest, total, CONFIG)
+            derivative = _derivative_of(rows[c], p, g, log_p, log_n, CONFIG)
+            sum_q += derivative
+            predictions = predictions + (p,)
+            derivatives = derivatives + (derivative,)
+        for c in tl.static_range(tl.constexpr(CONFIG.classes)):
+            derivative = derivatives[c]
+            if CONFIG.activation == "softmax" and not CONFIG.by_target:
+                derivative -= predictions[c] * sum_q
+            _store_derivative(result, derivative, c, voxels, result_c, result_v, existing, live, weight, CONFIG)
+
+
+@triton.jit(do_not_specialize=COUNTS)
 def gradient(
     input,
     target,
@@ -689,9 +921,9 @@ def gradient(
     result += item.to(tl.int64) * result_b
     classes = tl.arange(0, CONFIG.block_c)
     rows = _load_weights(weights, item, items, classes, CONFIG)
-    for tile in tl.range(0, CONFIG.tiles):
-        voxels = _tile_of_voxels(chunk.to(tl.int64) + tile * tl.cast(chunks, tl.int64), CONFIG)
-        existing = voxels < count
+    for step in tl.range(0, CONFIG.tiles, num_stages=CONFIG.stages):
+        voxels = _tile_of_voxels(chunk + step * tl.cast(chunks, tl.int64), CONFIG)
+        existing = _existing(voxels, count, CONFIG)
         label, weight, inside, live, _ = _look_at(
             target, mask, voxels, target_c, target_v, mask_v, existing, CONFIG
         )
@@ -702,13 +934,10 @@ def gradient(
         derivative = _derivative_of(rows, p, g, log_p, log_n, CONFIG)
         if CONFIG.activation == "softmax" and not CONFIG.by_target:
             derivative -= p * tl.sum(derivative, 0)[None, :]
-        if CONFIG.ignore != "no" or CONFIG.weighted:
-            derivative = _times_weight(tl.where(live[None, :], derivative, 0), weight, CONFIG)
-        offsets = _offsets(classes, voxels, result_c, result_v)
-        tl.store(result + offsets, derivative, mask=_mask(classes, existing, CONFIG))
+        _store_derivative(result, derivative, classes, voxels, result_c, result_v, existing, live, weight, CONFIG)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def gradient_of_many(
     input,
     target,
@@ -739,7 +968,7 @@ def gradient_of_many(
     mask += item.to(tl.int64) * mask_b
     result += item.to(tl.int64) * result_b
     voxels = _tile_of_voxels(chunk, CONFIG)
-    existing = voxels < count
+    existing = _existing(voxels, count, CONFIG)
     label, weight, inside, live, _ = _look_at(target, mask, voxels, target_c, target_v, mask_v, existing, CONFIG)
     largest, total = _normaliser_of_many(input, voxels, input_c, input_v, inside, live, CONFIG)
     sum_q = tl.full((CONFIG.block_v,), 0, CONFIG.real)
@@ -760,7 +989,4 @@ def gradient_of_many(
         derivative = _derivative_of(rows, p, g, log_p, log_n, CONFIG)
         if CONFIG.activation == "softmax" and not CONFIG.by_target:
             derivative -= p * sum_q[None, :]
-        if CONFIG.ignore != "no" or CONFIG.weighted:
-            derivative = _times_weight(tl.where(live[None, :], derivative, 0), weight, CONFIG)
-        offsets = _offsets(classes, voxels, result_c, result_v)
-        tl.store(result + offsets, derivative, mask=_mask(classes, existing, CONFIG))
+        _store_derivative(result, derivative, classes, voxels, result_c, result_v, existing, live, weight, CONFIG)

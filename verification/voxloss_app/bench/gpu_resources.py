@@ -1,4 +1,4 @@
-"""What the Triton kernels take of a GPU, by their compiler: registers, spills, shared memory. No GPU is needed.
+"""What the Triton kernels take of a GPU, as compiled: registers, spills, shared memory. No GPU is needed.
 
     python -m voxloss_app.bench.gpu_resources           # NVIDIA H100 and H200, sm_90
     python -m voxloss_app.bench.gpu_resources gfx942    # AMD MI300
@@ -9,11 +9,12 @@ more than the volume: that must not be. The launches are voxloss's own, over vol
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -79,6 +80,9 @@ class Resources(NamedTuple):
     registers: int  # of a thread
     spills: int  # bytes on NVIDIA, registers on AMD
     shared: int  # bytes of a program
+    programs: int | None = None  # that an SM runs at once
+    in_flight: float | None = None  # KB that these have requested from memory before they wait for it
+    instructions: float | None = None  # of the main loop, per element of the input
 
 
 def launches(case: KernelCase, side: int = 128) -> Iterator[Launch]:
@@ -96,43 +100,120 @@ def launches(case: KernelCase, side: int = 128) -> Iterator[Launch]:
 
 def resources(case: KernelCase, architecture: int | str = 90) -> list[Resources]:
     """Compile a case's kernels for an NVIDIA architecture (90) or one of AMD's ("gfx942"); read the report."""
-    found = []
-    for launch in launches(case):
-        config = launch.arguments["CONFIG"]
-        registers, spills, shared = _measured(*compiled(launch, architecture))
-        name = launch.kernel.__name__ + (" by target" if config.by_target else "")
-        described = f"{case.name}, C = {case.classes}"
-        tile = f"{config.block_c} × {config.block_v}"
-        found.append(Resources(name, described, tile, launch.options["num_warps"], registers, spills, shared))
-    return found
+    return [resources_of(launch, f"{case.name}, C = {case.classes}", architecture) for launch in launches(case)]
 
 
-def compiled(launch: Launch, architecture: int | str = 90) -> tuple[Any, str]:
-    """Compile a launch's kernel as it would be launched, and return it with what ptxas said."""
+def resources_of(launch: Launch, described: str, architecture: int | str = 90) -> Resources:
+    """Compile the kernel of a launch, and read what it takes."""
+    config, warps = launch.arguments["CONFIG"], launch.options["num_warps"]
+    kernel = compiled(launch, architecture)
+    registers, spills, shared = measured(kernel)
+    name = launch.kernel.__name__ + (" by target" if config.by_target else "")
+    found = Resources(name, described, f"{config.block_c} × {config.block_v}", warps, registers, spills, shared)
+    if "cubin" not in kernel.asm:
+        return found
+    loop = main_loop(_cuobjdump("-sass", kernel.asm["cubin"]))
+    programs = programs_of_an_sm(registers, shared, warps)
+    loaded = 32 * warps * bytes_before_a_wait(loop, config.stages)
+    elements = config.block_v * (config.classes if config.whole else config.block_c)
+    return found._replace(
+        programs=programs,
+        in_flight=round(programs * loaded / 1024, 1),
+        instructions=round(len(loop) * 32 * warps / elements, 1),
+    )
+
+
+def programs_of_an_sm(registers: int, shared: int, warps: int) -> int:
+    """How many programs an SM of sm_90 has room for: 64 K registers, 227 KB, 2048 threads, 32 programs."""
+    of_a_warp = -(-registers * 32 // 256) * 256  # registers are given out in units of 256 to a warp
+    return min(65536 // (of_a_warp * warps), 227 * 1024 // (shared + 1024), 64 // warps, 32)
+
+
+def main_loop(sass: str) -> list[str]:
+    """The instructions of the longest loop that has no other within it and loads something."""
+    found = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", sass, re.MULTILINE)
+    places = [int(address, 16) for address, _ in found]
+    code = [instruction.strip() for _, instruction in found]
+    loops = []
+    for place, instruction in zip(places, code, strict=True):
+        back = re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", instruction)
+        if back and int(back[1], 16) < place:
+            loops.append((int(back[1], 16), place))
+    inner = [
+        [line for at, line in zip(places, code, strict=True) if first <= at <= last]
+        for first, last in loops
+        if not any(first <= a and b <= last and (a, b) != (first, last) for a, b in loops)
+    ]
+    return max((loop for loop in inner if any("LDG" in line for line in loop)), key=len)
+
+
+def bytes_before_a_wait(loop: list[str], stages: int) -> int:
+    """The most bytes that a thread has requested and not yet used, somewhere in a loop."""
+    most = sum(_width(line) for line in loop if "LDGSTS" in line) * (stages - 1)
+    pending: dict[str, int] = {}  # by register, those of a load in one entry each, the first with its bytes
+    for line in loop:
+        line = re.sub(r"^@!?U?P\d+\s+", "", line)
+        operation, _, operands = line.partition(" ")
+        registers = re.findall(r"\bR(\d+)\b", operands)
+        is_load = operation.startswith("LDG.")
+        used = registers[1:] if is_load else registers
+        if any(register in pending for register in used):
+            # Loads return in order, or nearly: what was requested before has come.
+            last = max(index for index, register in enumerate(pending) if register in used)
+            pending = dict(list(pending.items())[last + 1 :])
+        if is_load:
+            width, first = _width(line), int(registers[0])
+            pending |= {str(first + n): 0 for n in range(1, -(-width // 4))}
+            pending[str(first)] = width
+        most = max(most, sum(pending.values()))
+    return most
+
+
+def _width(load: str) -> int:
+    operation = load.split(" ", 2)[1 if load.startswith("@") else 0]
+    for width, ending in ((16, ".128"), (8, ".64"), (2, "16"), (1, "8")):
+        if re.search(rf"(?<=\.)[US]?{ending.lstrip('.')}(?=\.|$)", operation):
+            return width
+    return 4
+
+
+def compiled(launch: Launch, architecture: int | str = 90) -> Any:
+    """Compile a launch's kernel as it would be launched; no GPU is needed, and Triton's cache is used."""
     import triton
-    from triton import knobs
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     nvidia = isinstance(architecture, int)
     target = GPUTarget("cuda", architecture, 32) if nvidia else GPUTarget("hip", architecture, 64)
-    log = io.StringIO()
-    with knobs.compilation.scope(), knobs.nvidia.scope(), contextlib.redirect_stdout(log):
-        knobs.compilation.always_compile = True  # a kernel out of the cache says nothing
-        knobs.nvidia.dump_ptxas_log = True
-        source = ASTSource(launch.kernel, *_specialised(launch))
-        return triton.compile(source, target=target, options=launch.options), log.getvalue()
+    source = ASTSource(launch.kernel, *_specialised(launch))
+    return triton.compile(source, target=target, options=launch.options)
 
 
-def _measured(kernel: Any, log: str) -> tuple[int, int, int]:
+def measured(kernel: Any) -> tuple[int, int, int]:
+    """Registers of a thread, what it spills (bytes on NVIDIA, registers on AMD), shared bytes of a program."""
     if "amdgcn" in kernel.asm:
         report = kernel.asm["amdgcn"]
         registers = _numbers(r"\.vgpr_count:\s*(\d+)", report)
         spills = _numbers(r"\.[sv]gpr_spill_count:\s*(\d+)", report)
     else:
-        registers = _numbers(r"Used (\d+) registers", log)
-        spills = _numbers(r"(\d+) bytes spill (?:stores|loads)", log)
+        report = _cuobjdump("-res-usage", kernel.asm["cubin"])
+        registers = _numbers(r"REG:(\d+)", report)
+        spills = _numbers(r"STACK:(\d+)", report)  # nothing else is kept there
     return max(registers), max(spills), kernel.metadata.shared
+
+
+def _cuobjdump(option: str, cubin: bytes) -> str:
+    """What NVIDIA's tool, which is in Triton's wheel, reports about a compiled kernel."""
+    import triton
+
+    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(cubin)
+        done = subprocess.run([program, option, file], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"cuobjdump {option} failed: {done.stderr}")
+    return done.stdout
 
 
 def _numbers(pattern: str, text: str) -> list[int]:
@@ -151,9 +232,10 @@ def _specialised(launch: Launch) -> tuple[dict[str, str], dict[str, object], dic
     aligned: dict[tuple[int, ...], object] = {}
     for position, name in enumerate(launch.kernel.arg_names):
         value = launch.arguments[name]
-        if isinstance(value, (Tensor, int)) and not (isinstance(value, int) and value == 1):
+        as_it_is = launch.kernel.params[position].do_not_specialize
+        if isinstance(value, (Tensor, int)) and (as_it_is or not (isinstance(value, int) and value == 1)):
             signature[name] = mangle_type(value)
-            if isinstance(value, Tensor) or value % 16 == 0:
+            if isinstance(value, Tensor) or (value % 16 == 0 and not as_it_is):
                 aligned[(position,)] = [["tt.divisibility", 16]]
         else:
             signature[name] = "constexpr"
@@ -167,8 +249,8 @@ def main() -> int:
         print("TRITON_INTERPRET is set: nothing is compiled. Unset it.", file=sys.stderr)
         return 2
     architecture: int | str = sys.argv[1] if len(sys.argv) > 1 else 90
-    columns = "{:<28}{:<38}{:>10}{:>7}{:>11}{:>8}{:>8}"
-    print(columns.format("kernel", "case", "tile", "warps", "registers", "spills", "shared"))
+    columns = "{:<28}{:<38}{:>10}{:>7}{:>11}{:>8}{:>8}{!s:>10}{!s:>14}{!s:>14}"
+    print(columns.format(*Resources._fields[:-3], "programs", "KB in flight", "instructions"))
     spilt = False
     for case in CASES:
         for line in resources(case, architecture):
