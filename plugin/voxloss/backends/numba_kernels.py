@@ -950,14 +950,14 @@ def _add_at_labels(count, sums, channels, labels, rows, out):
         if sums[CROSS_ENTROPY]:
             total = zero
             for v in range(count):
-                log = log_p[v]
-            total -= log if labels[v] == label else zero
+                g = one if labels[v] == label else zero
+                total -= log_p[v] * g
             out[CROSS_ENTROPY, c] += total
         if sums[FOCAL]:
             total = zero
             for v in range(count):
-                term = log_p[v] * focus[v]
-            total -= term if labels[v] == label else zero
+                g = one if labels[v] == label else zero
+                total -= log_p[v] * focus[v] * g
             out[FOCAL, c] += total
 
 
