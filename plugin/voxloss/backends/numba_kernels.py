@@ -545,7 +545,7 @@ def _softmax(block, count, with_logs, all_count, labels, rows):
 
 @compiled
 def _three_exponentials(first, second, third, count, maximum, total):
-    """Take three rows z to exp(z − max), and fill the rows of the maximum and the sum, without a way through memory."""
+    """Take three rows z to exp(z − max), and fill the rows of the maximum and the sum, in one loop."""
     for v in range(count):
         x, y, z = first[v], second[v], third[v]
         largest = _larger(_larger(x, y), z)
@@ -979,7 +979,10 @@ def _slope_at_labels(count, sums, gamma, weights, channels, labels, rows):
     for c in range(channels.shape[0]):
         exps, label = channels[c], np.int32(c)
         constant, twice = weights[PREDICTION, c], weights[PREDICTION_SQUARED, c] + weights[PREDICTION_SQUARED, c]
-        overlap, cross_entropy = weights[INTERSECTION, c] + weights[SOFT_INTERSECTION, c], weights[CROSS_ENTROPY, c]
+        overlap, cross_entropy = (
+            weights[INTERSECTION, c] + weights[SOFT_INTERSECTION, c],
+            weights[CROSS_ENTROPY, c],
+        )
         for v in range(count):
             p = exps[v] * scale[v]
             at_label = p * overlap - cross_entropy + own[v]
@@ -988,7 +991,10 @@ def _slope_at_labels(count, sums, gamma, weights, channels, labels, rows):
     for c in range(channels.shape[0]):
         exps, label = channels[c], np.int32(c)
         constant, twice = weights[PREDICTION, c], weights[PREDICTION_SQUARED, c] + weights[PREDICTION_SQUARED, c]
-        overlap, cross_entropy = weights[INTERSECTION, c] + weights[SOFT_INTERSECTION, c], weights[CROSS_ENTROPY, c]
+        overlap, cross_entropy = (
+            weights[INTERSECTION, c] + weights[SOFT_INTERSECTION, c],
+            weights[CROSS_ENTROPY, c],
+        )
         for v in range(count):
             p = exps[v] * scale[v]
             at_label = p * overlap - cross_entropy + own[v]
@@ -997,13 +1003,13 @@ def _slope_at_labels(count, sums, gamma, weights, channels, labels, rows):
 
 
 # A sigmoid and a label map: each channel asks a question, and the label is its answer. All terms are those of the
-# probability of the right answer, p where g is 1 and n where it is 0, so one logarithm and one power do. A softmax
-# over two classes is one question, whose logit is the difference of the two, and whose answer is both channels'.
+# probability of the right answer, p where g is 1 and n where it is 0, so one logarithm and one power do.
+# A softmax over two classes is one such question: its logit is the difference of both, and one exponential does.
 
 
 @compiled
 def _factors_of_answers(c, two, weights):
-    """∂L/∂sums as factors in `_derivative_of_answers`, for channel c, or for channel 0 and 1 together if `two`."""
+    """∂L/∂sums as factors of `_derivative_of_answers`: of channel c, or of channels 0 and 1 if `two`."""
     absent, squared = weights[PREDICTION, c], weights[PREDICTION_SQUARED, c]
     present = absent + weights[INTERSECTION, c] + weights[SOFT_INTERSECTION, c]
     no, focal_no = weights[CROSS_ENTROPY_NEGATIVE, c], weights[FOCAL_NEGATIVE, c]
