@@ -162,17 +162,31 @@ def test_equal_to_the_reference(options: dict[str, Any], wide: bool, poisoned_em
     torch.testing.assert_close([x, target], before, rtol=0, atol=0, equal_nan=True)
 
 
+KNOWN_BY_LABEL = [
+    ["intersection", "prediction", "target"],
+    ["soft_intersection", "prediction_squared", "target_squared"],
+    ["cross_entropy", "cross_entropy_negative", "prediction", "intersection", "target"],
+    ["focal", "focal_negative", "prediction_squared"],
+    ["voxels", "focal", "cross_entropy", "soft_intersection"],
+]
+
+
+@pytest.mark.parametrize("backend", ["eager", *CPU])
+@pytest.mark.parametrize("channels", [2, 3, 4])
+@pytest.mark.parametrize("sums", KNOWN_BY_LABEL, ids=" ".join)
+@pytest.mark.parametrize("ignored", ["nothing", "another value"])
+def test_every_sum_of_few_classes(ignored: str, sums: list[str], channels: int, backend: str) -> None:
+    """Each with each: pairs of options alone would leave out many a sum of two classes."""
+    options = {"form": "label map", "activation": "softmax", "masked": "not", "gamma": 2.0}
+    x, target, _, spec = volumes({**options, "ignored": ignored, "sums": sums, "channels": channels})
+    assert_equal_passes(backend, x.float(), target, spec)
+
+
 @pytest.mark.pairwise(
     backend=["eager", *CPU],
     channels=[2, 3, 4],
     activation=["softmax", "sigmoid"],
-    sums=[
-        ["intersection", "prediction", "target"],
-        ["soft_intersection", "prediction_squared", "target_squared"],
-        ["cross_entropy", "cross_entropy_negative", "prediction", "intersection", "target"],
-        ["focal", "focal_negative", "prediction_squared"],
-        ["voxels", "focal", "cross_entropy", "soft_intersection"],
-    ],
+    sums=KNOWN_BY_LABEL,
     gamma=[0.0, 0.5, 2.0],
     ignored=["nothing", "a class", "another value"],
     dtype=FLOATS,

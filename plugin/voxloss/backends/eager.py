@@ -79,8 +79,8 @@ def region_sums_backward(
 
 
 # A softmax and a label map, all of whose voxels count, is what most networks are trained with. On a CPU, the same
-# terms and derivatives as in `voxels` in half the time: labels are compared as floating-point numbers, which makes
-# vector instructions of it, there is no `where`, and min(p, g) = p·g, as p = g leaves no derivative.
+# terms and derivatives as in `voxels` in half the time: labels are compared as floating-point numbers, for which
+# torch has vector instructions, there is no `where`, and min(p, g) = p·g, as p = g leaves no derivative.
 
 _BY_LABEL = {
     "intersection",
