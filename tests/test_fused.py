@@ -70,24 +70,28 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def volumes(options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None, PassSpec]:
     """An input with NaN where ignored or of weight 0, a target, a mask, and what is asked of them; in float64."""
-    x, labels = 3 * logits(channels=CHANNELS, spatial=SPATIAL), label_map(channels=CHANNELS, spatial=SPATIAL)
+    channels = options["channels"]
+    # Few classes are often as good as sure, and a p that rounds to 1 is where min(p, 1) has two derivatives.
+    x = (3 if channels == CHANNELS else 1) * logits(channels=channels, spatial=SPATIAL)
+    labels = label_map(channels=channels, spatial=SPATIAL)
     if options["activation"] == "none":
         x = x.sigmoid()
         with_logarithms = {*POSITIVE, *NEGATIVE} & {*options["sums"]}
         # Without logarithms p = g somewhere: there min(p, g) has two. A logarithm's is infinite at p = 0.
         x = x.clamp(0.02, 0.98) if with_logarithms else (8 * x).round() / 8
-    ignore_index = {"nothing": None, "a class": 2, "another value": 255}[options["ignored"]]
-    target = labels if options["form"] == "label map" else one_hot(labels, CHANNELS)
+    last = channels - 1
+    ignore_index = {"nothing": None, "a class": last, "another value": 255}[options["ignored"]]
+    target = labels if options["form"] == "label map" else one_hot(labels, channels)
     if options["form"] == "soft":
         target = 0.875 * target + 0.125 * (torch.rand_like(target) > 0.5)
     if ignore_index is not None:
-        ignored = labels == 2
+        ignored = labels == last
         if options["form"] == "label map":
             target = labels.masked_fill(ignored, ignore_index)
         elif options["ignored"] == "another value":
             target = target.masked_fill(ignored, 255)
         else:
-            target[:, 2:3] = ignored.to(target)
+            target[:, last:] = ignored.to(target)
         x = x.masked_fill(ignored, torch.nan)
     mask = None
     if options["masked"] != "not":
@@ -131,6 +135,7 @@ def assert_equal_passes(
 )
 @pytest.mark.pairwise(
     backend=CPU,
+    channels=[2, 3, CHANNELS],
     form=["label map", "one-hot", "soft"],
     activation=["softmax", "sigmoid", "none"],
     sums=SUMS,
@@ -155,6 +160,116 @@ def test_equal_to_the_reference(options: dict[str, Any], wide: bool, poisoned_em
     before = [x.clone(), target.clone()]
     assert_equal_passes(options["backend"], x, target, spec, mask)
     torch.testing.assert_close([x, target], before, rtol=0, atol=0, equal_nan=True)
+
+
+KNOWN_BY_LABEL = [
+    ["intersection", "prediction", "target"],
+    ["soft_intersection", "prediction_squared", "target_squared"],
+    ["cross_entropy", "cross_entropy_negative", "prediction", "intersection", "target"],
+    ["focal", "focal_negative", "prediction_squared"],
+    ["voxels", "focal", "cross_entropy", "soft_intersection"],
+]
+
+
+@pytest.mark.parametrize("backend", ["eager", *CPU])
+@pytest.mark.parametrize("channels", [2, 3, 4])
+@pytest.mark.parametrize("sums", KNOWN_BY_LABEL, ids=" ".join)
+@pytest.mark.parametrize("ignored", ["nothing", "another value"])
+def test_every_sum_of_few_classes(ignored: str, sums: list[str], channels: int, backend: str) -> None:
+    """Each with each: pairs of options alone would leave out many a sum of two classes."""
+    options = {"form": "label map", "activation": "softmax", "masked": "not", "gamma": 2.0}
+    x, target, _, spec = volumes({**options, "ignored": ignored, "sums": sums, "channels": channels})
+    assert_equal_passes(backend, x.float(), target, spec)
+
+
+@pytest.mark.pairwise(
+    backend=["eager", *CPU],
+    channels=[2, 3, 4],
+    activation=["softmax", "sigmoid"],
+    sums=KNOWN_BY_LABEL,
+    gamma=[0.0, 0.5, 2.0],
+    ignored=["nothing", "a class", "another value"],
+    dtype=FLOATS,
+    layout=["contiguous", "channels last"],
+    masked=["not", "by booleans"],
+)
+def test_label_maps_of_few_classes(options: dict[str, Any], poisoned_empty: None) -> None:
+    """What needs only the probability of the label has code of its own, and so do two and three classes."""
+    options = {**options, "form": "label map", "mask_layout": "contiguous"}
+    x, target, mask, spec = volumes(options)
+    x = LAYOUTS[options["layout"]](x.to(options["dtype"]))
+    assert_equal_passes(options["backend"], x, target, spec, mask)
+
+
+# Differences of logits: of p = 1e-30, of the smallest p that float32 has, and of none.
+GAPS = [0.0, 1e-4, 1.0, 17.0, 30.0, 69.0, 85.0, 500.0, 3e4, 1e9]
+
+
+@pytest.mark.parametrize("backend", ["eager", "numba_cpu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("channels", [2, 3])
+def test_small_probabilities_are_right_to_the_last_digits(
+    channels: int, dtype: torch.dtype, backend: str
+) -> None:
+    """One voxel in each item, so that nothing is lost in a sum."""
+    gaps = torch.tensor([*GAPS, *(-gap for gap in GAPS)], dtype=dtype)
+    x = torch.zeros(len(gaps), channels, 1, dtype=dtype)
+    x[:, 0, 0] = gaps
+    few = 16 * torch.finfo(dtype).eps
+    for label in range(channels):
+        target = torch.full((len(gaps), 1, 1), label)
+        names = ["prediction", "intersection", "cross_entropy"]
+        sums, _ = BACKENDS[backend].region_sums(x, target, PassSpec("softmax", names, None))
+        expected, _ = reference.region_sums(x.double(), target, PassSpec("softmax", names, None))
+        # The reference's own logarithm is such a difference; −log p = log(1 + Σ exp(z − z of the label)).
+        others = [c for c in range(channels) if c != label]
+        away = x[:, others, 0].double() - x[:, label].double()
+        top = away.amax(1).clamp(min=0)
+        far = (away - top[:, None]).exp().sum(1)
+        logs = torch.where(top > 0, top + (far + (-top).exp() - 1).log1p(), far.log1p())
+        expected_logs = torch.zeros(len(gaps), channels).double()
+        expected_logs[:, label] = logs
+        tiny = torch.finfo(dtype).tiny
+        torch.testing.assert_close(sums[:2], expected[:2], rtol=few, atol=tiny)
+        # Without the fused pass for two classes, the logarithm is a difference: exact to the digits of 1.
+        exact = channels == 2 and backend == "numba_cpu"
+        torch.testing.assert_close(sums[2], expected_logs[:, :channels], rtol=few, atol=tiny if exact else few)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_gradients_of_sure_predictions_of_two_classes(dtype: torch.dtype) -> None:
+    """Of −log p the derivative by a logit is ∓(1 − p), also where 1 − p is 1e-30."""
+    gaps = torch.tensor(GAPS[:-4], dtype=dtype)
+    x = torch.stack([gaps, torch.zeros_like(gaps)], 0)[None]
+    target = torch.zeros(1, 1, len(gaps))
+    spec = PassSpec("softmax", ["cross_entropy"], None)
+    gradient = numba_cpu.region_sums_backward(torch.ones(1, 1, 2).double(), x, target, spec, "input")
+    wrong = (-gaps.double()).sigmoid().to(dtype)
+    few = 16 * torch.finfo(dtype).eps
+    torch.testing.assert_close(gradient[0], torch.stack([-wrong, wrong]), rtol=few, atol=0)
+
+
+@pytest.mark.parametrize("backend", ["eager", *CPU])
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_a_nan_among_few_classes_reaches_the_sums_and_the_gradient(channels: int, backend: str) -> None:
+    x, labels = (
+        logits(channels=channels, spatial=(50,), dtype=torch.float32),
+        label_map(channels=channels, spatial=(50,)),
+    )
+    names = ["intersection", "prediction", "cross_entropy"]
+    spec = PassSpec("softmax", names, None)
+    for channel in range(channels):
+        broken = x.clone()
+        broken[1, channel, 40] = torch.nan
+        sums, valid = BACKENDS[backend].region_sums(broken, labels, spec)
+        assert valid
+        assert sums[:, 0].isfinite().all()
+        assert sums[1, 1].isnan().all(), "every probability of the voxel"
+        grad = torch.ones_like(sums)
+        gradient = BACKENDS[backend].region_sums_backward(grad, broken, labels, spec, "input")
+        assert gradient[1, :, 40].isnan().all()
+        gradient[1, :, 40] = 0
+        assert gradient.isfinite().all()
 
 
 @pytest.mark.parametrize("backend", FUSED)

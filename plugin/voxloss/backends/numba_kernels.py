@@ -21,9 +21,10 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
+from llvmlite import ir
 from numba import njit, types
 from numba.core import event
-from numba.extending import overload
+from numba.extending import intrinsic, overload
 
 from voxloss.backends.numba_cache import KernelCache
 from voxloss.backends.voxels import LARGEST_LOGIT, SMALLEST_LOGARITHM, SMALLEST_PROBABILITY, TERMS
@@ -153,7 +154,7 @@ def _exp_of(x):
         # x = n·log 2 + r with |r| ≤ log(2)/2; e^r is 1 + r + r² times the polynomial that equals (e^r − 1 − r)/r²
         # at five Chebyshev points.
         x = _LOWEST if x < _LOWEST else x
-        power = _DOWN_64 if x > _LOWEST else x - _LOWEST  # 0, or NaN, which the bits below may lose
+        nothing = x - x  # or NaN, which the bits below may lose
         y = x * _LOG2_E + _ROUND
         n = y - _ROUND
         r = x - n * _LN2_HIGH - n * _LN2_LOW
@@ -165,7 +166,7 @@ def _exp_of(x):
         q = q * r + np.float32(1)
         e = q * r + np.float32(1)
         bits = np.float32(e).view(np.int32) + (np.float32(y).view(np.int32) << np.int32(23))
-        return np.int32(bits).view(np.float32) * power
+        return np.int32(bits).view(np.float32) * _DOWN_64 + nothing
 
     return exp32
 
@@ -386,6 +387,22 @@ def _within_of(x, largest):
     return within
 
 
+@intrinsic
+def _larger(typing_context, x, y):
+    """The larger of two numbers; of one and NaN, the number.
+
+    Where the result takes the place of a number in memory, that is x: of `y if y > x else x` LLVM makes a masked
+    store, which AMD's processors take ten times longer for than for a whole one.
+    """
+
+    def code(context, builder, signature, arguments):
+        kind = arguments[0].type
+        maximum = builder.module.declare_intrinsic("llvm.maxnum", [kind], ir.FunctionType(kind, [kind, kind]))
+        return builder.call(maximum, arguments)
+
+    return x(x, x), code
+
+
 @compiled
 def _load(item, start, count, largest, block):
     """Fill a block; what is further from 0 than `largest` becomes that."""
@@ -433,17 +450,21 @@ def _load_labels(item, start, count, config, weight, labels):
     memory, lines = item
     first = lines.first + start
     found = memory[first : first + count]
-    for v in range(count):
-        labels[v] = found[v]
+    lowest = np.int32(0)
     if config.masked:
         for v in range(count):
-            labels[v] = IGNORED if weight[v] == 0 else labels[v]
-    ignored, unknown = np.int32(0), np.int32(0)
-    for v in range(count):
-        ignored += np.int32(labels[v] == IGNORED)
-        unknown += np.int32(labels[v] == NO_CLASS)
-        labels[v] = IGNORED if labels[v] == NO_CLASS else labels[v]
-    return unknown == 0, ignored == 0
+            label = np.int32(IGNORED) if weight[v] == 0 else found[v]
+            lowest = label if label < lowest else lowest
+            labels[v] = label
+    else:
+        for v in range(count):
+            label = found[v]
+            lowest = label if label < lowest else lowest
+            labels[v] = label
+    if lowest == NO_CLASS:
+        for v in range(count):
+            labels[v] = IGNORED if labels[v] == NO_CLASS else labels[v]
+    return lowest != NO_CLASS, lowest == 0
 
 
 @compiled
@@ -492,29 +513,44 @@ def _clear(block, count, labels):
 
 
 @compiled
-def _softmax(block, count, with_logs, labels, rows):
+def _softmax(block, count, with_logs, all_count, labels, rows):
     """Take z to exp(z − max); fill the rows MAXIMUM, SCALE = 1/Σ exp(z − max) and LOG_SUM = −log SCALE."""
     maximum, scale, log_sum = rows[MAXIMUM], rows[SCALE], rows[LOG_SUM]
     zero, one = scale.dtype.type(0), scale.dtype.type(1)
-    for v in range(count):
-        maximum[v] = block[0, v]
-    for c in range(1, block.shape[0]):
+    if block.shape[0] == 3:
+        _three_exponentials(block[0], block[1], block[2], count, maximum, scale)
+    else:
         for v in range(count):
-            maximum[v] = block[c, v] if block[c, v] > maximum[v] else maximum[v]
-    for v in range(count):
-        scale[v] = 0
-    for c in range(block.shape[0]):
+            maximum[v] = block[0, v]
+        for c in range(1, block.shape[0]):
+            logits = block[c]
+            for v in range(count):
+                maximum[v] = _larger(maximum[v], logits[v])
         for v in range(count):
-            e = _exp(block[c, v] - maximum[v])
-            block[c, v] = e
-            scale[v] += e
+            scale[v] = zero
+        for c in range(block.shape[0]):
+            exps = block[c]
+            for v in range(count):
+                exps[v] = _exp(exps[v] - maximum[v])
+                scale[v] += exps[v]
     for v in range(count):
         scale[v] = one / scale[v]
     if with_logs:
         for v in range(count):
             log_sum[v] = -_log(scale[v])
+    if not all_count:
+        for v in range(count):
+            scale[v] = zero if labels[v] == IGNORED else scale[v]
+
+
+@compiled
+def _three_exponentials(first, second, third, count, maximum, total):
+    """Take three rows z to exp(z − max), and fill the rows of the maximum and the sum, in one loop."""
     for v in range(count):
-        scale[v] = zero if labels[v] == IGNORED else scale[v]
+        x, y, z = first[v], second[v], third[v]
+        largest = _larger(_larger(x, y), z)
+        x, y, z = _exp(x - largest), _exp(y - largest), _exp(z - largest)
+        first[v], second[v], third[v], maximum[v], total[v] = x, y, z, largest, x + y + z
 
 
 @compiled
@@ -876,98 +912,115 @@ def _derivative_by_target(c, count, sums, gamma, weights, rows, derivative):
 
 @compiled
 def _fill_at_labels(count, sums, gamma, with_logs, exps, labels, rows):
-    """Fill the rows P, N and FOCUS, and LOG_P from z, for the channel of each label; P is 0 where ignored."""
+    """Fill the row LOG_P from z, and P, N and FOCUS for focal terms, for the channel of each label."""
     one = rows.dtype.type(1)
-    for v in range(count):
-        label = max(labels[v], 0)
-        rows[P, v] = exps[label, v] * rows[SCALE, v]
-        rows[N, v] = one - rows[P, v]
     if with_logs:
         for v in range(count):
             rows[LOG_P, v] = _log_softmax(rows[LOG_P, v], rows[MAXIMUM, v], rows[LOG_SUM, v])
     if sums[FOCAL]:
+        for v in range(count):
+            rows[P, v] = exps[max(labels[v], 0), v] * rows[SCALE, v]
+            rows[N, v] = one - rows[P, v]
         _focus(rows[N], count, gamma, rows)
 
 
 @compiled
-def _add_at_labels(count, sums, exps, labels, rows, out):
-    p, log_p, scale, focus = rows[P], rows[LOG_P], rows[SCALE], rows[FOCUS]
-    zero, one = p.dtype.type(0), p.dtype.type(1)
-    for c in range(exps.shape[0]):
-        label = np.int32(c)
-        if sums[PREDICTION]:
-            total = zero
-            for v in range(count):
-                total += exps[c, v] * scale[v]
-            out[PREDICTION, c] += total
+def _add_at_labels(count, sums, channels, labels, rows, out):
+    log_p, scale, focus = rows[LOG_P], rows[SCALE], rows[FOCUS]
+    zero, one = scale.dtype.type(0), scale.dtype.type(1)
+    for c in range(channels.shape[0]):
+        exps, label = channels[c], np.int32(c)
+        intersection, prediction, target = zero, zero, zero
+        for v in range(count):
+            p = exps[v] * scale[v]
+            g = one if labels[v] == label else zero
+            intersection += p * g
+            prediction += p
+            target += g
+        out[INTERSECTION, c] += intersection
+        out[SOFT_INTERSECTION, c] += intersection
+        out[PREDICTION, c] += prediction
+        out[TARGET, c] += target
+        out[TARGET_SQUARED, c] += target
         if sums[PREDICTION_SQUARED]:
             total = zero
             for v in range(count):
-                total += (exps[c, v] * scale[v]) ** 2
+                total += (exps[v] * scale[v]) ** 2
             out[PREDICTION_SQUARED, c] += total
-        if sums[INTERSECTION] or sums[SOFT_INTERSECTION]:
-            total = zero
-            for v in range(count):
-                total += p[v] if labels[v] == label else zero
-            out[INTERSECTION, c] += total
-            out[SOFT_INTERSECTION, c] += total
-        if sums[TARGET] or sums[TARGET_SQUARED]:
-            total = zero
-            for v in range(count):
-                total += one if labels[v] == label else zero
-            out[TARGET, c] += total
-            out[TARGET_SQUARED, c] += total
         if sums[CROSS_ENTROPY]:
             total = zero
             for v in range(count):
-                total -= log_p[v] if labels[v] == label else zero
+                g = one if labels[v] == label else zero
+                total -= log_p[v] * g
             out[CROSS_ENTROPY, c] += total
         if sums[FOCAL]:
             total = zero
             for v in range(count):
-                total -= log_p[v] * focus[v] if labels[v] == label else zero
+                g = one if labels[v] == label else zero
+                total -= log_p[v] * focus[v] * g
             out[FOCAL, c] += total
 
 
 @compiled
-def _slope_at_labels(count, sums, gamma, weights, exps, labels, rows):
+def _slope_at_labels(count, sums, gamma, weights, channels, labels, rows):
     """Overwrite the exponentials by ∂L/∂logits = q − p·Σq; min(p, g) is p·g here: p = g leaves no
     derivative.
     """
     dot, scale, own = rows[DOT], rows[SCALE], rows[OWN]
     zero, one = dot.dtype.type(0), dot.dtype.type(1)
     for v in range(count):
-        # What q has only in the channel of the label.
-        label = max(labels[v], 0)
-        overlap = weights[INTERSECTION, label] + weights[SOFT_INTERSECTION, label]
-        own[v] = rows[P, v] * overlap - weights[CROSS_ENTROPY, label]
+        own[v], dot[v] = zero, zero
     if sums[FOCAL]:
         for v in range(count):
             n = rows[N, v]
             ratio = -one if n <= zero else rows[P, v] * rows[LOG_P, v] / n  # its limit
-            own[v] -= weights[FOCAL, max(labels[v], 0)] * rows[FOCUS, v] * (one - gamma * ratio)
-    for v in range(count):
-        own[v] = zero if labels[v] == IGNORED else own[v]
-        dot[v] = zero
-    for c in range(exps.shape[0]):
-        constant, squared = weights[PREDICTION, c], weights[PREDICTION_SQUARED, c]
-        twice = squared + squared
+            # What q has of the focal term.
+            own[v] = -weights[FOCAL, max(labels[v], 0)] * rows[FOCUS, v] * (one - gamma * ratio)
+    for c in range(channels.shape[0]):
+        exps, label = channels[c], np.int32(c)
+        constant, twice = weights[PREDICTION, c], weights[PREDICTION_SQUARED, c] + weights[PREDICTION_SQUARED, c]
+        overlap, cross_entropy = (
+            weights[INTERSECTION, c] + weights[SOFT_INTERSECTION, c],
+            weights[CROSS_ENTROPY, c],
+        )
         for v in range(count):
-            dot[v] += exps[c, v] * (constant + twice * (exps[c, v] * scale[v]))
-    for v in range(count):
-        dot[v] = dot[v] * scale[v] + own[v]
-    for c in range(exps.shape[0]):
-        label = np.int32(c)
-        constant, squared = weights[PREDICTION, c], weights[PREDICTION_SQUARED, c]
-        twice = squared + squared
+            p = exps[v] * scale[v]
+            at_label = p * overlap - cross_entropy + own[v]
+            at_label = at_label if labels[v] == label else zero
+            dot[v] += p * (constant + twice * p) + at_label
+    for c in range(channels.shape[0]):
+        exps, label = channels[c], np.int32(c)
+        constant, twice = weights[PREDICTION, c], weights[PREDICTION_SQUARED, c] + weights[PREDICTION_SQUARED, c]
+        overlap, cross_entropy = (
+            weights[INTERSECTION, c] + weights[SOFT_INTERSECTION, c],
+            weights[CROSS_ENTROPY, c],
+        )
         for v in range(count):
-            p = exps[c, v] * scale[v]
-            at_label = own[v] if labels[v] == label else zero
-            exps[c, v] = p * (constant + twice * p - dot[v]) + at_label
+            p = exps[v] * scale[v]
+            at_label = p * overlap - cross_entropy + own[v]
+            at_label = at_label if labels[v] == label else zero
+            exps[v] = p * (constant + twice * p - dot[v]) + at_label
 
 
 # A sigmoid and a label map: each channel asks a question, and the label is its answer. All terms are those of the
 # probability of the right answer, p where g is 1 and n where it is 0, so one logarithm and one power do.
+# A softmax over two classes is one such question: its logit is the difference of both, and one exponential does.
+
+
+@compiled
+def _factors_of_answers(c, two, weights):
+    """∂L/∂sums as factors of `_derivative_of_answers`: of channel c, or of channels 0 and 1 if `two`."""
+    absent, squared = weights[PREDICTION, c], weights[PREDICTION_SQUARED, c]
+    present = absent + weights[INTERSECTION, c] + weights[SOFT_INTERSECTION, c]
+    no, focal_no = weights[CROSS_ENTROPY_NEGATIVE, c], weights[FOCAL_NEGATIVE, c]
+    if two:
+        # p of channel 1 is 1 − p, its p² is 1 − 2p + p².
+        other = weights[PREDICTION, 1] + weights[PREDICTION_SQUARED, 1] + weights[PREDICTION_SQUARED, 1]
+        present -= other
+        absent -= other + weights[INTERSECTION, 1] + weights[SOFT_INTERSECTION, 1]
+        squared += weights[PREDICTION_SQUARED, 1]
+        no, focal_no = weights[CROSS_ENTROPY, 1], weights[FOCAL, 1]
+    return present, absent, squared + squared, -weights[CROSS_ENTROPY, c], no, -weights[FOCAL, c], focal_no
 
 
 @compiled
@@ -976,7 +1029,8 @@ def _fill_answers(c, count, sums, gamma, with_logs, all_count, logits, labels, r
     p, n, log_p, t = rows[P], rows[N], rows[LOG_P], rows[EXP]
     zero, one, label = p.dtype.type(0), p.dtype.type(1), np.int32(c)
     for v in range(count):
-        z = logits[c, v] if labels[v] == label else -logits[c, v]
+        z = logits[c, v]
+        z = z if labels[v] == label else -z
         t[v] = _exp(-abs(z))
         larger = one / (one + t[v])
         smaller = t[v] * larger
@@ -1001,9 +1055,10 @@ def _add_answers(c, count, sums, labels, rows, out):
     if sums[INTERSECTION] or sums[SOFT_INTERSECTION] or sums[PREDICTION] or sums[TARGET] or sums[TARGET_SQUARED]:
         intersection, prediction, target = zero, zero, zero
         for v in range(count):
+            right, wrong = p[v], n[v]
             g = one if labels[v] == label else zero
-            intersection += p[v] * g
-            prediction += p[v] if labels[v] == label else n[v]
+            intersection += right * g
+            prediction += right if labels[v] == label else wrong
             target += g
         out[INTERSECTION, c] += intersection
         out[SOFT_INTERSECTION, c] += intersection
@@ -1013,7 +1068,8 @@ def _add_answers(c, count, sums, labels, rows, out):
     if sums[PREDICTION_SQUARED]:
         total = zero
         for v in range(count):
-            total += p[v] * p[v] if labels[v] == label else n[v] * n[v]
+            right, wrong = p[v], n[v]
+            total += right * right if labels[v] == label else wrong * wrong
         out[PREDICTION_SQUARED, c] += total
     if sums[CROSS_ENTROPY] or sums[CROSS_ENTROPY_NEGATIVE]:
         positive, negative = zero, zero
@@ -1035,31 +1091,29 @@ def _add_answers(c, count, sums, labels, rows, out):
 
 
 @compiled
-def _derivative_of_answers(c, count, sums, gamma, weights, labels, rows, derivative):
+def _derivative_of_answers(c, count, sums, gamma, factors, labels, rows, derivative):
     """Fill `derivative` with ∂L/∂logit; min(p, g) is p·g here, as p = g leaves no derivative."""
     p, n, log_p, focus = rows[P], rows[N], rows[LOG_P], rows[FOCUS]
     label = np.int32(c)
     floor = p.dtype.type(-1e4)  # of log p; p·log p is 0 there
-    absent, squared = weights[PREDICTION, c], weights[PREDICTION_SQUARED, c]
-    present = absent + weights[INTERSECTION, c] + weights[SOFT_INTERSECTION, c]
-    twice = squared + squared
-    yes, no = -weights[CROSS_ENTROPY, c], weights[CROSS_ENTROPY_NEGATIVE, c]
-    focal_yes, focal_no = -weights[FOCAL, c], weights[FOCAL_NEGATIVE, c]
+    present, absent, twice, yes, no, focal_yes, focal_no = factors
     if not (sums[FOCAL] or sums[FOCAL_NEGATIVE]):
         for v in range(count):
+            right, wrong = p[v], n[v]
             constant = present if labels[v] == label else absent
             cross_entropy = yes if labels[v] == label else no
-            prediction = p[v] if labels[v] == label else n[v]
-            derivative[v] = n[v] * (p[v] * (constant + twice * prediction) + cross_entropy)
+            prediction = right if labels[v] == label else wrong
+            derivative[v] = wrong * (right * (constant + twice * prediction) + cross_entropy)
         return
     for v in range(count):
+        right, wrong, log = p[v], n[v], log_p[v]
         constant = present if labels[v] == label else absent
         cross_entropy = yes if labels[v] == label else no
         focal = focal_yes if labels[v] == label else focal_no
-        prediction = p[v] if labels[v] == label else n[v]
-        log = log_p[v] if log_p[v] > floor else floor
-        by_focal = focus[v] * (n[v] - gamma * (p[v] * log))
-        derivative[v] = n[v] * (p[v] * (constant + twice * prediction) + cross_entropy) + focal * by_focal
+        prediction = right if labels[v] == label else wrong
+        log = log if log > floor else floor
+        by_focal = focus[v] * (wrong - gamma * (right * log))
+        derivative[v] = wrong * (right * (constant + twice * prediction) + cross_entropy) + focal * by_focal
 
 
 # The two passes; blocks, rows and labels are memory to work in.
@@ -1076,14 +1130,15 @@ def _knows_by_label(config):
 
 
 @compiled
-def _load_voxels(input, target, mask, first, count, config, with_logs, by_label, blocks, rows, labels):
+def _load_voxels(input, target, mask, first, count, config, with_logs, by_label, two, blocks, rows, labels):
     """Fill the blocks and, if `masked`, the row WEIGHT, which is 0 where ignored.
 
     Return whether all voxels that count are valid, and whether all count.
 
     The first block gets the input, or its exponentials for a softmax. Then the other block gets the input if
     logarithms are needed; or, if only those of the labels' channels are (`by_label`), the row LOG_P gets what
-    there is of it in these. The third gets the target unless it is a label map.
+    there is of it in these. If `two` classes are one question, the first block's first row gets the difference of
+    both. The third block gets the target unless it is a label map.
     """
     block, other, soft = blocks
     weight = rows[WEIGHT]
@@ -1098,13 +1153,16 @@ def _load_voxels(input, target, mask, first, count, config, with_logs, by_label,
     if not all_count:
         _clear(block, count, labels)
         _clear(rows[WEIGHT : WEIGHT + 1], count, labels)
-    if config.activation == SOFTMAX:
+    if two:
+        for v in range(count):
+            block[0, v] -= block[1, v]
+    elif config.activation == SOFTMAX:
         if with_logs and by_label:
             for v in range(count):
                 rows[LOG_P, v] = block[max(labels[v], 0), v]
         elif with_logs:
             other[:, :count] = block[:, :count]
-        _softmax(block, count, with_logs, labels, rows)
+        _softmax(block, count, with_logs, all_count, labels, rows)
     return valid and weighed, all_count
 
 
@@ -1117,11 +1175,12 @@ def forward(input, target, mask, start, stop, config, blocks, rows, labels, out)
     for k in range(CROSS_ENTROPY, FALSE_POSITIVES):
         with_logs |= sums[k]
     is_map, by_label = config.is_map, _knows_by_label(config)
+    two = by_label and activation == SOFTMAX and block.shape[0] == 2
     all_valid = True
     for first in range(start, stop, rows.shape[1]):
         count = min(rows.shape[1], stop - first)
         valid, all_count = _load_voxels(
-            input, target, mask, first, count, config, with_logs, by_label, blocks, rows, labels
+            input, target, mask, first, count, config, with_logs, by_label, two, blocks, rows, labels
         )
         all_valid &= valid
         if sums[VOXELS] and config.weighted:
@@ -1131,13 +1190,14 @@ def forward(input, target, mask, start, stop, config, blocks, rows, labels, out)
             out[VOXELS] += total
         elif sums[VOXELS]:
             out[VOXELS] += count if all_count else np.sum(labels[:count] != IGNORED)
-        if by_label and activation == SOFTMAX:
+        if by_label and activation == SOFTMAX and not two:
             _fill_at_labels(count, sums, gamma, with_logs, block, labels, rows)
             _add_at_labels(count, sums, block, labels, rows, out)
             continue
         for c in range(block.shape[0]):
-            if by_label and activation == SIGMOID:
-                _fill_answers(c, count, sums, gamma, with_logs, all_count, block, labels, rows)
+            if two or (by_label and activation == SIGMOID):
+                if c == 0 or not two:
+                    _fill_answers(c, count, sums, gamma, with_logs, all_count, block, labels, rows)
                 _add_answers(c, count, sums, labels, rows, out)
                 continue
             _fill(c, count, activation, with_logs, all_count, block, other, labels, soft, is_map, rows)
@@ -1166,28 +1226,34 @@ def backward(input, target, mask, start, stop, config, blocks, rows, labels, wei
         or sums[LOG_POWER_NEGATIVE]
     )
     is_map, by_label = config.is_map, _knows_by_label(config)
+    two = by_label and activation == SOFTMAX and block.shape[0] == 2
     dot = rows[DOT]
     for first in range(start, stop, rows.shape[1]):
         count = min(rows.shape[1], stop - first)
         _, all_count = _load_voxels(
-            input, target, mask, first, count, config, with_logs, by_label, blocks, rows, labels
+            input, target, mask, first, count, config, with_logs, by_label, two, blocks, rows, labels
         )
-        if by_label and activation == SOFTMAX:
+        if by_label and activation == SOFTMAX and not two:
             _fill_at_labels(count, sums, gamma, with_logs, block, labels, rows)
             _slope_at_labels(count, sums, gamma, weights, block, labels, rows)
             _store(block, first, count, result)
             continue
         for c in range(block.shape[0]):
-            if by_label and activation == SIGMOID:
+            if two and c == 1:
+                for v in range(count):
+                    other[1, v] = -other[0, v]
+                continue
+            if two or (by_label and activation == SIGMOID):
                 _fill_answers(c, count, sums, gamma, with_logs, all_count, block, labels, rows)
-                _derivative_of_answers(c, count, sums, gamma, weights, labels, rows, other[c])
+                factors = _factors_of_answers(c, two, weights)
+                _derivative_of_answers(c, count, sums, gamma, factors, labels, rows, other[c])
                 continue
             _fill(c, count, activation, with_logs, all_count, block, other, labels, soft, is_map, rows)
             if by_target:
                 _derivative_by_target(c, count, sums, gamma, weights, rows, other[c])
             else:
                 _derivative(c, count, activation, sums, gamma, weights, rows, other[c])
-        if activation == SOFTMAX and not by_target:
+        if activation == SOFTMAX and not (two or by_target):
             for v in range(count):
                 dot[v] = 0
             for c in range(block.shape[0]):
