@@ -56,7 +56,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numba_cpu, "WIDTH", 32)
     scratch = numba_cpu._scratch
 
-    def poisoned(*given: Tensor) -> Any:
+    def poisoned(*given: Any) -> Any:
         of_part, blocks, rows, labels = scratch(*given)
         for array in (*blocks, rows):
             array.fill(np.nan)

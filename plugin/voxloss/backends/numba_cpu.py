@@ -21,7 +21,7 @@ from torch import Tensor
 from voxloss.backends.layout import flatten_spatial
 from voxloss.backends.voxels import TERMS, PassSpec, range_tolerance, without_differences
 
-# Voxels of an item that are summed by themselves: the same for any number of threads, so the result is, too.
+# Voxels of an item that are summed by themselves, at least; see `_part`.
 PART = 1 << 15
 # Voxels that are worked on at once: with some hundred channels they still fit into the second cache.
 WIDTH = 1024
@@ -56,7 +56,7 @@ def region_sums(
     inputs, targets, masks = (_Items(tensor) for tensor in flat)
     config = _config(input, target, spec, mask)
     target_of = _target_of(targets, target, channels, config)
-    parts = -(-inputs.voxels // PART)
+    parts = -(-inputs.voxels // _part(inputs.voxels, channels))
     sums = np.zeros((items, parts, len(TERMS), channels))
     valid = np.zeros((items, parts), dtype=bool)
 
@@ -66,7 +66,7 @@ def region_sums(
             inputs[item], target, masks[item], start, stop, config, *scratch[1:], sums[item, part]
         )
 
-    _in_parallel(walk, items, inputs.voxels, lambda: _scratch(input, target))
+    _in_parallel(walk, inputs.voxels, input, target)
     rows = [list(TERMS).index(name) for name in spec.sums]
     return torch.from_numpy(sums.sum(1)[:, rows].swapaxes(0, 1).copy()), torch.tensor(bool(valid.all()))
 
@@ -110,7 +110,7 @@ def region_sums_backward(
             results[item],
         )
 
-    _in_parallel(walk, items, inputs.voxels, lambda: _scratch(input, target))
+    _in_parallel(walk, inputs.voxels, input, target)
     return result if result is written else result.copy_(written)
 
 
@@ -154,15 +154,26 @@ def _target_of(
     return (lambda item, start, stop, scratch: targets[item]) if target.is_floating_point() else values_of
 
 
-def _in_parallel(walk: Walk, items: int, voxels: int, scratch: Callable[[], Any]) -> None:
+def _part(voxels: int, channels: int) -> int:
+    """Voxels of an item that are summed by themselves.
+
+    More of few channels, as threads wait for the interpreter from part to part, unless few parts were left. It is
+    the same for any number of threads and items, so that the result is, too.
+    """
+    return PART * max(1, min(4, 8 // channels, voxels // (8 * PART)))
+
+
+def _in_parallel(walk: Walk, voxels: int, input: Tensor, target: Tensor) -> None:
     """Call `walk(item, part, start, stop, scratch)` for all voxels, by as many threads as torch has."""
-    parts = [(item, start) for item in range(items) for start in range(0, voxels, PART)]
+    items, channels, *_ = input.shape
+    part = _part(voxels, channels)
+    parts = [(item, start) for item in range(items) for start in range(0, voxels, part)]
     todo = iter(parts)
 
     def take() -> None:
-        own = scratch()
+        scratch = _scratch(input, target, part)
         for item, start in todo:
-            walk(item, start // PART, start, min(voxels, start + PART), own)
+            walk(item, start // part, start, min(voxels, start + part), scratch)
 
     helpers = min(torch.get_num_threads(), len(parts)) - 1
     helping: list[Future[None]] = []
@@ -191,12 +202,12 @@ def _kernels() -> Any:
     return numba_kernels
 
 
-def _scratch(input: Tensor, target: Tensor) -> Any:
+def _scratch(input: Tensor, target: Tensor, part: int) -> Any:
     """Memory for one thread: a part's target; blocks of logits, of exponentials and of a target; rows; labels."""
     precision = _precision(input)
     blocks = tuple(np.empty((tensor.shape[1], WIDTH), precision) for tensor in (input, input, target))
     rows = np.empty((_kernels().ROWS, WIDTH), precision)
-    return _part_of(target, input, PART), blocks, rows, np.empty(WIDTH, np.int32)
+    return _part_of(target, input, part), blocks, rows, np.empty(WIDTH, np.int32)
 
 
 def _part_of(target: Tensor, input: Tensor, voxels: int) -> NDArray[Any] | None:

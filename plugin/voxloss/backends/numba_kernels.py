@@ -221,6 +221,22 @@ def _log1p_of(x):
     return log1p32
 
 
+def _answer(z: float) -> tuple[float, float, float]:
+    """p = 1/(1 + exp(−z)), 1 − p, and exp(−|z|); neither of the first two is a difference."""
+    raise NotImplementedError
+
+
+@overload(_answer, jit_options=_INLINE)
+def _answer_of(z):
+    def answer(z):
+        small = _exp(-abs(z))
+        larger = type(z)(1) / (type(z)(1) + small)
+        smaller = small * larger
+        return (smaller, larger, small) if z < type(z)(0) else (larger, smaller, small)
+
+    return answer
+
+
 def _log_softmax(z: float, maximum: float, log_sum: float) -> float:
     """(z − maximum) − log Σ exp(z − maximum)."""
     raise NotImplementedError
@@ -401,6 +417,34 @@ def _larger(typing_context, x, y):
         return builder.call(maximum, arguments)
 
     return x(x, x), code
+
+
+@intrinsic
+def _fetch(typing_context, memory, index):
+    """Have the line of the cache that an element is in brought there, and do not wait for it."""
+
+    def code(context, builder, signature, arguments):
+        array = context.make_array(memory)(context, builder, arguments[0])
+        pointer = builder.bitcast(builder.gep(array.data, [arguments[1]]), ir.IntType(8).as_pointer())
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
+        fetch = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
+        builder.call(fetch, [pointer, number(0), number(2), number(1)])
+        return context.get_dummy_value()
+
+    return types.none(memory, types.intp), code
+
+
+@compiled
+def _fetch_row(item, start, count, channels):
+    memory, lines = item
+    if lines.per_voxel != 1:
+        return
+    step = 64 // memory.itemsize
+    for c in range(channels):
+        first = lines.first + c * lines.per_channel + start
+        for v in range(0, count, step):
+            _fetch(memory, first + v)
 
 
 @compiled
@@ -1027,15 +1071,11 @@ def _factors_of_answers(c, two, weights):
 def _fill_answers(c, count, sums, gamma, with_logs, all_count, logits, labels, rows):
     """Fill the rows P, N, LOG_P and FOCUS of the right answer to channel c; 0 where ignored, but for FOCUS."""
     p, n, log_p, t = rows[P], rows[N], rows[LOG_P], rows[EXP]
-    zero, one, label = p.dtype.type(0), p.dtype.type(1), np.int32(c)
+    zero, label = p.dtype.type(0), np.int32(c)
     for v in range(count):
         z = logits[c, v]
         z = z if labels[v] == label else -z
-        t[v] = _exp(-abs(z))
-        larger = one / (one + t[v])
-        smaller = t[v] * larger
-        p[v] = smaller if z < zero else larger
-        n[v] = larger if z < zero else smaller
+        p[v], n[v], t[v] = _answer(z)
         log_p[v] = z if z < zero else zero
     if with_logs:
         for v in range(count):
@@ -1091,20 +1131,27 @@ def _add_answers(c, count, sums, labels, rows, out):
 
 
 @compiled
-def _derivative_of_answers(c, count, sums, gamma, factors, labels, rows, derivative):
-    """Fill `derivative` with ∂L/∂logit; min(p, g) is p·g here, as p = g leaves no derivative."""
+def _slope_of_answers(c, count, factors, logits, labels, derivative):
+    """Fill `derivative` with ∂L/∂logit, without focal terms; min(p, g) is p·g, as p = g leaves no derivative."""
+    label = np.int32(c)
+    present, absent, twice, yes, no, _, _ = factors
+    for v in range(count):
+        here = labels[v] == label
+        z = logits[c, v]
+        p, n, _ = _answer(z if here else -z)
+        constant = present if here else absent
+        cross_entropy = yes if here else no
+        prediction = p if here else n
+        derivative[v] = n * (p * (constant + twice * prediction) + cross_entropy)
+
+
+@compiled
+def _derivative_of_answers(c, count, gamma, factors, labels, rows, derivative):
+    """Fill `derivative` with ∂L/∂logit of sums with focal terms, from the rows of `_fill_answers`."""
     p, n, log_p, focus = rows[P], rows[N], rows[LOG_P], rows[FOCUS]
     label = np.int32(c)
     floor = p.dtype.type(-1e4)  # of log p; p·log p is 0 there
     present, absent, twice, yes, no, focal_yes, focal_no = factors
-    if not (sums[FOCAL] or sums[FOCAL_NEGATIVE]):
-        for v in range(count):
-            right, wrong = p[v], n[v]
-            constant = present if labels[v] == label else absent
-            cross_entropy = yes if labels[v] == label else no
-            prediction = right if labels[v] == label else wrong
-            derivative[v] = wrong * (right * (constant + twice * prediction) + cross_entropy)
-        return
     for v in range(count):
         right, wrong, log = p[v], n[v], log_p[v]
         constant = present if labels[v] == label else absent
@@ -1179,6 +1226,8 @@ def forward(input, target, mask, start, stop, config, blocks, rows, labels, out)
     all_valid = True
     for first in range(start, stop, rows.shape[1]):
         count = min(rows.shape[1], stop - first)
+        following = min(rows.shape[1], stop - first - count)
+        _fetch_row(input, first + count, following, block.shape[0])
         valid, all_count = _load_voxels(
             input, target, mask, first, count, config, with_logs, by_label, two, blocks, rows, labels
         )
@@ -1230,6 +1279,9 @@ def backward(input, target, mask, start, stop, config, blocks, rows, labels, wei
     dot = rows[DOT]
     for first in range(start, stop, rows.shape[1]):
         count = min(rows.shape[1], stop - first)
+        following = min(rows.shape[1], stop - first - count)
+        _fetch_row(input, first + count, following, block.shape[0])
+        _fetch_row(result, first + count, following, block.shape[0])
         _, all_count = _load_voxels(
             input, target, mask, first, count, config, with_logs, by_label, two, blocks, rows, labels
         )
@@ -1244,9 +1296,12 @@ def backward(input, target, mask, start, stop, config, blocks, rows, labels, wei
                     other[1, v] = -other[0, v]
                 continue
             if two or (by_label and activation == SIGMOID):
-                _fill_answers(c, count, sums, gamma, with_logs, all_count, block, labels, rows)
                 factors = _factors_of_answers(c, two, weights)
-                _derivative_of_answers(c, count, sums, gamma, factors, labels, rows, other[c])
+                if sums[FOCAL] or sums[FOCAL_NEGATIVE]:
+                    _fill_answers(c, count, sums, gamma, with_logs, all_count, block, labels, rows)
+                    _derivative_of_answers(c, count, gamma, factors, labels, rows, other[c])
+                else:
+                    _slope_of_answers(c, count, factors, block, labels, other[c])
                 continue
             _fill(c, count, activation, with_logs, all_count, block, other, labels, soft, is_map, rows)
             if by_target:
