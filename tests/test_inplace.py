@@ -138,10 +138,12 @@ def test_beside_other_users_of_the_logits_it_is_right_or_an_error(loss_first: bo
 
 def test_what_it_cannot_do_is_refused() -> None:
     target, loss = label_map(2, 3, (40,)), voxloss.DiceLoss(**MAP, inplace=True)
-    with pytest.raises(
-        ValueError, match="inplace=True: expected logits that a network computed, received a leaf"
-    ):
-        loss(logits(2, 3, (40,)).requires_grad_(), target)
+    leaf = logits(2, 3, (40,)).requires_grad_()
+    for parameter in (leaf, leaf[:], leaf.flatten(1).view(2, 3, 40)):
+        with pytest.raises(
+            ValueError, match="inplace=True: expected logits .*, received a leaf tensor, or a view of"
+        ):
+            loss(parameter, target)
     output = logits(2, 3, (40,)).requires_grad_() * 1.0
     with pytest.raises(NotImplementedError, match="inplace=True: expected no create_graph"):
         torch.autograd.grad(loss(output, target), output, create_graph=True)

@@ -149,10 +149,11 @@ def may_be_overwritten(input: Tensor) -> bool:
     """
     if torch.compiler.is_compiling() or not input.requires_grad:
         return False
-    if input.is_leaf:
+    base = input if input._base is None else input._base
+    if base.is_leaf:
         raise ValueError(
-            "inplace=True: expected logits that a network computed, received a leaf tensor, whose values the "
-            "gradient would overwrite. Omit inplace."
+            "inplace=True: expected logits that a network computed, received a leaf tensor, or a view of one, "
+            "whose values the gradient would overwrite. Omit inplace."
         )
     return all(stride or size == 1 for size, stride in zip(input.shape, input.stride(), strict=True))
 
