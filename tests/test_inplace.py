@@ -141,7 +141,7 @@ def test_what_it_cannot_do_is_refused() -> None:
     leaf = logits(2, 3, (40,)).requires_grad_()
     for parameter in (leaf, leaf[:], leaf.flatten(1).view(2, 3, 40)):
         with pytest.raises(
-            ValueError, match="inplace=True: expected logits .*, received a leaf tensor, or a view of"
+            ValueError, match=r"inplace=True: expected logits .*, received a leaf tensor, or a view of"
         ):
             loss(parameter, target)
     output = logits(2, 3, (40,)).requires_grad_() * 1.0

@@ -57,9 +57,9 @@ class StatisticsLoss(_Loss, ABC):
         shard: with a group, what is spread over it: the "batch", each rank with samples of its own, as many as it
             has; or the "volume", each rank with a part of the same samples' voxels.
         inplace: backward writes the gradient over the input, whose values are lost, and takes no memory of its
-            own. After `backward()` the logits hold the gradient: compute metrics before, or from a clone. Autograd
-            raises an error where something else still needs the values. Not for an input that is a leaf or a view
-            of one, nor for second derivatives; inside of torch.compile it has no effect.
+            own. After `backward()` the logits hold the gradient: compute metrics before, or from a clone.
+            Autograd raises an error where something else still needs the values. Not for an input that is a leaf
+            or a view of one, nor for second derivatives; inside of torch.compile it has no effect.
     """
 
     _what: str = ""  # what ranks compare
