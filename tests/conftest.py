@@ -115,7 +115,7 @@ def seeded() -> None:
 def choice_of_a_backend() -> Iterator[None]:
     """No test leaves behind what it made of the backends."""
     yield
-    backends._backend_for.cache_clear()
+    backends._chosen.cache_clear()
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])

@@ -73,7 +73,7 @@ _TVERSKY = formulas.tversky
         ("TverskyLoss", formulas, "tversky", _swapped),
         ("FocalTverskyLoss", formulas, "FOCAL_LINEAR_BELOW", 1e-3),
         ("DiceLoss", base, "annotated_channels", lambda _, batch, channels, __: torch.ones(batch, channels) > 0),
-        ("CrossEntropyLoss", voxelwise, "mean", lambda total, count: total / count.clamp(min=2)),
+        ("CrossEntropyLoss", voxelwise, "mean", lambda total, count, _: total / count.clamp(min=2)),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
@@ -102,8 +102,8 @@ def test_a_wrong_oracle_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_wrong_gradient_is_found(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype | None, by: float) -> None:
     backward = eager.region_sums_backward
 
-    def broken(*args: Any) -> Tensor:
-        gradient = backward(*args)
+    def broken(*args: Any, **arguments: Any) -> Tensor:
+        gradient = backward(*args, **arguments)
         if dtype in (None, gradient.dtype):
             gradient[..., -1] *= by
         return gradient

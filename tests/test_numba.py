@@ -459,7 +459,7 @@ def test_without_numba_it_says_once_what_would_be_faster(
     """Not where the eager backend was named, and not of an input that Numba would not take."""
     monkeypatch.setattr(numba_cpu, "_INSTALLED", False)
     backends._recommend.cache_clear()
-    backends._backend_for.cache_clear()
+    backends._chosen.cache_clear()
     loss, x, labels = voxloss.DiceLoss(softmax=True, to_onehot_y=True), torch.randn(1, 2, 3), torch.zeros(1, 1, 3)
     voxloss.DiceLoss(softmax=True, to_onehot_y=True, backend="eager")(x, labels)
     monkeypatch.setenv("VOXLOSS_BACKEND", "eager")

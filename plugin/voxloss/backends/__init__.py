@@ -119,17 +119,17 @@ def backend_for(requested: str | None, device: str, dtype: torch.dtype) -> Backe
 
     For use inside of an operator: torch.compile cannot trace how a machine is looked at.
     """
-    return _backend_for(requested, _from_environment(), device, dtype)
+    return BACKENDS[_chosen(requested, _from_environment(), device, dtype)]
 
 
 @cache
-def _backend_for(requested: str | None, by_default: str | None, device: str, dtype: torch.dtype) -> Backend:
+def _chosen(requested: str | None, by_default: str | None, device: str, dtype: torch.dtype) -> str:
     name, _ = select(requested, device, dtype)
     if name == "eager" and device == "cpu" and requested is None and by_default is None:
         available, reason = numba_cpu.available()
         if not available and numba_cpu.takes(device, dtype)[0]:
             _recommend(reason)
-    return BACKENDS[name]
+    return name
 
 
 @cache
