@@ -215,6 +215,7 @@ def test_the_copy_reads_and_writes() -> None:
 # Stage 2.
 
 
+@pytest.mark.integration
 def test_everything_is_compared_and_nothing_is_wrong() -> None:
     sizes = replace(TINY, classes=(3,))
     report = report_of(right.right, sizes=sizes)
@@ -285,6 +286,7 @@ def test_a_device_that_is_lost_ends_the_stage(monkeypatch: pytest.MonkeyPatch) -
     assert report.facts["compared"] == 0
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("form", ["contiguous", "channels last", "mask"])
 @pytest.mark.parametrize("labels", [torch.uint8, torch.int64])
 def test_what_is_compiled_beforehand_is_what_is_launched(
@@ -328,6 +330,7 @@ def _bound(launches: Sequence[Any]) -> list[Any]:
 # Stage 3.
 
 
+@pytest.mark.integration
 def test_properties_hold_or_say_what_they_need() -> None:
     """On a CPU, whose backend is another one, most of them need CUDA."""
     report = report_of(properties.properties, sizes=TINY, name="properties")
@@ -434,6 +437,7 @@ def test_kernels_in_bytes_per_second_beside_the_copy(monkeypatch: pytest.MonkeyP
     assert report.facts["tilings"].startswith("not varied")
 
 
+@pytest.mark.integration
 def test_tiles_are_varied_where_the_passes_take_them(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 

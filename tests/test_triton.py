@@ -100,7 +100,7 @@ SIZES = [
 ]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_every_number_of_classes_and_voxels(size: tuple[int, int], activation: str, poisoned_empty: None) -> None:
@@ -140,7 +140,7 @@ def test_classes_in_several_tiles(activation: str, form: str, poisoned_empty: No
     compare(x, target, PassSpec(activation, names, ignore_index, 1.5), largest=4)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.pairwise(
     largest=[512, 4],
     activation=["softmax", "sigmoid", "none"],
