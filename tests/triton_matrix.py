@@ -4,8 +4,8 @@
     python tests/triton_matrix.py --cases thorough    # and 500 random combinations
     python tests/triton_matrix.py --cases all --part 1/8 --triton 3.6.0
 
-Every kernel has to compile for sm_90 without spilling registers. Each Triton is installed by pip into a folder of
-its own in the user's cache, where the next run finds it.
+Every kernel has to compile for sm_90, fit on it and spill no registers. Each Triton is installed by pip into a
+folder of its own in the user's cache, where the next run finds it.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ from voxloss_app.bench.gpu_resources import compiled, measured
 # torch 2.8, the oldest that voxloss supports, brings Triton 3.4.0; for Python 3.14 torch 2.9 and Triton 3.5.0.
 OLDEST = "3.4.0" if sys.version_info < (3, 14) else "3.5.0"
 NEWEST = "3.9.0"
+
+# What a program may have of an SM, of registers and of bytes without asking for more.
+REGISTERS, SHARED = 1 << 16, 48 << 10
 
 DICE = ("intersection", "prediction", "target")
 EVERYTHING = tuple(TERMS)
@@ -112,11 +115,14 @@ def compile_all(chosen: Iterable[Case]) -> int:
     for case in chosen:
         kernels += 1
         try:
-            _, spills, _ = measured(compiled(launch_of(case)))
+            launch = launch_of(case)
+            registers, spills, shared = measured(compiled(launch))
         except Exception as error:  # whatever a compiler raises
             problem = f"{type(error).__name__}: {error}".splitlines()[0]
         else:
             problem = f"spills {spills} bytes" if spills else ""
+            if registers * 32 * launch.options["num_warps"] > REGISTERS or shared > SHARED:
+                problem += f"{registers} registers of a thread and {shared} bytes do not fit"
         if problem:
             failures += 1
             print(f"{case}: {problem}", flush=True)
