@@ -40,15 +40,15 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.sampled(12)
-@pytest.mark.parametrize("backend", BACKENDS_HERE)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
-@pytest.mark.parametrize("classes", [1, 2, 3, 5])
-@pytest.mark.parametrize("form", ["labels", "masked labels", "one-hot"])
-def test_the_same_bits_as_in_memory_of_its_own(
-    form: str, classes: int, activation: str, layout: str, backend: str
-) -> None:
+@pytest.mark.pairwise(
+    form=["labels", "masked labels", "one-hot"],
+    classes=[2, 1, 3, 5],
+    activation=["softmax", "sigmoid", "none"],
+    layout=[*LAYOUTS],
+    backend=BACKENDS_HERE,
+)
+def test_the_same_bits_as_in_memory_of_its_own(options: dict[str, Any]) -> None:
+    form, classes, activation, layout, backend = options.values()
     if classes == 1 and activation == "softmax":
         pytest.skip("a softmax over one class is 1")
     spatial = (3, 5, 71) if backend != "triton_gpu" else (2, 3, 11)

@@ -475,6 +475,7 @@ def test_a_launch_is_prepared_once_for_equal_problems() -> None:
     assert triton_gpu._plan.cache_info()[:2] == (1, 3)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("names", [DICE, [*DICE, "cross_entropy"]], ids=["Dice", "DiceCE"])
 @pytest.mark.parametrize("classes", [2, 13])
 @pytest.mark.parametrize("spatial", [(16, 4, 5), (7, 5, 9)], ids=str)
