@@ -28,6 +28,8 @@ from voxloss.backends.voxels import (
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LARGEST_TILE = 512  # classes; beyond, a tile has not all classes of a voxel
 FEW = 16  # classes, up to which each has a vector of its own
+SHARED = 48 << 10  # bytes of a program that every GPU has
+POWERS = ("focal", "focal_negative", "log_power", "log_power_negative")
 LANES = 32  # of a warp; on AMD 64, where a thread then has half as much to do
 WARPS = (
     2048  # of all programs: all run at once on a large GPU. A constant, as the order of summation depends on it
@@ -79,12 +81,14 @@ def tiling(
     backward: bool = False,
     side_by_side: bool = True,
     weighted: bool = False,
+    powers: bool = False,
     largest: int = LARGEST_TILE,
 ) -> Tiling:
     """Choose tiles so that a thread has few values to keep, and finds those of a voxel with itself.
 
     Up to 16 classes, of voxels that lie side by side in memory, a thread takes all classes of four voxels, which
     it can load at once; of two, where the totals or weights of each class and sum leave it fewer registers.
+    Not so with `powers` that no multiplication makes: these take too many registers for one class after another.
     Otherwise a thread takes up to 16 classes of its voxels (fewer in float64, or where the totals of many sums
     fill its registers, or where there is a mask beside voxels that do not lie next to each other); more are
     shared out among warps, which then exchange two numbers per voxel. Where there are fewer it takes several
@@ -95,7 +99,7 @@ def tiling(
     """
     block = 1 << (classes - 1).bit_length()
     together = side_by_side and dtype.itemsize <= 4
-    if classes <= min(FEW, largest) and classes * sums <= 64 and together:
+    if classes <= min(FEW, largest) and classes * sums <= 64 and together and not powers:
         warps = 1 if classes > 4 else 2
         voxels = 4 if classes * sums <= 48 else 2
         return Tiling("few", classes, voxels * LANES * warps, warps, 1, WARPS // warps)
@@ -103,7 +107,7 @@ def tiling(
     block = block if form == "whole" else min(largest, 16)
     values = 16 if sums <= 4 else 8 if sums <= 8 else 4 if sums <= 10 else 2
     # Triton 3.4 spills where there are many classes in float64.
-    crowded = (weighted and not side_by_side) or (form == "many" and dtype.itemsize == 8)
+    crowded = (not side_by_side and (weighted or block <= 8)) or (form == "many" and dtype.itemsize == 8)
     values = max(1, values * 4 // max(4, dtype.itemsize) // (2 if crowded else 1))
     rows = min(block, values)
     line = LANES * (values // rows)
@@ -111,6 +115,7 @@ def tiling(
     while warps > 16 or (warps > 8 and line > 16) or (warps > 4 and line * max(4, dtype.itemsize) > 64):
         warps, line = warps // 2, line // 2
     ahead = form == "whole" and classes > FEW and together and sums <= (4 if backward else 3)
+    ahead = ahead and 2 * block * line * dtype.itemsize <= SHARED
     return Tiling(form, block, line, warps, 3 if ahead else 1, max(1, WARPS // warps))
 
 
@@ -279,6 +284,7 @@ def _plan(
             backward=task != "sums",
             side_by_side=side_by_side,
             weighted=len(volumes) == 3,
+            powers=spec.gamma not in (0, 1, 2) and not set(POWERS).isdisjoint(spec.sums),
         )
     number = -(-count // tiles.voxels)  # of tiles
     chunks, share = number, 1
