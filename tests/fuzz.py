@@ -556,8 +556,6 @@ def _compare(
     expected = _expected(case)
     if expected.value.shape != value.shape:
         return Failure("shape", f"loss: expected {list(expected.value.shape)}, got {list(value.shape)}")
-    if expected.value.isnan().any():  # of a voxel that was ignored before the case was shrunk
-        return None
     distances = _distances(case, expected, value, found)
     size = max(1.0, float(expected.value.abs().nan_to_num().max()))
     counting = case.input[~case.input.isnan()]
@@ -663,12 +661,17 @@ def shrink(case: Case, failure: Failure) -> tuple[Case, Failure]:
         for step in _steps(case):
             try:
                 simpler = step(case)
-                found = check(simpler) if _cost(simpler) < _cost(case) else None
+                found = check(simpler) if _cost(simpler) < _cost(case) and not _is_nan(simpler) else None
             except Exception:  # no longer a case, after what earlier steps have taken away
                 continue
             if found is not None and found.kind == failure.kind:
                 case, failure, going = simpler, found, True
     return case, failure
+
+
+def _is_nan(case: Case) -> bool:
+    """Whether a voxel that was ignored, and may be NaN, counts after what earlier steps have taken away."""
+    return case.wrong is None and bool(_expected(case).value.isnan().any())
 
 
 def _steps(case: Case) -> list[Step]:

@@ -419,7 +419,6 @@ def test_a_large_volume_that_is_wrong_is_found(name: str, monkeypatch: pytest.Mo
 
 
 def test_kernels_in_bytes_per_second_beside_the_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "takes_tiles", lambda: False)
     report = report_of(kernels.kernels, Place("cpu", Clock()), name="kernels")
     assert (report.state, report.failures, report.left) == ("done", [], [])
     assert len(report.rows) == 2 * len(kernels.cases(TINY)) == 2 * 2 * 2 * 2 * 2
@@ -430,11 +429,12 @@ def test_kernels_in_bytes_per_second_beside_the_copy(monkeypatch: pytest.MonkeyP
         row = by_name[case, name]
         assert row["GB/s"] == pytest.approx(moved / 1e9)
         assert row["share of the copy"] == pytest.approx(moved / (2 * TINY.copied))
-        assert {*row["tried"]} == {"stages 2", "stages 3"}
+        tiles = kernels.chosen(kernels.KernelCase(2, torch.float32, torch.uint8, 4, 2))
+        varied = {(n, int(getattr(tiles, n) * f)) for n in ("voxels", "warps", "programs") for f in (2, 0.5)}
+        assert {*row["tried"]} == {"stages 2", "stages 3", *(f"{n} {value}" for n, value in varied if value)}
         assert all(each == {"GB/s": row["GB/s"]} for each in row["tried"].values())
         assert row["best"]["variation"] == "as chosen"
     assert "tried" not in by_name["C = 2, 3³, B = 2, float32, uint8 labels", "forward"]
-    assert report.facts["tilings"].startswith("not varied")
 
 
 @pytest.mark.integration

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -150,11 +151,15 @@ def test_what_it_cannot_do_is_refused() -> None:
     assert torch.isfinite(loss(logits(2, 3, (40,)), target))  # without a gradient there is nothing to write
 
 
-def test_elements_that_share_memory_keep_their_values() -> None:
-    leaf = logits(1, 3, (40,)).requires_grad_()
-    output = (leaf * 1.0).expand(2, -1, -1)
+@pytest.mark.parametrize(
+    "share",
+    [lambda x: x[:1].expand(2, -1, -1, -1), lambda x: x.flatten(2).unfold(2, 5, 1)],
+    ids=["one sample twice", "windows that overlap"],
+)
+def test_elements_that_share_memory_keep_their_values(share: Callable[[Tensor], Tensor]) -> None:
+    output = share(logits(2, 3, (4, 10)).requires_grad_() * 1.0)
     values = output.detach().clone()
-    voxloss.DiceLoss(**MAP, inplace=True)(output, label_map(2, 3, (40,))).backward()
+    voxloss.DiceLoss(**MAP, inplace=True)(output, label_map(2, 3, tuple(output.shape[2:]))).backward()
     assert torch.equal(output, values)
 
 

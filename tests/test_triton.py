@@ -554,6 +554,49 @@ def bundled(vendor: str) -> bool:
 
 
 @pytest.mark.integration
+def test_compiled_for_an_h100_nothing_spills_and_everything_fits() -> None:
+    """Labels and soft targets, 1 to 600 classes, every sum, each dtype, forward and backward."""
+    if not bundled("nvidia"):
+        pytest.skip("this Triton does not compile for NVIDIA")
+    code = """
+from voxloss_app.bench.gpu_resources import CASES, resources
+for case in CASES:
+    for line in resources(case):
+        print(*line[3:], line.kernel, line.case)
+"""
+    lines = [line.split(maxsplit=4) for line in run(code).splitlines()]
+    assert len(lines) > 80
+    for warps, registers, spills, shared, kernel in lines:
+        assert spills == "0", kernel
+        assert int(registers) * 32 * int(warps) <= 65536, kernel
+        assert int(shared) <= 48 * 1024, kernel
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("dtype", ["float32", "bool"])
+def test_compiled_with_a_mask_nothing_spills(dtype: str) -> None:
+    if not bundled("nvidia"):
+        pytest.skip("this Triton does not compile for NVIDIA")
+    code = f"""
+from functools import partial
+import torch
+from voxloss.backends import triton_gpu
+from voxloss_app.bench.gpu_resources import CASES, resources
+mask = torch.empty(2, 1, 128, 128, 128, dtype=torch.{dtype}, device="meta")
+triton_gpu.forward, triton_gpu.backward = (
+    partial(prepare, mask=mask) for prepare in (triton_gpu.forward, triton_gpu.backward)
+)
+for case in CASES:
+    if case.classes in (14, 118, 512, 600):
+        for line in resources(case):
+            assert line.spills == 0, line
+            assert line.registers * 32 * line.warps <= 65536, line
+            print(line)
+"""
+    assert len(run(code).splitlines()) > 40
+
+
+@pytest.mark.integration
 def test_a_spill_is_noticed() -> None:
     """Four warps for 512 classes leave a thread 64 values and their totals."""
     if not bundled("nvidia"):

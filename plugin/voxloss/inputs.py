@@ -155,7 +155,12 @@ def may_be_overwritten(input: Tensor) -> bool:
             "inplace=True: expected logits that a network computed, received a leaf tensor, or a view of one, "
             "whose values the gradient would overwrite. Omit inplace."
         )
-    return all(stride or size == 1 for size, stride in zip(input.shape, input.stride(), strict=True))
+    reach = 0  # of the elements that smaller strides lead to
+    for stride, size in sorted(zip(input.stride(), input.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            return False
+        reach += (size - 1) * stride
+    return True
 
 
 def require_activated(input: Tensor, shape: torch.Size) -> None:

@@ -148,6 +148,7 @@ class PassSums:
         key = batch, tuple(range(self.channels) if classes is None else classes)
         if key not in self._rows:
             tensor = of_classes(self._batch() if batch else self.tensor, key[1])
+            # Not strict: the marks of `counts` come last, and have no name.
             self._rows[key] = dict(zip(self.names, tensor.unbind(), strict=False))
         row = self._rows[key][name]
         return row.detach() if name in self._constant else row

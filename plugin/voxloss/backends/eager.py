@@ -55,9 +55,9 @@ def region_sums(
     wide = torch.float32 if input.device.type == "mps" else torch.float64
     total = torch.zeros((len(spec.sums), *input.shape[:2]), dtype=wide, device=input.device)
     all_valid = torch.ones((), dtype=torch.bool, device=input.device)
+    sums = _sums_of_labels if _knows_by_label(input, target, spec, mask) else voxels.sums
     for block in _blocks(input):
         here = None if mask is None else mask[block]
-        sums = _sums_of_labels if _knows_by_label(input, target, spec, mask) else voxels.sums
         rows, valid = sums(input[block], target[block], here, spec, _precision(input))
         total += torch.stack(rows)
         all_valid &= valid
@@ -76,9 +76,9 @@ def region_sums_backward(
     """∂L/∂input or ∂L/∂target (`wrt`) in that tensor's dtype and layout; p is computed again."""
     grad, spec = voxels.without_differences(grad, spec)
     result = torch.empty_like(input if wrt == "input" else target) if out is None else out
+    gradient = _gradient_of_labels if _knows_by_label(input, target, spec, mask) else voxels.gradient
     for block in _blocks(input):
         here = None if mask is None else mask[block]
-        gradient = _gradient_of_labels if _knows_by_label(input, target, spec, mask) else voxels.gradient
         derivative = gradient(grad, input[block], target[block], here, spec, wrt, _precision(input))
         result[block].copy_(derivative)
     return result

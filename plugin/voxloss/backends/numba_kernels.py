@@ -437,6 +437,7 @@ def _fetch(typing_context, memory, index):
 
 @compiled
 def _fetch_row(item, start, count, channels):
+    """Fetch the voxels of the next row: a row of 1024 is a page or more, where processors stop fetching ahead."""
     memory, lines = item
     if lines.per_voxel != 1:
         return

@@ -114,8 +114,9 @@ def tiling(
     warps = block // rows
     while warps > 16 or (warps > 8 and line > 16) or (warps > 4 and line * max(4, dtype.itemsize) > 64):
         warps, line = warps // 2, line // 2
-    ahead = form == "whole" and classes > FEW and together and sums <= (4 if backward else 3)
-    ahead = ahead and 2 * block * line * dtype.itemsize <= SHARED
+    spare = sums <= (4 if backward else 3) and not powers  # registers
+    fits = 2 * block * line * dtype.itemsize <= SHARED
+    ahead = form == "whole" and classes > FEW and together and spare and fits
     return Tiling(form, block, line, warps, 3 if ahead else 1, max(1, WARPS // warps))
 
 

@@ -259,6 +259,17 @@ def _out_of_range(p, g, CONFIG: tl.constexpr):
     return wrong
 
 
+@triton.jit
+def _flags(errors, CONFIG: tl.constexpr):
+    """Errors as they are kept from tile to tile: those of each class as numbers.
+
+    AMD's compiler would keep truth values in scalar registers, of which there are not enough for so many.
+    """
+    if not CONFIG.labels:
+        errors = errors.to(tl.int32)
+    return errors
+
+
 # --- Activation ---
 
 
@@ -684,7 +695,7 @@ def sums_of_few(
     input += item.to(tl.int64) * input_b
     target += item.to(tl.int64) * target_b
     mask += item.to(tl.int64) * mask_b
-    wrong = tl.full((CONFIG.block_v,), 0, tl.int1)
+    wrong = _flags(tl.full((CONFIG.block_v,), 0, tl.int1), CONFIG)
     totals = ()
     for _ in tl.static_range(len(CONFIG.sums) * CONFIG.classes):
         totals = totals + (tl.full((CONFIG.lanes,), 0, CONFIG.real),)
@@ -694,7 +705,7 @@ def sums_of_few(
         label, weight, inside, live, bad = _look_at(
             target, mask, voxels, target_c, target_v, mask_v, existing, CONFIG
         )
-        wrong = wrong | bad
+        wrong = wrong | _flags(bad, CONFIG)
         z = ()
         for c in tl.static_range(tl.constexpr(CONFIG.classes)):
             z = z + (_load_input(input, c, voxels, input_c, input_v, inside, live, CONFIG),)
@@ -704,7 +715,7 @@ def sums_of_few(
             g = _load_target(target, label, c, voxels, target_c, target_v, inside, live, CONFIG)
             p, log_p, log_n = _activate(z[c], largest, total, CONFIG)
             if not CONFIG.labels or CONFIG.activation == "none":
-                wrong = wrong | _out_of_range(p, g, CONFIG)
+                wrong = wrong | _flags(_out_of_range(p, g, CONFIG), CONFIG)
             for k in tl.static_range(len(CONFIG.sums)):
                 term = _term(tl.constexpr(CONFIG.sums[k]), p, g, log_p, log_n, live, CONFIG)
                 term = _sum_of_neighbours(_times_weight(term, weight, CONFIG), CONFIG)
@@ -750,9 +761,9 @@ def sums(
     classes = tl.arange(0, CONFIG.block_c)
     # A label map alone can be wrong once per voxel.
     if CONFIG.labels and CONFIG.activation != "none":
-        wrong = tl.full((1, CONFIG.block_v), 0, tl.int1)
+        wrong = _flags(tl.full((1, CONFIG.block_v), 0, tl.int1), CONFIG)
     else:
-        wrong = tl.full((CONFIG.block_c, CONFIG.block_v), 0, tl.int1)
+        wrong = _flags(tl.full((CONFIG.block_c, CONFIG.block_v), 0, tl.int1), CONFIG)
     totals = ()
     for _ in tl.static_range(len(CONFIG.sums)):
         totals = totals + (tl.full((CONFIG.block_c, CONFIG.block_v), 0, CONFIG.real),)
@@ -766,9 +777,9 @@ def sums(
         z = _load_input(input, classes, voxels, input_c, input_v, inside, live, CONFIG)
         largest, total = _normaliser(z, live, CONFIG)
         p, log_p, log_n = _activate(z, largest, total, CONFIG)
-        wrong = wrong | bad[None, :]
+        wrong = wrong | _flags(bad[None, :], CONFIG)
         if not CONFIG.labels or CONFIG.activation == "none":
-            wrong = wrong | _out_of_range(p, g, CONFIG)
+            wrong = wrong | _flags(_out_of_range(p, g, CONFIG), CONFIG)
         longer = ()
         for k in tl.static_range(len(CONFIG.sums)):
             term = _term(tl.constexpr(CONFIG.sums[k]), p, g, log_p, log_n, live, CONFIG)

@@ -74,8 +74,9 @@ class LogarithmicCrossEntropyLoss(VoxelMean):
         """w of what is there, and of what is not."""
         channels, weight = self.select(sums, "class_weight", "weight")
         if self.frequencies is not None:
-            there = sums.tensor.new_ones(()) * self.select(sums, "frequencies", "frequencies")[1]
-            total = there.new_ones(()) if sums.binary else self.frequencies.sum()
+            _, there = self.select(sums, "frequencies", "frequencies")
+            assert isinstance(there, Tensor)
+            total = 1.0 if sums.binary else self.frequencies.sum()
         elif sums.binary:
             there, total = (sums.over_batch(name, channels.numbers).detach() for name in ("target", "voxels"))
         else:
@@ -87,7 +88,7 @@ class LogarithmicCrossEntropyLoss(VoxelMean):
         return channels, factors
 
 
-def _root(total: Tensor, part: Tensor) -> Tensor:
+def _root(total: Tensor | float, part: Tensor) -> Tensor:
     """√(total / part); 0 for no part."""
     none = part <= 0
     return (total / part.masked_fill(none, 1)).masked_fill(none, 0).sqrt()

@@ -18,7 +18,7 @@ FILE = "gpu.json"
 
 
 class StageState(str, Enum):
-    """What became of a stage."""
+    """The outcome of a stage."""
 
     done = "done"
     wrong = "wrong"  # it ran, and found what must not be
@@ -73,7 +73,7 @@ class StageReport:
             self.state, self.why = StageState.failed.value, event["error"]
 
     def ended(self, why: str = "") -> None:
-        """Say what became of it; `why` is what ended its process too early."""
+        """Record the outcome; `why`: what ended its process too early."""
         if why:
             self.state, self.why = StageState.failed.value, f"{why}, in {self.at}" if self.at else why
         elif self.state == StageState.not_run.value:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -79,8 +79,8 @@ def passes(case: KernelCase, device: torch.device | str) -> dict[str, Prepare]:
     grad = torch.full((len(SUMS), *shape[:2]), 0.5, dtype=torch.float64, device=device)
 
     def forward(**tiles: Any) -> Prepared:
-        launch, partial, *_ = triton_gpu.forward(x, y, _SPEC, **tiles)
-        return Prepared(launch, partial, x.nbytes + y.nbytes)
+        launch, sums, *_ = triton_gpu.forward(x, y, _SPEC, **tiles)
+        return Prepared(launch, sums, x.nbytes + y.nbytes)
 
     def backward(**tiles: Any) -> Prepared:
         launch, gradient, *_ = triton_gpu.backward(grad, x, y, _SPEC, "input", **tiles)
@@ -89,57 +89,27 @@ def passes(case: KernelCase, device: torch.device | str) -> dict[str, Prepare]:
     return {"forward": forward, "backward": backward}
 
 
-def chosen(case: KernelCase) -> Any:
+def chosen(case: KernelCase) -> triton_gpu.Tiling:
     """The tiling that both passes of a case choose by themselves."""
-    problem: dict[str, Any] = {
-        "classes": case.classes,
-        "voxels": case.edge**3,
-        "dtype": case.dtype,
-        "sums": len(SUMS),
-    }
-    known = inspect.signature(triton_gpu.tiling).parameters
-    return triton_gpu.tiling(**{name: value for name, value in problem.items() if name in known})
+    return triton_gpu.tiling(case.classes, case.dtype, len(SUMS))
 
 
 def variations(case: KernelCase, prepare: Prepare) -> dict[str, Callable[[], Prepared]]:
-    """Other launches of the same pass, by what is different: tiles where the pass takes them, and stages."""
-    tiles, found = chosen(case), dict[str, Callable[[], Prepared]]()
-
-    def tiled(name: str, value: int) -> Callable[[], Prepared]:
-        return lambda: prepare(tiles=tiles._replace(**{name: value}))
-
-    def staged(number: int) -> Callable[[], Prepared]:
-        def make() -> Prepared:
-            again = prepare()
-            options = {**again.launch.options, "num_stages": number}
-            return again._replace(launch=again.launch._replace(options=options))
-
-        return make
-
-    by_tiles = takes_tiles() and "stages" in tiles._fields
-    for number in _STAGES:
-        if number != getattr(tiles, "stages", 1):
-            found[f"stages {number}"] = tiled("stages", number) if by_tiles else staged(number)
-    for name, factor in product(_VARIED, (2, 0.5)) if takes_tiles() else ():
-        if name in tiles._fields and int(getattr(tiles, name) * factor):
-            value = int(getattr(tiles, name) * factor)
-            found[f"{name} {value}"] = tiled(name, value)
-    return found
-
-
-def takes_tiles() -> bool:
-    """Whether the passes of this version take tiles from outside."""
-    return all(
-        "tiles" in inspect.signature(each).parameters for each in (triton_gpu.forward, triton_gpu.backward)
-    )
+    """Other launches of the same pass, by what is different in its tiling."""
+    tiles = chosen(case)
+    values: list[tuple[str, Any]] = [("stages", number) for number in _STAGES if number != tiles.stages]
+    values += [(name, int(getattr(tiles, name) * factor)) for name, factor in product(_VARIED, (2, 0.5))]
+    return {
+        f"{name} {value}": partial(prepare, tiles=tiles._replace(**{name: value}))
+        for name, value in values
+        if value
+    }
 
 
 def kernels(place: Place, sizes: Sizes, notes: Notes) -> None:
     """Time every launch; where tiles are varied, the best beside the one that was chosen."""
     copied = copy_speed(place, sizes.copied)
     notes.fact("copy, GB/s", round(copied / 1e9, 1))
-    if not takes_tiles():
-        notes.fact("tilings", "not varied: the passes of this version take none; only stages are")
     for case in notes.in_time(cases(sizes), str):
         if not notes.attempt(str(case), lambda case=case: _case(case, place, sizes, notes, copied)):  # type: ignore[misc]
             place.synchronize()
