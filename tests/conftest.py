@@ -26,9 +26,11 @@ from allpairspy import AllPairs
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import interpreter
 from compile_kernels import compile_usual
 from voxloss import backends
 from voxloss.backends import BACKENDS
+from voxloss_verify.subject.ranks import Ranks
 
 hypothesis.settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True)
 hypothesis.settings.register_profile("thorough", max_examples=1000, deadline=None)
@@ -44,6 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    interpreter.hasten()
     thorough = config.getoption("--thorough")
     hypothesis.settings.load_profile("thorough" if thorough else "quick")
     named = any("::" in argument for argument in config.args)
@@ -130,6 +133,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Iterator[Ranks]:
+    """One pair of processes for all tests, as each takes seconds to import torch and MONAI."""
+    with Ranks(2) as ranks:
+        ranks.run(os.getpid, [(), ()])  # now, and not with the environment that some test makes for itself
+        yield ranks
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from voxloss_verify.laws.record import CounterExample, Finding, Record, Status
 from voxloss_verify.laws.setting import PROFILES, Profile, Setting
 from voxloss_verify.oracle.claims import Claims
 from voxloss_verify.oracle.volumes import Volume
+from voxloss_verify.subject.ranks import Ranks
 from voxloss_verify.subject.subject import Subject, TargetError, subject_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -242,7 +243,7 @@ def test_the_same_seed_gives_the_same_record_and_another_seed_other_volumes() ->
 
     assert run(seed=4) == run(seed=4)
     assert run(derandomize=True) == run(derandomize=True)
-    assert len({repr(run(seed=seed)[1]) for seed in range(6)}) > 1
+    assert len({repr(run(seed=seed)[1]) for seed in range(3)}) > 1
 
 
 def test_a_profile_decides_how_much_is_tried() -> None:
@@ -339,11 +340,9 @@ def test_a_loss_of_a_script_is_not_sent_to_other_processes(monkeypatch: pytest.M
     assert record.reason.startswith("the loss cannot be sent to another process: ")
 
 
-@pytest.fixture(scope="module")
-def two_processes() -> Iterator[Setting]:
-    setting = Setting(PROFILES["quick"])
-    yield setting
-    setting.ranks.close()
+@pytest.fixture
+def two_processes(two_ranks: Ranks) -> Setting:
+    return Setting(PROFILES["quick"], ranks=two_ranks)
 
 
 @pytest.mark.parametrize("shard", ["batch", "volume"])

@@ -394,6 +394,7 @@ def test_a_label_map_is_its_one_hot(activation: str) -> None:
         torch.testing.assert_close(ga, gb)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("backend", ["eager", "numba_cpu"])
 def test_gradients(activation: str, backend: str) -> None:

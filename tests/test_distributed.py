@@ -82,12 +82,6 @@ def step(name: str, images: Tensor, labels: Tensor, shard: str | None) -> tuple[
 
 
 @pytest.fixture(scope="module")
-def two() -> Iterator[Ranks]:
-    with Ranks(2) as ranks:
-        yield ranks
-
-
-@pytest.fixture(scope="module")
 def four() -> Iterator[Ranks]:
     with Ranks(4) as ranks:
         yield ranks
@@ -107,15 +101,15 @@ def same_as_one_process(ranks: Ranks, name: str, shares: Sequence[int], shard: s
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", list(LOSSES))
 @pytest.mark.parametrize("shares", [(3, 2), (1, 4)], ids=str)
-def test_a_batch_over_two_ranks(two: Ranks, name: str, shares: tuple[int, ...]) -> None:
-    same_as_one_process(two, name, shares, "batch")
+def test_a_batch_over_two_ranks(two_ranks: Ranks, name: str, shares: tuple[int, ...]) -> None:
+    same_as_one_process(two_ranks, name, shares, "batch")
 
 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", list(LOSSES))
 @pytest.mark.parametrize("shares", [(3, 3), (1, 5)], ids=str)
-def test_a_volume_over_two_ranks(two: Ranks, name: str, shares: tuple[int, ...]) -> None:
-    same_as_one_process(two, name, shares, "volume")
+def test_a_volume_over_two_ranks(two_ranks: Ranks, name: str, shares: tuple[int, ...]) -> None:
+    same_as_one_process(two_ranks, name, shares, "volume")
 
 
 @pytest.mark.integration
@@ -140,10 +134,10 @@ def _traffic(name: str, items: Tensor, labels: Tensor) -> list[int]:
 
 
 @pytest.mark.parametrize(("name", "calls"), [("DiceCELoss batch", 1), ("DiceLoss", 1), ("DiceCELoss", 2)])
-def test_one_small_message(two: Ranks, name: str, calls: int) -> None:
+def test_one_small_message(two_ranks: Ranks, name: str, calls: int) -> None:
     """However many voxels there are; a mean over items has one more, of the number of items."""
     x, labels = logits(spatial=(30, 30, 30)), label_map(spatial=(30, 30, 30))
-    assert two.run(_traffic, [(name, x, labels)] * 2) == [[8192] * calls] * 2
+    assert two_ranks.run(_traffic, [(name, x, labels)] * 2) == [[8192] * calls] * 2
 
 
 def _partly(
@@ -158,7 +152,7 @@ def _partly(
 
 
 @pytest.mark.parametrize("name", ["DiceLoss", "DiceCELoss batch", "FocalLoss", "GeneralizedDiceLoss batch"])
-def test_masks_and_partly_annotated_items_over_ranks(two: Ranks, name: str) -> None:
+def test_masks_and_partly_annotated_items_over_ranks(two_ranks: Ranks, name: str) -> None:
     """One class is annotated in no item of the first rank, one in none at all."""
     images, labels = data()
     mask = torch.rand(labels.shape, dtype=torch.float64)
@@ -169,7 +163,7 @@ def test_masks_and_partly_annotated_items_over_ranks(two: Ranks, name: str) -> N
         parts = [torch.split(each, cut, axis) for each in (images, labels, mask)]
         which = torch.split(annotated, cut) if shard == "batch" else [annotated, annotated]
         shares = [(name, *(t.clone() for t in share), shard) for share in zip(*parts, which, strict=True)]
-        found = two.run(_partly, shares)
+        found = two_ranks.run(_partly, shares)
         # DDP would divide by the number of ranks.
         torch.testing.assert_close(torch.cat([by for _, by in found], axis) / 2, gradient, rtol=1e-6, atol=1e-9)
         assert all(got == pytest.approx(value, rel=1e-6) for got, _ in found)
@@ -186,9 +180,11 @@ def _compiled(x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
     return tuple(found)
 
 
-def test_one_graph_with_a_message_in_it(two: Ranks) -> None:
+def test_one_graph_with_a_message_in_it(two_ranks: Ranks) -> None:
     x, labels = logits(items=4), label_map(items=4)
-    for value, gradient, compiled, by_compiled in two.run(_compiled, [(x[:1], labels[:1]), (x[1:], labels[1:])]):
+    for value, gradient, compiled, by_compiled in two_ranks.run(
+        _compiled, [(x[:1], labels[:1]), (x[1:], labels[1:])]
+    ):
         torch.testing.assert_close(compiled, value)
         torch.testing.assert_close(by_compiled, gradient)
 
@@ -212,9 +208,9 @@ def _said(name: str, options: dict[str, Any], x: Any, labels: Tensor) -> tuple[s
     return said, seconds
 
 
-def test_ranks_that_disagree_on_classes_all_say_so(two: Ranks) -> None:
+def test_ranks_that_disagree_on_classes_all_say_so(two_ranks: Ranks) -> None:
     name, batch = "DiceLoss", {"batch": True}
-    found = two.run(_said, [(name, batch, logits(channels=c), label_map(channels=c)) for c in (3, 4)])
+    found = two_ranks.run(_said, [(name, batch, logits(channels=c), label_map(channels=c)) for c in (3, 4)])
     for rank, (said, _) in enumerate(found):
         assert "GroupError: voxloss: the ranks of the loss's group disagree on what they sum" in said
         assert f"rank {rank} has sums [3, 1, {3 + rank}] for DiceLoss" in said
@@ -231,19 +227,19 @@ OTHERS: dict[str, tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]]]
 
 
 @pytest.mark.parametrize("what", OTHERS)
-def test_ranks_that_compute_something_else_all_say_so(what: str, two: Ranks) -> None:
+def test_ranks_that_compute_something_else_all_say_so(what: str, two_ranks: Ranks) -> None:
     """Though their sums have one shape."""
     x, labels = logits(), label_map()
-    found = two.run(_said, [(name, options, x, labels) for name, options in OTHERS[what]])
+    found = two_ranks.run(_said, [(name, options, x, labels) for name, options in OTHERS[what]])
     for (name, _), (said, _) in zip(OTHERS[what], found, strict=True):
         assert "disagree on what they sum" in said
         assert f"for {name.partition(' ')[0]} (hash" in said
 
 
-def test_ranks_may_have_other_backends_and_losses_that_were_copied(two: Ranks) -> None:
+def test_ranks_may_have_other_backends_and_losses_that_were_copied(two_ranks: Ranks) -> None:
     x, labels = logits(), label_map()
     for name in ("DiceCELoss", "UnifiedFocalLoss batch"):
-        found = two.run(_said, [(name, {"backend": backend}, x, labels) for backend in ("eager", None)])
+        found = two_ranks.run(_said, [(name, {"backend": backend}, x, labels) for backend in ("eager", None)])
         assert [said for said, _ in found] == ["", ""]
 
 
@@ -255,9 +251,9 @@ def _with_statistics(mean: float, x: Tensor, labels: Tensor) -> Any:
     return voxloss.DiceLoss(to_onehot_y=True, other_act=act, group="world")(x, labels).item()
 
 
-def test_ranks_may_have_other_statistics_in_an_activation(two: Ranks) -> None:
+def test_ranks_may_have_other_statistics_in_an_activation(two_ranks: Ranks) -> None:
     x, labels = logits(), label_map()
-    one, other = two.run(_with_statistics, [(0.0, x, labels), (3.0, x, labels)])
+    one, other = two_ranks.run(_with_statistics, [(0.0, x, labels), (3.0, x, labels)])
     assert one == pytest.approx(other)
 
 
@@ -285,24 +281,24 @@ FAILURES: dict[str, tuple[Callable[[Tensor], Any], Callable[[Tensor], Tensor], s
 @pytest.mark.parametrize("shard", ["batch", "volume"])
 @pytest.mark.parametrize("failure", FAILURES)
 def test_an_error_of_one_rank_is_one_of_all_within_seconds(
-    failure: str, shard: str, name: str, two: Ranks
+    failure: str, shard: str, name: str, two_ranks: Ranks
 ) -> None:
     of_input, of_labels, message = FAILURES[failure]
     x, labels = logits(), label_map()
     bad, good = (of_input(x), of_labels(labels)), (x, labels)
     for rank in (0, 1):
         given = (bad, good) if rank == 0 else (good, bad)
-        found = two.run(_said, [(name, {"shard": shard}, *tensors) for tensors in given])
+        found = two_ranks.run(_said, [(name, {"shard": shard}, *tensors) for tensors in given])
         own, other = found[rank], found[1 - rank]
         assert own[0].startswith(message)
         assert other[0].startswith(f"GroupError: voxloss: rank {rank} has failed in the loss's group")
         assert max(own[1], other[1]) < 10
 
 
-def test_an_error_of_all_ranks_is_the_own_one_of_each(two: Ranks) -> None:
+def test_an_error_of_all_ranks_is_the_own_one_of_each(two_ranks: Ranks) -> None:
     x, labels = logits(), label_map()
     for options in ({"weight": [1.0, 2.0]}, {"weight": [1.0, 2.0], "batch": True}, {"classes": [7]}):
-        for said, _ in two.run(_said, [("DiceLoss", options, x, labels)] * 2):
+        for said, _ in two_ranks.run(_said, [("DiceLoss", options, x, labels)] * 2):
             assert said.startswith("ValueError")
 
 
@@ -348,10 +344,10 @@ def test_errors(options: dict[str, Any], message: str) -> None:
         voxloss.DiceCELoss(**options)
 
 
-def test_a_nan_of_one_rank_reaches_all(two: Ranks) -> None:
+def test_a_nan_of_one_rank_reaches_all(two_ranks: Ranks) -> None:
     """For GradScaler to skip the step everywhere."""
     x, labels = logits(), label_map()
-    for value, _ in two.run(_poisoned, [(x, labels, True), (x, labels, False)]):
+    for value, _ in two_ranks.run(_poisoned, [(x, labels, True), (x, labels, False)]):
         assert math.isnan(value)
 
 

@@ -229,6 +229,7 @@ def test_focal_tversky_defaults_are_abraham_and_khans() -> None:
 SIZES = [64, 128]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(

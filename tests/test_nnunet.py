@@ -14,11 +14,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import nibabel as nib
 import numpy as np
@@ -271,18 +271,12 @@ def test_a_loss_of_ones_own(labels: str) -> None:
 # Several processes. nnU-Net's own run beside ours, on the same ranks.
 
 
-@pytest.fixture(scope="module")
-def two() -> Iterator[Ranks]:
-    with Ranks(2) as ranks:
-        yield ranks
-
-
 def on_a_rank(name: str, labels: str, batch_dice: bool, output: Any, target: Any) -> Any:
     """Value and gradients of what this rank has."""
-    os.environ["VOXLOSS_BACKEND"] = "eager"
     kind = getattr(trainers, name, nnUNetTrainer)
-    loss = build(kind, labels, batch_dice=batch_dice, deep=True, ddp=True)
-    return value_and_gradients(loss, output, target)
+    with patch.dict(os.environ, VOXLOSS_BACKEND="eager"):
+        loss = build(kind, labels, batch_dice=batch_dice, deep=True, ddp=True)
+        return value_and_gradients(loss, output, target)
 
 
 def shares(output: Any, target: Any, cut: list[int]) -> list[tuple[Any, Any]]:
@@ -292,11 +286,11 @@ def shares(output: Any, target: Any, cut: list[int]) -> list[tuple[Any, Any]]:
 
 @pytest.mark.parametrize("batch_dice", [True, False], ids=["batch", "items"])
 @pytest.mark.parametrize("labels", ["labels", "regions"])
-def test_two_processes_have_nnunets_loss_and_gradient(two: Ranks, labels: str, batch_dice: bool) -> None:
+def test_two_processes_have_nnunets_loss_and_gradient(two_ranks: Ranks, labels: str, batch_dice: bool) -> None:
     """With as many items and voxels each. What nnU-Net logs is the mean of the ranks' losses."""
     given = [(labels, batch_dice, *each) for each in shares(*outputs(labels, deep=True, items=4), [2, 2])]
-    found = two.run(on_a_rank, [("nnUNetTrainerVoxloss", *each) for each in given])
-    nnunets_own = two.run(on_a_rank, [("nnUNetTrainer", *each) for each in given])
+    found = two_ranks.run(on_a_rank, [("nnUNetTrainerVoxloss", *each) for each in given])
+    nnunets_own = two_ranks.run(on_a_rank, [("nnUNetTrainer", *each) for each in given])
     mean = sum(value for value, _ in nnunets_own) / 2
     for own, (_, gradients) in zip(found, nnunets_own, strict=True):
         require_same(own, (mean, gradients))
@@ -305,7 +299,7 @@ def test_two_processes_have_nnunets_loss_and_gradient(two: Ranks, labels: str, b
 
 @pytest.mark.parametrize("cut", [[2, 2], [3, 1]], ids=str)
 @pytest.mark.parametrize("name", trainers.__all__)
-def test_two_uneven_processes_are_one_with_the_whole_batch(two: Ranks, name: str, cut: list[int]) -> None:
+def test_two_uneven_processes_are_one_with_the_whole_batch(two_ranks: Ranks, name: str, cut: list[int]) -> None:
     """nnU-Net averages the ranks' cross entropies, of however many voxels; of uneven numbers of items it gathers
     tensors that do not have one shape."""
     labels = "labels with ignore"
@@ -316,13 +310,13 @@ def test_two_uneven_processes_are_one_with_the_whole_batch(two: Ranks, name: str
     whole.weight_factors = build(nnUNetTrainer, labels, batch_dice=True, deep=True, ddp=True).weight_factors
     value, gradients = value_and_gradients(whole, output, target)
     given = [(labels, True, *each) for each in shares(output, target, cut)]
-    found = two.run(on_a_rank, [(name, *each) for each in given])
+    found = two_ranks.run(on_a_rank, [(name, *each) for each in given])
     # DDP divides the gradients by the number of ranks.
     together = [torch.cat([own[i] / 2 for _, own in found]) for i in range(len(output))]
     for own, _ in found:
         require_same((own, together), (value, gradients))
     if name == "nnUNetTrainerVoxloss" and cut == [2, 2]:
-        nnunets_own = two.run(on_a_rank, [("nnUNetTrainer", *each) for each in given])
+        nnunets_own = two_ranks.run(on_a_rank, [("nnUNetTrainer", *each) for each in given])
         assert abs(sum(their for their, _ in nnunets_own) / 2 - value) > 1e-3
 
 

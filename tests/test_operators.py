@@ -106,7 +106,7 @@ def test_opcheck(options: dict[str, Any], checks: tuple[str, ...], device: str) 
         torch.library.opcheck(operators.region_sums_backward, (grad, x, target, mask, *given, wrt), **more)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 @pytest.mark.pairwise(backend=list(BACKENDS), form=FORMS, activation=ACTIVATIONS, sums=SUMS, masked=MASKS)
 def test_gradcheck_once_and_twice(options: dict[str, Any]) -> None:
     form, activation = options["form"], options["activation"]
@@ -132,6 +132,7 @@ def test_gradcheck_once_and_twice(options: dict[str, Any]) -> None:
     assert torch.autograd.gradgradcheck(f, leaves)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("loss_class", LOSSES)
 @pytest.mark.parametrize(
     "options", [{}, {"include_background": False, "batch": True}, {"absent": "skip"}], ids=str

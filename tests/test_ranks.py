@@ -22,11 +22,10 @@ from voxloss_verify.subject.ranks import Ranks, RanksError
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the tests need POSIX signals")
 
 
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    """Two ranks for all tests; those that break them leave it to the next one to start new ones."""
-    with Ranks(2) as ranks:
-        yield ranks
+@pytest.fixture
+def ranks(two_ranks: Ranks) -> Ranks:
+    """A test that breaks them leaves it to the next one to start new ones."""
+    return two_ranks
 
 
 def pids(ranks: Ranks) -> list[int]:
@@ -194,6 +193,7 @@ def test_a_rank_that_fails_is_named_at_once_and_a_later_run_starts_new_ones(
     assert [answer[1] for answer in ranks.run(total, [(1,), (2,)])] == [3, 3]
 
 
+@pytest.mark.integration
 def test_a_rank_that_died_between_two_runs(ranks: Ranks) -> None:
     os.kill(pids(ranks)[1], signal.SIGKILL)
     with pytest.raises(RanksError, match=r"^rank 1 was killed by SIGKILL$"):

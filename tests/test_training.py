@@ -44,6 +44,7 @@ def train(loss: nn.Module, half: bool) -> Tensor:
     return torch.stack(curve)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "make",
     [voxloss.DiceLoss, voxloss.DiceCELoss, voxloss.FocalTverskyLoss, voxloss.ExponentialLogarithmicLoss],

@@ -216,6 +216,7 @@ def formula_laws(*laws: str) -> list[str]:
     return ["my_losses.py:SquareRootDice", *(word for law in laws for word in ("--law", law))]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "options",
     [

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
 
 Family = Literal[
@@ -197,7 +198,7 @@ class Claims:
     compiles: bool = True
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(Claims).items():
+        for name, hint in _hints().items():
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
@@ -413,6 +414,11 @@ def _value(text: str) -> Any:
         with suppress(ValueError):
             return float(text)  # .7, which is no JSON
         return {"True": True, "False": False, "None": None}.get(text, text)
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(Claims)
 
 
 def _fits(value: Any, hint: Any) -> bool:
