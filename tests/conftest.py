@@ -1,7 +1,8 @@
 """Shared by all tests: tiers, option pairs, seeds, devices, and torch.empty filled with NaN.
 
-There are two tiers. `pytest` runs the quick one, `pytest -m integration` the rest, and --thorough both; a test
-that is named (`pytest tests/test_nnunet.py::test_trains_resumes_and_predicts`) runs whichever it belongs to.
+There are two tiers. `pytest` runs the quick one, `pytest -m integration` the rest, and --thorough both, with what
+is marked as thorough; a test that is named (`pytest tests/test_nnunet.py::test_trains_resumes_and_predicts`) runs
+whichever it belongs to.
 """
 
 from __future__ import annotations
@@ -49,9 +50,12 @@ def pytest_configure(config: pytest.Config) -> None:
     interpreter.hasten()
     thorough = config.getoption("--thorough")
     hypothesis.settings.load_profile("thorough" if thorough else "quick")
-    named = any("::" in argument for argument in config.args)
-    if not (thorough or named or config.option.markexpr):
+    if not (thorough or _named(config) or config.option.markexpr):
         config.option.markexpr = "not integration"
+
+
+def _named(config: pytest.Config) -> bool:
+    return any("::" in argument for argument in config.args)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -103,6 +107,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 place += next(i for i, other in enumerate(known) if value is other)
             if place % mark.args[0]:
                 item.add_marker(pytest.mark.integration)
+    if not (config.getoption("--thorough") or _named(config)):
+        config.hook.pytest_deselected(items=[item for item in items if "thorough" in item.keywords])
+        items[:] = [item for item in items if "thorough" not in item.keywords]
     if not torch.cuda.is_available():
         for item in items:
             if "cuda" in item.keywords:

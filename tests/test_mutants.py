@@ -59,11 +59,18 @@ def broken(records: dict[str, Record]) -> dict[str, str]:
 QUICK = ["TextbookCompound(softmax, to_onehot_y, ignore_index=255, lambda_region=0.5, lambda_voxels=2.0)"]
 
 
+def tier(place: int, control: Specimen) -> tuple[pytest.MarkDecorator, ...]:
+    """One in the quick tier, of the others every fourth: each takes a quarter of a minute."""
+    if str(control) in QUICK:
+        return ()
+    return (pytest.mark.integration, *(() if place % 4 == 0 else (pytest.mark.thorough,)))
+
+
 @pytest.mark.parametrize(
     "control",
     [
-        pytest.param(control, id=str(control), marks=() if str(control) in QUICK else pytest.mark.integration)
-        for control in CONTROLS
+        pytest.param(control, id=str(control), marks=tier(place, control))
+        for place, control in enumerate(CONTROLS)
     ],
 )
 def test_a_correct_loss_keeps_every_law(control: Specimen, setting: Setting) -> None:

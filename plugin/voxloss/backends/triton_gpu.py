@@ -87,8 +87,8 @@ def tiling(
     """Choose tiles so that a thread has few values to keep, and finds those of a voxel with itself.
 
     Up to 16 classes, of voxels that lie side by side in memory, a thread takes all classes of four voxels, which
-    it can load at once; of two, where the totals or weights of each class and sum, or a mask beside them, leave it
-    fewer registers.
+    it can load at once; of two, where the totals or weights of each class and sum, or a mask beside them, leave
+    it fewer registers.
     Not so with `powers` that no multiplication makes: these take too many registers for one class after another.
     Otherwise a thread takes up to 16 classes of its voxels (fewer in float64, or where the totals of many sums
     fill its registers, or where there is a mask beside voxels that do not lie next to each other); more are
