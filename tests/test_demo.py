@@ -79,9 +79,10 @@ def run_demo(out: Path, steps: int = STEPS, *others: str) -> Run:
 
 
 @pytest.fixture(scope="module")
-def finished(brain: BrainMRI, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def finished(brain: BrainMRI, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Run:
+    every = 1 if request.config.getoption("--thorough") else 4
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "on_phantoms", lambda: on_phantoms(all_phantoms()[::4]))
+        patch.setattr(demo, "on_phantoms", lambda: on_phantoms(all_phantoms()[::every]))
         return run_demo(tmp_path_factory.mktemp("demo") / "new folder")
 
 

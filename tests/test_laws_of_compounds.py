@@ -32,11 +32,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("configuration", rows, ids=lambda row: f"{row[0]} {row[1]}")
 
 
-def test_every_law_that_applies_holds(configuration: tuple[str, str]) -> None:
+def test_every_law_that_applies_holds(configuration: tuple[str, str], request: pytest.FixtureRequest) -> None:
     """On drawn volumes."""
+    examples = 12 if request.config.getoption("--thorough") else 6
     name, label = configuration
     subject = subject_of(LOSSES[name], kwargs=CONFIGURATIONS[name][label])
-    setting = Setting(Profile(6, (), "eager"), derandomize=True)
+    setting = Setting(Profile(examples, (), "eager"), derandomize=True)
     laws = [law if law.strategy is None else replace(law, given=None) for law in chosen_laws(LAWS)]
     records = list(run_checks(subject, setting, laws))
     assert [f"{record.law}: {record.reason}" for record in records if record.status is Status.broken] == []
