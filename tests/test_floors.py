@@ -35,7 +35,7 @@ ORDER = {
     "voxloss.backends": [
         ["voxels", "layout"],
         ["numba_cache"],
-        ["numba_kernels", "triton_kernels"],
+        ["numba_kernels", "triton_kernels", "by_label"],
         ["reference", "eager", "numba_cpu", "triton_gpu"],
         [""],
     ],
