@@ -36,14 +36,14 @@ _OF_P = {
 _OF_G = {"target", "target_squared"}
 _FOCAL = {"focal", "focal_negative"}
 _OF_LOGS = {"cross_entropy", "cross_entropy_negative"} | _FOCAL
-_SUMS = _OF_P | _OF_G | _OF_LOGS | {"voxels"}
+SUMS = _OF_P | _OF_G | _OF_LOGS | {"voxels"}
 
 
 def takes(input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec, *result: Tensor) -> bool:
     """Whether the functions below compute such a pass."""
     is_map = target.shape[1] != input.shape[1]
     every_voxel = mask is None and spec.ignore_index is None
-    known = spec.activation in ("softmax", "sigmoid") and _SUMS.issuperset(spec.sums)
+    known = spec.activation in ("softmax", "sigmoid") and SUMS.issuperset(spec.sums)
     on_cpu = input.device.type == "cpu" and input.numel() > 0
     return on_cpu and is_map and every_voxel and known and _lines(input, target, *result) is not None
 
@@ -103,23 +103,22 @@ class _Blocks:
             return torch.add(q[:, :1], q[:, 1:], out=total)
         return torch.sum(q, 1, keepdim=True, out=total)
 
-    def softmax(self, input: Tensor) -> Tensor:
-        """Return p."""
-        p = self.memory("p", input.shape)
-        if input.shape[1] == 2:  # one exponential for each class instead of a maximum and a sum
-            z = self.logits(input)
-            torch.sub(z[:, 0], z[:, 1], out=p[:, 0])
+    def softmax(self, input: Tensor, p: Tensor) -> Tensor:
+        """Write p, into the memory of the input if need be, and return it."""
+        lowest, highest = input.aminmax()
+        if input.shape[1] == 2 and lowest > -voxels.LARGEST_LOGIT and highest < voxels.LARGEST_LOGIT:
+            p.copy_(input)
+            p[:, 0].sub_(p[:, 1])  # no maximum and no sum
             torch.neg(p[:, 0], out=p[:, 1])
             return p.sigmoid_()
-        lowest, highest = input.aminmax()
         if not (lowest > -_SAFE and highest < _SAFE):
-            return self.softmax_and_log(input)[0]
+            return self.softmax_and_log(input, p)[0]
         torch.exp(input, out=p) if input.dtype == p.dtype else p.copy_(input).exp_()
         return p.div_(self.over_classes(p))
 
-    def softmax_and_log(self, input: Tensor) -> tuple[Tensor, Tensor]:
-        """Return p and −log p."""
-        z, p = self.logits(input), self.memory("p", input.shape)
+    def softmax_and_log(self, input: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+        """Write p and return it with −log p."""
+        z = self.logits(input)
         z.sub_(torch.amax(z, 1, keepdim=True, out=self.memory("total", (z.shape[0], 1, z.shape[2]))))
         total = self.over_classes(torch.exp(z, out=p))
         p.div_(total)
@@ -153,13 +152,13 @@ def sums(input: Tensor, target: Tensor, spec: PassSpec, most: int) -> tuple[Tens
 
 
 def _sums(blocks: _Blocks, z: Tensor, g: Tensor, spec: PassSpec, rows: Tensor) -> None:
-    p = loss = focal = term = blocks.memory("term", z.shape)
+    p = loss = focal = blocks.memory("p", z.shape)
     with_logs, with_focal = not _OF_LOGS.isdisjoint(spec.sums), not _FOCAL.isdisjoint(spec.sums)
     if spec.activation == "softmax":
         if with_logs:
-            p, loss = blocks.softmax_and_log(z)
+            p, loss = blocks.softmax_and_log(z, p)
         else:
-            p = blocks.softmax(z)
+            p = blocks.softmax(z, p)
         if with_focal:
             focal = torch.sub(1, p, out=blocks.memory("focal", z.shape)).pow_(spec.gamma).mul_(loss)
     else:
@@ -175,17 +174,17 @@ def _sums(blocks: _Blocks, z: Tensor, g: Tensor, spec: PassSpec, rows: Tensor) -
             continue
         if name == "prediction":
             of = p
-        elif name == "prediction_squared":
-            of = torch.mul(p, p, out=term)
         elif name in _OF_G:
             of = g
+        elif name == "prediction_squared":
+            of = torch.mul(p, p, out=blocks.memory("term", z.shape))
         elif name == "false_negatives":
-            of = torch.sub(1, p, out=term).mul_(g)
+            of = torch.sub(1, p, out=blocks.memory("term", z.shape)).mul_(g)
         else:
             whole = p if name in _OF_P else focal if name in _FOCAL else loss
-            of = torch.mul(whole, g, out=term)
+            of = torch.mul(whole, g, out=blocks.memory("term", z.shape))
             if name in ("false_positives", "cross_entropy_negative", "focal_negative"):
-                of = torch.sub(whole, of, out=term)  # all or nothing of it, without rounding
+                of = torch.sub(whole, of, out=of)  # all or nothing of it, without rounding
         torch.sum(of, -1, out=row)
 
 
@@ -201,13 +200,14 @@ def gradient(grad: Tensor, input: Tensor, target: Tensor, spec: PassSpec, result
 def _gradient(
     blocks: _Blocks, z: Tensor, g: Tensor, weights: dict[str, Tensor], spec: PassSpec, out: Tensor
 ) -> None:
-    by_p, q = blocks.memory("by_p", z.shape), blocks.memory("q", z.shape)
     zero = torch.zeros_like(next(iter(weights.values())))
     outside = weights.get("prediction", zero) + weights.get("false_positives", zero)
     inside = weights.get("intersection", zero) + weights.get("soft_intersection", zero)
     inside = inside - weights.get("false_positives", zero)
-    torch.mul(g, inside, out=by_p).add_(outside)
     with_logs = not _OF_LOGS.isdisjoint(weights)
+    by_p = torch.mul(g, inside, out=blocks.memory("by_p", z.shape) if with_logs else g).add_(outside)
+    q = blocks.memory("q", z.shape)
+    p = out if out.dtype == blocks.dtype else blocks.memory("p", z.shape)
     if spec.activation == "sigmoid":
         if with_logs:
             p, s, loss = blocks.binary(blocks.logits(z), g)
@@ -215,9 +215,9 @@ def _gradient(
         else:
             p = blocks.logits(z).sigmoid_()
     elif "focal" in weights:
-        p, loss = blocks.softmax_and_log(z)
+        p, loss = blocks.softmax_and_log(z, p)
     else:
-        p = blocks.softmax(z)
+        p = blocks.softmax(z, p)
     if "prediction_squared" in weights:
         by_p.add_(torch.mul(p, 2 * weights["prediction_squared"], out=q))
     if spec.activation == "sigmoid":
@@ -226,17 +226,17 @@ def _gradient(
         return
     torch.mul(by_p, p, out=q)
     if not with_logs:
-        by_p.sub_(blocks.over_classes(q))
-        torch.mul(by_p, p, out=out) if out.dtype == p.dtype else out.copy_(by_p.mul_(p))
-        return
-    if "focal" in weights:
-        n = torch.sub(1, p, out=blocks.memory("term", z.shape))
-        ratio = loss.mul_(p).div_(n.clamp(min=torch.finfo(n.dtype).tiny))  # of 0 to 0: n^γ is 0 too
-        q.sub_(ratio.mul_(spec.gamma).add_(1).mul_(n.pow_(spec.gamma)).mul_(weights["focal"]).mul_(g))
-    if "cross_entropy" in weights:
-        q.sub_(g.mul_(weights["cross_entropy"]))
-    p.mul_(blocks.over_classes(q))
-    torch.sub(q, p, out=out) if out.dtype == p.dtype else out.copy_(q.sub_(p))
+        p.mul_(by_p.sub_(blocks.over_classes(q)))
+    else:
+        if "focal" in weights:
+            n = torch.sub(1, p, out=by_p)
+            ratio = loss.mul_(p).div_(n.clamp(min=torch.finfo(n.dtype).tiny))  # of 0 to 0: n^γ is 0 too
+            q.sub_(ratio.mul_(spec.gamma).add_(1).mul_(n.pow_(spec.gamma)).mul_(weights["focal"]).mul_(g))
+        if "cross_entropy" in weights:
+            q.sub_(g.mul_(weights["cross_entropy"]))
+        torch.sub(q, p.mul_(blocks.over_classes(q)), out=p)
+    if p is not out:
+        out.copy_(p)
 
 
 def _binary(

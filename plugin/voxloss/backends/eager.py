@@ -12,7 +12,7 @@ from voxloss.backends import by_label, voxels
 from voxloss.backends.voxels import PassSpec
 
 # Elements of [B, C, voxels] in flight: on a CPU a block stays in its cache, elsewhere it fills the device.
-CPU_BLOCK = 1 << 18
+CPU_BLOCK = 1 << 19
 DEVICE_BLOCK = 1 << 24
 
 
