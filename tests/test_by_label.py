@@ -1,4 +1,4 @@
-"""The eager backend's path for a label map on a CPU, held to the reference: every sum, large logits, bad labels."""
+"""The eager path for a label map on a CPU, held to the reference: every sum, large logits, bad labels."""
 
 from __future__ import annotations
 
