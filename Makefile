@@ -16,7 +16,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	  echo "voxloss needs Python 3.10 or newer, found $$($(PYTHON) --version). Try: make PYTHON=python3.12 ..." >&2; exit 2; }
 	@echo "Setting up $(VENV): torch, MONAI, the rest, and the compiled pass on the CPU; a few minutes the first time."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	@# Python compiles what is imported; compiling all that is installed would take a minute more.
+	$(BIN)/python -m pip install --no-compile --constraint constraints.txt --editable '.[dev]'
 	@# nnU-Net brings PyPI's torchvision, which needs the torch for CUDA. Beside another one it cannot be imported, which breaks
 	@# what takes it if it is there (Lightning's torchmetrics), while nnU-Net does without.
 	@$(BIN)/python -c 'import torchvision' 2>/dev/null || $(BIN)/python -m pip uninstall --quiet --yes torchvision

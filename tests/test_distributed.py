@@ -113,6 +113,7 @@ def test_a_volume_over_two_ranks(two_ranks: Ranks, name: str, shares: tuple[int,
 
 
 @pytest.mark.integration
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["DiceLoss", "DiceCELoss batch", "JaccardLoss skip", "FocalLoss sum"])
 def test_four_ranks(four: Ranks, name: str) -> None:
     same_as_one_process(four, name, (1, 1, 2, 1), "batch")

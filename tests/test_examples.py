@@ -41,6 +41,7 @@ def losses(processes: int, *options: str) -> list[str]:
 
 
 @pytest.mark.integration
+@pytest.mark.thorough
 def test_two_processes_train_as_one() -> None:
     one = losses(1)
     assert len(one) == 10

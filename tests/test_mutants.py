@@ -227,6 +227,7 @@ def test_a_mutant_to_which_its_law_does_not_apply_is_noticed(
 
 
 @pytest.mark.integration
+@pytest.mark.thorough
 def test_two_processes_find_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     outputs = []
     for jobs in (1, 2):

@@ -409,7 +409,7 @@ def logged(home: dict[str, str], trainer: str) -> list[float]:
     ("labels", "trainer"),
     [
         ("labels with ignore", "nnUNetTrainerVoxloss"),
-        ("regions with ignore", "nnUNetTrainerVoxlossFocalTversky"),
+        pytest.param("regions with ignore", "nnUNetTrainerVoxlossFocalTversky", marks=pytest.mark.thorough),
     ],
 )
 def test_trains_resumes_and_predicts(nnunet_home: dict[str, str], labels: str, trainer: str) -> None:

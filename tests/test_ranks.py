@@ -318,7 +318,7 @@ with Ranks(2) as ranks:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("source", ["stdin", "script"])
+@pytest.mark.parametrize("source", [pytest.param("stdin", marks=pytest.mark.thorough), "script"])
 def test_the_main_module_is_neither_run_again_nor_searched(source: str, tmp_path: Path) -> None:
     """It needs no guard and no file. The ranks import what it can, not what lies around, and say nothing else."""
     for folder in ("home", "elsewhere"):
@@ -363,7 +363,7 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("seconds", [0.05, 0.5, None])
+@pytest.mark.parametrize("seconds", [pytest.param(0.05, marks=pytest.mark.thorough), 0.5, None])
 def test_ctrl_c_leaves_no_rank_and_no_traceback(seconds: float | None, tmp_path: Path) -> None:
     """While interpreters start, while they import torch, and while a function runs."""
     process = parent(tmp_path)

@@ -577,7 +577,8 @@ for case in CASES[{part}::4]:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bool", marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("dtype", ["float32", "bool"])
 def test_compiled_with_a_mask_nothing_spills(dtype: str) -> None:
     if not bundled("nvidia"):
         pytest.skip("this Triton does not compile for NVIDIA")
@@ -617,6 +618,7 @@ print(max(line.spills for line in gpu_resources.resources(case)) > 0)
 
 
 @pytest.mark.integration
+@pytest.mark.thorough
 def test_compiled_for_an_mi300_nothing_spills() -> None:
     if not bundled("amd"):
         pytest.skip("this Triton does not compile for AMD")
