@@ -28,8 +28,9 @@ def test_some_cases(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.integration
-def test_thousands_of_cases(capsys: pytest.CaptureFixture[str]) -> None:
-    assert fuzz.main(["--cases", "1500", "--seed", "1", "--compiled"]) == 0, capsys.readouterr().out
+def test_thousands_of_cases(capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -> None:
+    cases = "3000" if request.config.getoption("--thorough") else "1500"
+    assert fuzz.main(["--cases", cases, "--seed", "1", "--compiled"]) == 0, capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -22,7 +22,7 @@ from torch import Tensor
 from voxloss.backends import voxels
 from voxloss.backends.voxels import PassSpec
 
-# exp(z) of such logits needs no maximum taken off: it is a normal float32 number, and so is a sum of them.
+# exp(z) of such logits needs no maximum subtracted: it is a normal float32 number, and so is their sum.
 _SAFE = 64.0
 
 _OF_P = {
@@ -49,7 +49,7 @@ def takes(input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec, *r
 
 
 def _lines(*tensors: Tensor) -> list[Tensor] | None:
-    """View each as `[B, channels, N]`, or none of them: the voxels of a crop are no line without a copy."""
+    """View each as `[B, channels, N]`, or return None if one would have to be copied, as a crop would."""
     order = sorted(range(2, tensors[0].ndim), key=tensors[0].stride, reverse=True)
     try:
         return [tensor.permute(0, 1, *order).view(*tensor.shape[:2], -1) for tensor in tensors]
@@ -89,7 +89,7 @@ class _Blocks:
         return torch.clamp(input, *limits, out=z) if input.dtype == z.dtype else z.copy_(input).clamp_(*limits)
 
     def labels(self, target: Tensor) -> Tensor:
-        """As floating-point numbers: what is rounded is no class."""
+        """The labels as floating-point numbers; those that are rounded are larger than any class."""
         whole = voxels.whole_labels(target) if target.is_floating_point() else target
         return self.memory("labels", target.shape).copy_(whole)
 
@@ -104,7 +104,7 @@ class _Blocks:
         return torch.sum(q, 1, keepdim=True, out=total)
 
     def softmax(self, input: Tensor, p: Tensor) -> Tensor:
-        """Write p, into the memory of the input if need be, and return it."""
+        """Write the softmax to `p`, which may share the input's memory, and return it."""
         lowest, highest = input.aminmax()
         if input.shape[1] == 2 and lowest > -voxels.LARGEST_LOGIT and highest < voxels.LARGEST_LOGIT:
             p.copy_(input)
@@ -117,7 +117,7 @@ class _Blocks:
         return p.div_(self.over_classes(p))
 
     def softmax_and_log(self, input: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-        """Write p and return it with −log p."""
+        """Write the softmax to `p`, which may share the input's memory; return it and −log p."""
         z = self.logits(input)
         z.sub_(torch.amax(z, 1, keepdim=True, out=self.memory("total", (z.shape[0], 1, z.shape[2]))))
         total = self.over_classes(torch.exp(z, out=p))
@@ -152,7 +152,7 @@ def sums(input: Tensor, target: Tensor, spec: PassSpec, most: int) -> tuple[Tens
 
 
 def _sums(blocks: _Blocks, z: Tensor, g: Tensor, spec: PassSpec, rows: Tensor) -> None:
-    p = loss = focal = blocks.memory("p", z.shape)
+    p = loss = focal = blocks.memory("p", z.shape)  # each is computed below if a sum needs it
     with_logs, with_focal = not _OF_LOGS.isdisjoint(spec.sums), not _FOCAL.isdisjoint(spec.sums)
     if spec.activation == "softmax":
         if with_logs:
@@ -246,8 +246,8 @@ def _binary(
     term, zero = blocks.memory("term", g.shape), torch.zeros_like(next(iter(weights.values())))
     by_u = {}
     if not _FOCAL.isdisjoint(weights):
-        slope = loss.mul_(torch.sub(1, s, out=term)).mul_(gamma).add_(s)
-        by_u["focal"] = slope.mul_(torch.pow(s, gamma, out=term))
+        derivative = loss.mul_(torch.sub(1, s, out=term)).mul_(gamma).add_(s)
+        by_u["focal"] = derivative.mul_(torch.pow(s, gamma, out=term))
     if not {"cross_entropy", "cross_entropy_negative"}.isdisjoint(weights):
         by_u["cross_entropy"] = s
     total = None

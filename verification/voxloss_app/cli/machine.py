@@ -125,9 +125,9 @@ def bench(
     """Measure time and memory of losses, forward and backward, beside MONAI, nnU-Net and torch.compile.
 
     Contenders take turns within each case; one whose value or gradient is incorrect is not timed. Writes
-    performance.md, .png and .json, in which an earlier run on another device is kept; about half an hour on two
-    cores, with voxloss[demo]. Ctrl-C keeps the cases that are finished, in .OUT-bench. Exit code 1 if voxloss is
-    wrong or fails anywhere.
+    performance.md, .png and .json, in which an earlier run on another device is kept; about forty minutes on
+    two cores, with voxloss[demo]. Ctrl-C keeps the cases that are finished, in .OUT-bench. Exit code 1 if voxloss
+    is wrong or fails anywhere.
 
     Examples:
 
