@@ -43,6 +43,11 @@ def is_quiet() -> bool:
     return _verbosity is Verbosity.quiet
 
 
+def is_verbose() -> bool:
+    """Whether everything is wanted."""
+    return _verbosity is Verbosity.verbose
+
+
 def results_console() -> Console:
     """Of stdout, with colours if that is a terminal."""
     return _console(sys.stdout.isatty(), None)

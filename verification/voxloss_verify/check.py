@@ -16,12 +16,13 @@ from hypothesis.errors import Flaky
 from voxloss_verify.hints import hint
 from voxloss_verify.laws import LAWS
 from voxloss_verify.laws.law import Law
-from voxloss_verify.laws.record import CounterExample, Finding, Record, Status
+from voxloss_verify.laws.record import CounterExample, Finding, Level, Record, Status
 from voxloss_verify.laws.setting import PROFILES, Setting
-from voxloss_verify.laws.sources import LabelPair
+from voxloss_verify.laws.sources import LabelPair, cube
 from voxloss_verify.oracle import exact
 from voxloss_verify.oracle.claims import Claims
 from voxloss_verify.oracle.volumes import Volume
+from voxloss_verify.precision import with_precision
 from voxloss_verify.request import ProfileName
 from voxloss_verify.subject.subject import Raised, Subject, TargetError, said, subject_of
 
@@ -32,9 +33,9 @@ FINITE = "23b"
 class Broken(Exception):
     """A law does not hold on a volume."""
 
-    def __init__(self, volume: Volume, finding: Finding, message: str) -> None:
+    def __init__(self, volume: Volume, finding: Finding, message: str, raised: str = "") -> None:
         super().__init__(message)
-        self.volume, self.finding, self.message = volume, finding, message
+        self.volume, self.finding, self.message, self.raised = volume, finding, message, raised
 
 
 def check_loss(
@@ -94,23 +95,22 @@ def run_checks(subject: Subject, setting: Setting, laws: Iterable[Law]) -> Itera
     Raises:
         TargetError: if the loss cannot be called.
     """
-    require_callable(subject)
+    subject = prepared(subject)
     for law in laws:
         yield run_check(subject, setting, law)
 
 
-def require_callable(subject: Subject) -> None:
-    """Call the loss once on an easy volume.
+def prepared(subject: Subject) -> Subject:
+    """Call the loss once on an easy volume, and find out what it computes in.
 
     Raises TargetError, with the claims that decided the form of the tensors, if it raises.
     """
-    from voxloss_verify.laws.sources import cube
-
     volume = cube(subject.claims, 4, subject.claims.dtypes[0], 0)
     try:
         subject.value(volume)
     except Raised as error:
         raise TargetError(f"{subject.name} {error}; {form(subject, volume)}.") from error
+    return with_precision(subject)
 
 
 def form(subject: Subject, volume: Volume) -> str:
@@ -130,14 +130,15 @@ def run_check(subject: Subject, setting: Setting, law: Law) -> Record:
     try:
         record = _examined(subject, setting, law)
     except Exception as error:  # what a loss returns may be so odd that a law fails on it: the others are run
-        record = Record(law.id, law.name, Status.broken, f"the check could not be run: {said(error)}")
+        reason = f"the check could not be run: {said(error)}"
+        record = Record(law.id, law.name, Status.broken, reason, level=law.level)
     return replace(record, seconds=time.perf_counter() - start)
 
 
 def _examined(subject: Subject, setting: Setting, law: Law) -> Record:
     reason = law.domain(subject, setting)
     if reason is not None:
-        return Record(law.id, law.name, Status.not_applicable, reason)
+        return Record(law.id, law.name, Status.not_applicable, reason, level=law.level)
     examiner = _Examiner(subject, setting, law)
     broken = examiner.examine_all()
     record = Record(
@@ -147,6 +148,7 @@ def _examined(subject: Subject, setting: Setting, law: Law) -> Record:
         examples=examiner.examples,
         worst=examiner.worst,
         worst_where=examiner.worst_where,
+        level=law.level,
     )
     if broken is not None:
         example = CounterExample(
@@ -159,13 +161,17 @@ def _examined(subject: Subject, setting: Setting, law: Law) -> Record:
             subject.claims.labels == "indices",
             broken.finding.other_gradient,
         )
+        options = _hint(subject, law, broken.volume) if setting.hints else ""
         record = replace(
             record,
             status=Status.broken,
-            reason=broken.message + (_hint(subject, law, broken.volume) if setting.hints else ""),
+            reason=broken.message + (f"; it would be right with {options}" if options else ""),
+            hint=options,
+            raised=broken.raised,
             worst=broken.finding,
             worst_where=str(broken.volume),
             counterexample=example,
+            level=law.level if examiner.is_wrong or law.level is not Level.formula else Level.numerics,
         )
     elif not examiner.examples:
         reason = "no volume that fits what is claimed has anything to compare"
@@ -175,8 +181,7 @@ def _examined(subject: Subject, setting: Setting, law: Law) -> Record:
 
 def _hint(subject: Subject, law: Law, wrong: Volume) -> str:
     """Where the value itself is wrong, perhaps only the claims are."""
-    options = hint(subject, wrong) if law.id == "24" else ""
-    return f"; it would be right with {options}" if options else ""
+    return hint(subject, wrong) if law.id == "24" else ""
 
 
 class _Examiner:
@@ -187,6 +192,7 @@ class _Examiner:
         self.examples = 0
         self.worst: Finding | None = None
         self.worst_where = ""
+        self.is_wrong = False  # anywhere: the smallest volume may be one where it is only inaccurate
 
     def examine_all(self) -> Broken | None:
         """Try drawn volumes first, as only they shrink, then given ones; return the first that breaks the law."""
@@ -213,11 +219,13 @@ class _Examiner:
                 if finding.tolerance and (self.worst is None or _badness(finding) > _badness(self.worst)):
                     self.worst, self.worst_where = finding, str(volume)
                 if not finding.holds:
+                    self.is_wrong |= finding.is_wrong
                     raise Broken(finding.volume or volume, finding, str(finding))
         except Raised as error:
             self.examples += not compared
             finding = Finding(str(error), None, None, 0.0, float("inf"))
-            raise Broken(volume, finding, str(error)) from error
+            self.is_wrong = True
+            raise Broken(volume, finding, str(error), str(error)) from error
 
     def _examine_drawn(self) -> None:
         if self.law.strategy is None:
@@ -251,7 +259,7 @@ class _Examiner:
         except Flaky as error:
             assert last is not None
             message = f"{last.message}, and not each time it was tried"
-            raise Broken(last.volume, last.finding, message) from error
+            raise Broken(last.volume, last.finding, message, last.raised) from error
 
 
 def _badness(finding: Finding) -> float:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # How the ids of these tests begin; they are in no file.
 ROOT = "voxloss"
+# As in laws.record, which loads more than pytest without the option should.
+LEVELS = ("formula", "numerics", "interface")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,6 +46,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="default",
         help="how much is tried (default: %(default)s)",
     )
+    add(
+        "--voxloss-strict",
+        action="store_true",
+        help="fail for findings about the interface, which are advice otherwise, and xfail",
+    )
     add("--voxloss-device", metavar="NAME", default="cpu", help="cpu, cuda, …, auto (default: %(default)s)")
     add("--voxloss-seed", metavar="N", type=int, default=0, help="of all random volumes (default: %(default)s)")
     add(
@@ -55,7 +62,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Prepare for the laws, if there is a loss."""
+    """Prepare for the laws, if there is a loss; -m voxloss_formula chooses a level of them."""
+    for level in LEVELS:
+        config.addinivalue_line("markers", f"voxloss_{level}: a law of a loss whose level is {level}")
     if config.getoption("voxloss_target") is not None:
         config.pluginmanager.register(_Laws(config), "voxloss-laws")
 
@@ -116,19 +125,21 @@ class _LawItem(pytest.Item):
     def __init__(self, *, law: Law, verification: Verification, **node: Any) -> None:
         super().__init__(**node)
         self.law, self.verification = law, verification
+        self.add_marker(f"voxloss_{law.level.value}")
 
     def runtest(self) -> None:
         """Pass, skip, xfail or fail as the record says."""
-        from voxloss_verify import xfails
         from voxloss_verify.laws.record import Status
 
         with warnings.catch_warnings():
             # The user's filters may make errors of those of torch; the loss is to be judged by its values.
             warnings.simplefilter("ignore")
             record = self.verification.run_check(self.law)
+        if record.is_advice and not self.verification.fails(record):
+            pytest.xfail(f"advice: {record.reason}")
         if record.status is Status.broken:
             pytest.fail(self.verification.explanation(record), pytrace=False)
-        if xfails.fails(record, self.verification.xfails):
+        if self.verification.fails(record):
             pytest.fail(f"{record.status.value}, {record.reason}", pytrace=False)
         if record.status is Status.expected:
             pytest.xfail(record.reason)
@@ -167,6 +178,7 @@ def _prepared(config: pytest.Config) -> Verification:
         device=option("voxloss_device"),
         profile=option("voxloss_profile"),
         seed=seed,
+        strict=option("voxloss_strict"),
         # With --runxfail nothing is expected to fail.
         xfails=None if option("runxfail") else option("voxloss_xfails"),
         counterexamples=option("voxloss_counterexamples") or COUNTEREXAMPLES,

@@ -25,7 +25,8 @@ class VerifyRequest:
         family, claims: what the loss says of itself, "name=value" each, over what can be read off it.
         device, profile, seed, derandomize: as of `check_loss`; the device also "auto".
         data: two NIfTI label maps, or two folders of them.
-        laws: the ids of the checks to run, None for all.
+        laws: the ids of the checks to run, None for all; `levels`: those of these levels only.
+        strict: whether findings about the interface count, which are advice otherwise.
         xfails: a file of expected failures.
         counterexamples: the folder for those of broken laws, with a folder in it per target, made if need be.
     """
@@ -40,6 +41,8 @@ class VerifyRequest:
     derandomize: bool = False
     data: tuple[Path, Path] | None = None
     laws: Sequence[str] | None = None
+    levels: Sequence[str] = ()
+    strict: bool = False
     xfails: Path | None = None
     counterexamples: Path = COUNTEREXAMPLES
 

@@ -58,6 +58,11 @@ def apply(record: Record, xfails: Mapping[str, str]) -> Record:
     return replace(record, reason=f"{record.reason}; but expected to be broken: {why}")
 
 
-def fails(record: Record, xfails: Mapping[str, str]) -> bool:
-    """Whether a record makes the verification fail: its law is broken, or an expected failure is out of date."""
+def fails(record: Record, xfails: Mapping[str, str], strict: bool = False) -> bool:
+    """Whether a record makes the verification fail: its law is broken, or an expected failure is out of date.
+
+    Advice does so only if one is `strict`.
+    """
+    if record.is_advice:
+        return strict
     return record.status.fails or (record.status is Status.not_applicable and record.law in xfails)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -23,6 +24,14 @@ from voxloss_verify.oracle.claims import Family
 from voxloss_verify.request import COUNTEREXAMPLES, VerifyRequest, parse_kwargs
 
 GROUP = "Laws of losses"
+
+
+class LevelName(str, Enum):
+    """Of a law."""
+
+    formula = "formula"
+    numerics = "numerics"
+    interface = "interface"
 
 
 def _families(incomplete: str) -> list[str]:
@@ -59,6 +68,15 @@ def verify(
         list[str] | None,
         typer.Option(metavar="ID", help="Check this law only: 31a, or 31 with all its parts; once per law."),
     ] = None,
+    level: Annotated[
+        list[LevelName] | None,
+        typer.Option(
+            metavar="LEVEL", help="Check this level only: formula, numerics or interface; once per level."
+        ),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Let findings about the interface count, which are advice otherwise.")
+    ] = False,
     data: Annotated[
         tuple[Path, Path] | None,
         typer.Option(
@@ -132,6 +150,8 @@ def verify(
         derandomize=derandomize,
         data=data,
         laws=law,
+        levels=[each.value for each in level or ()],
+        strict=strict,
         xfails=xfails,
         counterexamples=counterexamples,
     )

@@ -81,6 +81,9 @@ def show(matrix: KillMatrix, console: Console) -> None:
         console.print(f"law {id} caught no mutant: {CANNOT[id]}")
     for fault in matrix.faults:
         console.print(Text(fault, style="bold red"))
+    advised = [mutant.specimen.loss.__name__ for mutant in matrix.mutants if mutant.is_advised_only]
+    if advised:
+        console.print(f"right for every right input, so that only advice is against them: {', '.join(advised)}")
     caught = sum(bool(mutant.broken) and not mutant.missed for mutant in matrix.mutants)
     kept = sum(not control.broken for control in matrix.controls)
     console.print(

@@ -20,7 +20,6 @@ from voxloss_app.installed import version_of
 from voxloss_app.templates import environment
 from voxloss_app.verify.cells import Picture, pictures
 from voxloss_data.files import save_json, save_text
-from voxloss_verify import xfails
 from voxloss_verify.laws.law import Law
 from voxloss_verify.laws.record import LITERAL, CounterExample, Record, Status
 from voxloss_verify.oracle.volumes import Volume
@@ -38,13 +37,14 @@ def report(verification: Verification) -> dict[str, Any]:
     | versions | of voxloss, torch, numpy, hypothesis, python, and of the target's package if it has one |
     | device, device_name | where it ran |
     | profile, seed, derandomize, data | how volumes were drawn, and the names of the user's own |
+    | strict | whether findings about the interface count |
     | laws, complete, seconds | how many checks were to be run, whether all were, and how long that took |
     | failed | whether a law is broken, or an expected failure is out of date; so far, unless complete |
     | counts | the number of records by status |
     | xfails | the reasons of the expected failures by law |
     | records | one per check that was run or does not apply, in the order of the laws |
 
-    A record has law, name, statement, oracle, tolerance, status (a value of `Status`), failed, reason, examples,
+    A record has law, name, level (formula, numerics or interface), because, statement, oracle, tolerance, status (a value of `Status`), failed, reason, examples,
     seconds; worst, the finding nearest to its tolerance or beyond it, or null: what, where, got, expected, error,
     tolerance, ulp; counterexample, or null: message, snippet, files, and of the volume its name, dtype,
     input_shape, target_shape, and input and target as nested lists, each null above 256 numbers; the same of
@@ -62,6 +62,7 @@ def report(verification: Verification) -> dict[str, Any]:
         "device": str(subject.device),
         "device_name": device_name(subject.device),
         "profile": request.profile,
+        "strict": request.strict,
         "seed": request.seed,
         "derandomize": request.derandomize,
         "data": [pair.name for pair in verification.setting.data],
@@ -103,11 +104,13 @@ def _fields(record: Record, law: Law, verification: Verification) -> dict[str, A
     return {
         "law": record.law,
         "name": record.name,
+        "level": record.level.value,
+        "because": law.because,
         "statement": law.statement,
         "oracle": law.oracle,
         "tolerance": law.tolerance,
         "status": record.status.value,
-        "failed": xfails.fails(record, verification.xfails),
+        "failed": verification.fails(record),
         "reason": record.reason,
         "examples": record.examples,
         "seconds": round(record.seconds, 3),

@@ -1,4 +1,4 @@
-"""`voxloss verify`: run the checks, show each record as it comes, and write the reports."""
+"""`voxloss verify`: run the checks, show the verdict (verbosely every record as it comes), write the reports."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.text import Text
 
 from voxloss_app.exits import ExitCode, Refused
-from voxloss_app.terminal import is_quiet, progress_bar, results_console
+from voxloss_app.terminal import is_quiet, is_verbose, progress_bar, results_console
 from voxloss_app.verify.report import write_html, write_json
+from voxloss_app.verify.verdict import verdict
 from voxloss_verify.laws.record import Record, Status
 from voxloss_verify.request import VerifyRequest
 from voxloss_verify.subject.devices import device_name
@@ -63,16 +64,18 @@ def _run_all(console: Console, verification: Verification) -> None:
     words = max(len(status.value) for status in Status if verification.xfails or not _needs_xfails(status))
     heading = ("law", "name", "status", "examples", "worst error", "ULP", "seconds", "where")
     row = f"{{:<4}} {{:<{names}}}  {{:<{words}}}  {{:>8}}  {{:>11}}  {{:>8}}  {{:>7}}  {{}}"
-    console.print(f"\n{row.format(*heading)}")
+    if is_verbose():
+        console.print(f"\n{row.format(*heading)}")
     with progress_bar(console) as progress:
         task = progress.add_task("", total=len(verification.laws))
         for law in verification.laws:
             progress.update(task, description=f"{law.id} {law.name}", refresh=True)
             record = verification.run_check(law)
-            line = Text(row.format(*_cells(record)).rstrip())
-            start = 5 + names + 2
-            line.stylize(STYLES[record.status], start, start + len(record.status.value))
-            console.print(line)
+            if is_verbose():
+                line = Text(row.format(*_cells(record)).rstrip())
+                start = 5 + names + 2
+                line.stylize(STYLES[record.status], start, start + len(record.status.value))
+                console.print(line)
             progress.advance(task)
 
 
@@ -120,14 +123,18 @@ def _show_header(console: Console, verification: Verification) -> None:
 
 
 def _show_summary(console: Console, verification: Verification) -> None:
-    for record in verification.records:
-        if record.status is Status.broken:
-            title = f"{record.law} {record.name}: broken"
-            console.print(Text(f"\n{title}", style="bold red"))
-            console.print(verification.explanation(record))
-    if verification.look_first is not None:
-        console.print(f"\nlook at law {verification.look_first} first: one mistake may break the others, too")
+    if is_verbose():
+        for record in verification.records:
+            if record.status is Status.broken:
+                title = f"{record.law} {record.name}: broken"
+                console.print(Text(f"\n{title}", style="bold red"))
+                console.print(verification.explanation(record))
+    console.print("")
+    for line in verdict(verification):
+        console.print(line)
     console.print(f"\n{summary(verification)}")
+    if verification.files and not is_verbose():
+        console.print(f"counter-examples: {verification.request.folder}, a script for each law; --verbose shows them")
 
 
 def summary(verification: Verification) -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from voxloss_verify.laws.law import is_true, law
-from voxloss_verify.laws.record import Finding
+from voxloss_verify.laws.record import Finding, Level
 from voxloss_verify.laws.setting import Setting
 from voxloss_verify.oracle import exact
 from voxloss_verify.oracle.generated import volumes
@@ -37,6 +37,8 @@ def _bounded(subject: Subject, setting: Setting) -> str | None:
 @law(
     "11",
     "0 ≤ L ≤ 1, and 0 only if perfect",
+    level=Level.formula,
+    because="a bound of the score that is declared",
     oracle="the bounds; whether two masks are equal",
     domain=_bounded,
     strategy=lambda claims: volumes(claims, ignored=False),
@@ -95,6 +97,8 @@ def _monotone(subject: Subject, setting: Setting) -> str | None:
 @law(
     "12a",
     "a voxel put right lowers the loss",
+    level=Level.formula,
+    because="the sign of the declared formula's derivative",
     oracle="the order of two losses",
     tolerance="strict",
     domain=_monotone,
@@ -141,6 +145,8 @@ def _signed(subject: Subject, setting: Setting) -> str | None:
 @law(
     "12b",
     "the sign of the gradient",
+    level=Level.formula,
+    because="the order of the declared formula's values",
     oracle="the sign",
     tolerance="0",
     domain=_signed,

@@ -12,7 +12,7 @@ import torch
 
 from voxloss_verify.laws.edges import edges
 from voxloss_verify.laws.law import close, close_value, each_finite, is_true, law
-from voxloss_verify.laws.record import Finding
+from voxloss_verify.laws.record import Finding, Level
 from voxloss_verify.laws.setting import Setting
 from voxloss_verify.laws.sources import cube
 from voxloss_verify.oracle import exact
@@ -25,6 +25,8 @@ from voxloss_verify.subject.subject import Raised, Subject, TargetError
 @law(
     "29a",
     "empty and absent classes",
+    level=Level.numerics,
+    because="what is declared where the formula has 0 in its denominator",
     oracle="the exact value with the policies that are claimed",
     given=edges,
 )
@@ -41,6 +43,8 @@ def empty_classes(subject: Subject, volume: Volume, setting: Setting) -> Iterato
 @law(
     "29b",
     "an empty batch",
+    level=Level.interface,
+    because="no training has a batch without voxels, unless something went wrong before",
     oracle="an error, or 0",
     given=lambda subject, setting: _base(subject, setting),
 )
@@ -62,6 +66,8 @@ def empty_batch(subject: Subject, volume: Volume, setting: Setting) -> Iterator[
 @law(
     "29c",
     "a NaN reaches the loss",
+    level=Level.numerics,
+    because="a NaN that is lost in the loss is in the weights one step later",
     oracle="NaN, or an error",
     tolerance="0",
     given=lambda subject, setting: [cube(subject.claims, 4, subject.claims.dtypes[0], setting.seed)],
@@ -86,6 +92,8 @@ def not_a_number(subject: Subject, volume: Volume, setting: Setting) -> Iterator
 @law(
     "30",
     "the shape of the result",
+    level=Level.interface,
+    because="which shape is returned does not change a value",
     oracle="the shape that is claimed",
     tolerance="0",
     strategy=lambda claims: volumes(claims),
@@ -185,6 +193,8 @@ def _on_cpu(subject: Subject) -> Subject:
 @law(
     "31a",
     "bad labels are errors",
+    level=Level.interface,
+    because="right inputs do not show it",
     oracle="an exception",
     tolerance="0",
     given=_base,
@@ -216,6 +226,8 @@ def bad_labels(subject: Subject, volume: Volume, setting: Setting) -> Iterator[F
 @law(
     "31b",
     "bad shapes and types are errors",
+    level=Level.interface,
+    because="right inputs do not show it",
     oracle="an exception",
     tolerance="0",
     given=_base,
@@ -241,6 +253,8 @@ def bad_shapes(subject: Subject, volume: Volume, setting: Setting) -> Iterator[F
 @law(
     "31c",
     "predictions that are none are errors",
+    level=Level.interface,
+    because="right inputs do not show it",
     oracle="an exception",
     tolerance="0",
     domain=lambda subject, setting: (
@@ -301,6 +315,8 @@ def _constructor(subject: Subject, setting: Setting) -> str | None:
 @law(
     "31d",
     "bad arguments are errors",
+    level=Level.interface,
+    because="right arguments do not show it",
     oracle="an exception, at the latest in the first call",
     tolerance="0",
     domain=_constructor,

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from voxloss.backends import BACKENDS, list_backends
 from voxloss_data import phantoms
 from voxloss_verify.laws.law import close, is_true, law
-from voxloss_verify.laws.record import Finding
+from voxloss_verify.laws.record import Finding, Level
 from voxloss_verify.laws.setting import Setting
 from voxloss_verify.laws.sources import cube, phantom_volume, rounded
 from voxloss_verify.oracle import exact
@@ -56,6 +56,8 @@ def _tile(subject: Subject, setting: Setting) -> Iterator[Volume]:
 @law(
     "26",
     "more than 2³¹ elements",
+    level=Level.numerics,
+    because="indices of 32 bits overflow, the formula does not",
     oracle="the exact sums of the part that is repeated, times the repetitions",
     domain=_huge,
     given=_tile,
@@ -92,6 +94,8 @@ def _repeated(subject: Subject, setting: Setting) -> Iterator[Volume]:
 @law(
     "27a",
     "the same bits again",
+    level=Level.numerics,
+    because="the formula is a function: only an implementation can answer differently",
     oracle="the first run; on a CPU a run with another number of threads, within LOSS",
     strategy=lambda claims: volumes(claims),
     given=_repeated,
@@ -121,6 +125,8 @@ def deterministic(subject: Subject, volume: Volume, setting: Setting) -> Iterato
 @law(
     "27b",
     "inputs are not changed",
+    level=Level.numerics,
+    because="the formula reads its arguments: only an implementation can write to them",
     oracle="copies of input and target",
     tolerance="0",
     strategy=lambda claims: volumes(claims),
@@ -199,6 +205,8 @@ def _batches(subject: Subject, setting: Setting) -> Iterator[Volume]:
 @law(
     "28a",
     "shares of the data on several processes",
+    level=Level.numerics,
+    because="how the parts of a loss on several processes add up is the implementation's",
     oracle="the loss and the gradients of one process with all data",
     domain=_shards,
     given=_batches,
@@ -273,6 +281,8 @@ def _others(device: str, dtype: str) -> list[str]:
 @law(
     "28b",
     "every backend is the reference",
+    level=Level.numerics,
+    because="backends are implementations of one formula",
     oracle='the loss with backend="reference", in float64',
     domain=_backends,
     strategy=lambda claims: volumes(claims, dtypes=claims.dtypes),
@@ -313,6 +323,8 @@ def _compiler(setting: Setting) -> str:
 @law(
     "28c",
     "torch.compile in one graph",
+    level=Level.interface,
+    because="a loss trains without being compiled",
     oracle="the loss as it is, not compiled",
     domain=lambda subject, setting: None if subject.claims.compiles else "torch.compile is not claimed",
     code=("loss = torch.compile(loss, fullgraph=True, backend='aot_eager')",),
@@ -368,6 +380,8 @@ def _has_operators(subject: Subject, setting: Setting) -> str | None:
 @law(
     "28d",
     "opcheck",
+    level=Level.numerics,
+    because="what PyTorch asks of an operator",
     oracle="torch.library.opcheck",
     tolerance="torch.library.opcheck's",
     domain=_has_operators,

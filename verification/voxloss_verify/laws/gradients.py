@@ -12,7 +12,7 @@ from hypothesis.strategies import SearchStrategy
 
 from voxloss_verify.laws.edges import edges
 from voxloss_verify.laws.law import close, each_finite, is_true, law, of_scores
-from voxloss_verify.laws.record import Finding
+from voxloss_verify.laws.record import Finding, Level
 from voxloss_verify.laws.setting import Setting
 from voxloss_verify.oracle import exact
 from voxloss_verify.oracle.claims import Claims
@@ -66,6 +66,8 @@ def _gradient_findings(subject: Subject, volume: Volume) -> Iterator[Finding]:
 @law(
     "20",
     "the gradient in closed form",
+    level=Level.formula,
+    because="the derivative of the declared formula",
     oracle="∂L/∂p from exact sums, by the chain rule through softmax or sigmoid",
     tolerance="GRADIENT, relative to the largest ∂L/∂p",
     strategy=_smooth_volumes,
@@ -78,6 +80,8 @@ def closed_form(subject: Subject, volume: Volume, setting: Setting) -> Iterator[
 @law(
     "21",
     "the gradients of a voxel's logits add up to 0",
+    level=Level.formula,
+    because="the derivative of a softmax",
     oracle="0",
     tolerance="GRADIENT, relative to the largest ∂L/∂p",
     domain=lambda subject, setting: None if subject.claims.activation == "softmax" else "softmax is not claimed",
@@ -119,6 +123,8 @@ def _degree(claims: Claims) -> int | None:
 @law(
     "22",
     "homogeneity",
+    level=Level.formula,
+    because="an identity of the declared formula",
     oracle="the loss of halved values",
     domain=_euler,
     strategy=lambda claims: volumes(claims, prediction="soft", ignored=False).filter(
@@ -149,12 +155,16 @@ def _mean_weight(claims: Claims, channels: int) -> float:
 
 
 def _double(subject: Subject, setting: Setting) -> str | None:
+    if subject.claims.precision == "float32":
+        return "it computes in float32, whose values are too coarse for finite differences"
     return None if "float64" in subject.claims.dtypes else "float64 is not claimed"
 
 
 @law(
     "23a",
     "gradcheck",
+    level=Level.formula,
+    because="a gradient is the derivative of the value, whatever the formula",
     oracle="finite differences",
     tolerance="torch.autograd.gradcheck's",
     code=("print(torch.autograd.gradcheck(lambda x: loss(x, target), input.requires_grad_()))",),
@@ -189,6 +199,8 @@ def gradcheck(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Fi
 @law(
     "23b",
     "finite gradients at the edges",
+    level=Level.numerics,
+    because="the formula is finite there, or declared to be: only an implementation can divide by 0",
     oracle="finite numbers; 0 at ignored voxels and channels that do not count",
     tolerance="0",
     strategy=lambda claims: volumes(claims),

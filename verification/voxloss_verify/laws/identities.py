@@ -12,7 +12,7 @@ from hypothesis.strategies import SearchStrategy
 from sklearn.metrics import f1_score, jaccard_score
 
 from voxloss_verify.laws.law import close, close_value, law, of_scores, unlabelled
-from voxloss_verify.laws.record import Finding
+from voxloss_verify.laws.record import Finding, Level
 from voxloss_verify.laws.setting import Setting
 from voxloss_verify.oracle import exact
 from voxloss_verify.oracle.claims import Claims
@@ -71,6 +71,8 @@ def _dice_and_iou(subject: Subject, setting: Setting) -> str | None:
 @law(
     "6",
     "Dice is 2J/(1 + J)",
+    level=Level.formula,
+    because="an identity of the scores",
     oracle="the other score, from integer counts (scikit-learn's where nothing is smoothed) and exact sums",
     domain=_dice_and_iou,
     strategy=_alike,
@@ -92,7 +94,7 @@ def dice_and_jaccard(subject: Subject, volume: Volume, setting: Setting) -> Iter
         wanted = float(d / (2 - d))
     if wanted == 1 and not s.prediction + s.target and not smooth:
         wanted = float(claims.empty == "perfect")
-    yield close("score", scores, np.full(scores.shape, wanted), LOSS[volume.dtype], dtype)
+    yield close("score", scores, np.full(scores.shape, wanted), LOSS[claims.resolution(volume.dtype)], dtype)
 
 
 def _scikit_learn(claims: Claims, volume: Volume) -> float | None:
@@ -119,6 +121,8 @@ def _tversky_domain(subject: Subject, setting: Setting) -> str | None:
 @law(
     "7",
     "Tversky(½, ½) is Dice, Tversky(1, 1) is IoU",
+    level=Level.formula,
+    because="an identity of the scores",
     oracle="the other formula, of exact sums",
     domain=_tversky_domain,
     strategy=_alike,
@@ -142,12 +146,14 @@ def tversky_and_the_others(subject: Subject, volume: Volume, setting: Setting) -
     if not s.prediction + s.target + d:
         wanted = Fraction(claims.empty == "perfect")
     scores, dtype = _scores(subject, volume)
-    yield close("score", scores, np.full(scores.shape, float(wanted)), LOSS[volume.dtype], dtype)
+    yield close("score", scores, np.full(scores.shape, float(wanted)), LOSS[claims.resolution(volume.dtype)], dtype)
 
 
 @law(
     "8",
     "Focal Tversky is a power of Tversky",
+    level=Level.formula,
+    because="an identity of the scores",
     oracle="the Tversky index of exact sums, and the loss without its power",
     domain=lambda subject, setting: _plain(subject, ("focal_tversky",)),
     strategy=partial(_alike, prediction="soft"),
@@ -163,7 +169,7 @@ def focal_tversky(subject: Subject, volume: Volume, setting: Setting) -> Iterato
             "loss without its power",
             np.maximum(claims.offset - scores, 0) ** (1 / claims.exponent),
             np.full(scores.shape, distance),
-            LOSS[volume.dtype] * max(1.0, 1 / claims.exponent),
+            LOSS[claims.resolution(volume.dtype)] * max(1.0, 1 / claims.exponent),
         )
     without = subject.with_arguments(replace(claims, gamma=1.0, linear_below=0.0), gamma=1.0)
     if without is not None and claims.gamma_as != "1-gamma":
@@ -195,6 +201,8 @@ def swapped(claims: Claims, volume: Volume) -> Volume:
 @law(
     "9",
     "symmetry",
+    level=Level.formula,
+    because="a symmetry of the scores",
     oracle="the loss with prediction and target swapped, and α with β",
     domain=_two_masks,
     strategy=lambda claims: volumes(claims, prediction="hard", target="hard", ignored=False),
@@ -233,6 +241,8 @@ def _soft_perfect(subject: Subject, setting: Setting) -> str | None:
 @law(
     "10",
     "perfect soft predictions",
+    level=Level.formula,
+    because="what is declared of equal prediction and target",
     oracle="0",
     domain=_soft_perfect,
     strategy=lambda claims: volumes(claims, prediction="soft", target="soft", ignored=False),

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from voxloss_verify.laws.law import close, close_value, is_true, law
-from voxloss_verify.laws.record import Finding
+from voxloss_verify.laws.record import Finding, Level
 from voxloss_verify.laws.setting import Setting
 from voxloss_verify.oracle import exact
 from voxloss_verify.oracle.claims import FOCAL, Claims
@@ -58,6 +58,8 @@ def _moved(volume: Volume, move: Move) -> Volume:
 @law(
     "13a",
     "the order of voxels and items",
+    level=Level.formula,
+    because="a sum does not depend on the order of what is added",
     oracle="the loss and the gradient of the original",
     strategy=lambda claims: volumes(claims),
 )
@@ -93,6 +95,8 @@ def order(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
 @law(
     "13b",
     "the order of classes",
+    level=Level.formula,
+    because="classes are told apart by their weights only",
     oracle="the loss and the gradient of the original",
     strategy=lambda claims: volumes(claims),
 )
@@ -158,6 +162,8 @@ def _unsmoothed(subject: Subject, setting: Setting) -> str | None:
 @law(
     "14",
     "integer up-sampling",
+    level=Level.formula,
+    because="a ratio does not change where all its sums are multiplied",
     oracle="the loss of the original",
     domain=_unsmoothed,
     strategy=lambda claims: volumes(claims),
@@ -186,6 +192,8 @@ def _without_background(subject: Subject) -> str | None:
 @law(
     "15",
     "padding with background",
+    level=Level.formula,
+    because="voxels of the background enter no sum of another class",
     oracle="the loss and the gradient of the original",
     domain=lambda subject, setting: _without_background(subject),
     strategy=lambda claims: volumes(claims).filter(lambda volume: volume.channels > 1),
@@ -223,6 +231,8 @@ def _of_the_batch(subject: Subject) -> str | None:
 @law(
     "16",
     "a batch is one volume",
+    level=Level.formula,
+    because="batch-level sums are declared",
     oracle="the loss and the gradient of the items side by side",
     domain=lambda subject, setting: _of_the_batch(subject),
     strategy=lambda claims: volumes(claims, samples=3),
@@ -243,6 +253,8 @@ def batch(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
 @law(
     "17",
     "the background goes after the softmax",
+    level=Level.formula,
+    because="which channels count is declared, and so is the softmax",
     oracle="the exact loss of the other channels, with probabilities over all of them",
     domain=lambda subject, setting: (
         "softmax without background or with a choice of classes is not claimed"
@@ -267,6 +279,8 @@ def background(subject: Subject, volume: Volume, setting: Setting) -> Iterator[F
 @law(
     "18",
     "a constant added to the logits of a voxel",
+    level=Level.formula,
+    because="an identity of the softmax",
     oracle="the loss and the gradient of the original",
     domain=lambda subject, setting: None if subject.claims.activation == "softmax" else "softmax is not claimed",
     strategy=lambda claims: volumes(claims, prediction="soft"),
@@ -291,6 +305,8 @@ def _ignoring(subject: Subject, setting: Setting) -> str | None:
 @law(
     "19a",
     "ignored voxel ≡ deleted voxel",
+    level=Level.formula,
+    because="the ignored label is declared",
     oracle="the loss and the gradient without those voxels",
     domain=_ignoring,
     strategy=lambda claims: volumes(claims, samples=1),
@@ -327,6 +343,8 @@ LABELS = ("uint8", "int8", "int16", "int32", "int64", "float32", "float64")
 @law(
     "19b",
     "memory layout and label dtype",
+    level=Level.numerics,
+    because="the formula knows nothing of memory: only an implementation can notice it",
     oracle="the loss and the gradient of contiguous tensors and int64 labels",
     strategy=lambda claims: volumes(claims),
 )
@@ -412,6 +430,8 @@ def _other_form(subject: Subject) -> Subject | None:
 @law(
     "19c",
     "a label map is its one-hot form",
+    level=Level.formula,
+    because="both forms of the target are declared",
     oracle="the loss and the gradient with the other form",
     domain=_both_forms,
     strategy=lambda claims: volumes(claims, target="hard", ignored=False).filter(
@@ -438,6 +458,8 @@ def forms(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
 @law(
     "19d",
     "a mask leaves voxels out, or weighs them",
+    level=Level.formula,
+    because="a mask multiplies the voxels in every sum",
     oracle="the loss and the gradient without those voxels, and with a voxel of weight k in it k times",
     domain=lambda subject, setting: None if subject.takes_mask else "it takes no mask",
     code=(

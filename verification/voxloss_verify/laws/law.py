@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis.strategies import SearchStrategy
 from numpy.typing import ArrayLike
 
-from voxloss_verify.laws.record import Finding
+from voxloss_verify.laws.record import Finding, Level
 from voxloss_verify.laws.setting import Setting
 from voxloss_verify.oracle import exact
 from voxloss_verify.oracle.claims import Claims
@@ -28,6 +28,7 @@ class Law:
         number: its place among the laws; the file that it stands in names the range.
         part: a letter where one number has several parts, else empty.
         name: in a few words.
+        level: what it says of a loss that it is broken, `because` of what.
         statement: what must be true, with the equation.
         oracle: who says what is right.
         tolerance: how far off a loss may be.
@@ -41,6 +42,8 @@ class Law:
     number: int
     part: str
     name: str
+    level: Level
+    because: str
     statement: str
     oracle: str
     tolerance: str
@@ -63,6 +66,8 @@ def law(
     id: str,
     name: str,
     *,
+    level: Level,
+    because: str,
     oracle: str,
     tolerance: str = "LOSS",
     domain: Callable[[Subject, Setting], str | None] = lambda subject, setting: None,
@@ -76,7 +81,9 @@ def law(
 
     def enter(check: Check) -> Check:
         statement = " ".join((check.__doc__ or "").split())
-        entered = Law(int(digits), part, name, statement, oracle, tolerance, check, domain, strategy, given, code)
+        entered = Law(
+            int(digits), part, name, level, because, statement, oracle, tolerance, check, domain, strategy, given, code
+        )
         LAWS.append(entered)
         return check
 
@@ -111,7 +118,8 @@ def close(
         what = f"{what} at {[int(i) for i in worst]}"
     # Beside 0 the spacing is that of the smallest numbers, and says nothing.
     ulp = error / spacing(other, dtype) if dtype is not None and np.isfinite(error) and other else None
-    return Finding(what, one, other, tolerance, error, ulp)
+    magnitude = float(np.nanmax(abs(wanted), initial=0.0))
+    return Finding(what, one, other, tolerance, error, ulp, magnitude=magnitude)
 
 
 def spacing(value: float, dtype: str) -> float:

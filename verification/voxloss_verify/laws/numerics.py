@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from voxloss_verify.laws.law import close_value, each_finite, is_true, law
-from voxloss_verify.laws.record import Finding
+from voxloss_verify.laws.record import Finding, Level
 from voxloss_verify.laws.setting import Setting
 from voxloss_verify.laws.sources import cube, mri_pair, volume_of
 from voxloss_verify.oracle import exact
@@ -35,6 +35,8 @@ def _accuracy_volumes(subject: Subject, setting: Setting) -> Iterator[Volume]:
 @law(
     "24",
     "accuracy at every size",
+    level=Level.formula,
+    because="the value of the declared formula",
     oracle="integer counts and exact dyadic sums; math.fsum above 4096 voxels",
     strategy=lambda claims: volumes(claims),
     given=_accuracy_volumes,
@@ -54,6 +56,8 @@ def _half_volumes(subject: Subject, setting: Setting) -> Iterator[Volume]:
 @law(
     "25",
     "half precision at real sizes",
+    level=Level.numerics,
+    because="sums of half-precision inputs can overflow, the formula cannot",
     oracle="the exact value for the rounded inputs",
     tolerance="LOSS of half-precision inputs",
     domain=lambda subject, setting: (

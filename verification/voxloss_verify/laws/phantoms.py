@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from voxloss_data import Phantom, SpherePhantom
 from voxloss_data import phantoms as make
 from voxloss_verify.laws.law import close_value, is_true, law, unlabelled
-from voxloss_verify.laws.record import Finding
+from voxloss_verify.laws.record import Finding, Level
 from voxloss_verify.laws.setting import Setting
 from voxloss_verify.laws.sources import phantom_volume, phantom_volumes
 from voxloss_verify.oracle.claims import Claims
@@ -60,6 +60,8 @@ def _edges(most: int) -> st.SearchStrategy[tuple[int, int, int]]:
 @law(
     "1",
     "shifted boxes and nested cubes",
+    level=Level.formula,
+    because="a closed form of the score that is declared",
     oracle=CLOSED_FORM,
     domain=lambda subject, setting: unlabelled(subject),
     strategy=_drawn(
@@ -78,6 +80,8 @@ def boxes(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
 @law(
     "2",
     "checkerboards and half-volumes",
+    level=Level.formula,
+    because="a closed form of the score that is declared",
     oracle=CLOSED_FORM,
     domain=lambda subject, setting: unlabelled(subject),
     strategy=_drawn(
@@ -97,6 +101,8 @@ def boards(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findi
 @law(
     "3",
     "constant probability",
+    level=Level.formula,
+    because="a closed form of the score that is declared",
     oracle=CLOSED_FORM,
     domain=lambda subject, setting: unlabelled(subject),
     strategy=_drawn(
@@ -117,6 +123,8 @@ def constants(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Fi
 @law(
     "4",
     "ramp",
+    level=Level.formula,
+    because="a closed form of the score that is declared",
     oracle=CLOSED_FORM,
     domain=lambda subject, setting: unlabelled(subject),
     strategy=_drawn(
@@ -136,6 +144,8 @@ def ramps(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
 @law(
     "5",
     "spheres",
+    level=Level.formula,
+    because="the lattice count of the score that is declared",
     oracle="integer counts, themselves enclosed by the continuum's closed form",
     domain=lambda subject, setting: unlabelled(subject),
     given=_through_files("spheres"),

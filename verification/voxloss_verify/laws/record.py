@@ -14,6 +14,17 @@ from voxloss_verify.oracle.volumes import Volume
 
 # Volumes of up to so many numbers are written out in a snippet; larger ones are read from the NIfTI files.
 LITERAL = 256
+# A value is wrong, and not only inaccurate, if it is off by this share of what it must be, and by so many tolerances.
+WRONG = 1e-3
+WRONG_IN_TOLERANCES = 10
+
+
+class Level(str, Enum):
+    """What a broken law says of a loss. Formula and numerics fail it, interface is advice."""
+
+    formula = "formula"  # value or gradient do not follow from what is declared
+    numerics = "numerics"  # the formula, inaccurate, or not for all inputs, processes and threads
+    interface = "interface"  # what bad or empty input gets, the shape without reduction, compilation
 
 
 class Status(str, Enum):
@@ -48,6 +59,12 @@ class Finding:
     other: Volume | None = None  # what that volume is compared with
     code: tuple[str, ...] = ()  # what is done with `loss`, `input` and `target` before the loss is called
     other_gradient: str = ""  # Python of what the gradient of `other` must be, if it is `input.grad`, moved
+    magnitude: float = 0.0  # the largest of the expected numbers, of which this is one
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether it is off by more than rounding explains; a statement that is false is."""
+        return not self.error <= max(WRONG * self.magnitude, WRONG_IN_TOLERANCES * self.tolerance)
 
     @property
     def holds(self) -> bool:
@@ -174,6 +191,14 @@ class Record:
     worst_where: str = ""
     seconds: float = 0.0
     counterexample: CounterExample | None = field(default=None, repr=False)
+    level: Level = Level.formula  # the law's, but numerics where a formula is only inaccurate
+    hint: str = ""  # options with which the value would be right
+    raised: str = ""  # the exception, if the loss raised one
+
+    @property
+    def is_advice(self) -> bool:
+        """Whether the law is broken where that is advice."""
+        return self.status is Status.broken and self.level is Level.interface
 
     @property
     def could_not_be_run(self) -> bool:

@@ -39,6 +39,11 @@ class Trial:
         return [record for record in self.records.values() if record.status is Status.broken]
 
     @property
+    def is_advised_only(self) -> bool:
+        """Whether nothing but advice is against it."""
+        return bool(self.broken) and all(record.is_advice for record in self.broken)
+
+    @property
     def missed(self) -> list[Record]:
         """The records of those that should have and did not."""
         run = [self.records[law] for law in self.specimen.killers if law in self.records]
@@ -68,6 +73,8 @@ class KillMatrix:
             name = f"{number} {mutant.specimen.loss.__name__}"
             if not mutant.broken:
                 found.append(f"mutant {name} is alive")
+            if mutant.is_advised_only and not mutant.specimen.is_of_the_interface:
+                found.append(f"mutant {name} would pass: only advice is against it")
             # An error of a check proves nothing about the loss.
             raised = [record for record in mutant.broken if record.could_not_be_run]
             found += [f"mutant {name}, law {record.law}: {record.reason}" for record in raised]

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from voxloss_verify.laws import LAWS
+from voxloss_verify.laws.record import Level
 from voxloss_verify.mutants.textbook import Textbook, TextbookCompound
 from voxloss_verify.oracle.claims import Claims
 from voxloss_verify.subject.subject import Subject, subject_of
@@ -32,6 +34,11 @@ class Specimen:
     def flaw(self) -> str:
         """What is wrong, in one line."""
         return (self.loss.__doc__ or "").strip().splitlines()[0]
+
+    @property
+    def is_of_the_interface(self) -> bool:
+        """Whether it is right for every input that is right, so that only advice can be against it."""
+        return all(law.level is Level.interface for law in LAWS if law.id in self.killers)
 
     def subject(self) -> Subject:
         """The loss, held to what the textbook claims with these arguments."""

@@ -55,6 +55,7 @@ OF_THE_CALL = (
     "reduction",
     "ignore_index",
     "dtypes",
+    "precision",
     "shards",
     "compiles",
 )
@@ -149,6 +150,7 @@ class Claims:
         absent: whether classes without target count; else they are left out of the mean over items and classes,
             or of the mean over the classes of each item, which then are averaged.
         dtypes: of the input.
+        precision: what the loss computes in: "float32" is as exact for float64 inputs as for those of float32.
         shards: how data may be split over processes so that each computes its share of the loss, DDP averages
             the gradients, and the sum is that of one process. None: equal batch shards, if the loss is a mean
             over items, or over voxels of which every item has as many.
@@ -194,6 +196,7 @@ class Claims:
     empty: Literal["perfect", "worst", "nan"] = "perfect"
     absent: Literal["count", "skip", "skip per item"] = "count"
     dtypes: tuple[str, ...] = DTYPES
+    precision: Literal["input", "float32"] = "input"
     shards: tuple[Shards, ...] | None = None
     compiles: bool = True
 
@@ -261,6 +264,10 @@ class Claims:
         if self.family not in SCORES:
             raise ValueError(f"family {self.family}: expected one of oracle.claims.SCORES, {', '.join(SCORES)}.")
         return SCORES[self.family]
+
+    def resolution(self, dtype: str) -> str:
+        """The dtype by which the loss of an input of a dtype is to be judged."""
+        return "float32" if dtype == "float64" and self.precision == "float32" else dtype
 
     @property
     def by_voxel(self) -> bool:

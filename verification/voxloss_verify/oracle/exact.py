@@ -101,7 +101,7 @@ def region_sums(claims: Claims, volume: Volume) -> list[list[Sums]]:
 
 def expected(claims: Claims, volume: Volume, dtype: str | None = None) -> Expected:
     """Return the exact loss of a volume, and the tolerance of the dtype, by default the volume's."""
-    dtype = dtype or volume.dtype
+    dtype = claims.resolution(dtype or volume.dtype)
     if claims.parts:
         found = [(factor, expected(part, volume, dtype)) for factor, part in claims.parts]
         value = np.asarray(sum(factor * each.value for factor, each in found))
@@ -211,6 +211,7 @@ def gradient_tolerance(claims: Claims, volume: Volume, dtype: str) -> float:
 
     Of means over voxels that is ∂L/∂log p, which is as large as the gradient by a logit can be.
     """
+    dtype = claims.resolution(dtype)
     if claims.parts:
         return sum(factor * gradient_tolerance(part, volume, dtype) for factor, part in claims.parts)
     if claims.by_voxel:

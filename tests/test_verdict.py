@@ -1,0 +1,58 @@
+"""What the judge says of right losses and of wrong ones: levels, exit codes, and the verdict in words."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import losses_without_flaws
+from test_verify_cli import FLAWS, LOGITS, Verify, in_a_folder, verify  # noqa: F401
+from voxloss_verify.check import chosen_laws, prepared, run_check
+from voxloss_verify.laws import LAWS
+from voxloss_verify.laws.law import close
+from voxloss_verify.laws.record import Finding, Level, Status
+from voxloss_verify.laws.setting import Profile, Setting
+from voxloss_verify.oracle.claims import Claims
+from voxloss_verify.subject.subject import subject_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+RIGHT = Path(losses_without_flaws.__file__)
+
+
+def arguments(name: str) -> list[str]:
+    """What a newcomer would type."""
+    family, claims = losses_without_flaws.CLAIMS[name]
+    given = [word for key, value in claims.items() for word in ("--claim", f"{key}={json.dumps(value)}")]
+    return [f"{RIGHT}:{name}", "--as", family, *given]
+
+
+# Two in the quick tier, one that computes in float32 and one that computes in its dtype.
+QUICK = ("SoftDiceLoss", "DiceOfTheDtype")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.integration)
+        for name in losses_without_flaws.CLAIMS
+    ],
+)
+def test_a_right_loss_passes(name: str, verify: Verify) -> None:  # noqa: F811
+    code, out, _ = verify(*arguments(name), "--level", "formula", "--level", "interface")
+    assert code == 0, out
+    assert "The formula is that of " in out
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", losses_without_flaws.CLAIMS)
+def test_a_right_loss_has_no_numerical_problem(name: str, verify: Verify) -> None:  # noqa: F811
+    code, out, _ = verify(*arguments(name), "--level", "numerics")
+    assert code == 0, out
+    assert "Numerics: no problem" in out

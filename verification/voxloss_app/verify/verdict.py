@@ -1,0 +1,120 @@
+"""The verdict on a loss in words: what it is, what is wrong with it, worst first, and where the rest is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from voxloss_verify.laws.record import Level, Record, Status
+from voxloss_verify.oracle.claims import Family
+from voxloss_verify.verification import ELEMENTARY, Verification
+
+# So many are shown in three lines each; of the others there are the ids.
+SHOWN = 8
+LONGEST = 200
+
+KINDS: dict[Family, str] = {
+    "dice": "a Dice loss",
+    "jaccard": "an IoU (Jaccard) loss",
+    "tversky": "a Tversky loss",
+    "focal_tversky": "a Focal Tversky loss",
+    "log_cosh_dice": "a log-cosh Dice loss",
+    "logarithmic_dice": "a logarithmic Dice loss",
+    "generalized_dice": "a Generalised Dice loss",
+    "mcc": "a loss of Matthews' correlation",
+    "sensitivity_specificity": "a loss of sensitivity and specificity",
+    "cross_entropy": "a cross entropy",
+    "focal": "a focal loss",
+    "logarithmic_cross_entropy": "a logarithmic cross entropy",
+    "compound": "the sum of losses",
+    "formula": "the loss's own",
+}
+
+
+def verdict(verification: Verification) -> Iterator[str]:
+    """The lines, at most forty."""
+    records = verification.records
+    yield _formula(verification)
+    if verification.subject.claims.precision == "float32":
+        yield "It computes in float32, also for float64 inputs: these are judged at the resolution of float32."
+    yield f"{_numerics(records)} {_interface(verification)}"
+    broken = sorted((r for r in records if r.status is Status.broken and not r.is_advice), key=_rank)
+    groups = list(_causes(broken))
+    for group in groups[:SHOWN]:
+        yield from _shown(group)
+    if len(groups) > SHOWN:
+        yield f"and {len(groups) - SHOWN} more: law {', '.join(group[0].law for group in groups[SHOWN:])}"
+    for record in records:
+        if record.is_advice:
+            yield _cut(f"advice, law {record.law}, {record.name}: {record.reason}")
+
+
+def _formula(verification: Verification) -> str:
+    levels = {law.id: law.level for law in verification.laws}
+    run = [r for r in verification.records if levels[r.law] is Level.formula and r.status is not Status.not_applicable]
+    broken = [r for r in run if r.status is Status.broken and r.level is Level.formula]
+    kind = KINDS[verification.subject.claims.family]
+    if not run:
+        return f"Whether the formula is that of {kind} was not checked."
+    if broken:
+        line = f"The formula is not that of {kind}, as it is declared: {len(broken)} of {_counted(len(run), 'check')} "
+        line += "is broken." if len(broken) == 1 else "are broken."
+    else:
+        volumes = sum(record.examples for record in run)
+        line = f"The formula is that of {kind} ({_counted(len(run), 'check')}, {_counted(volumes, 'volume')})."
+    hint = next((r.hint for r in broken if r.hint), "")
+    return f"{line} It would be right with {hint}" if hint else line
+
+
+def _numerics(records: Sequence[Record]) -> str:
+    run = [r for r in records if r.level is Level.numerics and r.status is not Status.not_applicable]
+    problems = sum(record.status is Status.broken for record in run)
+    return f"Numerics: {_counted(problems, 'problem') if problems else 'no problem'} ({_counted(len(run), 'check')})."
+
+
+def _interface(verification: Verification) -> str:
+    found = sum(record.is_advice for record in verification.records)
+    if not found:
+        return "Interface: no finding."
+    meaning = "which count" if verification.request.strict else "which are advice: --strict counts them"
+    return f"Interface: {_counted(found, 'finding')}, {meaning}."
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _rank(record: Record) -> tuple[bool, int, float]:
+    """Wrong before inaccurate, what others follow from before these, and by how far it is off."""
+    first = ELEMENTARY.index(record.law) if record.law in ELEMENTARY else len(ELEMENTARY)
+    off = record.worst.error / (record.worst.magnitude or 1) if record.worst is not None else float("inf")
+    return record.level is not Level.formula, first, -off
+
+
+def _causes(broken: Sequence[Record]) -> Iterator[list[Record]]:
+    """Records that one cause may explain, the one to look at first in each: a wrong value, the same exception."""
+    left = list(broken)
+    while left:
+        first, *others = left
+        same = [record for record in others if _explains(first, record)]
+        yield [first, *same]
+        left = [record for record in others if record not in same]
+
+
+def _explains(first: Record, record: Record) -> bool:
+    if first.raised or record.raised:
+        return first.raised == record.raised
+    return first.law in ELEMENTARY and first.level is record.level is Level.formula
+
+
+def _shown(group: Sequence[Record]) -> Iterator[str]:
+    record, *others = group
+    worst = record.worst
+    how = "wrong" if record.level is Level.formula else "inaccurate" if worst and worst.expected is not None else "broken"
+    also = f"; law {', '.join(other.law for other in others)} may be broken by the same cause" if others else ""
+    yield _cut(f"law {record.law}, {record.name}: {'raises' if record.raised else how}{also}")
+    yield _cut(f"    on {record.worst_where or 'no volume'}")
+    yield _cut(f"    {record.worst if worst is not None else record.reason}")
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
