@@ -12,13 +12,15 @@ import pytest
 import torch
 
 import losses_without_flaws
+from losses_with_slips import SLIPS
 from test_verify_cli import FLAWS, LOGITS, Verify, in_a_folder, verify  # noqa: F401
 from voxloss_verify.check import chosen_laws, prepared, run_check
+from voxloss_verify.forms import with_form
 from voxloss_verify.laws import LAWS
 from voxloss_verify.laws.law import close
 from voxloss_verify.laws.record import Finding, Level, Status
-from voxloss_verify.laws.setting import Profile, Setting
-from voxloss_verify.oracle.claims import Claims
+from voxloss_verify.laws.setting import PROFILES, Profile, Setting
+from voxloss_verify.oracle.claims import Claims, Family
 from voxloss_verify.subject.subject import subject_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -56,3 +58,33 @@ def test_a_right_loss_has_no_numerical_problem(name: str, verify: Verify) -> Non
     code, out, _ = verify(*arguments(name), "--level", "numerics")
     assert code == 0, out
     assert "Numerics: no problem" in out
+
+
+@pytest.mark.parametrize(("loss", "family", "claims", "said"), SLIPS, ids=[each[0].__name__ for each in SLIPS])
+def test_a_slip_is_named(loss: Any, family: Family, claims: dict[str, Any], said: str) -> None:
+    subject = subject_of(loss, Claims(family=family, **claims))
+    law = chosen_laws(["24"])[0]
+    record = run_check(prepared(subject), Setting(PROFILES["quick"]), law)
+    assert record.status is Status.broken
+    assert said in record.hint
+
+
+@pytest.mark.parametrize("name", ["SoftDiceLoss", "tversky_loss", "VNetDice", "dice_of_probabilities"])
+def test_the_form_of_the_tensors_is_found(name: str) -> None:
+    family, claims = losses_without_flaws.CLAIMS[name]
+    kept = {key: value for key, value in claims.items() if key in ("alpha", "beta")}
+    subject = subject_of(getattr(losses_without_flaws, name), Claims(family=family.replace("-", "_"), **kept))
+    form = with_form(subject)
+    assert form is not None
+    assert form.fits
+    assert form.labels == claims.get("labels", "one-hot")
+    assert form.activation == claims.get("activation", "none")
+    assert f"--claim activation={form.activation}" in str(form)
+
+
+def test_a_form_that_does_not_fit_is_said_to_be_the_nearest() -> None:
+    form = with_form(subject_of(SLIPS[0][0], Claims(family="dice")))
+    assert form is not None
+    assert not form.fits
+    assert (form.labels, form.activation) == ("map", "softmax")
+    assert "nearest" in str(form)

@@ -109,11 +109,11 @@ def prepared(subject: Subject) -> Subject:
     try:
         subject.value(volume)
     except Raised as error:
-        raise TargetError(f"{subject.name} {error}; {form(subject, volume)}.") from error
+        raise TargetError(f"{subject.name} {error}; {called(subject, volume)}.") from error
     return with_precision(subject)
 
 
-def form(subject: Subject, volume: Volume) -> str:
+def called(subject: Subject, volume: Volume) -> str:
     """What a loss was given, and the claims that decided so: for one that raised."""
     claims = subject.claims
     target = {"map": "labels [B, 1, ...]", "indices": "labels [B, ...]", "one-hot": "one channel per class"}
@@ -161,12 +161,12 @@ def _examined(subject: Subject, setting: Setting, law: Law) -> Record:
             subject.claims.labels == "indices",
             broken.finding.other_gradient,
         )
-        options = _hint(subject, law, broken.volume) if setting.hints else ""
+        why = _hint(subject, law, broken.volume) if setting.hints else ""
         record = replace(
             record,
             status=Status.broken,
-            reason=broken.message + (f"; it would be right with {options}" if options else ""),
-            hint=options,
+            reason=broken.message + (f"; {why}" if why else ""),
+            hint=why,
             raised=broken.raised,
             worst=broken.finding,
             worst_where=str(broken.volume),
@@ -180,7 +180,7 @@ def _examined(subject: Subject, setting: Setting, law: Law) -> Record:
 
 
 def _hint(subject: Subject, law: Law, wrong: Volume) -> str:
-    """Where the value itself is wrong, perhaps only the claims are."""
+    """Where the value itself is wrong, perhaps only the claims are, or the slip is a known one."""
     return hint(subject, wrong) if law.id == "24" else ""
 
 

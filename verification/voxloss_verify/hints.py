@@ -1,4 +1,4 @@
-"""Which other claims a loss would hold: the likely slip of somebody who describes a loss for the first time."""
+"""What explains a wrong value: other claims that the loss would hold, or a slip in its code."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from voxloss_verify.laws.sources import cube
 from voxloss_verify.oracle import exact
 from voxloss_verify.oracle.claims import Claims
 from voxloss_verify.oracle.volumes import Volume
+from voxloss_verify.slips import slips, value
 from voxloss_verify.subject.subject import Outcome, Raised, Subject
 from voxloss_verify.tolerances import ROUNDING
 
@@ -21,15 +22,19 @@ SMOOTHINGS = (0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-3, 1.0)
 
 
 def hint(subject: Subject, wrong: Volume) -> str:
-    """One or two changes of the claims with which the loss is right, as options to type; "" if there are none.
+    """What explains a wrong value: one or two other claims with which it is right, or a slip; "" if nothing does.
 
-    Right on the volume where it is `wrong` by what it claims, and on a few others.
+    It explains the value of the volume where it is `wrong` by what is claimed, and of a few others.
     """
-    found = _tried(subject, wrong)
+    found = tried(subject, wrong)
     if not found:
         return ""
-    if _misfit(subject.claims, found) <= 1:  # only rounding is wrong
+    if misfit(subject.claims, found) <= 1:  # only rounding is wrong
         return ""
+    return _other_claims(subject, found) or _slip(subject, found)
+
+
+def _other_claims(subject: Subject, found: list[tuple[Volume, Outcome]]) -> str:
     changes = list(_changes(subject.claims))
     for count in (1, 2):
         fitting: list[tuple[float, str]] = []
@@ -37,16 +42,32 @@ def hint(subject: Subject, wrong: Volume) -> str:
             fields = {name: value for change in chosen for name, value in change.items()}
             if len(fields) < sum(map(len, chosen)):
                 continue
-            misfit = _misfit(replace(subject.claims, **fields), found)
-            if misfit <= 1:
-                options = " ".join(f"--claim {name}={_spelled(value)}" for name, value in fields.items())
-                fitting.append((misfit, options))
+            off = misfit(replace(subject.claims, **fields), found)
+            if off <= 1:
+                fitting.append((off, options(fields)))
         if fitting:  # smoothings lie close together: the closest
-            return min(fitting)[1]
+            return f"it would be right with {min(fitting)[1]}"
     return ""
 
 
-def _tried(subject: Subject, wrong: Volume) -> list[tuple[Volume, Outcome]]:
+def _slip(subject: Subject, found: list[tuple[Volume, Outcome]]) -> str:
+    for slip in slips(subject.claims):
+        if all(_equals(outcome, value(subject.claims, slip, volume)) for volume, outcome in found):
+            return f"the value is what results if {slip.said}"
+    return ""
+
+
+def _equals(outcome: Outcome, expected: float) -> bool:
+    return outcome.value.size == 1 and abs(float(outcome.value.ravel()[0]) - expected) <= ROUNDING
+
+
+def options(fields: Mapping[str, Any]) -> str:
+    """Claims as they are typed."""
+    return " ".join(f"--claim {name}={_spelled(value)}" for name, value in fields.items())
+
+
+def tried(subject: Subject, wrong: Volume) -> list[tuple[Volume, Outcome]]:
+    """The loss of a volume and of two others; nothing if it raises on one."""
     claims = subject.claims
     dtype = claims.dtypes[0]
     # Two items of three classes, one of them absent from the first: batch and absent classes show.
@@ -102,7 +123,7 @@ def _single(claims: Claims, choices: Mapping[str, tuple[Any, ...]]) -> Iterator[
         yield from ({name: value} for value in values if value != getattr(claims, name))
 
 
-def _misfit(claims: Claims, found: list[tuple[Volume, Outcome]]) -> float:
+def misfit(claims: Claims, found: list[tuple[Volume, Outcome]]) -> float:
     """How far off the loss is by these claims, in what it may be off by rounding."""
     worst = 0.0
     for volume, outcome in found:

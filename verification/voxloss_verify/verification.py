@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from voxloss_verify import xfails
-from voxloss_verify.check import chosen_laws, form, prepared, run_check
+from voxloss_verify.check import chosen_laws, called, prepared, run_check
+from voxloss_verify.forms import Form, with_form
 from voxloss_verify.laws.law import Law
 from voxloss_verify.laws.record import Record, Status, forget
 from voxloss_verify.laws.setting import PROFILES, Setting
 from voxloss_verify.laws.sources import read_pairs
-from voxloss_verify.oracle.claims import parse_claims
+from voxloss_verify.oracle.claims import Claims, parse_claims
 from voxloss_verify.request import VerifyRequest
 from voxloss_verify.subject.devices import chosen_device
 from voxloss_verify.subject.subject import Subject, said, subject_of
@@ -29,6 +30,7 @@ class Verification:
     """What was requested, the loss that was found, and the records so far.
 
     Attributes:
+        form: how the tensors were found to be given, if nothing was claimed.
         records: of the checks run so far, in the light of `xfails`, the expected failures.
         files: of each broken law, those of its counter-example.
         unwritten: of each broken law without files, the reason.
@@ -39,6 +41,7 @@ class Verification:
     setting: Setting
     laws: Sequence[Law]
     xfails: Mapping[str, str]
+    form: Form | None = None
     records: list[Record] = field(default_factory=list)
     files: dict[str, list[Path]] = field(default_factory=dict)
     unwritten: dict[str, str] = field(default_factory=dict)
@@ -60,20 +63,23 @@ class Verification:
         device = chosen_device(request.device, f"{prefix}device")
         family = None if request.family is None else request.family.replace("-", "_")
         data = () if request.data is None else read_pairs(*request.data)
+        is_read = True
+
+        def change(read: Claims | None) -> Claims:
+            nonlocal is_read
+            is_read = read is not None
+            return parse_claims(request.claims, read, family)
+
         try:
-            subject = subject_of(
-                request.target,
-                kwargs=request.kwargs,
-                device=device,
-                change=lambda read: parse_claims(request.claims, read, family),
-            )
-            subject = prepared(subject)
+            subject = subject_of(request.target, kwargs=request.kwargs, device=device, change=change)
+            form = None if is_read or request.claims else with_form(subject)
+            subject = prepared(subject if form is None else form.subject)
         except ValueError:
             raise
         except (Exception, SystemExit) as error:  # a script that exits with 0 when it is imported must not pass
             raise ValueError(f"{request.target} cannot be loaded or called: {said(error)}") from error
         setting = Setting(PROFILES[request.profile], request.seed, request.derandomize, data=data)
-        return cls(request, subject, setting, laws, expected)
+        return cls(request, subject, setting, laws, expected, form)
 
     def close(self) -> None:
         """End the processes that laws have started."""
@@ -127,7 +133,7 @@ class Verification:
         lines = [record.reason]
         if record.counterexample is not None:
             if record.reason.startswith("raised"):
-                lines.append(form(self.subject, record.counterexample.volume))
+                lines.append(called(self.subject, record.counterexample.volume))
             lines += ["", self.snippet(record), ""]
         lines += [f"written: {path}" for path in self.files.get(record.law, ())]
         if record.law in self.unwritten:

@@ -44,8 +44,8 @@ def report(verification: Verification) -> dict[str, Any]:
     | xfails | the reasons of the expected failures by law |
     | records | one per check that was run or does not apply, in the order of the laws |
 
-    A record has law, name, level (formula, numerics or interface), because, statement, oracle, tolerance, status (a value of `Status`), failed, reason, examples,
-    seconds; worst, the finding nearest to its tolerance or beyond it, or null: what, where, got, expected, error,
+    A record has law, name, level (formula, numerics or interface), because, version (of the check), statement,
+    oracle, tolerance, status (a value of `Status`), failed, reason, hint, examples, seconds; worst, the finding nearest to its tolerance or beyond it, or null: what, where, got, expected, error,
     tolerance, ulp; counterexample, or null: message, snippet, files, and of the volume its name, dtype,
     input_shape, target_shape, and input and target as nested lists, each null above 256 numbers; the same of
     other, the volume that it is compared with, or null.
@@ -106,12 +106,14 @@ def _fields(record: Record, law: Law, verification: Verification) -> dict[str, A
         "name": record.name,
         "level": record.level.value,
         "because": law.because,
+        "version": law.version,
         "statement": law.statement,
         "oracle": law.oracle,
         "tolerance": law.tolerance,
         "status": record.status.value,
         "failed": verification.fails(record),
         "reason": record.reason,
+        "hint": record.hint,
         "examples": record.examples,
         "seconds": round(record.seconds, 3),
         "worst": None

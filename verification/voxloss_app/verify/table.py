@@ -23,7 +23,7 @@ STYLES = {
     Status.broken: "bold red",
     Status.not_applicable: "dim",
     Status.expected: "yellow",
-    Status.unexpected: "bold red",
+    Status.unexpected: "yellow",
 }
 
 

@@ -33,6 +33,8 @@ KINDS: dict[Family, str] = {
 def verdict(verification: Verification) -> Iterator[str]:
     """The lines, at most forty."""
     records = verification.records
+    if verification.form is not None:
+        yield str(verification.form)
     yield _formula(verification)
     if verification.subject.claims.precision == "float32":
         yield "It computes in float32, also for float64 inputs: these are judged at the resolution of float32."
@@ -43,6 +45,9 @@ def verdict(verification: Verification) -> Iterator[str]:
         yield from _shown(group)
     if len(groups) > SHOWN:
         yield f"and {len(groups) - SHOWN} more: law {', '.join(group[0].law for group in groups[SHOWN:])}"
+    for record in records:
+        if record.status is Status.unexpected:
+            yield _cut(f"warning, law {record.law}, {record.name}: holds here, {record.reason}")
     for record in records:
         if record.is_advice:
             yield _cut(f"advice, law {record.law}, {record.name}: {record.reason}")
@@ -62,7 +67,7 @@ def _formula(verification: Verification) -> str:
         volumes = sum(record.examples for record in run)
         line = f"The formula is that of {kind} ({_counted(len(run), 'check')}, {_counted(volumes, 'volume')})."
     hint = next((r.hint for r in broken if r.hint), "")
-    return f"{line} It would be right with {hint}" if hint else line
+    return f"{line} {hint[0].upper()}{hint[1:]}." if hint else line
 
 
 def _numerics(records: Sequence[Record]) -> str:

@@ -160,6 +160,34 @@ def _unsmoothed(subject: Subject, setting: Setting) -> str | None:
 
 
 @law(
+    "13c",
+    "the shape of the volume",
+    level=Level.formula,
+    because="a sum over voxels does not depend on the axes along which they are laid",
+    oracle="the loss and the gradient of the original",
+    domain=lambda subject, setting: "there is one axis only" if subject.claims.spatial_dims == 1 else None,
+    strategy=lambda claims: volumes(claims),
+)
+def shape(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
+    """The same voxels in one row, or cut in tiles that lie one after another, have the same loss."""
+    first = subject.gradient(volume)
+    assert first.gradient is not None
+    ones = [1] * (subject.claims.spatial_dims - 1)
+
+    def row(image: Image) -> Image:
+        return image.reshape(*image.shape[:2], *ones, -1)
+
+    def tiled(image: Image) -> Image:
+        halves = np.array_split(image, 2, 2)
+        return np.concatenate([half.reshape(*half.shape[:2], *ones, -1) for half in halves[::-1]], -1)
+
+    for what, move in (("in one row", row), ("cut in tiles", tiled)):
+        moved = _moved(volume, move)
+        there = replace(first, gradient=move(first.gradient))
+        yield from _same(subject, what, volume, there, subject.gradient(moved), moved)
+
+
+@law(
     "14",
     "integer up-sampling",
     level=Level.formula,
@@ -248,6 +276,31 @@ def batch(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
     there = replace(first, gradient=joined(first.gradient))
     one = _moved(volume, joined)
     yield from _same(subject, "side by side", volume, there, subject.gradient(one), one)
+
+
+@law(
+    "16b",
+    "an item's loss does not depend on the others",
+    level=Level.formula,
+    because="a mean over items is declared",
+    oracle="the mean of the losses of batches of one, and their gradients",
+    domain=lambda subject, setting: (
+        None if "equal batch" in subject.claims.shard_kinds else "a mean over items of one size is not claimed"
+    ),
+    strategy=lambda claims: volumes(claims, samples=3).filter(lambda volume: len(volume.input) > 1),
+)
+def items(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
+    """The loss of a batch is the mean of its items' losses, each computed by itself."""
+    parts = [
+        subject.gradient(_moved(volume, lambda image, at=at: image[at : at + 1])) for at in range(len(volume.input))
+    ]
+    gradients = [part.gradient for part in parts if part.gradient is not None]
+    wanted = replace(
+        parts[0],
+        value=np.mean([part.value for part in parts], 0),
+        gradient=np.concatenate(gradients) / len(parts),
+    )
+    yield from _same(subject, "of the batch", volume, wanted, subject.gradient(volume))
 
 
 @law(

@@ -37,6 +37,7 @@ class Law:
         strategy: volumes that Hypothesis draws; None if the law has only given ones.
         given: further volumes, by what is at hand.
         code: Python that prepares `loss`, `input` and `target` in the snippet of a counter-example.
+        version: raised when the check, its volumes or its tolerance change, so that results can be compared.
     """
 
     number: int
@@ -52,6 +53,7 @@ class Law:
     strategy: Callable[[Claims], SearchStrategy[Volume]] | None = None
     given: Callable[[Subject, Setting], Iterable[Volume]] | None = None
     code: tuple[str, ...] = ()
+    version: int = 1
 
     @property
     def id(self) -> str:
@@ -74,6 +76,7 @@ def law(
     strategy: Callable[[Claims], SearchStrategy[Volume]] | None = None,
     given: Callable[[Subject, Setting], Iterable[Volume]] | None = None,
     code: tuple[str, ...] = (),
+    version: int = 1,
 ) -> Callable[[Check], Check]:
     """Enter a check as a law; its docstring is the statement."""
 
@@ -82,7 +85,7 @@ def law(
     def enter(check: Check) -> Check:
         statement = " ".join((check.__doc__ or "").split())
         entered = Law(
-            int(digits), part, name, level, because, statement, oracle, tolerance, check, domain, strategy, given, code
+            int(digits), part, name, level, because, statement, oracle, tolerance, check, domain, strategy, given, code, version
         )
         LAWS.append(entered)
         return check
@@ -157,9 +160,9 @@ def close_value(
     """Compare a value with the exact one, of what the loss claims or of other claims."""
     wanted = exact.expected(claims or subject.claims, volume)
     tolerance = wanted.tolerance
-    if outcome.dtype in ("float16", "bfloat16"):  # it may be rounded to what it is returned as
+    if outcome.dtype in ("float16", "bfloat16"):  # the score and 1 − score may be rounded to what is returned
         what = f"{what}, returned as {outcome.dtype}"
-        largest = float(np.nanmax(abs(wanted.value), initial=0.0))
+        largest = float(np.nanmax(abs(wanted.value), initial=1.0))
         tolerance += spacing(largest, outcome.dtype) / 2
     return close(what, outcome.value, wanted.value, tolerance, outcome.dtype)
 

@@ -1,10 +1,13 @@
-"""Laws 24–27: accuracy at real sizes, half precision, huge volumes, repeatability."""
+"""Laws 24 and 25: accuracy at real sizes, in half precision, and under autocast."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
-from voxloss_verify.laws.law import close_value, each_finite, is_true, law
+import torch
+
+from voxloss_verify.laws.law import close, close_value, each_finite, is_true, law
 from voxloss_verify.laws.record import Finding, Level
 from voxloss_verify.laws.setting import Setting
 from voxloss_verify.laws.sources import cube, mri_pair, volume_of
@@ -80,3 +83,48 @@ def half_precision(subject: Subject, volume: Volume, setting: Setting) -> Iterat
     smallest = 2.0**-24 if volume.dtype == "float16" else 2.0**-133
     rounds_to_zero = wanted.max(initial=0.0) <= 2 * smallest
     yield is_true("a gradient that is not all zero", rounds_to_zero, 0.0)
+
+
+def _autocast_volumes(subject: Subject, setting: Setting) -> Iterator[Volume]:
+    dtypes = HALF if subject.device.type == "cuda" else ("bfloat16",)
+    for dtype in dtypes:
+        yield cube(subject.claims, setting.profile.sizes[0], dtype, setting.seed)
+
+
+@law(
+    "25b",
+    "autocast around network and loss",
+    level=Level.numerics,
+    because="most networks are trained so, and torch chooses what is computed in float32",
+    oracle="the exact value for the half-precision logits that a network returns under autocast",
+    tolerance="LOSS and GRADIENT of half-precision inputs",
+    domain=lambda subject, setting: (
+        "its input is probabilities, of which no network makes half-precision ones under autocast"
+        if subject.claims.activation == "none"
+        else None
+    ),
+    code=(
+        "computed = loss",
+        "def loss(input, target):",
+        "    with torch.autocast(input.device.type, input.dtype):",
+        "        return computed(input, target)",
+    ),
+    strategy=lambda claims: volumes(
+        replace(claims, dtypes=("bfloat16",)), prediction="soft", dtypes=("bfloat16",)
+    ),
+    given=_autocast_volumes,
+)
+def autocast(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
+    """Within torch.autocast, on half-precision logits and a target that is not: finite and right."""
+    input, target = subject.tensors(volume)
+    if target.is_floating_point():
+        target = target.float()
+    with torch.autocast(subject.device.type, input.dtype):
+        found = subject.differentiate(input.requires_grad_(), target)
+    yield from each_finite(found)
+    yield close_value("loss", subject, found, volume)
+    if found.gradient is None or any(each.overlap == "min" for each in subject.claims.formulas):
+        return
+    wanted = exact.gradient(subject.claims, volume)
+    slack = exact.gradient_tolerance(subject.claims, volume, volume.dtype)
+    yield close("∂L/∂input", found.gradient, wanted, slack, volume.dtype)

@@ -38,8 +38,8 @@ class Status(str, Enum):
 
     @property
     def fails(self) -> bool:
-        """Whether a loss with such a record fails the verification."""
-        return self in (Status.broken, Status.unexpected)
+        """Whether a loss with such a record fails the verification, where that is no advice."""
+        return self is Status.broken
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class Record:
     seconds: float = 0.0
     counterexample: CounterExample | None = field(default=None, repr=False)
     level: Level = Level.formula  # the law's, but numerics where a formula is only inaccurate
-    hint: str = ""  # options with which the value would be right
+    hint: str = ""  # what explains a wrong value
     raised: str = ""  # the exception, if the loss raised one
 
     @property

@@ -1,0 +1,96 @@
+"""Slips in the code of a loss, each with the value that it leads to: what a wrong value is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxloss_verify.oracle.claims import Claims
+from voxloss_verify.oracle.exact import one_hot_target, probabilities
+from voxloss_verify.oracle.volumes import Volume
+
+FAMILIES = ("dice", "jaccard", "tversky", "focal_tversky")
+
+
+@dataclass(frozen=True)
+class Slip:
+    """What is done differently.
+
+    Attributes:
+        said: in words, after "the value is what results if".
+        factor: of the intersection in the numerator.
+        softmax_axis: over which probabilities add up to 1; the classes are axis 1.
+        activations: how often the activation is applied.
+        power_last: the power is taken of the mean, not of the loss of each class.
+        divides_by_weights: the mean is divided by the weights of the classes, not by their number.
+        left_out: the spatial axis that the sums leave out.
+    """
+
+    said: str
+    factor: float = 1.0
+    softmax_axis: int = 1
+    activations: int = 1
+    power_last: bool = False
+    divides_by_weights: bool = False
+    left_out: int | None = None
+
+
+def slips(claims: Claims) -> Iterator[Slip]:
+    """Those that could have been made in a loss of such claims."""
+    plain = claims.average == "macro" and claims.reduction == "mean" and claims.absent == "count"
+    if claims.family not in FAMILIES or not plain or claims.ignore_index is not None:
+        return
+    if claims.family == "dice":
+        yield Slip("the factor 2 before the intersection is missing", factor=0.5)
+    if claims.family == "focal_tversky" and claims.offset == 1:
+        yield Slip("the power is taken of the mean, not of the loss of each class", power_last=True)
+    axes = range(2, 2 + claims.spatial_dims)
+    if claims.activation == "softmax":
+        for axis in (0, *axes):
+            said = f"the softmax is taken over axis {axis}, not over the classes, axis 1"
+            yield Slip(said, softmax_axis=axis)
+    if claims.activation != "none":
+        yield Slip(f"the {claims.activation} is applied twice", activations=2)
+        yield Slip(f"no {claims.activation} is applied", activations=0)
+    if isinstance(claims.class_weight, tuple):
+        said = "the mean is divided by the sum of the class weights, not by the number of classes"
+        yield Slip(said, divides_by_weights=True)
+    for axis in axes:
+        yield Slip(f"the sums leave out axis {axis}", left_out=axis)
+
+
+def value(claims: Claims, slip: Slip, volume: Volume) -> float:
+    """The loss of a volume with a slip, in float64."""
+    p = np.asarray(volume.input, np.float64)
+    for _ in range(slip.activations):
+        p = np.moveaxis(probabilities(np.moveaxis(p, slip.softmax_axis, 1), claims.activation), 1, slip.softmax_axis)
+    g = np.asarray(one_hot_target(volume), np.float64)
+    axes = tuple(axis for axis in range(2, p.ndim) if axis != slip.left_out)
+    axes = (0, *axes) if claims.batch else axes
+
+    def total(of: NDArray[np.float64]) -> NDArray[np.float64]:
+        return of.sum(axes, keepdims=True)[:, claims.counting(volume.channels)]
+
+    tp = total(np.minimum(p, g) if claims.overlap == "min" else p * g)
+    sum_p, sum_g = (total(x * x if claims.squared else x) for x in (p, g))
+    if claims.family == "dice":
+        numerator, denominator = 2 * tp, sum_p + sum_g
+    elif claims.family == "jaccard":
+        numerator, denominator = tp, sum_p + sum_g - tp
+    else:
+        numerator, denominator = tp, tp + claims.alpha * (sum_p - tp) + claims.beta * (sum_g - tp)
+    numerator = slip.factor * numerator + claims.smooth_nr
+    denominator = denominator + claims.smooth_dr
+    score = np.divide(numerator, denominator, out=np.ones_like(numerator), where=denominator != 0)
+    loss = claims.offset - score
+    has_power = claims.family == "focal_tversky"
+    if has_power and not slip.power_last:
+        loss = np.maximum(1 - score, 0) ** claims.exponent + claims.offset - 1
+    weights = np.asarray(claims.weights(volume.channels)).reshape(1, -1, *[1] * (loss.ndim - 2))
+    if slip.divides_by_weights:
+        weights = weights / weights.mean()
+    mean = float((weights * loss).mean())
+    return max(mean, 0.0) ** claims.exponent if slip.power_last else mean
