@@ -26,6 +26,7 @@ ORDER = {
     "voxloss": [
         ["channels", "distributed", "backends"],
         ["inputs"],
+        ["metrics"],
         ["operators"],
         ["statistics"],
         ["formulas", "reduction"],

@@ -33,6 +33,7 @@ from voxloss.losses.overlap_variants import AsymmetricSimilarityLoss, LogCoshDic
 from voxloss.losses.region import RegionLoss
 from voxloss.losses.unified_focal import UnifiedFocalLoss
 from voxloss.losses.voxelwise import CrossEntropyLoss, FocalLoss
+from voxloss.metrics import OverlapMetric
 from voxloss.statistics import RegionStatistics, region_statistics
 
 __version__ = "0.1.0"
@@ -56,6 +57,7 @@ __all__ = [
     "LogCoshDiceLoss",
     "LossTerm",
     "MCCLoss",
+    "OverlapMetric",
     "PenaltyGeneralizedDiceLoss",
     "RegionLoss",
     "RegionOptions",

@@ -1,0 +1,344 @@
+"""Hard Dice and IoU from counts: argmax or threshold, and one count per class, without one-hot volumes.
+
+Of a class, TP voxels are in prediction and reference, P in the prediction and G in the reference:
+
+    Dice = 2 TP / (P + G),   IoU = TP / (P + G − TP) = Dice / (2 − Dice)
+
+The counts are whole numbers and additive over samples and ranks, so that scores of a whole data set are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple, get_args
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from voxloss.backends.eager import boxes
+from voxloss.backends.voxels import whole_labels
+from voxloss.channels import of_classes
+from voxloss.distributed import Group, require_group
+from voxloss.inputs import ShapeError, plain
+
+Score = Literal["dice", "iou"]
+Reduction = Literal[
+    "none", "mean", "sum", "mean_batch", "sum_batch", "mean_channel", "sum_channel", "dataset", "dataset_mean"
+]
+# Voxels at a time on a CPU: their best class so far stays in the cache.
+_BLOCK = 1 << 16
+
+
+class OverlapCounts(NamedTuple):
+    """Voxels `[B, C]`, int64.
+
+    Attributes:
+        both: TP, in prediction and reference.
+        predicted: P = TP + FP.
+        reference: G = TP + FN.
+    """
+
+    both: Tensor
+    predicted: Tensor
+    reference: Tensor
+
+    def dice(self, empty: float = 1.0) -> Tensor:
+        """2 TP / (P + G), float64; `empty` where P + G = 0."""
+        return _ratio(2 * self.both, self.predicted + self.reference, empty)
+
+    def iou(self, empty: float = 1.0) -> Tensor:
+        """TP / (P + G − TP), float64; `empty` where P + G = 0."""
+        return _ratio(self.both, self.predicted + self.reference - self.both, empty)
+
+
+def _ratio(numerator: Tensor, denominator: Tensor, empty: float) -> Tensor:
+    ratio = numerator.double() / denominator.clamp(min=1)
+    return torch.where(denominator == 0, empty, ratio)
+
+
+def overlap_counts(
+    y_pred: Tensor,
+    y: Tensor,
+    *,
+    num_classes: int | None = None,
+    sigmoid: bool = False,
+    threshold: float = 0.5,
+    ignore_index: int | None = None,
+) -> OverlapCounts:
+    """Count the voxels of each class in prediction, reference and both.
+
+    Args:
+        y_pred: scores `[B, C, ...]`, of which the largest is the prediction (the first of equal ones): logits,
+            probabilities or one-hot; or a label map `[B, 1, ...]`.
+        y: label map `[B, 1, ...]` or one-hot `[B, C, ...]`.
+        num_classes: C, needed if both are label maps.
+        sigmoid: channels are independent: each is predicted where σ(y_pred) > `threshold`, and `y` has as many.
+        threshold: of a probability.
+        ignore_index: voxels with this label in `y` count nowhere; with a one-hot `y`, those of this channel.
+
+    Raises:
+        ShapeError: if the shapes do not fit together.
+        ValueError: for a label that is no class, a reference that is not one-hot, or NaN in `y_pred`.
+    """
+    y_pred, y = plain(y_pred), plain(y)
+    _require_pair(y_pred, y)
+    channels = _channels(y_pred, y, num_classes, sigmoid)
+    if sigmoid:
+        return _independent(y_pred, y, threshold, ignore_index)
+    predicted = _labels(y_pred, channels, "y_pred")
+    reference = _labels(y, channels, "y", ignore_index)
+    counts_of = []
+    for p, g in zip(predicted.flatten(1), reference.flatten(1), strict=True):
+        if ignore_index is not None:
+            keep = g != ignore_index
+            p, g = p[keep], g[keep]
+        counts_of.append([torch.bincount(labels, minlength=channels) for labels in (g[p == g], p, g)])
+    return OverlapCounts(*(torch.stack(column) for column in zip(*counts_of, strict=True)))
+
+
+def _require_pair(y_pred: Tensor, y: Tensor) -> None:
+    if y_pred.ndim < 3 or y.ndim != y_pred.ndim:
+        raise ShapeError(
+            "expected y_pred and y as [B, channels, spatial...] with at least one spatial axis, "
+            f"got {list(y_pred.shape)} and {list(y.shape)}."
+        )
+    if y_pred.shape[0] != y.shape[0] or y_pred.shape[2:] != y.shape[2:]:
+        raise ShapeError(
+            "y: expected the samples and spatial axes of y_pred, "
+            f"got {list(y.shape)} for {list(y_pred.shape)}."
+        )
+
+
+def _channels(y_pred: Tensor, y: Tensor, num_classes: int | None, sigmoid: bool) -> int:
+    """C. Raises ShapeError if channels do not agree, ValueError if they are not known."""
+    found = {tensor.shape[1] for tensor in (y_pred, y)} | ({num_classes} if num_classes else set())
+    if not sigmoid:
+        found -= {1}
+    if len(found) > 1:
+        raise ShapeError(
+            f"expected one number of classes, got {y_pred.shape[1]} channels of y_pred, {y.shape[1]} of y and "
+            f"num_classes={num_classes}."
+        )
+    if not found:
+        raise ValueError(
+            "num_classes: expected the number of classes, as y_pred and y are label maps, got None. For one "
+            "channel of logits pass sigmoid=True."
+        )
+    return found.pop()
+
+
+def _independent(y_pred: Tensor, y: Tensor, threshold: float, ignore_index: int | None) -> OverlapCounts:
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold: expected a probability between 0 and 1, got {threshold!r}.")
+    if bool(torch.isnan(y_pred).any()):
+        raise ValueError("y_pred: expected numbers, got NaN.")
+    ignored = None
+    if ignore_index is not None:
+        ignored = (y == ignore_index).all(1, keepdim=True)
+        y = y.masked_fill(ignored, 0)
+    _require_one_hot(y)
+    g = y != 0
+    p = y_pred > torch.logit(torch.tensor(threshold, dtype=torch.float64)).item()
+    if ignored is not None:
+        p = p & ~ignored
+    return OverlapCounts(*(mask.flatten(2).sum(-1) for mask in (p & g, p, g)))
+
+
+def _require_one_hot(y: Tensor) -> None:
+    if y.dtype != torch.bool and not bool(((y == 0) | (y == 1)).all()):
+        raise ValueError("y: expected 0 and 1 only in a target with one channel per class, got other values.")
+
+
+def _labels(tensor: Tensor, channels: int, name: str, ignore_index: int | None = None) -> Tensor:
+    """Labels `[B, 1, ...]`, int64: those given, or the class of the largest score."""
+    if tensor.shape[1] == 1:
+        labels = whole_labels(tensor)
+        valid = (labels >= 0) & (labels < channels)
+        if ignore_index is not None:
+            valid |= labels == ignore_index
+        if not bool(valid.all()):
+            bad = tensor.flatten()[~valid.flatten()][0].item()
+            raise ValueError(f"{name}: expected labels 0 to {channels - 1}, got {bad}.")
+        return labels
+    if name == "y":
+        _require_one_hot(tensor)
+    elif tensor.is_floating_point() and bool(torch.isnan(tensor.sum())) and bool(torch.isnan(tensor).any()):
+        raise ValueError(f"{name}: expected numbers, got NaN.")
+    if tensor.device.type != "cpu" or not tensor.is_floating_point():
+        return tensor.to(torch.uint8 if tensor.dtype == torch.bool else tensor.dtype).argmax(1, keepdim=True)
+    return _argmax(tensor)
+
+
+def _argmax(scores: Tensor) -> Tensor:
+    """The first class of the largest score; vectorised over voxels, which torch's own argmax over axis 1 is not."""
+    labels = torch.zeros((len(scores), 1, *scores.shape[2:]), dtype=torch.int64)
+    for block in _blocks(scores):
+        here = scores[block]
+        best, label = here[:, :1].clone(), torch.zeros_like(here[:, :1], dtype=torch.float32)
+        for c in range(1, here.shape[1]):
+            score = here[:, c : c + 1]
+            is_better = torch.gt(score, best, out=torch.empty_like(label))
+            label.lerp_(torch.full_like(label, c), is_better)  # one or the other, without rounding
+            torch.maximum(best, score, out=best)
+        labels[block] = label.long()
+    return labels
+
+
+def _blocks(scores: Tensor) -> Iterator[tuple[slice, ...]]:
+    items, _, *spatial = scores.shape
+    for box in boxes(spatial, max(1, _BLOCK // items)):
+        yield (slice(None), slice(None), *box)
+
+
+class OverlapMetric:
+    """Hard Dice or IoU over many batches, with the call, `aggregate` and `reset` of MONAI's `DiceMetric`.
+
+        metric = OverlapMetric(include_background=False, reduction="mean_batch")
+        for image, label in loader:
+            metric(network(image), label)      # logits and label map: no argmax, no one-hot
+        dice = metric.aggregate()              # [C − 1]
+        metric.reset()
+
+    Args:
+        include_background: whether channel 0 counts.
+        reduction: of the scores `[samples, C]`, NaN left out: "none", "mean", "sum", "mean_batch" (over samples),
+            "sum_batch", "mean_channel" (over classes), "sum_channel"; or of the counts: "dataset", the score `[C]`
+            of the sum over all samples, and "dataset_mean", its mean.
+        get_not_nans: `aggregate` also returns how many scores were no NaN.
+        ignore_empty: NaN where the reference is empty, as in MONAI; else 0 there, and `empty` if the prediction is
+            empty as well.
+        num_classes: C, needed if prediction and reference are label maps.
+        metric: "dice" or "iou".
+        empty: the score where prediction and reference are empty and that is not ignored: 1, 0 or NaN.
+        sigmoid, threshold, ignore_index: as in `overlap_counts`.
+        group: `aggregate` is over the samples of all ranks of a process group; "world" for all, None for this one.
+
+    Source: Dice 1945, "Measures of the Amount of Ecologic Association Between Species"; Jaccard 1901.
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        reduction: Reduction = "mean",
+        get_not_nans: bool = False,
+        ignore_empty: bool = True,
+        num_classes: int | None = None,
+        *,
+        metric: Score = "dice",
+        empty: float = 1.0,
+        sigmoid: bool = False,
+        threshold: float = 0.5,
+        ignore_index: int | None = None,
+        group: Group = None,
+    ) -> None:
+        if metric not in get_args(Score):
+            raise ValueError(f"metric: expected one of {get_args(Score)}, got {metric!r}.")
+        require_group(group, "batch")
+        self.include_background = include_background
+        self.reduction = _require_reduction(reduction)
+        self.get_not_nans = get_not_nans
+        self.ignore_empty = ignore_empty
+        self.num_classes = num_classes
+        self.metric = metric
+        self.empty = empty
+        self.sigmoid = sigmoid
+        self.threshold = threshold
+        self.ignore_index = ignore_index
+        self.group = group
+        self._counts: list[OverlapCounts] = []
+
+    def __call__(self, y_pred: Tensor, y: Tensor) -> Tensor:
+        """Count a batch and return its scores `[B, C]`, float64."""
+        counts = overlap_counts(
+            y_pred,
+            y,
+            num_classes=self.num_classes,
+            sigmoid=self.sigmoid,
+            threshold=self.threshold,
+            ignore_index=self.ignore_index,
+        )
+        counts = self._that_count(counts)
+        if self._counts and self._counts[0].both.shape[1] != counts.both.shape[1]:
+            raise ValueError(
+                f"y_pred: expected {self._counts[0].both.shape[1]} classes, as before, got {counts.both.shape[1]}. "
+                "Call reset() between data sets."
+            )
+        self._counts.append(OverlapCounts(*(column.cpu() for column in counts)))
+        return self._scores(counts)
+
+    def aggregate(self, reduction: Reduction | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Reduce all scores since the last `reset`; with `get_not_nans`, also the number of those that are no NaN.
+
+        Raises ValueError if there are none.
+        """
+        chosen = self.reduction if reduction is None else _require_reduction(reduction)
+        counts = self.counts()
+        if chosen.startswith("dataset"):
+            scores = self._scores(OverlapCounts(*(column.sum(0, keepdim=True) for column in counts)))
+            result = _reduced(scores, "mean_batch" if chosen == "dataset" else "mean")
+        else:
+            result = _reduced(self._scores(counts), chosen)
+        return result if self.get_not_nans else result[0]
+
+    def counts(self) -> OverlapCounts:
+        """The counts `[samples, C]` of all calls since the last `reset`, of all ranks. Raises ValueError for none."""
+        held = [OverlapCounts(*map(torch.cat, zip(*self._counts, strict=True)))] if self._counts else []
+        if self.group is not None and dist.is_available() and dist.is_initialized():
+            group = dist.group.WORLD if self.group == "world" else self.group
+            gathered: list[list[OverlapCounts]] = [[] for _ in range(dist.get_world_size(group))]
+            dist.all_gather_object(gathered, held, group=group)
+            held = [counts for rank in gathered for counts in rank]
+        if not held:
+            raise ValueError("expected at least one call before aggregate(), got none.")
+        return OverlapCounts(*map(torch.cat, zip(*held, strict=True)))
+
+    def reset(self) -> None:
+        """Forget all counts."""
+        self._counts.clear()
+
+    def get_buffer(self) -> Tensor:
+        """The scores `[samples, C]` of this rank so far, as MONAI's metrics return them."""
+        return self._scores(OverlapCounts(*map(torch.cat, zip(*self._counts, strict=True))))
+
+    def _that_count(self, counts: OverlapCounts) -> OverlapCounts:
+        channels = counts.both.shape[1]
+        chosen = [
+            c
+            for c in range(channels)
+            if c != self.ignore_index and (c or self.include_background or self.sigmoid or channels == 1)
+        ]
+        return OverlapCounts(*(of_classes(column, chosen) for column in counts))
+
+    def _scores(self, counts: OverlapCounts) -> Tensor:
+        scores = counts.dice(self.empty) if self.metric == "dice" else counts.iou(self.empty)
+        return torch.where(counts.reference == 0, torch.nan, scores) if self.ignore_empty else scores
+
+
+def _require_reduction(reduction: str) -> Reduction:
+    for known in get_args(Reduction):
+        if reduction == known:
+            return known  # type: ignore[no-any-return]
+    raise ValueError(f"reduction: expected one of {get_args(Reduction)}, got {reduction!r}.")
+
+
+def _reduced(scores: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
+    """The reduced scores, NaN left out, and how many there were; 0 of none, as in MONAI."""
+    there = ~scores.isnan()
+    if reduction == "none":
+        return scores, there
+    known = scores.nan_to_num()
+
+    def mean(axis: int, known: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+        number = there.sum(axis)
+        return known.sum(axis) / number.clamp(min=1), number
+
+    if reduction in ("mean_batch", "sum_batch", "mean_channel", "sum_channel"):
+        axis = 0 if reduction.endswith("batch") else 1
+        result, number = mean(axis, known, there)
+        return (result if reduction.startswith("mean") else known.sum(axis)), number
+    if reduction == "sum":
+        return known.sum(), there.sum()
+    # MONAI's mean: of each sample over its classes, then over the samples that have any.
+    by_sample, number = mean(1, known, there)
+    return mean(0, by_sample, number > 0)
