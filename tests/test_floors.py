@@ -64,14 +64,15 @@ ORDER = {
     "voxloss_verify.oracle": [
         ["", "sums", "claims"],
         ["volumes", "entropy", "confusion"],
+        ["hard"],
         ["exact", "generated"],
     ],
-    "voxloss_verify.subject": [["", "formula", "ranks", "devices"], ["readers"], ["subject"]],
+    "voxloss_verify.subject": [["", "formula", "ranks", "devices"], ["readers"], ["subject"], ["metric"]],
     "voxloss_verify.laws": [
         ["record", "sources"],
         ["setting"],
         ["law", "edges"],
-        ["bounds", "conventions", "engines", "gradients", "identities", "invariances", "numerics", "phantoms"],
+        ["bounds", "conventions", "engines", "gradients", "identities", "invariances", "numerics", "phantoms", "scores"],
         [""],
     ],
     "voxloss_verify.mutants": [["", "textbook"], ["mutants"], ["kill_matrix"]],

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Flaky
 
 from voxloss_verify.hints import hint
-from voxloss_verify.laws import LAWS
+from voxloss_verify.laws import LAWS, METRIC_LAWS
 from voxloss_verify.laws.law import Law
 from voxloss_verify.laws.record import CounterExample, Finding, Level, Record, Status
 from voxloss_verify.laws.setting import PROFILES, Setting
@@ -24,6 +24,7 @@ from voxloss_verify.oracle.claims import Claims
 from voxloss_verify.oracle.volumes import Volume
 from voxloss_verify.precision import with_precision
 from voxloss_verify.request import ProfileName
+from voxloss_verify.subject.metric import as_metric, is_metric
 from voxloss_verify.subject.subject import Raised, Subject, TargetError, said, subject_of
 
 # The law that speaks of finite numbers where nothing is to be found.
@@ -67,24 +68,25 @@ def check_loss(
         TargetError: if the loss cannot be loaded, made or called, or if its claims are not known.
         ValueError: for a law or profile that does not exist.
     """
-    subject = subject_of(loss, claims, kwargs=kwargs, device=device)
+    subject = as_metric(subject_of(loss, claims, kwargs=kwargs, device=device))
     if profile not in PROFILES:
         raise ValueError(f"profile: expected one of {', '.join(PROFILES)}, got {profile!r}.")
     setting = Setting(PROFILES[profile], seed, derandomize, data=data)
     try:
-        yield from run_checks(subject, setting, chosen_laws(laws))
+        yield from run_checks(subject, setting, chosen_laws(laws, is_metric(subject.claims)))
     finally:
         setting.ranks.close()
 
 
-def chosen_laws(ids: Sequence[str] | None) -> list[Law]:
+def chosen_laws(ids: Sequence[str] | None, of_metrics: bool = False) -> list[Law]:
     """The laws with these ids, in their own order; 31 is all of 31a, 31b, …; None chooses all."""
+    laws = METRIC_LAWS if of_metrics else LAWS
     if ids is None:
-        return list(LAWS)
-    unknown = sorted(map(str, set(ids) - {id for law in LAWS for id in (law.id, str(law.number))}))
+        return list(laws)
+    unknown = sorted(map(str, set(ids) - {id for law in laws for id in (law.id, str(law.number))}))
     if unknown:
-        raise ValueError(f"laws: expected ids of {', '.join(law.id for law in LAWS)}, got {', '.join(unknown)}.")
-    return [law for law in LAWS if law.id in ids or str(law.number) in ids]
+        raise ValueError(f"laws: expected ids of {', '.join(law.id for law in laws)}, got {', '.join(unknown)}.")
+    return [law for law in laws if law.id in ids or str(law.number) in ids]
 
 
 def run_checks(subject: Subject, setting: Setting, laws: Iterable[Law]) -> Iterator[Record]:
@@ -110,7 +112,7 @@ def prepared(subject: Subject) -> Subject:
         subject.value(volume)
     except Raised as error:
         raise TargetError(f"{subject.name} {error}; {called(subject, volume)}.") from error
-    return with_precision(subject)
+    return subject if is_metric(subject.claims) else with_precision(subject)
 
 
 def called(subject: Subject, volume: Volume) -> str:

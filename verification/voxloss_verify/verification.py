@@ -14,9 +14,10 @@ from voxloss_verify.laws.law import Law
 from voxloss_verify.laws.record import Record, Status, forget
 from voxloss_verify.laws.setting import PROFILES, Setting
 from voxloss_verify.laws.sources import read_pairs
-from voxloss_verify.oracle.claims import Claims, parse_claims
+from voxloss_verify.oracle.claims import METRICS, Claims, parse_claims
 from voxloss_verify.request import VerifyRequest
 from voxloss_verify.subject.devices import chosen_device
+from voxloss_verify.subject.metric import as_metric, is_metric
 from voxloss_verify.subject.subject import Subject, said, subject_of
 
 _LOG = logging.getLogger(__name__)
@@ -52,16 +53,11 @@ class Verification:
 
         Raises ValueError, in one line, for whatever is not as it should be; `prefix` begins the names of options.
         """
-        laws = [
-            law for law in chosen_laws(request.laws) if not request.levels or law.level.value in request.levels
-        ]
-        if not laws:
-            raise ValueError(
-                f"expected laws of level {', '.join(request.levels)}, got {', '.join(request.laws or ())}."
-            )
+        family = None if request.family is None else request.family.replace("-", "_")
+        if family not in METRICS:
+            chosen_laws(request.laws)  # before anything that takes long
         expected = {} if request.xfails is None else xfails.read_xfails(request.xfails)
         device = chosen_device(request.device, f"{prefix}device")
-        family = None if request.family is None else request.family.replace("-", "_")
         data = () if request.data is None else read_pairs(*request.data)
         is_read = True
 
@@ -72,12 +68,23 @@ class Verification:
 
         try:
             subject = subject_of(request.target, kwargs=request.kwargs, device=device, change=change)
-            form = None if is_read or request.claims else with_form(subject)
+            subject = as_metric(subject)
+            tries = not (is_read or request.claims or is_metric(subject.claims))
+            form = with_form(subject) if tries else None
             subject = prepared(subject if form is None else form.subject)
         except ValueError:
             raise
         except (Exception, SystemExit) as error:  # a script that exits with 0 when it is imported must not pass
             raise ValueError(f"{request.target} cannot be loaded or called: {said(error)}") from error
+        laws = [
+            law
+            for law in chosen_laws(request.laws, is_metric(subject.claims))
+            if not request.levels or law.level.value in request.levels
+        ]
+        if not laws:
+            raise ValueError(
+                f"expected laws of level {', '.join(request.levels)}, got {', '.join(request.laws or ())}."
+            )
         setting = Setting(PROFILES[request.profile], request.seed, request.derandomize, data=data)
         return cls(request, subject, setting, laws, expected, form)
 

@@ -27,6 +27,8 @@ KINDS: dict[Family, str] = {
     "logarithmic_cross_entropy": "a logarithmic cross entropy",
     "compound": "the sum of losses",
     "formula": "the loss's own",
+    "dice_metric": "a Dice metric",
+    "iou_metric": "an IoU (Jaccard) metric",
 }
 
 

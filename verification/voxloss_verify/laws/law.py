@@ -61,7 +61,8 @@ class Law:
         return f"{self.number}{self.part}"
 
 
-LAWS: list[Law] = []
+LAWS: list[Law] = []  # of losses
+METRIC_LAWS: list[Law] = []
 
 
 def law(
@@ -77,17 +78,18 @@ def law(
     given: Callable[[Subject, Setting], Iterable[Volume]] | None = None,
     code: tuple[str, ...] = (),
     version: int = 1,
+    entered: list[Law] = LAWS,
 ) -> Callable[[Check], Check]:
-    """Enter a check as a law; its docstring is the statement."""
+    """Enter a check as a law of losses, or of metrics; its docstring is the statement."""
 
     digits, part = re.fullmatch(r"(\d+)([a-z]?)", id).groups()  # type: ignore[union-attr]
 
     def enter(check: Check) -> Check:
         statement = " ".join((check.__doc__ or "").split())
-        entered = Law(
+        found = Law(
             int(digits), part, name, level, because, statement, oracle, tolerance, check, domain, strategy, given, code, version
         )
-        LAWS.append(entered)
+        entered.append(found)
         return check
 
     return enter

@@ -26,7 +26,11 @@ Family = Literal[
     "logarithmic_cross_entropy",
     "compound",
     "formula",
+    "dice_metric",
+    "iou_metric",
 ]
+# Of hard label maps: what is not a loss.
+METRICS: tuple[Family, ...] = ("dice_metric", "iou_metric")
 Score = Literal["dice", "jaccard", "tversky"]
 # Of each formula of one ratio per class, the ratio: the loss is 1 − it, or a function of that.
 SCORES: dict[Family, Score] = {
@@ -94,6 +98,7 @@ class Claims:
     | mcc | (TP·TN − FP·FN + s_n) / √((TP + FP)(TP + FN)(TN + FP)(TN + FN) + s_d), 1 if FP = FN = 0 |
     | sensitivity_specificity | r Σ g(g − p)² / Σg + (1 − r) Σ (1 − g)(g − p)² / Σ(1 − g) is the loss, 0/0 = 0 |
     | formula | what the loss's own `formula` makes of the sums is the loss |
+    | dice_metric, iou_metric | the score itself, of hard label maps: 2 TP / (P + G), TP / (P + G − TP) |
 
     | family | loss |
     |---|---|
@@ -146,9 +151,9 @@ class Claims:
             without reduction neither is claimed, nor a compound.
         offset: 1 for 1 − score, 0 for −score.
         ignore_index: voxels with this label count as deleted, and the class does not count.
-        empty: the score where the denominator is 0.
+        empty: the score where the denominator is 0; of a metric, where prediction and reference are empty.
         absent: whether classes without target count; else they are left out of the mean over items and classes,
-            or of the mean over the classes of each item, which then are averaged.
+            or of the mean over the classes of each item, which then are averaged. Of a metric, they are NaN.
         dtypes: of the input.
         precision: what the loss computes in: "float32" is as exact for float64 inputs as for those of float32.
         shards: how data may be split over processes so that each computes its share of the loss, DDP averages

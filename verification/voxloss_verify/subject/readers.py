@@ -375,6 +375,30 @@ _GENERALIZED_DICE_FOCAL = _monai_compound(
     lambda_gdl=("generalized_dice", _generalized_dice), lambda_focal=("focal", _focal_part)
 )
 
+def _monai_metric(metric: Any, family: Family) -> Claims:
+    """Of the call, which returns the scores of each sample and class."""
+    if getattr(metric, "per_component", False):
+        raise ValueError("claims cannot be read off a metric of connected components.")
+    return Claims(
+        family=family,
+        reduction="none",
+        include_background=metric.include_background,
+        absent="skip" if metric.ignore_empty else "count",
+        ignore_index=getattr(metric, "ignore_index", None),
+        **({} if metric.num_classes is None else {"channels": metric.num_classes, **_MAPS}),
+    )
+
+
+_MAPS: dict[str, Any] = {"labels": "map", "activation": "softmax"}
+
+
+def _overlap_metric(metric: Any) -> Claims:
+    """Ours, of label maps if it has a number of classes, else of exclusive masks."""
+    read = _monai_metric(metric, "dice_metric" if metric.metric == "dice" else "iou_metric")
+    empty: Any = {0.0: "worst", 1.0: "perfect"}.get(metric.empty, "nan")
+    return replace(read, activation="none" if metric.sigmoid else "softmax", empty=empty)
+
+
 READERS: dict[tuple[str, str], Callable[[Any], Claims | None]] = {
     **{(library, "DiceLoss"): _dice for library in ("voxloss", "monai")},
     **{(library, "TverskyLoss"): _tversky for library in ("voxloss", "monai")},
@@ -402,4 +426,7 @@ READERS: dict[tuple[str, str], Callable[[Any], Claims | None]] = {
     ("nnunetv2", "DC_and_CE_loss"): _nnunet_with_cross_entropy,
     ("kornia", "DiceLoss"): _kornia_dice,
     ("kornia", "TverskyLoss"): _kornia_tversky,
+    ("voxloss", "OverlapMetric"): _overlap_metric,
+    ("monai", "DiceMetric"): lambda metric: _monai_metric(metric, "dice_metric"),
+    ("monai", "MeanIoU"): lambda metric: _monai_metric(metric, "iou_metric"),
 }

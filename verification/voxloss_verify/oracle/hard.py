@@ -1,0 +1,62 @@
+"""What a Dice or IoU metric must return of hard label maps, from whole numbers of voxels."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxloss_verify.oracle.claims import Claims
+from voxloss_verify.oracle.volumes import Volume, one_hot
+
+# A score is a ratio of whole numbers, and a mean of such: how far rounding in float32 carries it.
+TOLERANCE = {"float64": 1e-12, "float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}
+
+
+def masks(claims: Claims, volume: Volume) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Prediction and reference as one mask per class, `[B, C, ...]`, False in ignored voxels."""
+    p = volume.input > 0.5
+    g = volume.target > 0.5 if volume.is_one_hot else one_hot(volume.target, volume.channels)
+    if claims.ignore_index is None or volume.is_one_hot:
+        return p, g
+    keep = volume.target != claims.ignore_index
+    return p & keep, g & keep
+
+
+def counts(claims: Claims, volume: Volume) -> NDArray[np.int64]:
+    """TP, P and G of each sample and class that counts, `[3, B, C]`; of the batch, B is 1."""
+    p, g = masks(claims, volume)
+    axes = tuple(range(2, p.ndim))
+    found = np.stack([mask.sum(axes, dtype=np.int64) for mask in (p & g, p, g)]) * volume.times
+    found = found[:, :, claims.counting(volume.channels)]
+    return found.sum(1, keepdims=True) if claims.batch else found
+
+
+def value(claims: Claims, volume: Volume) -> NDArray[np.float64]:
+    """The scores `[B, C]`, or their mean: of a sample over its classes, then over the samples, without NaN."""
+    both, predicted, reference = counts(claims, volume)
+    scores = np.empty(both.shape)
+    for at in np.ndindex(both.shape):
+        scores[at] = _score(claims, int(both[at]), int(predicted[at]), int(reference[at]))
+    if claims.reduction == "none":
+        return scores
+    means = [Fraction(0)] * 0
+    for row in scores:
+        known = [Fraction(x) for x in row if not np.isnan(x)]
+        if known:
+            means.append(sum(known, Fraction(0)) / len(known))
+    if claims.reduction == "sum":
+        return np.asarray(np.nansum(scores))
+    return np.asarray(float(sum(means, Fraction(0)) / len(means)) if means else np.nan)
+
+
+def _score(claims: Claims, both: int, predicted: int, reference: int) -> float:
+    """2 TP / (P + G) or TP / (P + G − TP), and what is claimed of empty ones."""
+    if not reference and claims.absent != "count":
+        return float("nan")
+    if not predicted + reference:
+        return {"perfect": 1.0, "worst": 0.0, "nan": float("nan")}[claims.empty]
+    if claims.family == "dice_metric":
+        return float(Fraction(2 * both, predicted + reference))
+    return float(Fraction(both, predicted + reference - both))
