@@ -24,7 +24,7 @@ from voxloss_verify.oracle.claims import Claims
 from voxloss_verify.oracle.volumes import Volume
 from voxloss_verify.precision import with_precision
 from voxloss_verify.request import ProfileName
-from voxloss_verify.subject.metric import as_metric, is_metric
+from voxloss_verify.subject.metric import Metric, as_metric, is_metric
 from voxloss_verify.subject.subject import Raised, Subject, TargetError, said, subject_of
 
 # The law that speaks of finite numbers where nothing is to be found.
@@ -153,15 +153,20 @@ def _examined(subject: Subject, setting: Setting, law: Law) -> Record:
         level=law.level,
     )
     if broken is not None:
+        shown, indices = broken.volume, subject.claims.labels == "indices"
+        if isinstance(subject, Metric):
+            given = (tensor.numpy() for tensor in subject.tensors(shown))
+            shown, indices = shown.changed(**dict(zip(("input", "target"), given, strict=True))), False
         example = CounterExample(
             law.id,
-            broken.volume,
+            shown,
             broken.message,
             subject.source,
             broken.finding.code or law.code,
             broken.finding.other,
-            subject.claims.labels == "indices",
+            indices,
             broken.finding.other_gradient,
+            isinstance(subject, Metric),
         )
         why = _hint(subject, law, broken.volume) if setting.hints else ""
         record = replace(

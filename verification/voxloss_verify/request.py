@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,8 +49,12 @@ class VerifyRequest:
 
     @property
     def folder(self) -> Path:
-        """Where counter-examples of this target go: those of another must not take their place."""
-        return self.counterexamples / re.sub(r"[^\w.]+", "-", self.target).strip("-.")
+        """Where counter-examples of this target go: those of another, or of other arguments, must not take their place."""
+        name = re.sub(r"[^\w.]+", "-", self.target).strip("-.")
+        if not (self.kwargs or self.claims):
+            return self.counterexamples / name
+        described = json.dumps([self.kwargs, self.family, list(self.claims)], sort_keys=True, default=str)
+        return self.counterexamples / f"{name}-{sha256(described.encode()).hexdigest()[:6]}"
 
 
 def parse_kwargs(text: str | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -87,7 +88,7 @@ class CounterExample:
 
     `setup` is Python that makes `loss`; `code`, what is done with it and with `input` and `target` before it is
     called; `other`, what the volume is compared with, and `other_gradient` Python of what its gradient must be.
-    `indices`: the target goes in without its channel axis.
+    `indices`: the target goes in without its channel axis. `is_metric`: what is called is a metric of whole numbers.
     """
 
     law: str
@@ -98,6 +99,7 @@ class CounterExample:
     other: Volume | None = None
     indices: bool = False
     other_gradient: str = ""
+    is_metric: bool = False
 
     @property
     def stem(self) -> str:
@@ -110,8 +112,15 @@ class CounterExample:
         lines += self._tensors(self.volume, "", folder)
         if self.other is not None:
             lines += self._tensors(self.other, "other_", folder)
+        if self.is_metric:
+            return "\n".join([*lines, "value = loss(input, target)", f"print(value)  # {self.message}"])
         lines += [*self.code, "input.requires_grad_()", "value = loss(input, target)", "value.sum().backward()"]
-        lines += [f"print(value.tolist())  # {self.message}", "print(input.grad)"]
+        if self.message.startswith("∂L/∂input"):
+            at = re.match(r"[^:]* at \[([\d, ]+)\]:", self.message)
+            element = f"input.grad[{at[1]}]" if at else "input.grad"
+            lines += ["print(value.tolist())", "print(input.grad)", f"print({element}.tolist())  # {self.message}"]
+        else:
+            lines += [f"print(value.tolist())  # {self.message}", "print(input.grad)"]
         if self.other is not None:
             lines += ["other_input.requires_grad_()", "other_value = loss(other_input, other_target)"]
             lines += ["other_value.sum().backward()", "print(other_value.tolist())", "print(other_input.grad)"]
@@ -140,11 +149,12 @@ class CounterExample:
         for part, array in _parts(volume):
             name = prefix + ("input" if part == "prediction" else "target")
             labels = part == "reference" and not volume.is_one_hot
-            dtype = "int64" if labels else volume.dtype
+            dtype = "int64" if labels or self.is_metric else volume.dtype
             without = ".squeeze(1)" if labels and self.indices else ""
             if array.size <= LITERAL:
                 # repr of a Python float is exact, and infinities and NaN need names.
-                values = np.asarray(array, None if labels else np.float64).ravel().tolist()
+                whole = labels or self.is_metric
+                values = np.asarray(array, None if whole else np.float64).ravel().tolist()
                 text = repr(values).replace("inf", "float('inf')").replace("nan", "float('nan')")
                 shape = tuple(array.shape)
                 lines.append(f"{name} = torch.tensor({text}, dtype=torch.{dtype}).reshape{shape}{without}")

@@ -385,7 +385,7 @@ def _monai_metric(metric: Any, family: Family) -> Claims:
         include_background=metric.include_background,
         absent="skip" if metric.ignore_empty else "count",
         ignore_index=getattr(metric, "ignore_index", None),
-        **({} if metric.num_classes is None else {"channels": metric.num_classes, **_MAPS}),
+        **({} if getattr(metric, "num_classes", None) is None else {"channels": metric.num_classes, **_MAPS}),
     )
 
 
