@@ -32,17 +32,17 @@ _LOG = logging.getLogger(__name__)
 
 
 def build(out: Path, profile: ProfileName = "quick", seed: int = 0) -> int:
-    """Run every check on every loss, and write conformance.md, .html and .png to `out`.
+    """Run every check on every loss, and write conformance.md, .html, .json and .png to `out`.
 
     Losses that are finished are kept in a folder beside `out`, for the next run to go on. Returns the exit code:
-    0; 1 if a loss of voxloss breaks a law or could not be made; 130 after Ctrl-C, when nothing is written.
+    0; 1 if a loss of voxloss breaks a law, of whatever level, or could not be made; 130 after Ctrl-C, when nothing is written.
     """
     console = results_console()
     out.mkdir(parents=True, exist_ok=True)
     losses = examined_losses()
     found = versions()
-    key = depends_on(found, profile, seed)
-    names = [name_of(examined, key) for examined in losses]
+    keys = {library.name: depends_on(library.name, found, profile, seed) for library in LIBRARIES}
+    names = [name_of(examined, keys[examined.library]) for examined in losses]
     kept = Finished(out, "conformance")
     rows: list[Row] = []
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import json
+import math
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -17,19 +19,36 @@ from jinja2 import Environment
 
 from voxloss_app.conformance.losses import LIBRARIES
 from voxloss_app.conformance.picture import heat_map_png
-from voxloss_app.conformance.results import Row, plain
+from voxloss_app.conformance.results import Cell, Row, plain
 from voxloss_app.templates import environment
 from voxloss_app.theme import DARK, LIGHT
 from voxloss_data.files import save_bytes
 from voxloss_verify.laws.law import Law
-from voxloss_verify.laws.record import Status
+from voxloss_verify.laws.record import Level, Status
 from voxloss_verify.laws.setting import PROFILES
 from voxloss_verify.request import ProfileName
 from voxloss_verify.tolerances import GRADIENT, LOSS
+from voxloss_verify.verification import ELEMENTARY
+
+# What is checked, in ten groups, by the numbers of the laws or their ids.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "values": ("1", "2", "3", "4", "5", "24"),
+    "identities": ("6", "7", "8", "9", "10"),
+    "bounds": ("11", "12"),
+    "invariances": ("13", "14", "15", "16", "17", "18", "19"),
+    "gradients": ("20", "21", "22", "23"),
+    "half precision, size": ("25", "26"),
+    "determinism, backends": ("27", "28b", "28d"),
+    "processes, compiler": ("28a", "28c"),
+    "empty, NaN, shape": ("29", "30"),
+    "bad input": ("31",),
+}
+# In Markdown; the others are on the page.
+MOST_FINDINGS = 60
+# Where a finding has been reported.
+UPSTREAM: dict[tuple[str, str, str], str] = {}
 
 MARKS = {Status.holds.value: "✓", Status.broken.value: "✗", Status.not_applicable.value: "–"}
-# Of the rooms of `voxloss_verify.laws`, those with another name here.
-GROUPS = {"numerics": "numerics, engines", "engines": "numerics, engines"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +77,7 @@ def write(out: Path, found: Conformance) -> list[Path]:
     """Write conformance.png, .md and .html to a folder; return their paths."""
     groups = {law.id: _group(law) for law in found.laws}
     headings = {library.name: f"{library.name} {found.versions[library.name]}" for library in LIBRARIES}
-    light, dark = (heat_map_png(found.rows, found.laws, headings, groups, theme) for theme in (LIGHT, DARK))
+    light, dark = (heat_map_png(found.rows, headings, groups, theme) for theme in (LIGHT, DARK))
     content = _content(found, groups)
     texts = {
         "conformance.md": _templates(html=False).get_template("conformance.md.j2").render(content),
@@ -66,6 +85,9 @@ def write(out: Path, found: Conformance) -> list[Path]:
         .get_template("conformance.html.j2")
         .render(content, light=_data_url(light), dark=_data_url(dark)),
     }
+    data = {"versions": found.versions, "profile": found.profile, "seed": found.seed}
+    rows = [{"library": row.examined.library, **plain(row)} for row in found.rows]
+    texts["conformance.json"] = json.dumps({**data, "rows": rows}, indent=1, ensure_ascii=False) + "\n"
     files = {"conformance.png": light, **{name: text.encode() for name, text in texts.items()}}
     for name, data in files.items():
         save_bytes(out / name, data)
@@ -73,8 +95,48 @@ def write(out: Path, found: Conformance) -> list[Path]:
 
 
 def _group(law: Law) -> str:
-    room = law.check.__module__.rpartition(".")[2]
-    return GROUPS.get(room, room)
+    return next(group for group, ids in GROUPS.items() if law.id in ids or str(law.number) in ids)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One broken law of a class, in one configuration or several, and what the same cause may break."""
+
+    library: str
+    name: str
+    labels: Sequence[str]
+    cell: Cell
+    also: Sequence[str]
+    upstream: str
+
+
+def findings(rows: Sequence[Row], level: Level) -> list[Finding]:
+    """The broken laws of a level, the worst first: of each class and law the configuration that is furthest off.
+
+    Where the value or the gradient itself is wrong, the other laws of the formula follow from that.
+    """
+    found: dict[tuple[str, str, str], list[tuple[Row, Cell, list[str]]]] = {}
+    for row in rows:
+        cells = row.broken(level)
+        first = next((cell for id in ELEMENTARY for cell in cells if cell.law == id), None)
+        if level is Level.formula and first is not None:
+            also = [cell.law for cell in cells if cell is not first]
+            chosen = [(first, also)]
+        else:
+            chosen = [(cell, []) for cell in cells]
+        for cell, also in chosen:
+            found.setdefault((row.examined.library, row.examined.name, cell.law), []).append((row, cell, also))
+    merged = []
+    for (library, name, law), each in found.items():
+        _, worst, _ = max(each, key=lambda entry: _rank(entry[1]))
+        others = sorted({id for _, _, also in each for id in also}, key=lambda id: (int(re.sub(r"\D", "", id)), id))
+        labels = [row.examined.label for row, _, _ in each]
+        merged.append(Finding(library, name, labels, worst, others, UPSTREAM.get((library, name, law), "")))
+    return sorted(merged, key=lambda finding: _rank(finding.cell), reverse=True)
+
+
+def _rank(cell: Cell) -> float:
+    return math.inf if cell.size is None else cell.size
 
 
 def _content(found: Conformance, groups: Mapping[str, str]) -> dict[str, Any]:
@@ -99,6 +161,22 @@ def _content(found: Conformance, groups: Mapping[str, str]) -> dict[str, Any]:
         "versions": {name: version for name, version in found.versions.items() if version is not None},
         "missing": [name for name, version in found.versions.items() if version is None],
         "libraries": [library for library in libraries if library["rows"]],
+        "summary": [
+            {
+                "name": library.name,
+                "version": found.versions[library.name],
+                "losses": len(own),
+                **{level.value: sum(bool(row.broken(level)) for row in own) for level in Level},
+                "clean": sum(not row.error and not row.broken(*Level) for row in own),
+            }
+            for library in LIBRARIES
+            if (own := [row for row in found.rows if row.examined.library == library.name])
+        ],
+        "groups": [
+            {"name": name, "laws": [law for law in found.laws if groups[law.id] == name]} for name in GROUPS
+        ],
+        "findings": {level.value: findings(found.rows, level) for level in (Level.formula, Level.numerics)},
+        "most": MOST_FINDINGS,
         "laws": [
             {
                 "id": law.id,
@@ -107,6 +185,8 @@ def _content(found: Conformance, groups: Mapping[str, str]) -> dict[str, Any]:
                 "statement": law.statement,
                 "oracle": law.oracle,
                 "tolerance": law.tolerance,
+                "level": law.level.value,
+                "because": law.because,
             }
             for law in found.laws
         ],
@@ -127,7 +207,13 @@ def _anchor(row: Row) -> str:
 def _templates(html: bool) -> Environment:
     found = environment("conformance", html)
     found.filters["md"] = _markdown
+    found.filters["short"] = _short
     return found
+
+
+def _short(text: str) -> str:
+    """At most some 160 characters, for a table."""
+    return text if len(text) <= 160 else f"{text[:159]}…"
 
 
 def _markdown(text: str) -> str:

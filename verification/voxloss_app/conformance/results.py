@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +17,7 @@ from voxloss_app.conformance.losses import ExaminedLoss
 from voxloss_app.finished import digest
 from voxloss_verify.check import run_checks
 from voxloss_verify.laws.law import Law
-from voxloss_verify.laws.record import LITERAL, Record, Status
+from voxloss_verify.laws.record import LITERAL, Level, Record, Status
 from voxloss_verify.laws.setting import Setting
 from voxloss_verify.request import ProfileName
 from voxloss_verify.subject.subject import TargetError, subject_of
@@ -35,6 +36,9 @@ class Cell:
         reason: of a broken law what was expected and received, of one that does not apply why not.
         where: the volume that broke it.
         snippet: Python that shows the broken law.
+        severity: of a broken law its level: formula, numerics or interface; else empty.
+        size: of a broken law, by which share of the largest expected number the worst one is off; None if it is no
+            number that is off.
     """
 
     law: str
@@ -42,6 +46,8 @@ class Cell:
     reason: str = ""
     where: str = ""
     snippet: str = ""
+    severity: str = ""
+    size: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,10 @@ class Row:
     def count(self, status: Status) -> int:
         """How many laws have this status."""
         return sum(cell.status == status.value for cell in self.cells)
+
+    def broken(self, *levels: Level) -> list[Cell]:
+        """The broken laws of these levels, as far as a formula that is only inaccurate counts as numerics."""
+        return [cell for cell in self.cells if cell.severity in [level.value for level in levels]]
 
 
 def to_json(row: Row) -> dict[str, Any]:
@@ -72,14 +82,24 @@ def name_of(examined: ExaminedLoss, depends_on: str) -> str:
     return f"{examined.library.lower()}-{examined.name}-{digest([depends_on, examined.source])[:16]}"
 
 
-def depends_on(versions: Mapping[str, str | None], profile: ProfileName, seed: int) -> str:
-    """A hash of the versions, the profile, the seed, and the sources of voxloss, its suite and its data."""
-    sources: list[Path] = []
-    for package in (voxloss, voxloss_verify, voxloss_data):
+# What the suite is built on, beside the library that is examined; and what of the suite no record depends on.
+BUILT_ON = ("torch", "NumPy", "Hypothesis", "Python")
+ELSEWHERE = ("mutants", "pytest_plugin.py", "xfails.py", "verification.py", "request.py", "forms.py")
+
+
+def depends_on(library: str, versions: Mapping[str, str | None], profile: ProfileName, seed: int) -> str:
+    """A hash of what the records of a library's losses depend on.
+
+    That is its version and those of what the suite is built on, the profile, the seed, and the sources of the suite
+    and its data; of voxloss's losses, also those of voxloss.
+    """
+    known = {name: versions.get(name) for name in (library, *BUILT_ON)}
+    sources: list[Path] = [Path(__file__)]
+    for package in (voxloss_verify, voxloss_data, *([voxloss] if library == "voxloss" else [])):
         (folder,) = map(Path, package.__path__)
-        sources += folder.rglob("*.py")
-    sources.append(Path(__file__))
-    return digest([versions, profile, seed], sources)
+        found = (path for path in folder.rglob("*.py") if path.relative_to(folder).parts[0] not in ELSEWHERE)
+        sources += sorted(found)
+    return digest([known, profile, seed], sources)
 
 
 def examine(
@@ -113,7 +133,17 @@ def _cell(examined: ExaminedLoss, record: Record, profile: ProfileName, seed: in
         _anywhere(record.reason),
         record.worst_where if record.status is Status.broken else "",
         _anywhere(_snippet(examined, record, profile, seed)),
+        record.level.value if record.status is Status.broken else "",
+        _size(record),
     )
+
+
+def _size(record: Record) -> float | None:
+    worst = record.worst
+    if record.status is not Status.broken or worst is None or worst.expected is None:
+        return None
+    size = worst.error / (worst.magnitude or 1.0)
+    return size if math.isfinite(size) else None
 
 
 def _snippet(examined: ExaminedLoss, record: Record, profile: ProfileName, seed: int) -> str:
@@ -154,4 +184,5 @@ def plain(row: Row) -> dict[str, Any]:
             status.value: row.count(status) for status in (Status.holds, Status.broken, Status.not_applicable)
         },
         "cells": [asdict(cell) for cell in row.cells],
+        "severities": {level.value: len(row.broken(level)) for level in Level},
     }
