@@ -66,7 +66,7 @@ def overlap_counts(
     threshold: float = 0.5,
     ignore_index: int | None = None,
 ) -> OverlapCounts:
-    """Count the voxels of each class in prediction, reference and both.
+    """Count the voxels of each class in prediction, reference and both; takes C² numbers of memory for each sample.
 
     Args:
         y_pred: scores `[B, C, ...]`, of which the largest is the prediction (the first of equal ones): logits,
@@ -88,13 +88,14 @@ def overlap_counts(
         return _independent(y_pred, y, threshold, ignore_index)
     predicted = _labels(y_pred, channels, "y_pred")
     reference = _labels(y, channels, "y", ignore_index)
-    counts_of = []
+    confusion = []  # of each sample, [reference, prediction]
     for p, g in zip(predicted.flatten(1), reference.flatten(1), strict=True):
+        pairs = g * channels + p
         if ignore_index is not None:
-            keep = g != ignore_index
-            p, g = p[keep], g[keep]
-        counts_of.append([torch.bincount(labels, minlength=channels) for labels in (g[p == g], p, g)])
-    return OverlapCounts(*(torch.stack(column) for column in zip(*counts_of, strict=True)))
+            pairs = pairs[g != ignore_index]
+        confusion.append(torch.bincount(pairs, minlength=channels**2).view(channels, channels))
+    found = torch.stack(confusion)
+    return OverlapCounts(found.diagonal(0, 1, 2).clone(), found.sum(1), found.sum(2))
 
 
 def _require_pair(y_pred: Tensor, y: Tensor) -> None:
