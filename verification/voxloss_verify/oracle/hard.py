@@ -40,15 +40,18 @@ def value(claims: Claims, volume: Volume) -> NDArray[np.float64]:
     for at in np.ndindex(both.shape):
         scores[at] = _score(claims, int(both[at]), int(predicted[at]), int(reference[at]))
     if claims.reduction == "none":
-        return scores
-    means = [Fraction(0)] * 0
-    for row in scores:
-        known = [Fraction(x) for x in row if not np.isnan(x)]
-        if known:
-            means.append(sum(known, Fraction(0)) / len(known))
+        return scores if "B" in claims.unreduced.split() else np.asarray([_mean(column) for column in scores.T])
     if claims.reduction == "sum":
         return np.asarray(np.nansum(scores))
-    return np.asarray(float(sum(means, Fraction(0)) / len(means)) if means else np.nan)
+    if claims.mean_without_nan == "over all":
+        return np.asarray(_mean(scores.ravel()))
+    return np.asarray(_mean(np.asarray([_mean(row) for row in scores])))
+
+
+def _mean(scores: NDArray[np.float64]) -> float:
+    """Of those that are no NaN."""
+    known = [Fraction(float(x)) for x in scores if not np.isnan(x)]
+    return float(sum(known, Fraction(0)) / len(known)) if known else float("nan")
 
 
 def _score(claims: Claims, both: int, predicted: int, reference: int) -> float:

@@ -399,6 +399,26 @@ def _overlap_metric(metric: Any) -> Claims:
     return replace(read, activation="none" if metric.sigmoid else "softmax", empty=empty)
 
 
+def _torchmetrics(metric: Any, family: Family) -> Claims:
+    """Of label maps without a channel axis, or of masks; a class in neither image is left out."""
+    if metric.input_format == "mixed":
+        raise ValueError("claims cannot be read off a metric with input_format='mixed'.")
+    if getattr(metric, "average", "macro") in ("micro", "weighted"):
+        raise ValueError(f"claims cannot be read off a metric with average={metric.average!r}.")
+    by_class = getattr(metric, "per_class", getattr(metric, "average", "macro") in ("none", None))
+    return Claims(
+        family=family,
+        empty="nan",
+        include_background=metric.include_background,
+        batch=getattr(metric, "aggregation_level", "samplewise") == "global",
+        reduction="none" if by_class else "mean",
+        unreduced="C",
+        mean_without_nan="by sample" if family == "dice_metric" else "over all",
+        channels=metric.num_classes,
+        **({"labels": "indices", "activation": "softmax"} if metric.input_format == "index" else {}),
+    )
+
+
 READERS: dict[tuple[str, str], Callable[[Any], Claims | None]] = {
     **{(library, "DiceLoss"): _dice for library in ("voxloss", "monai")},
     **{(library, "TverskyLoss"): _tversky for library in ("voxloss", "monai")},
@@ -428,5 +448,7 @@ READERS: dict[tuple[str, str], Callable[[Any], Claims | None]] = {
     ("kornia", "TverskyLoss"): _kornia_tversky,
     ("voxloss", "OverlapMetric"): _overlap_metric,
     ("monai", "DiceMetric"): lambda metric: _monai_metric(metric, "dice_metric"),
+    ("torchmetrics", "DiceScore"): lambda metric: _torchmetrics(metric, "dice_metric"),
+    ("torchmetrics", "MeanIoU"): lambda metric: _torchmetrics(metric, "iou_metric"),
     ("monai", "MeanIoU"): lambda metric: _monai_metric(metric, "iou_metric"),
 }
