@@ -118,6 +118,9 @@ def bench(
     compile: Annotated[bool, typer.Option(help="Whether torch.compile takes part.")] = True,
     resume: ResumeOption = True,
     check: Annotated[bool, typer.Option("--check", help="Exit code 1 if a goal is missed.")] = False,
+    metrics: Annotated[
+        bool, typer.Option("--metrics", help="Instead: OverlapMetric beside MONAI's DiceMetric, C = 14, 96³.")
+    ] = False,
     device: DeviceOption = "cpu",
     seed: SeedOption = 0,
     out: FolderOption = Path("out"),
@@ -136,7 +139,13 @@ def bench(
         voxloss bench --only 'dice_ce-*-c14-96' --rounds 21 --fresh
 
         voxloss bench --device cuda --out docs --check
+
+        voxloss bench --metrics
     """
+    if metrics:
+        with needs_extra("bench --metrics", "demo"):
+            from voxloss_app.bench.metrics import EDGE, ROUNDS, compare
+        return compare(edge or EDGE, rounds or ROUNDS, seed)
     if quick and full:
         raise typer.BadParameter("--quick and --full: expected one of them, got both.")
     require_folder("--out", out)

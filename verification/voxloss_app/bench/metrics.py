@@ -1,0 +1,72 @@
+"""`voxloss bench --metrics`: hard Dice of one volume by `OverlapMetric` and by MONAI's DiceMetric."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from voxloss import OverlapMetric
+from voxloss_app.bench.cases import BenchCase, tensors
+from voxloss_app.bench.machine import versions
+from voxloss_app.bench.timing import interleaved, ratios, short, spread
+from voxloss_app.exits import ExitCode
+from voxloss_app.terminal import results_console
+
+CHANNELS, EDGE, ROUNDS = 14, 96, 9
+
+
+def compare(edge: int = EDGE, rounds: int = ROUNDS, seed: int = 0) -> int:
+    """Time the metrics on the CPU and print milliseconds and ratios; exit code 1 if a score differs.
+
+    Ours takes logits and a label map. MONAI's takes one-hot volumes or label maps, so that argmax, and one_hot if it
+    is, are part of what is timed; beside it stands the metric alone, on what has been prepared.
+    """
+    from monai.metrics import DiceMetric
+    from monai.networks import one_hot
+
+    case = BenchCase("dice", "softmax", CHANNELS, edge, batch=1)
+    logits, labels = (tensor.detach() for tensor in tensors(case, seed))
+    ours = OverlapMetric()
+    theirs, of_maps = DiceMetric(), DiceMetric(num_classes=CHANNELS)
+    predicted = logits.argmax(1, keepdim=True)
+    hard, wanted = one_hot(predicted, CHANNELS), one_hot(labels, CHANNELS)
+    steps: dict[str, Callable[[], Tensor]] = {
+        "OverlapMetric, logits and label map": lambda: ours(logits, labels),
+        "DiceMetric, argmax and one_hot first": lambda: theirs(
+            one_hot(logits.argmax(1, keepdim=True), CHANNELS), one_hot(labels, CHANNELS)
+        ),
+        "DiceMetric, argmax first": lambda: of_maps(logits.argmax(1, keepdim=True), labels),
+        "DiceMetric alone, one-hot at hand": lambda: theirs(hard, wanted),
+        "DiceMetric alone, label maps at hand": lambda: of_maps(predicted, labels),
+    }
+    console = results_console()
+    reference = theirs(hard, wanted).double()
+    for name, step in steps.items():
+        found = torch.as_tensor(step()).double()
+        if not torch.allclose(found, reference, rtol=0, atol=1e-6, equal_nan=True):
+            console.print(f"{name}: scores differ from DiceMetric's by {float((found - reference).abs().max()):.3g}")
+            return ExitCode.FAILED
+    times = interleaved({name: partial(_timed, step) for name, step in steps.items()}, rounds, seed)
+    known = versions()
+    console.print(
+        f"hard Dice, C = {CHANNELS}, {edge}³, B = 1, float32, int64 labels, CPU, {torch.get_num_threads()} threads, "
+        f"{rounds} rounds; torch {torch.__version__}, MONAI {known.get('MONAI', known.get('monai'))}"
+    )
+    first = next(iter(times))
+    for name, seconds in times.items():
+        taken, ratio = spread(seconds), ratios(seconds, times[first])
+        console.print(
+            f"{name:38} {short(1e3 * taken.median):>6} ms   {short(ratio.median):>5} × "
+            f"({short(ratio.low)}–{short(ratio.high)})"
+        )
+    return ExitCode.DONE
+
+
+def _timed(step: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
