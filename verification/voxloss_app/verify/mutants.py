@@ -12,7 +12,7 @@ from voxloss_app.exits import ExitCode
 from voxloss_app.terminal import progress_bar, results_console
 from voxloss_verify.laws.record import Status
 from voxloss_verify.laws.setting import PROFILES
-from voxloss_verify.mutants.kill_matrix import JOBS, PROFILE, KillMatrix, Trial, kill_matrix
+from voxloss_verify.mutants.kill_matrix import JOBS, PROFILE, KillMatrix, Trial, chance_of_missing, kill_matrix
 from voxloss_verify.mutants.mutants import CANNOT
 
 # Cells of the matrix, and how they are printed.
@@ -84,6 +84,17 @@ def show(matrix: KillMatrix, console: Console) -> None:
     advised = [mutant.specimen.loss.__name__ for mutant in matrix.mutants if mutant.is_advised_only]
     if advised:
         console.print(f"right for every right input, so that only advice is against them: {', '.join(advised)}")
+    found = [(record, mutant) for mutant in matrix.mutants if (record := mutant.easiest) is not None]
+    if found:
+        record, mutant = max(found, key=lambda each: each[0].examples)
+        each = ", ".join(
+            f"{100 * chance_of_missing(record.examples, profile.examples):.1g} % ({name}, {profile.examples} volumes)"
+            for name, profile in PROFILES.items()
+        )
+        console.print(
+            f"the rarest, {mutant.specimen.loss.__name__}, was first seen on volume {record.examples} of law {record.law}: "
+            f"that many drawn volumes would miss it with a probability of about {each}"
+        )
     caught = sum(bool(mutant.broken) and not mutant.missed for mutant in matrix.mutants)
     kept = sum(not control.broken for control in matrix.controls)
     console.print(

@@ -44,10 +44,23 @@ class Trial:
         return bool(self.broken) and all(record.is_advice for record in self.broken)
 
     @property
+    def easiest(self) -> Record | None:
+        """Of the laws that caught it, the one that needed the fewest volumes."""
+        return min(self.broken, key=lambda record: record.examples, default=None)
+
+    @property
     def missed(self) -> list[Record]:
         """The records of those that should have and did not."""
         run = [self.records[law] for law in self.specimen.killers if law in self.records]
         return [record for record in run if record.status is not Status.broken]
+
+
+def chance_of_missing(examples: int, drawn: int) -> float:
+    """The probability that so many drawn volumes miss a flaw which the volume number `examples` was the first to show.
+
+    As if one volume in `examples` showed it, the estimate of largest likelihood of a geometric distribution.
+    """
+    return (1 - 1 / max(1, examples)) ** drawn
 
 
 @dataclass(frozen=True)
