@@ -93,7 +93,7 @@ def show(matrix: KillMatrix, console: Console) -> None:
         )
         console.print(
             f"the rarest, {mutant.specimen.loss.__name__}, was first seen on volume {record.examples} of law {record.law}: "
-            f"that many drawn volumes would miss it with a probability of about {each}"
+            f"drawn volumes miss it with a probability of about {each}"
         )
     caught = sum(bool(mutant.broken) and not mutant.missed for mutant in matrix.mutants)
     kept = sum(not control.broken for control in matrix.controls)
