@@ -145,7 +145,14 @@ CLAIMS: dict[str, tuple[str, dict[str, Any]]] = {
     "IoUOfTheBatch": ("jaccard", {**LABEL_MAP, "batch": True, "smooth_nr": 1, "smooth_dr": 1}),
     "tversky_loss": (
         "tversky",
-        {"activation": "softmax", "labels": "indices", "alpha": ALPHA, "beta": BETA, "smooth_nr": 1, "smooth_dr": 1},
+        {
+            "activation": "softmax",
+            "labels": "indices",
+            "alpha": ALPHA,
+            "beta": BETA,
+            "smooth_nr": 1,
+            "smooth_dr": 1,
+        },
     ),
     "FocalTversky": (
         "focal-tversky",

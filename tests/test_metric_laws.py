@@ -71,11 +71,20 @@ def test_a_function_holds() -> None:
 
 def test_scikit_learns_holds() -> None:
     metrics = pytest.importorskip("sklearn.metrics")
-    assert broken(metrics.jaccard_score, Claims(**{**_claims(FOREGROUND), "family": "iou_metric", "empty": "worst"})) == {}
+    assert (
+        broken(metrics.jaccard_score, Claims(**{**_claims(FOREGROUND), "family": "iou_metric", "empty": "worst"}))
+        == {}
+    )
 
 
 def _claims(claims: Claims) -> dict[str, Any]:
-    return {"labels": claims.labels, "activation": claims.activation, "channels": 2, "include_background": False, "batch": True}
+    return {
+        "labels": claims.labels,
+        "activation": claims.activation,
+        "channels": 2,
+        "include_background": False,
+        "batch": True,
+    }
 
 
 @pytest.mark.parametrize(

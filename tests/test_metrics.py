@@ -47,7 +47,9 @@ def test_counts_are_those_of_counting(items: int, channels: int, seed: int, igno
             assert got.tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("reduction", ["none", "mean", "sum", "mean_batch", "sum_batch", "mean_channel", "sum_channel"])
+@pytest.mark.parametrize(
+    "reduction", ["none", "mean", "sum", "mean_batch", "sum_batch", "mean_channel", "sum_channel"]
+)
 @pytest.mark.parametrize("include_background", [True, False])
 @pytest.mark.parametrize("ignore_empty", [True, False])
 @pytest.mark.parametrize(("metric", "theirs"), [("dice", DiceMetric), ("iou", MeanIoU)])

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 import losses_without_flaws
 from losses_with_slips import SLIPS
 from test_verify_cli import FLAWS, LOGITS, Verify, in_a_folder, verify  # noqa: F401
 from voxloss_verify.check import chosen_laws, prepared, run_check
 from voxloss_verify.forms import with_form
-from voxloss_verify.laws import LAWS
-from voxloss_verify.laws.law import close
-from voxloss_verify.laws.record import Finding, Level, Status
-from voxloss_verify.laws.setting import PROFILES, Profile, Setting
+from voxloss_verify.laws.record import Status
+from voxloss_verify.laws.setting import PROFILES, Setting
 from voxloss_verify.oracle.claims import Claims, Family
 from voxloss_verify.subject.subject import subject_of
 

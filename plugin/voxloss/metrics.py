@@ -106,8 +106,7 @@ def _require_pair(y_pred: Tensor, y: Tensor) -> None:
         )
     if y_pred.shape[0] != y.shape[0] or y_pred.shape[2:] != y.shape[2:]:
         raise ShapeError(
-            "y: expected the samples and spatial axes of y_pred, "
-            f"got {list(y.shape)} for {list(y_pred.shape)}."
+            f"y: expected the samples and spatial axes of y_pred, got {list(y.shape)} for {list(y_pred.shape)}."
         )
 
 

@@ -66,7 +66,9 @@ def value(claims: Claims, slip: Slip, volume: Volume) -> float:
     """The loss of a volume with a slip, in float64."""
     p = np.asarray(volume.input, np.float64)
     for _ in range(slip.activations):
-        p = np.moveaxis(probabilities(np.moveaxis(p, slip.softmax_axis, 1), claims.activation), 1, slip.softmax_axis)
+        p = np.moveaxis(
+            probabilities(np.moveaxis(p, slip.softmax_axis, 1), claims.activation), 1, slip.softmax_axis
+        )
     g = np.asarray(one_hot_target(volume), np.float64)
     axes = tuple(axis for axis in range(2, p.ndim) if axis != slip.left_out)
     axes = (0, *axes) if claims.batch else axes

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from voxloss_verify import xfails
-from voxloss_verify.check import chosen_laws, called, prepared, run_check
+from voxloss_verify.check import called, chosen_laws, prepared, run_check
 from voxloss_verify.forms import Form, with_form
 from voxloss_verify.laws.law import Law
 from voxloss_verify.laws.record import Record, Status, forget

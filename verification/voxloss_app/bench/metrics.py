@@ -48,7 +48,9 @@ def compare(edge: int = EDGE, rounds: int = ROUNDS, seed: int = 0) -> int:
     for name, step in steps.items():
         found = torch.as_tensor(step()).double()
         if not torch.allclose(found, reference, rtol=0, atol=1e-6, equal_nan=True):
-            console.print(f"{name}: scores differ from DiceMetric's by {float((found - reference).abs().max()):.3g}")
+            console.print(
+                f"{name}: scores differ from DiceMetric's by {float((found - reference).abs().max()):.3g}"
+            )
             return ExitCode.FAILED
     times = interleaved({name: partial(_timed, step) for name, step in steps.items()}, rounds, seed)
     known = versions()

@@ -129,7 +129,9 @@ def findings(rows: Sequence[Row], level: Level) -> list[Finding]:
     merged = []
     for (library, name, law), each in found.items():
         _, worst, _ = max(each, key=lambda entry: _rank(entry[1]))
-        others = sorted({id for _, _, also in each for id in also}, key=lambda id: (int(re.sub(r"\D", "", id)), id))
+        others = sorted(
+            {id for _, _, also in each for id in also}, key=lambda id: (int(re.sub(r"\D", "", id)), id)
+        )
         labels = [row.examined.label for row, _, _ in each]
         merged.append(Finding(library, name, labels, worst, others, UPSTREAM.get((library, name, law), "")))
     return sorted(merged, key=lambda finding: _rank(finding.cell), reverse=True)

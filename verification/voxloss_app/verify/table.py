@@ -134,7 +134,9 @@ def _show_summary(console: Console, verification: Verification) -> None:
         console.print(line)
     console.print(f"\n{summary(verification)}")
     if verification.files and not is_verbose():
-        console.print(f"counter-examples: {verification.request.folder}, a script for each law; --verbose shows them")
+        console.print(
+            f"counter-examples: {verification.request.folder}, a script for each law; --verbose shows them"
+        )
 
 
 def summary(verification: Verification) -> str:

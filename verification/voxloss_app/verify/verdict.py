@@ -57,7 +57,11 @@ def verdict(verification: Verification) -> Iterator[str]:
 
 def _formula(verification: Verification) -> str:
     levels = {law.id: law.level for law in verification.laws}
-    run = [r for r in verification.records if levels[r.law] is Level.formula and r.status is not Status.not_applicable]
+    run = [
+        r
+        for r in verification.records
+        if levels[r.law] is Level.formula and r.status is not Status.not_applicable
+    ]
     broken = [r for r in run if r.status is Status.broken and r.level is Level.formula]
     kind = KINDS[verification.subject.claims.family]
     if not run:
@@ -116,7 +120,13 @@ def _explains(first: Record, record: Record) -> bool:
 def _shown(group: Sequence[Record]) -> Iterator[str]:
     record, *others = group
     worst = record.worst
-    how = "wrong" if record.level is Level.formula else "inaccurate" if worst and worst.expected is not None else "broken"
+    how = (
+        "wrong"
+        if record.level is Level.formula
+        else "inaccurate"
+        if worst and worst.expected is not None
+        else "broken"
+    )
     also = f"; law {', '.join(other.law for other in others)} may be broken by the same cause" if others else ""
     yield _cut(f"law {record.law}, {record.name}: {'raises' if record.raised else how}{also}")
     yield _cut(f"    on {record.worst_where or 'no volume'}")

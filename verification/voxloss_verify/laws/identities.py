@@ -146,7 +146,9 @@ def tversky_and_the_others(subject: Subject, volume: Volume, setting: Setting) -
     if not s.prediction + s.target + d:
         wanted = Fraction(claims.empty == "perfect")
     scores, dtype = _scores(subject, volume)
-    yield close("score", scores, np.full(scores.shape, float(wanted)), LOSS[claims.resolution(volume.dtype)], dtype)
+    yield close(
+        "score", scores, np.full(scores.shape, float(wanted)), LOSS[claims.resolution(volume.dtype)], dtype
+    )
 
 
 @law(

@@ -292,7 +292,8 @@ def batch(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
 def items(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
     """The loss of a batch is the mean of its items' losses, each computed by itself."""
     parts = [
-        subject.gradient(_moved(volume, lambda image, at=at: image[at : at + 1])) for at in range(len(volume.input))
+        subject.gradient(_moved(volume, lambda image, at=at: image[at : at + 1]))
+        for at in range(len(volume.input))
     ]
     gradients = [part.gradient for part in parts if part.gradient is not None]
     wanted = replace(

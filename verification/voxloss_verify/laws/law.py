@@ -87,7 +87,20 @@ def law(
     def enter(check: Check) -> Check:
         statement = " ".join((check.__doc__ or "").split())
         found = Law(
-            int(digits), part, name, level, because, statement, oracle, tolerance, check, domain, strategy, given, code, version
+            int(digits),
+            part,
+            name,
+            level,
+            because,
+            statement,
+            oracle,
+            tolerance,
+            check,
+            domain,
+            strategy,
+            given,
+            code,
+            version,
         )
         entered.append(found)
         return check

@@ -118,7 +118,11 @@ class CounterExample:
         if self.message.startswith("∂L/∂input"):
             at = re.match(r"[^:]* at \[([\d, ]+)\]:", self.message)
             element = f"input.grad[{at[1]}]" if at else "input.grad"
-            lines += ["print(value.tolist())", "print(input.grad)", f"print({element}.tolist())  # {self.message}"]
+            lines += [
+                "print(value.tolist())",
+                "print(input.grad)",
+                f"print({element}.tolist())  # {self.message}",
+            ]
         else:
             lines += [f"print(value.tolist())  # {self.message}", "print(input.grad)"]
         if self.other is not None:

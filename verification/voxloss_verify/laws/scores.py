@@ -120,7 +120,9 @@ def order(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
     first = subject.value(volume)
     for axis in range(2, volume.input.ndim):
         moved = volume.changed(input=np.flip(volume.input, axis), target=np.flip(volume.target, axis))
-        yield replace(_equals(f"score, flipped along axis {axis}", subject.value(moved), first.value), volume=moved)
+        yield replace(
+            _equals(f"score, flipped along axis {axis}", subject.value(moved), first.value), volume=moved
+        )
     claims = subject.claims
     counting = [c for c in claims.counting(volume.channels) if c != claims.ignore_index]
     if len(counting) < 2:
@@ -166,7 +168,11 @@ def _large(subject: Subject, setting: Setting) -> Iterator[Volume]:
     channels = claims.fixed_channels or max(2, claims.named_channels)
     edge = max(setting.profile.sizes)
     side = edge if edge > 256 else 257
-    spatial = (side,) * claims.spatial_dims if claims.spatial_dims == 3 else (*[1] * (claims.spatial_dims - 1), 2**24 + 3)
+    spatial = (
+        (side,) * claims.spatial_dims
+        if claims.spatial_dims == 3
+        else (*[1] * (claims.spatial_dims - 1), 2**24 + 3)
+    )
     labels = np.zeros((1, 1, *spatial), np.int8)
     labels[:, :, 1:] = channels - 1 if claims.spatial_dims == 3 else labels[:, :, 1:]
     prediction = labels.copy()

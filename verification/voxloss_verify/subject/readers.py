@@ -375,6 +375,7 @@ _GENERALIZED_DICE_FOCAL = _monai_compound(
     lambda_gdl=("generalized_dice", _generalized_dice), lambda_focal=("focal", _focal_part)
 )
 
+
 def _monai_metric(metric: Any, family: Family) -> Claims:
     """Of the call, which returns the scores of each sample and class."""
     if getattr(metric, "per_component", False):
