@@ -20,9 +20,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 LAWS = ["40", "41", "42", "43", "44", "46"]
 
 
-def broken(metric: Any, claims: Claims | None = None, laws: list[str] = LAWS, **kwargs: Any) -> dict[str, str]:
+def broken(of: Any, /, claims: Claims | None = None, laws: list[str] = LAWS, **kwargs: Any) -> dict[str, str]:
     """The laws that are broken, but advice, with the reasons."""
-    records = check_loss(metric, claims, kwargs=kwargs, laws=laws, derandomize=True)
+    records = check_loss(of, claims, kwargs=kwargs, laws=laws, derandomize=True)
     return {r.law: r.reason for r in records if r.status is Status.broken and r.level is not Level.interface}
 
 

@@ -129,8 +129,9 @@ def order(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
         return
     swap = list(range(volume.channels))
     swap[counting[0]], swap[counting[1]] = counting[1], counting[0]
-    target = volume.target[:, swap]
-    if not volume.is_one_hot:
+    if volume.is_one_hot:
+        target = volume.target[:, swap]
+    else:
         target = volume.target.copy()
         for old, new in ((counting[0], counting[1]), (counting[1], counting[0])):
             target[volume.target == old] = new

@@ -81,7 +81,10 @@ def called(metric: Any, claims: Claims, batches: list[tuple[Tensor, Tensor]]) ->
             return torch.cat([torch.as_tensor(each) for each in scores])
         found = metric.aggregate()
         return found[0] if isinstance(found, tuple) else found
-    prediction, reference = (torch.cat(images) for images in zip(*batches, strict=True))
+    # A single batch as it is: a function may write to it, which a law looks for.
+    prediction, reference = (
+        images[0] if len(images) == 1 else torch.cat(images) for images in zip(*batches, strict=True)
+    )
     if getattr(metric, "__module__", "").startswith("sklearn."):
         return metric(reference.flatten().numpy(), prediction.flatten().numpy())
     found = metric(prediction, reference)
