@@ -34,7 +34,7 @@ def dice_of_probabilities(p: Tensor, g: Tensor) -> Tensor:
     p, g = p.double(), g.double()
     axes = tuple(range(2, p.ndim))
     total = p.sum(axes) + g.sum(axes)
-    score = torch.where(total > 0, 2 * (p * g).sum(axes) / total.clamp(min=1e-300), torch.ones_like(total))
+    score = torch.where(total == 0, torch.ones_like(total), 2 * (p * g).sum(axes) / total.clamp(min=1e-300))
     return (1 - score).mean()
 
 
@@ -48,11 +48,14 @@ class BinaryDice(nn.Module):
 
 
 class EinsumDice(nn.Module):
-    """By einsum, as in papers on boundary losses; one-hot targets, without the background."""
+    """By einsum, as in papers on boundary losses; one-hot targets, without the background.
+
+    In float64, as einsum takes float32 to half precision inside autocast, and adds up less well.
+    """
 
     def forward(self, logits: Tensor, g: Tensor) -> Tensor:
-        p = torch.softmax(logits.float(), 1).flatten(2)[:, 1:]
-        g = g.flatten(2)[:, 1:].float()
+        p = torch.softmax(logits.double(), 1).flatten(2)[:, 1:]
+        g = g.flatten(2)[:, 1:].double()
         intersection = torch.einsum("bcn,bcn->bc", p, g)
         total = torch.einsum("bcn->bc", p) + torch.einsum("bcn->bc", g)
         return (1 - (2 * intersection + 1e-5) / (total + 1e-5)).mean()
@@ -104,7 +107,7 @@ class FocalTversky(nn.Module):
         tp = (p * g).sum(axes)
         fp, fn = p.sum(axes) - tp, g.sum(axes) - tp
         tversky = (tp + 1.0) / (tp + 0.7 * fn + 0.3 * fp + 1.0)
-        return ((1 - tversky).clamp(min=0) ** 0.75).mean()
+        return ((1 - tversky).clamp(min=1e-12) ** 0.75).mean()  # the slope of the power is infinite at 0
 
 
 class NegativeDice(nn.Module):
@@ -119,7 +122,7 @@ class NegativeDice(nn.Module):
 
 
 class DiceOfTheDtype(nn.Module):
-    """In whatever dtype it is given, so that float64 inputs have float64 losses; half precision is not its claim."""
+    """In whatever dtype it is given, so that float64 inputs have float64 losses; claims no half precision."""
 
     def forward(self, logits: Tensor, g: Tensor) -> Tensor:
         p = logits.softmax(1)

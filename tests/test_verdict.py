@@ -15,7 +15,7 @@ from voxloss_verify.check import chosen_laws, prepared, run_check
 from voxloss_verify.forms import with_form
 from voxloss_verify.laws.record import Status
 from voxloss_verify.laws.setting import PROFILES, Setting
-from voxloss_verify.oracle.claims import Claims, Family
+from voxloss_verify.oracle.claims import Claims, Family, parse_claims
 from voxloss_verify.subject.subject import subject_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -64,22 +64,36 @@ def test_a_slip_is_named(loss: Any, family: Family, claims: dict[str, Any], said
     assert said in record.hint
 
 
-@pytest.mark.parametrize("name", ["SoftDiceLoss", "tversky_loss", "VNetDice", "dice_of_probabilities"])
+@pytest.mark.parametrize("name", losses_without_flaws.CLAIMS)
 def test_the_form_of_the_tensors_is_found(name: str) -> None:
     family, claims = losses_without_flaws.CLAIMS[name]
-    kept = {key: value for key, value in claims.items() if key in ("alpha", "beta")}
-    subject = subject_of(getattr(losses_without_flaws, name), Claims(family=family.replace("-", "_"), **kept))
+    kept = {
+        key: value for key, value in claims.items() if key in ("alpha", "beta", "gamma", "channels", "dtypes")
+    }
+    pairs = [f"{key}={json.dumps(value)}" for key, value in kept.items()]
+    declared = parse_claims(pairs, None, family.replace("-", "_"))
+    subject = subject_of(getattr(losses_without_flaws, name), declared)
     form = with_form(subject)
     assert form is not None
     assert form.fits
-    assert form.labels == claims.get("labels", "one-hot")
-    assert form.activation == claims.get("activation", "none")
-    assert f"--claim activation={form.activation}" in str(form)
+    found = form.subject.claims
+    assert found.labels == claims.get("labels", "one-hot")
+    assert found.activation == claims.get("activation", "none")
+    assert found.smooth_dr == claims.get("smooth_dr", 0)
+    assert found.include_background == claims.get("include_background", True)
+    assert found.batch == claims.get("batch", False)
 
 
-def test_a_form_that_does_not_fit_is_said_to_be_the_nearest() -> None:
+def test_a_form_that_would_fit_but_for_a_slip_is_taken() -> None:
     form = with_form(subject_of(SLIPS[0][0], Claims(family="dice")))
     assert form is not None
     assert not form.fits
-    assert (form.labels, form.activation) == ("map", "softmax")
+    assert (form.subject.claims.labels, form.subject.claims.activation) == ("map", "softmax")
+    assert "this one would, but for a slip: --claim labels=map --claim activation=softmax" in str(form)
+
+
+def test_without_a_fitting_form_the_nearest_is_taken() -> None:
+    form = with_form(subject_of(lambda x, y: 0.3 * x.mean(), Claims(family="dice")))
+    assert form is not None
+    assert not form.fits
     assert "nearest" in str(form)

@@ -66,7 +66,7 @@ def overlap_counts(
     threshold: float = 0.5,
     ignore_index: int | None = None,
 ) -> OverlapCounts:
-    """Count the voxels of each class in prediction, reference and both; takes C² numbers of memory for each sample.
+    """Count the voxels of each class in prediction, reference and both; takes C² numbers of memory per sample.
 
     Args:
         y_pred: scores `[B, C, ...]`, of which the largest is the prediction (the first of equal ones): logits,
@@ -171,7 +171,7 @@ def _labels(tensor: Tensor, channels: int, name: str, ignore_index: int | None =
 
 
 def _argmax(scores: Tensor) -> Tensor:
-    """The first class of the largest score; vectorised over voxels, which torch's own argmax over axis 1 is not."""
+    """The first class of the largest score; vectorised over voxels, unlike torch's argmax over axis 1."""
     labels = torch.zeros((len(scores), 1, *scores.shape[2:]), dtype=torch.int64)
     for block in _blocks(scores):
         here = scores[block]
@@ -203,16 +203,17 @@ class OverlapMetric:
     Args:
         include_background: whether channel 0 counts.
         reduction: of the scores `[samples, C]`, NaN left out: "none", "mean", "sum", "mean_batch" (over samples),
-            "sum_batch", "mean_channel" (over classes), "sum_channel"; or of the counts: "dataset", the score `[C]`
-            of the sum over all samples, and "dataset_mean", its mean.
+            "sum_batch", "mean_channel" (over classes), "sum_channel"; or of the counts: "dataset", the score
+            `[C]` of the sum over all samples, and "dataset_mean", its mean.
         get_not_nans: `aggregate` also returns how many scores were no NaN.
-        ignore_empty: NaN where the reference is empty, as in MONAI; else 0 there, and `empty` if the prediction is
-            empty as well.
+        ignore_empty: NaN where the reference is empty, as in MONAI; else 0 there, and `empty` if the prediction
+            is empty as well.
         num_classes: C, needed if prediction and reference are label maps.
         metric: "dice" or "iou".
         empty: the score where prediction and reference are empty and that is not ignored: 1, 0 or NaN.
         sigmoid, threshold, ignore_index: as in `overlap_counts`.
-        group: `aggregate` is over the samples of all ranks of a process group; "world" for all, None for this one.
+        group: `aggregate` is over the samples of all ranks of a process group; "world" for all, None for this
+            rank alone.
 
     Source: Dice 1945, "Measures of the Amount of Ecologic Association Between Species"; Jaccard 1901.
     """
@@ -261,14 +262,14 @@ class OverlapMetric:
         counts = self._that_count(counts)
         if self._counts and self._counts[0].both.shape[1] != counts.both.shape[1]:
             raise ValueError(
-                f"y_pred: expected {self._counts[0].both.shape[1]} classes, as before, got {counts.both.shape[1]}. "
-                "Call reset() between data sets."
+                f"y_pred: expected {self._counts[0].both.shape[1]} classes, as before, "
+                f"got {counts.both.shape[1]}. Call reset() between data sets."
             )
         self._counts.append(OverlapCounts(*(column.cpu() for column in counts)))
         return self._scores(counts)
 
     def aggregate(self, reduction: Reduction | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """Reduce all scores since the last `reset`; with `get_not_nans`, also the number of those that are no NaN.
+        """Reduce all scores since the last `reset`; with `get_not_nans`, also how many were no NaN.
 
         Raises ValueError if there are none.
         """
@@ -282,7 +283,10 @@ class OverlapMetric:
         return result if self.get_not_nans else result[0]
 
     def counts(self) -> OverlapCounts:
-        """The counts `[samples, C]` of all calls since the last `reset`, of all ranks. Raises ValueError for none."""
+        """The counts `[samples, C]` of all calls since the last `reset`, of all ranks.
+
+        Raises ValueError if there are none.
+        """
         held = [OverlapCounts(*map(torch.cat, zip(*self._counts, strict=True)))] if self._counts else []
         if self.group is not None and dist.is_available() and dist.is_initialized():
             group = dist.group.WORLD if self.group == "world" else self.group

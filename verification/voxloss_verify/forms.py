@@ -1,20 +1,41 @@
-"""The form of tensors and the activation of a loss for which none is claimed: all are tried, and the best taken."""
+"""Claims for a loss of which nothing is claimed: the forms of tensors are tried, and the best is taken."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import product
-from typing import Any
+from itertools import combinations, product
+from typing import Any, get_args
 
-from voxloss_verify.hints import SMOOTHINGS, misfit, options, tried
+from voxloss_verify.hints import SMOOTHINGS, misfit, options, slip_of, tried
 from voxloss_verify.laws.sources import cube
-from voxloss_verify.oracle.claims import Claims
-from voxloss_verify.subject.subject import Subject
+from voxloss_verify.oracle.claims import Activation, Claims, Labels
+from voxloss_verify.oracle.volumes import Volume
+from voxloss_verify.subject.subject import Outcome, Subject
 
-LABELS = ("map", "indices", "one-hot")
-ACTIVATIONS = ("softmax", "sigmoid", "none")
+Found = list[tuple[Volume, Outcome]]
+
+# Other claims, without which a form may not be seen to fit; the fewest first.
+_SWITCHES: list[dict[str, Any]] = [
+    {"batch": True},
+    {"include_background": False},
+    {"squared": True},
+    {"offset": 0},
+]
+_SMOOTH: list[dict[str, Any]] = [
+    {},
+    *({"smooth_nr": s, "smooth_dr": s} for s in SMOOTHINGS if s),
+    *({"smooth_dr": s} for s in SMOOTHINGS if s),
+]
+OTHERS = sorted(
+    (
+        {name: value for part in (*switched, smooth) for name, value in part.items()}
+        for count in range(len(_SWITCHES) + 1)
+        for switched in combinations(_SWITCHES, count)
+        for smooth in _SMOOTH
+    ),
+    key=len,
+)
 
 
 @dataclass(frozen=True)
@@ -22,53 +43,60 @@ class Form:
     """What was found.
 
     Attributes:
-        subject: the loss with the claims of the form that was taken.
-        labels, activation: that form.
-        fits: whether the value is that of the formula in this form, with `others` claimed as well, as options.
+        subject: the loss, with the claims that it is judged by.
+        fits: whether its value is that of the formula with these claims.
+        slip: in words, if it would be, but for a slip.
+        claimed: what differs from the defaults.
     """
 
     subject: Subject
-    labels: str
-    activation: str
     fits: bool
-    others: str
+    slip: str
+    claimed: dict[str, Any]
 
     def __str__(self) -> str:
-        taken = f"--claim labels={self.labels} --claim activation={self.activation}"
-        if not self.fits:
-            return f"No --claim was given. No form that was tried fits; this one is nearest: {taken}."
-        if not self.others:
-            return f"No --claim was given. Of the forms that were tried this one fits: {taken}."
-        return f"No --claim was given. Of the forms that were tried this one fits, with {self.others}: {taken}."
+        if self.fits:
+            how = "Of the forms that were tried this one fits, and the loss is judged by it"
+        elif self.slip:
+            how = "No form that was tried fits; this one would, but for a slip"
+        else:
+            how = "No form that was tried fits; this one is nearest"
+        return f"No --claim was given. {how}: {options(self.claimed)}"
 
 
 def with_form(subject: Subject) -> Form | None:
-    """Return the loss with the form that fits best; None if it cannot be called in any."""
-    best: tuple[float, int, Claims, dict[str, Any]] | None = None
-    for labels, activation in product(LABELS, ACTIVATIONS):
-        claims = replace(subject.claims, labels=labels, activation=activation)
-        candidate = replace(subject, claims=claims)
-        found = tried(candidate, cube(claims, 2, claims.dtypes[0], 0))
-        for others in _others(claims) if found else ():
-            off = misfit(replace(claims, **others), found)
-            fits = off <= 1
-            # What fits with the fewest other claims, else what is nearest.
-            if best is None or (not fits, len(others) if fits else 0, off) < (best[0] > 1, best[1], best[0]):
-                best = off, len(others) if fits else 0, claims, others
-    if best is None or not math.isfinite(best[0]):
+    """Return the loss with the claims that fit it best; None if it cannot be called in any form."""
+    shown = _shown(subject)
+    if not shown:
         return None
-    off, _, claims, others = best
-    fits = off <= 1
-    said = options(others) if fits else ""
-    return Form(replace(subject, claims=claims), claims.labels, claims.activation, fits, said)
+    nearest: tuple[float, dict[str, Any]] = (math.inf, {})
+    for others in OTHERS:
+        for form, claims, found in shown:
+            off = misfit(replace(claims, **others), found)
+            if off <= 1:
+                return _form(subject, {**form, **others}, fits=True)
+            if off < nearest[0]:
+                nearest = off, form
+    for others in OTHERS:
+        for form, claims, found in shown:
+            slip = slip_of(replace(claims, **others), found) if len(others) <= 2 else ""
+            if slip:
+                return _form(subject, {**form, **others}, slip=slip)
+    off, form = nearest
+    return _form(subject, form) if math.isfinite(off) else None
 
 
-def _others(claims: Claims) -> Iterator[dict[str, Any]]:
-    """Other claims, without which a form may not be seen to fit."""
-    smooth: list[dict[str, Any]] = [{}]
-    smooth += [{"smooth_nr": s, "smooth_dr": s} for s in SMOOTHINGS if s]
-    smooth += [{"smooth_dr": s} for s in SMOOTHINGS if s]
-    switches: list[dict[str, Any]] = [{}, {"batch": True}, {"include_background": False}]
-    switches += [{"squared": True}, {"offset": 0}, {"batch": True, "include_background": False}]
-    for switch, smoothing in product(switches, smooth):
-        yield {**switch, **smoothing}
+def _form(subject: Subject, claimed: dict[str, Any], *, fits: bool = False, slip: str = "") -> Form:
+    return Form(replace(subject, claims=replace(subject.claims, **claimed)), fits, slip, claimed)
+
+
+def _shown(subject: Subject) -> list[tuple[dict[str, Any], Claims, Found]]:
+    """The forms in which the loss can be called, with what it then returned."""
+    shown = []
+    for labels, activation in product(get_args(Labels), get_args(Activation)):
+        form = {"labels": labels, "activation": activation}
+        claims = replace(subject.claims, **form)
+        found = tried(replace(subject, claims=claims), cube(claims, 2, claims.dtypes[0], 0))
+        if found:
+            shown.append((form, claims, found))
+    return shown

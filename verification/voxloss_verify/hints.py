@@ -31,7 +31,7 @@ def hint(subject: Subject, wrong: Volume) -> str:
         return ""
     if misfit(subject.claims, found) <= 1:  # only rounding is wrong
         return ""
-    return _other_claims(subject, found) or _slip(subject, found)
+    return _other_claims(subject, found) or slip_of(subject.claims, found)
 
 
 def _other_claims(subject: Subject, found: list[tuple[Volume, Outcome]]) -> str:
@@ -50,9 +50,10 @@ def _other_claims(subject: Subject, found: list[tuple[Volume, Outcome]]) -> str:
     return ""
 
 
-def _slip(subject: Subject, found: list[tuple[Volume, Outcome]]) -> str:
-    for slip in slips(subject.claims):
-        if all(_equals(outcome, value(subject.claims, slip, volume)) for volume, outcome in found):
+def slip_of(claims: Claims, found: list[tuple[Volume, Outcome]]) -> str:
+    """The slip that explains all these values; "" if none does."""
+    for slip in slips(claims):
+        if all(_equals(outcome, value(claims, slip, volume)) for volume, outcome in found):
             return f"the value is what results if {slip.said}"
     return ""
 

@@ -49,7 +49,7 @@ class VerifyRequest:
 
     @property
     def folder(self) -> Path:
-        """Where counter-examples of this target go: those of another, or of other arguments, must not take their place."""
+        """Where counter-examples of this target go; another target, or other arguments, have another folder."""
         name = re.sub(r"[^\w.]+", "-", self.target).strip("-.")
         if not (self.kwargs or self.claims):
             return self.counterexamples / name

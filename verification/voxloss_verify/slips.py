@@ -74,7 +74,8 @@ def value(claims: Claims, slip: Slip, volume: Volume) -> float:
     axes = (0, *axes) if claims.batch else axes
 
     def total(of: NDArray[np.float64]) -> NDArray[np.float64]:
-        return of.sum(axes, keepdims=True)[:, claims.counting(volume.channels)]
+        summed: NDArray[np.float64] = of.sum(axes, keepdims=True)
+        return summed[:, claims.counting(volume.channels)]
 
     tp = total(np.minimum(p, g) if claims.overlap == "min" else p * g)
     sum_p, sum_g = (total(x * x if claims.squared else x) for x in (p, g))

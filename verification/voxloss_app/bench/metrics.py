@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from voxloss import OverlapMetric
 from voxloss_app.bench.cases import BenchCase, tensors
@@ -22,8 +22,8 @@ CHANNELS, EDGE, ROUNDS = 14, 96, 9
 def compare(edge: int = EDGE, rounds: int = ROUNDS, seed: int = 0) -> int:
     """Time the metrics on the CPU and print milliseconds and ratios; exit code 1 if a score differs.
 
-    Ours takes logits and a label map. MONAI's takes one-hot volumes or label maps, so that argmax, and one_hot if it
-    is, are part of what is timed; beside it stands the metric alone, on what has been prepared.
+    Ours takes logits and a label map. MONAI's takes label maps or one-hot volumes, so that argmax and one_hot are
+    part of what is timed; beside it stands the metric alone, on what has been prepared.
     """
     from monai.metrics import DiceMetric
     from monai.networks import one_hot
@@ -34,7 +34,7 @@ def compare(edge: int = EDGE, rounds: int = ROUNDS, seed: int = 0) -> int:
     theirs, of_maps = DiceMetric(), DiceMetric(num_classes=CHANNELS)
     predicted = logits.argmax(1, keepdim=True)
     hard, wanted = one_hot(predicted, CHANNELS), one_hot(labels, CHANNELS)
-    steps: dict[str, Callable[[], Tensor]] = {
+    steps: dict[str, Callable[[], Any]] = {
         "OverlapMetric, logits and label map": lambda: ours(logits, labels),
         "DiceMetric, argmax and one_hot first": lambda: theirs(
             one_hot(logits.argmax(1, keepdim=True), CHANNELS), one_hot(labels, CHANNELS)
@@ -44,7 +44,7 @@ def compare(edge: int = EDGE, rounds: int = ROUNDS, seed: int = 0) -> int:
         "DiceMetric alone, label maps at hand": lambda: of_maps(predicted, labels),
     }
     console = results_console()
-    reference = theirs(hard, wanted).double()
+    reference = torch.as_tensor(theirs(hard, wanted)).double()
     for name, step in steps.items():
         found = torch.as_tensor(step()).double()
         if not torch.allclose(found, reference, rtol=0, atol=1e-6, equal_nan=True):
@@ -55,8 +55,9 @@ def compare(edge: int = EDGE, rounds: int = ROUNDS, seed: int = 0) -> int:
     times = interleaved({name: partial(_timed, step) for name, step in steps.items()}, rounds, seed)
     known = versions()
     console.print(
-        f"hard Dice, C = {CHANNELS}, {edge}³, B = 1, float32, int64 labels, CPU, {torch.get_num_threads()} threads, "
-        f"{rounds} rounds; torch {torch.__version__}, MONAI {known.get('MONAI', known.get('monai'))}"
+        f"hard Dice, C = {CHANNELS}, {edge}³, B = 1, float32, int64 labels, CPU, "
+        f"{torch.get_num_threads()} threads, {rounds} rounds; "
+        f"torch {torch.__version__}, MONAI {known.get('MONAI', known.get('monai'))}"
     )
     first = next(iter(times))
     for name, seconds in times.items():

@@ -89,8 +89,8 @@ def write(out: Path, found: Conformance) -> list[Path]:
     rows = [{"library": row.examined.library, **plain(row)} for row in found.rows]
     texts["conformance.json"] = json.dumps({**data, "rows": rows}, indent=1, ensure_ascii=False) + "\n"
     files = {"conformance.png": light, **{name: text.encode() for name, text in texts.items()}}
-    for name, data in files.items():
-        save_bytes(out / name, data)
+    for name, content_of_file in files.items():
+        save_bytes(out / name, content_of_file)
     return [out / name for name in files]
 
 

@@ -37,8 +37,8 @@ class Cell:
         where: the volume that broke it.
         snippet: Python that shows the broken law.
         severity: of a broken law its level: formula, numerics or interface; else empty.
-        size: of a broken law, by which share of the largest expected number the worst one is off; None if it is no
-            number that is off.
+        size: of a broken law, by which share of the largest expected number the worst one is off; None if it is
+            no number that is off.
     """
 
     law: str
@@ -90,8 +90,8 @@ ELSEWHERE = ("mutants", "pytest_plugin.py", "xfails.py", "verification.py", "req
 def depends_on(library: str, versions: Mapping[str, str | None], profile: ProfileName, seed: int) -> str:
     """A hash of what the records of a library's losses depend on.
 
-    That is its version and those of what the suite is built on, the profile, the seed, and the sources of the suite
-    and its data; of voxloss's losses, also those of voxloss.
+    That is its version and those of what the suite is built on, the profile, the seed, and the sources of the
+    suite and its data; of voxloss's losses, also those of voxloss.
     """
     known = {name: versions.get(name) for name in (library, *BUILT_ON)}
     sources: list[Path] = [Path(__file__)]

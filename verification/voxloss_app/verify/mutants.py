@@ -88,11 +88,12 @@ def show(matrix: KillMatrix, console: Console) -> None:
     if found:
         record, mutant = max(found, key=lambda each: each[0].examples)
         each = ", ".join(
-            f"{100 * chance_of_missing(record.examples, profile.examples):.1g} % ({name}, {profile.examples} volumes)"
+            f"{chance_of_missing(record.examples, profile.examples):.1g} ({name}, {profile.examples} volumes)"
             for name, profile in PROFILES.items()
         )
+        name = mutant.specimen.loss.__name__
         console.print(
-            f"the rarest, {mutant.specimen.loss.__name__}, was first seen on volume {record.examples} of law {record.law}: "
+            f"the rarest, {name}, was first seen on volume {record.examples} of law {record.law}: "
             f"drawn volumes miss it with a probability of about {each}"
         )
     caught = sum(bool(mutant.broken) and not mutant.missed for mutant in matrix.mutants)

@@ -67,8 +67,8 @@ def _formula(verification: Verification) -> str:
     if not run:
         return f"Whether the formula is that of {kind} was not checked."
     if broken:
-        line = f"The formula is not that of {kind}, as it is declared: {len(broken)} of {_counted(len(run), 'check')} "
-        line += "is broken." if len(broken) == 1 else "are broken."
+        checks = f"{len(broken)} of {_counted(len(run), 'check')} {'is' if len(broken) == 1 else 'are'} broken"
+        line = f"The formula is not that of {kind}, as it is declared: {checks}."
     else:
         volumes = sum(record.examples for record in run)
         line = f"The formula is that of {kind} ({_counted(len(run), 'check')}, {_counted(volumes, 'volume')})."
@@ -78,8 +78,9 @@ def _formula(verification: Verification) -> str:
 
 def _numerics(records: Sequence[Record]) -> str:
     run = [r for r in records if r.level is Level.numerics and r.status is not Status.not_applicable]
-    problems = sum(record.status is Status.broken for record in run)
-    return f"Numerics: {_counted(problems, 'problem') if problems else 'no problem'} ({_counted(len(run), 'check')})."
+    broken = sum(record.status is Status.broken for record in run)
+    problems = _counted(broken, "problem") if broken else "no problem"
+    return f"Numerics: {problems} ({_counted(len(run), 'check')})."
 
 
 def _interface(verification: Verification) -> str:
@@ -120,17 +121,22 @@ def _explains(first: Record, record: Record) -> bool:
 def _shown(group: Sequence[Record]) -> Iterator[str]:
     record, *others = group
     worst = record.worst
-    how = (
-        "wrong"
-        if record.level is Level.formula
-        else "inaccurate"
-        if worst and worst.expected is not None
-        else "broken"
-    )
+    how = _how(record)
     also = f"; law {', '.join(other.law for other in others)} may be broken by the same cause" if others else ""
-    yield _cut(f"law {record.law}, {record.name}: {'raises' if record.raised else how}{also}")
-    yield _cut(f"    on {record.worst_where or 'no volume'}")
+    yield _cut(f"law {record.law}, {record.name}: {how}{also}")
+    if record.worst_where:
+        yield _cut(f"    on {record.worst_where}")
     yield _cut(f"    {record.worst if worst is not None else record.reason}")
+
+
+def _how(record: Record) -> str:
+    if record.could_not_be_run:
+        return "could not be run"
+    if record.raised:
+        return "raises"
+    if record.level is Level.formula:
+        return "wrong"
+    return "inaccurate" if record.worst is not None and record.worst.expected is not None else "broken"
 
 
 def _cut(line: str) -> str:

@@ -76,9 +76,9 @@ def not_a_number(subject: Subject, volume: Volume, setting: Setting) -> Iterator
     """With NaN in the input, the loss is NaN or an error: a finite one with a NaN gradient ruins the weights."""
     counting = subject.claims.counting(volume.channels)
     target = volume.target
-    labels = target.argmax(1, keepdims=True) if volume.is_one_hot and target.shape[1] > 1 else target
-    # Of mutually exclusive classes cross entropy looks at that of the label only.
-    item, _, *voxel = np.argwhere(np.isin(labels, counting))[0]
+    labels = target.argmax(1, keepdims=True) if volume.is_one_hot else target
+    # Of mutually exclusive classes cross entropy looks at that of the label only; of one class at all voxels.
+    item, _, *voxel = np.argwhere(np.isin(labels, counting) if volume.channels > 1 else labels == labels)[0]
     input = volume.input.copy()
     input[(item, slice(None), *voxel)] = np.nan
     try:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
+from operator import itemgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -291,10 +292,7 @@ def batch(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
 )
 def items(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
     """The loss of a batch is the mean of its items' losses, each computed by itself."""
-    parts = [
-        subject.gradient(_moved(volume, lambda image, at=at: image[at : at + 1]))
-        for at in range(len(volume.input))
-    ]
+    parts = [subject.gradient(_moved(volume, itemgetter(slice(at, at + 1)))) for at in range(len(volume.input))]
     gradients = [part.gradient for part in parts if part.gradient is not None]
     wanted = replace(
         parts[0],

@@ -99,7 +99,9 @@ def _autocast_volumes(subject: Subject, setting: Setting) -> Iterator[Volume]:
     oracle="the exact value for the half-precision logits that a network returns under autocast",
     tolerance="LOSS and GRADIENT of half-precision inputs",
     domain=lambda subject, setting: (
-        "its input is probabilities, of which no network makes half-precision ones under autocast"
+        "no half-precision dtype is claimed"
+        if not set(HALF) & set(subject.claims.dtypes)
+        else "its input is probabilities, of which no network makes half-precision ones under autocast"
         if subject.claims.activation == "none"
         else None
     ),

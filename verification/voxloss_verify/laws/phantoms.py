@@ -156,7 +156,7 @@ def spheres(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Find
     phantom = next(p for p in _all_phantoms() if p.name == volume.name)
     assert isinstance(phantom, SpherePhantom)
     low, high = phantom.dice_bounds
-    s = volume.sums[0][1]
+    s = volume.sums[0][min(1, volume.channels - 1)]
     dice = float(2 * s.intersection / (s.prediction + s.target))
     yield is_true(f"the lattice's Dice in {low:.4f} … {high:.4f}", low <= dice <= high, dice)
     # The affine of the file, not that of the phantom, must give the balls their volumes in mm³.

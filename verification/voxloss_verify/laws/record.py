@@ -15,7 +15,8 @@ from voxloss_verify.oracle.volumes import Volume
 
 # Volumes of up to so many numbers are written out in a snippet; larger ones are read from the NIfTI files.
 LITERAL = 256
-# A value is wrong, and not only inaccurate, if it is off by this share of what it must be, and by so many tolerances.
+# A value is wrong, and not only inaccurate, if it is off by this share of what it must be and by so many
+# tolerances.
 WRONG = 1e-3
 WRONG_IN_TOLERANCES = 10
 
@@ -88,7 +89,7 @@ class CounterExample:
 
     `setup` is Python that makes `loss`; `code`, what is done with it and with `input` and `target` before it is
     called; `other`, what the volume is compared with, and `other_gradient` Python of what its gradient must be.
-    `indices`: the target goes in without its channel axis. `is_metric`: what is called is a metric of whole numbers.
+    `indices`: the target goes in without its channel axis. `is_metric`: a metric is called, with whole numbers.
     """
 
     law: str

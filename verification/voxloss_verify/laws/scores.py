@@ -8,6 +8,7 @@ from itertools import product
 
 import numpy as np
 import torch
+from hypothesis.strategies import SearchStrategy
 
 from voxloss_verify.laws.law import METRIC_LAWS, close, is_true, law
 from voxloss_verify.laws.record import Finding, Level
@@ -21,7 +22,7 @@ from voxloss_verify.subject.metric import Metric
 from voxloss_verify.subject.subject import Outcome, Raised, Subject
 
 
-def _drawn(claims: Claims) -> object:
+def _drawn(claims: Claims) -> SearchStrategy[Volume]:
     return volumes(claims, prediction="hard", dtypes=("float64",), ignored=True)
 
 

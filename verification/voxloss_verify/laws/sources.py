@@ -73,7 +73,7 @@ def volume_of(claims: Claims, pair: LabelPair, dtype: str) -> Volume | None:
     """The pair as a loss is given it; None if it has another number of channels than the loss takes."""
     channels = pair.classes
     if claims.fixed_channels is not None:
-        if channels > claims.fixed_channels:
+        if channels > max(2, claims.fixed_channels):
             return None
         channels = claims.fixed_channels
     if claims.named_channels > channels:
@@ -93,8 +93,9 @@ def _volume_of(
         hard = one_hot(pair.prediction.reshape(1, 1, *spatial), channels)
         input = certain(claims, hard).astype(STORED[dtype])
     else:
-        p = np.zeros((1, channels, *spatial), np.float32)
+        p = np.zeros((1, max(2, channels), *spatial), np.float32)
         p[:, : pair.classes] = pair.probabilities.reshape(1, pair.classes, *spatial)
+        p = p[:, -channels:]
         input = rounded(from_probabilities(claims, p, dtype), dtype)
     return Volume(pair.name, input, target_for(claims, wanted, channels), dtype, pair.affine)
 
@@ -121,7 +122,10 @@ def phantom_volume(
     dtype: str,
     files: Sequence[Path] = (),
 ) -> Volume:
-    """A phantom as class 1, all else as class 0, from its `files` if there are any; the others empty."""
+    """A phantom as class 1, all else as class 0, from its `files` if there are any; the others empty.
+
+    Of one channel that is class 1.
+    """
     p, g, affine = phantom.prediction, phantom.reference, phantom.affine
     if files:
         images: list[Any] = [nib.load(path) for path in files]
@@ -129,16 +133,16 @@ def phantom_volume(
         affine = images[0].affine
     channels = claims.fixed_channels or max(2, claims.named_channels)
     p = p.astype(np.float64)
-    shares = np.stack([1 - p, p, *[np.zeros_like(p)] * (channels - 2)])
+    shares = np.stack([1 - p, p, *[np.zeros_like(p)] * (channels - 2)])[-channels:]
     spatial = _spatial(claims, g.shape)
     input = from_probabilities(claims, shares.reshape(1, channels, *spatial), dtype)
     labels = g.astype(np.int64).reshape(1, 1, *spatial)
     if isinstance(phantom, Phantom):
         sums = closed_form_sums(phantom)
         nothing = Sums(*[0 * sums[0].target] * 6)
-        rows = [[*sums, *[nothing] * (channels - 2)]]
+        rows = [[*sums, *[nothing] * (channels - 2)][-channels:]]
     else:
-        rows = [label_sums(p.astype(np.int64), g, channels)]
+        rows = [label_sums(p.astype(np.int64), g, max(2, channels))[-channels:]]
     return Volume(phantom.name, input, target_for(claims, labels, channels), dtype, affine, rows)
 
 
@@ -177,9 +181,10 @@ def _cube(
 ) -> Volume:
     # Shared by all losses that are tried in one run: the exact sums of a large volume cost seconds.
     generator = np.random.default_rng([seed, *spatial])
-    shares = np.full(channels, 0.01)
-    shares[0] = 1 - 0.01 * (channels - 1)
-    wanted = generator.choice(channels, size=(1, 1, *spatial), p=shares)
+    classes = max(2, channels)
+    shares = np.full(classes, 0.01)
+    shares[0] = 1 - 0.01 * (classes - 1)
+    wanted = generator.choice(classes, size=(1, 1, *spatial), p=shares)
     x = generator.standard_normal((1, channels, *spatial), np.float32)
     mask = one_hot(wanted, channels)
     input: Image

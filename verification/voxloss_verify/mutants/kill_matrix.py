@@ -56,7 +56,7 @@ class Trial:
 
 
 def chance_of_missing(examples: int, drawn: int) -> float:
-    """The probability that so many drawn volumes miss a flaw which the volume number `examples` was the first to show.
+    """The probability that so many drawn volumes miss a flaw that volume number `examples` was the first to show.
 
     As if one volume in `examples` showed it, the estimate of largest likelihood of a geometric distribution.
     """

@@ -47,6 +47,8 @@ BY_VOXEL: tuple[Family, ...] = ("cross_entropy", "focal", "logarithmic_cross_ent
 # Of these, the means that are divided by voxels and not by their labels' weights; their γ may be 0.
 FOCAL: tuple[Family, ...] = ("focal", "logarithmic_cross_entropy")
 DTYPES = ("float64", "float32", "float16", "bfloat16")
+Activation = Literal["softmax", "sigmoid", "none"]
+Labels = Literal["map", "indices", "one-hot"]
 Shards = Literal["equal batch", "unequal batch", "volume"]
 # What a compound claims for its parts.
 OF_THE_CALL = (
@@ -156,8 +158,8 @@ class Claims:
             or of the mean over the classes of each item, which then are averaged. Of a metric, they are NaN.
         dtypes: of the input.
         precision: what the loss computes in: "float32" is as exact for float64 inputs as for those of float32.
-        mean_without_nan: of a metric, the mean of the scores that are no NaN: of each sample over its classes and then
-            over the samples, or of all at once. Without reduction, `unreduced` "C" is the mean over the samples.
+        mean_without_nan: of a metric, the mean of the scores that are no NaN: of each sample over its classes and
+            then over the samples, or of all at once. Without reduction, `unreduced` "C" is the mean over the samples.
         shards: how data may be split over processes so that each computes its share of the loss, DDP averages
             the gradients, and the sum is that of one process. None: equal batch shards, if the loss is a mean
             over items, or over voxels of which every item has as many.
@@ -186,8 +188,8 @@ class Claims:
     mean_over: Literal["voxels", "voxels and classes"] = "voxels"
     formula: Formula | None = None
     parts: tuple[tuple[float, Claims], ...] = ()
-    activation: Literal["softmax", "sigmoid", "none"] = "none"
-    labels: Literal["map", "indices", "one-hot"] = "one-hot"
+    activation: Activation = "none"
+    labels: Labels = "one-hot"
     either_labels: bool = False
     soft_labels: bool = False
     spatial_dims: Literal[1, 2, 3] = 3

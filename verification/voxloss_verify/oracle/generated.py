@@ -53,7 +53,7 @@ def volumes(
         draw(st.integers(1, samples)),
         *draw(st.tuples(*[st.integers(1, 4)] * claims.spatial_dims)),
     )
-    kind, wanted = _labels(draw, claims, shape, channels)
+    kind, wanted = _labels(draw, claims, shape, max(2, channels))
     if ignored and claims.ignore_index is not None and claims.labels != "one-hot":
         spared = draw(arrays.arrays(bool, wanted.shape, elements=st.booleans(), fill=st.just(False)))
         wanted = np.where(spared, claims.ignore_index, wanted)
@@ -76,21 +76,21 @@ def volumes(
     )
 
 
-def _labels(draw: st.DrawFn, claims: Claims, shape: tuple[int, ...], channels: int) -> tuple[str, Image]:
+def _labels(draw: st.DrawFn, claims: Claims, shape: tuple[int, ...], classes: int) -> tuple[str, Image]:
     """Their kind, and labels [B, 1, ...]: random, empty, full, one voxel of a class, or a class never."""
     shape = (shape[0], 1, *shape[1:])
     kind = draw(st.sampled_from(["random", "empty", "full", "single voxel", "absent class"]))
     labels = np.zeros(shape, np.int64)
-    one = draw(st.integers(0, channels - 1))
+    one = draw(st.integers(0, classes - 1))
     if kind in ("random", "absent class"):
-        labels = draw(arrays.arrays(np.int64, shape, elements=st.integers(0, channels - 1), fill=st.nothing()))
+        labels = draw(arrays.arrays(np.int64, shape, elements=st.integers(0, classes - 1), fill=st.nothing()))
         if kind == "absent class":
-            labels = np.where(labels == one, 0 if one else channels - 1, labels)
+            labels = np.where(labels == one, 0 if one else classes - 1, labels)
     elif kind == "full":
         labels[:] = one
     elif kind == "single voxel":
         labels.flat[draw(st.integers(0, labels.size - 1))] = one
-    return kind, np.where(labels == claims.ignore_index, (labels + 1) % channels, labels)
+    return kind, np.where(labels == claims.ignore_index, (labels + 1) % classes, labels)
 
 
 def _eighths(draw: st.DrawFn, claims: Claims, shape: tuple[int, ...]) -> Image:
@@ -130,7 +130,7 @@ def _input(
                     fill=st.nothing(),
                 )
             )
-            return kind, certain(claims, one_hot(labels, channels) if channels > 1 else labels == 1)
+            return kind, certain(claims, one_hot(labels, channels))
         return kind, certain(claims, draw(arrays.arrays(bool, shape, elements=st.booleans(), fill=st.nothing())))
     if kind == "constant":
         whole = np.full(shape, draw(st.integers(-16, 16)))

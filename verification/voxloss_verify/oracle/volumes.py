@@ -57,8 +57,9 @@ class Volume:
 
 
 def one_hot(labels: Image, channels: int) -> NDArray[np.bool_]:
-    """Labels [B, 1, ...] as one channel per class, [B, C, ...]."""
-    return np.asarray(labels == np.arange(channels).reshape(1, -1, *[1] * (labels.ndim - 2)))
+    """Labels [B, 1, ...] as one channel per class, [B, C, ...]; a single channel is that of label 1."""
+    classes = np.arange(channels) if channels > 1 else np.ones(1)
+    return np.asarray(labels == classes.reshape(1, -1, *[1] * (labels.ndim - 2)))
 
 
 def target_for(claims: Claims, labels: Image, channels: int) -> Image:

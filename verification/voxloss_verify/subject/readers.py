@@ -416,7 +416,8 @@ def _torchmetrics(metric: Any, family: Family) -> Claims:
         unreduced="C",
         mean_without_nan="by sample" if family == "dice_metric" else "over all",
         channels=metric.num_classes,
-        **({"labels": "indices", "activation": "softmax"} if metric.input_format == "index" else {}),
+        labels="indices" if metric.input_format == "index" else "one-hot",
+        activation="softmax" if metric.input_format == "index" else "none",
     )
 
 
