@@ -79,14 +79,19 @@ def check_loss(
 
 
 def chosen_laws(ids: Sequence[str] | None, of_metrics: bool = False) -> list[Law]:
-    """The laws with these ids, in their own order; 31 is all of 31a, 31b, …; None chooses all."""
+    """The laws with these ids, in their own order; None chooses all.
+
+    31, which is no law's id, is all of 31a, 31b, ….
+    """
     laws = METRIC_LAWS if of_metrics else LAWS
     if ids is None:
         return list(laws)
-    unknown = sorted(map(str, set(ids) - {id for law in laws for id in (law.id, str(law.number))}))
+    exact = {law.id for law in laws}
+    unknown = sorted(map(str, set(ids) - exact - {str(law.number) for law in laws}))
     if unknown:
         raise ValueError(f"laws: expected ids of {', '.join(law.id for law in laws)}, got {', '.join(unknown)}.")
-    return [law for law in laws if law.id in ids or str(law.number) in ids]
+    wholes = set(ids) - exact
+    return [law for law in laws if law.id in ids or str(law.number) in wholes]
 
 
 def run_checks(subject: Subject, setting: Setting, laws: Iterable[Law]) -> Iterator[Record]:

@@ -109,8 +109,9 @@ def verify(
 
     What losses of voxloss, MONAI, nnU-Net and kornia claim is read off them; others say it with --as and
     --claim: python -c "from voxloss_verify import Claims; help(Claims)" explains all claims. The smallest volume
-    that breaks a law is printed as Python to paste, and written as NIfTI. Exit code 0 if every claimed law holds,
-    1 if one is broken, 2 if the loss could not be loaded or called. Ctrl-C reports what there is.
+    that breaks a law is written as NIfTI, with Python that shows it; --verbose prints that, and every check. Exit
+    code 0 if every law of formula and numerics holds, 1 if one is broken, 2 if the loss could not be loaded or
+    called; findings about the interface are advice. Ctrl-C reports what there is.
 
     Examples:
 
@@ -119,6 +120,8 @@ def verify(
         voxloss verify monai.losses:DiceLoss --kwargs '{"softmax": true, "to_onehot_y": true}' --device cuda
 
         voxloss verify my_losses.py:MyTversky --as tversky --claim alpha=0.3 --claim beta=0.7 --html report.html
+
+        voxloss verify monai.metrics:DiceMetric --as dice-metric --claim empty=nan
 
         voxloss verify --mutants    # does every law catch a wrong loss, and every wrong loss die?
     """

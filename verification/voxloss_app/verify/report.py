@@ -19,6 +19,7 @@ import voxloss
 from voxloss_app.installed import version_of
 from voxloss_app.templates import environment
 from voxloss_app.verify.cells import Picture, pictures
+from voxloss_app.verify.verdict import verdict
 from voxloss_data.files import save_json, save_text
 from voxloss_verify.laws.law import Law
 from voxloss_verify.laws.record import LITERAL, CounterExample, Record, Status
@@ -39,13 +40,14 @@ def report(verification: Verification) -> dict[str, Any]:
     | profile, seed, derandomize, data | how volumes were drawn, and the names of the user's own |
     | strict | whether findings about the interface count |
     | laws, complete, seconds | how many checks were to be run, whether all were, and how long that took |
-    | failed | whether a law is broken, or an expected failure is out of date; so far, unless complete |
+    | failed | whether a law is broken that counts, or an expected failure is out of date; so far, unless complete |
+    | verdict | the lines that the command prints |
     | counts | the number of records by status |
     | xfails | the reasons of the expected failures by law |
     | records | one per check that was run or does not apply, in the order of the laws |
 
     A record has law, name, level (formula, numerics or interface), because, version (of the check), statement,
-    oracle, tolerance, status (a value of `Status`), failed, reason, hint, examples, seconds; worst, the finding
+    oracle, tolerance, status (a value of `Status`), advice, failed, reason, hint, examples, seconds; worst, the finding
     nearest to its tolerance or beyond it, or null: what, where, got, expected, error, tolerance, ulp;
     counterexample, or null: message, snippet, files, and of the volume its name, dtype, input_shape,
     target_shape, and input and target as nested lists, each null above 256 numbers; the same of other, the volume
@@ -71,6 +73,7 @@ def report(verification: Verification) -> dict[str, Any]:
         "complete": verification.complete,
         "seconds": round(verification.seconds, 3),
         "failed": verification.failed,
+        "verdict": list(verdict(verification)),
         "counts": {status.value: counts[status] for status in Status},
         "xfails": verification.xfails,
         "records": [_fields(record, laws[record.law], verification) for record in verification.records],
@@ -112,6 +115,7 @@ def _fields(record: Record, law: Law, verification: Verification) -> dict[str, A
         "oracle": law.oracle,
         "tolerance": law.tolerance,
         "status": record.status.value,
+        "advice": record.is_advice,
         "failed": verification.fails(record),
         "reason": record.reason,
         "hint": record.hint,

@@ -25,6 +25,8 @@ STYLES = {
     Status.expected: "yellow",
     Status.unexpected: "yellow",
 }
+# Of the lines of the verdict.
+_STARTS = {"law ": "bold red", "warning": "yellow", "advice": "yellow"}
 
 
 def verify_and_show(request: VerifyRequest, html: Path | None, json: Path | None) -> int:
@@ -131,7 +133,8 @@ def _show_summary(console: Console, verification: Verification) -> None:
                 console.print(verification.explanation(record))
     console.print("")
     for line in verdict(verification):
-        console.print(line)
+        style = next((style for start, style in _STARTS.items() if line.startswith(start)), "")
+        console.print(Text(line, style=style))
     console.print(f"\n{summary(verification)}")
     if verification.files and not is_verbose():
         console.print(
