@@ -68,7 +68,7 @@ def verify(capsys: pytest.CaptureFixture[str]) -> Iterator[Verify]:
 
 @pytest.fixture
 def verbosely(verify: Verify) -> Verify:
-    """The same with --verbose: a row per law, and an explanation of each broken one; without the log on stderr."""
+    """The same with --verbose: a row per law, an explanation of each broken one; without the log on stderr."""
 
     def command(*arguments: object) -> tuple[int, str, str]:
         code, out, err = verify("--verbose", *arguments)
