@@ -208,6 +208,14 @@ class LastClassesCountMore(Textbook):
         return losses * torch.linspace(0.5, 1.5, losses.shape[1], dtype=losses.dtype, device=losses.device)
 
 
+@caught_by("13c", **SOFTMAX, smooth_nr=1.0, smooth_dr=1.0)
+class MeanOfSlices(Textbook):
+    """Sums are means over the slices, so that smoothing counts for more in a deep volume."""
+
+    def total(self, x: Tensor) -> Tensor:
+        return x.flatten(3).sum(3).mean(2)
+
+
 @caught_by("14", **SOFTMAX)
 class HiddenSmoothing(Textbook):
     """A little smoothing that was not requested."""
@@ -238,6 +246,15 @@ class BatchForgotten(Textbook):
 
     def gather(self, sums: Tensor) -> Tensor:
         return sums
+
+
+@caught_by("16b", **SOFTMAX)
+class LargeItemsCountMore(Textbook):
+    """The mean over items is weighted by their voxels of the last class."""
+
+    def losses(self, i: Tensor, p: Tensor, g: Tensor) -> Tensor:
+        size = g[:, -1:] + 1
+        return super().losses(i, p, g) * size / size.mean()
 
 
 @caught_by("17", **FOREGROUND)
@@ -450,6 +467,15 @@ class InTheDtypeOfTheInput(Textbook):
 
     def precise(self, input: Tensor) -> Tensor:
         return input
+
+
+@caught_by("25b", **SOFTMAX)
+class SumsByMatrixProduct(Textbook):
+    """Sums are products with ones, in float32, which autocast takes to half precision."""
+
+    def total(self, x: Tensor) -> Tensor:
+        flat = x.flatten(2).float()
+        return (flat @ torch.ones_like(flat[:1, :1]).mT).squeeze(2).double()
 
 
 @caught_by("27a", **SOFTMAX)
