@@ -20,7 +20,8 @@ from voxloss_app.conformance.results import Row, depends_on, examine, from_json,
 from voxloss_app.exits import ExitCode
 from voxloss_app.finished import Finished, interrupted
 from voxloss_app.terminal import is_quiet, progress_bar, results_console
-from voxloss_verify.laws import LAWS
+from voxloss_verify.laws import LAWS as LOSS_LAWS
+from voxloss_verify.laws import METRIC_LAWS
 from voxloss_verify.laws.law import Law
 from voxloss_verify.laws.record import Status
 from voxloss_verify.laws.setting import PROFILES, Setting
@@ -29,6 +30,8 @@ from voxloss_verify.request import ProfileName
 __all__ = ["build"]
 
 _LOG = logging.getLogger(__name__)
+
+LAWS = (*LOSS_LAWS, *METRIC_LAWS)
 
 
 def build(out: Path, profile: ProfileName = "quick", seed: int = 0) -> int:

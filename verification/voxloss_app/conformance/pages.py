@@ -7,7 +7,7 @@ import json
 import math
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from voxloss_app.conformance.results import Cell, Row, plain
 from voxloss_app.templates import environment
 from voxloss_app.theme import DARK, LIGHT
 from voxloss_data.files import save_bytes
+from voxloss_verify.laws import METRIC_LAWS
 from voxloss_verify.laws.law import Law
 from voxloss_verify.laws.record import Level, Status
 from voxloss_verify.laws.setting import PROFILES
@@ -32,21 +33,23 @@ from voxloss_verify.verification import ELEMENTARY
 
 # What is checked, in ten groups, by the numbers of the laws or their ids.
 GROUPS: dict[str, tuple[str, ...]] = {
-    "values": ("1", "2", "3", "4", "5", "24"),
+    "values": ("1", "2", "3", "4", "5", "24", "40", "45"),
     "identities": ("6", "7", "8", "9", "10"),
     "bounds": ("11", "12"),
-    "invariances": ("13", "14", "15", "16", "17", "18", "19"),
+    "invariances": ("13", "14", "15", "16", "17", "18", "19", "42", "43"),
     "gradients": ("20", "21", "22", "23"),
     "half precision, size": ("25", "26"),
-    "determinism, backends": ("27", "28b", "28d"),
+    "determinism, backends": ("27", "28b", "28d", "44", "46"),
     "processes, compiler": ("28a", "28c"),
-    "empty, NaN, shape": ("29", "30"),
-    "bad input": ("31",),
+    "empty, NaN, shape": ("29", "30", "41"),
+    "bad input": ("31", "47", "48"),
 }
 # In Markdown; the others are on the page.
 MOST_FINDINGS = 60
 # Where a finding has been reported.
 UPSTREAM: dict[tuple[str, str, str], str] = {}
+
+_OF_METRICS = {law.id for law in METRIC_LAWS}
 
 MARKS = {Status.holds.value: "✓", Status.broken.value: "✗", Status.not_applicable.value: "–"}
 
@@ -143,13 +146,13 @@ def _rank(cell: Cell) -> float:
 
 def _content(found: Conformance, groups: Mapping[str, str]) -> dict[str, Any]:
     profile = PROFILES[found.profile]
+    rows = [{**plain(row), "library": row.examined.library, "id": _anchor(row)} for row in found.rows]
     libraries = [
         {
             "name": library.name,
             "version": found.versions[library.name],
-            "rows": [
-                {**plain(row), "id": _anchor(row)} for row in found.rows if row.examined.library == library.name
-            ],
+            "rows": (own := [row for row in rows if row["library"] == library.name]),
+            "tables": list(_tables(own, found.laws)),
         }
         for library in LIBRARIES
     ]
@@ -199,6 +202,20 @@ def _content(found: Conformance, groups: Mapping[str, str]) -> dict[str, Any]:
         "loss_tolerances": LOSS,
         "gradient_tolerances": GRADIENT,
     }
+
+
+def _tables(rows: Sequence[Mapping[str, Any]], laws: Sequence[Law]) -> Iterator[dict[str, Any]]:
+    """Losses and metrics apart, as other laws speak of them; what could not be made stands with the losses."""
+    kinds: dict[bool, list[Mapping[str, Any]]] = {False: [], True: []}
+    for row in rows:
+        kinds[any(cell["law"] in _OF_METRICS for cell in row["cells"])].append(row)
+    for of_metrics, own in kinds.items():
+        if own:
+            yield {
+                "kind": "metric" if of_metrics else "loss",
+                "rows": own,
+                "laws": [law for law in laws if (law.id in _OF_METRICS) is of_metrics],
+            }
 
 
 def _anchor(row: Row) -> str:
