@@ -8,6 +8,7 @@ import pytest
 
 import test_monai_differences
 from pages import ROOT, local_links, parse_commands, run_python
+from voxloss_verify.laws import LAWS, METRIC_LAWS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -18,6 +19,11 @@ def test_python_blocks_run_in_order_and_print_what_stands_below(capsys: pytest.C
 
 def test_commands_are_the_command_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse_commands("README.md", monkeypatch) >= 6
+
+
+def test_the_number_of_checks() -> None:
+    (numbers,) = re.findall(r"runs (\d+) property checks of losses, or (\d+) of metrics", README)
+    assert tuple(map(int, numbers)) == (len(LAWS), len(METRIC_LAWS))
 
 
 def test_the_table_of_differences_and_the_tests_are_the_same_list() -> None:
