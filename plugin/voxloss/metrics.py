@@ -165,7 +165,8 @@ def _labels(tensor: Tensor, channels: int, name: str, ignore_index: int | None =
         _require_one_hot(tensor)
     elif tensor.is_floating_point() and bool(torch.isnan(tensor.sum())) and bool(torch.isnan(tensor).any()):
         raise ValueError(f"{name}: expected numbers, got NaN.")
-    if tensor.device.type != "cpu" or not tensor.is_floating_point():
+    # Whole numbers of 64 bits may be more than a float holds; a reference has 0 and 1 only.
+    if tensor.device.type != "cpu" or (name != "y" and tensor.dtype == torch.int64):
         return tensor.to(torch.uint8 if tensor.dtype == torch.bool else tensor.dtype).argmax(1, keepdim=True)
     return _argmax(tensor)
 
@@ -175,6 +176,7 @@ def _argmax(scores: Tensor) -> Tensor:
     labels = torch.zeros((len(scores), 1, *scores.shape[2:]), dtype=torch.int64)
     for block in _blocks(scores):
         here = scores[block]
+        here = here if here.is_floating_point() else here.double()
         best, label = here[:, :1].clone(), torch.zeros_like(here[:, :1], dtype=torch.float32)
         for c in range(1, here.shape[1]):
             score = here[:, c : c + 1]
