@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 import losses_with_flaws
-
 from voxloss_verify.laws import LAWS
 from voxloss_verify.request import VerifyRequest
 from voxloss_verify.subject.ranks import Ranks
@@ -26,7 +25,7 @@ Verify = Callable[..., pytest.RunResult]
 
 @pytest.fixture(scope="module", autouse=True)
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """All that a nested pytest loads: afterwards pytester forgets the rest, and torch does not bear a second time."""
+    """All that a nested pytest loads: pytester forgets the rest, and torch does not bear being loaded twice."""
     folder = tmp_path_factory.mktemp("counter-examples")
     laws = ("1", "4", "20", "25")
     request = VerifyRequest(

@@ -8,15 +8,20 @@ from typing import Any
 
 import pytest
 
+import losses_with_slips
 import losses_without_flaws
 from losses_with_slips import SLIPS
 from test_verify_cli import FLAWS, LOGITS, Verify, in_a_folder, verify  # noqa: F401
+from voxloss_app.verify.verdict import verdict
 from voxloss_verify.check import chosen_laws, prepared, run_check
 from voxloss_verify.forms import with_form
-from voxloss_verify.laws.record import Status
+from voxloss_verify.laws import LAWS
+from voxloss_verify.laws.record import Finding, Level, Record, Status
 from voxloss_verify.laws.setting import PROFILES, Setting
 from voxloss_verify.oracle.claims import Claims, Family, parse_claims
+from voxloss_verify.request import VerifyRequest
 from voxloss_verify.subject.subject import subject_of
+from voxloss_verify.verification import Verification
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -62,6 +67,62 @@ def test_a_slip_is_named(loss: Any, family: Family, claims: dict[str, Any], said
     record = run_check(prepared(subject), Setting(PROFILES["quick"]), law)
     assert record.status is Status.broken
     assert said in record.hint
+
+
+SWAPPED = [
+    f"{Path(losses_with_slips.__file__)}:swapped",
+    *("--as", "tversky", "--claim", "alpha=0.3", "--claim", "beta=0.7", "--claim", "smooth_nr=1"),
+    *("--claim", "smooth_dr=1", "--claim", "labels=map", "--claim", "activation=softmax"),
+]
+
+
+def test_what_one_cause_explains_is_one_entry(verify: Verify) -> None:  # noqa: F811
+    laws = [word for law in ("3", "23b", "24", "25", "31a") for word in ("--law", law)]
+    code, out, _ = verify(*SWAPPED, *laws)
+    assert code == 1
+    lines = out.split("\n\n")[1].splitlines()
+    assert lines[0] == (
+        "The formula is not that of a Tversky loss, as it is declared: 2 of 2 checks are broken. "
+        "It would be right with --claim alpha=0.7 --claim beta=0.3."
+    )
+    # Half precision is as wrong, for the same reason.
+    assert lines[1].startswith("Numerics: no problem (2 checks). Interface: 1 finding, ")
+    assert lines[2] == "law 24, accuracy at every size: wrong; law 3, 25 may be broken by the same cause"
+    assert lines[3].startswith("    on drawn (labels: ")
+    assert lines[4].startswith("    loss: expected 0.")
+    assert lines[5].startswith("advice, law 31a, bad labels are errors: expected an error for ")
+    assert len(lines) == 6
+
+
+def test_only_advice_is_no_failure_unless_strict(verify: Verify) -> None:  # noqa: F811
+    advised = [*arguments("SoftDiceLoss"), "--law", "24", "--law", "31a"]
+    code, out, _ = verify(*advised)
+    assert code == 0
+    assert "Interface: 1 finding, as advice, unless --strict is given." in out
+    assert verify(*advised, "--strict")[0] == 1
+    assert verify(*advised, "--strict", "--level", "formula")[0] == 0
+
+
+def test_a_verdict_is_short_whatever_is_broken() -> None:
+    """Every law of numerics and of the interface, each for a reason of its own: with header and summary 40 lines."""
+    subject = subject_of(losses_without_flaws.dice_of_probabilities, Claims(family="dice"))
+    request = VerifyRequest(target="mine.py:dice", kwargs={})
+    verification = Verification(request, subject, Setting(PROFILES["quick"]), LAWS, {})
+    finding = Finding("loss" * 100, 0.1, 0.1 + 1e-9, 1e-12, 1e-9, magnitude=0.1)
+    for law in LAWS:
+        status = Status.holds if law.level is Level.formula else Status.broken
+        verification.records.append(Record(law.id, law.name, status, "why" * 100, 9, finding, level=law.level))
+    lines = list(verdict(verification))
+    assert lines[0] == "The formula is that of a Dice loss (30 checks, 270 volumes)."
+    assert (
+        lines[1]
+        == "Numerics: 12 problems (12 checks). Interface: 7 findings, as advice, unless --strict is given."
+    )
+    assert sum(line.startswith("law ") for line in lines) == 8
+    assert "and 4 more: law " in "\n".join(lines)
+    assert sum(line.startswith("advice, law ") for line in lines) == 7
+    assert len(lines) <= 33
+    assert max(map(len, lines)) <= 200
 
 
 @pytest.mark.parametrize("name", losses_without_flaws.CLAIMS)

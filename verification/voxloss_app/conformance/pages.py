@@ -170,12 +170,12 @@ def _content(found: Conformance, groups: Mapping[str, str]) -> dict[str, Any]:
             {
                 "name": library.name,
                 "version": found.versions[library.name],
-                "losses": len(own),
-                **{level.value: sum(bool(row.broken(level)) for row in own) for level in Level},
-                "clean": sum(not row.error and not row.broken(*Level) for row in own),
+                "losses": len(of_it),
+                **{level.value: sum(bool(row.broken(level)) for row in of_it) for level in Level},
+                "clean": sum(not row.error and not row.broken(*Level) for row in of_it),
             }
             for library in LIBRARIES
-            if (own := [row for row in found.rows if row.examined.library == library.name])
+            if (of_it := [row for row in found.rows if row.examined.library == library.name])
         ],
         "groups": [
             {"name": name, "laws": [law for law in found.laws if groups[law.id] == name]} for name in GROUPS

@@ -40,15 +40,15 @@ def report(verification: Verification) -> dict[str, Any]:
     | profile, seed, derandomize, data | how volumes were drawn, and the names of the user's own |
     | strict | whether findings about the interface count |
     | laws, complete, seconds | how many checks were to be run, whether all were, and how long that took |
-    | failed | whether a law is broken that counts, or an expected failure is out of date; so far, unless complete |
+    | failed | whether a law that counts is broken, or an expected failure out of date; so far, unless complete |
     | verdict | the lines that the command prints |
     | counts | the number of records by status |
     | xfails | the reasons of the expected failures by law |
     | records | one per check that was run or does not apply, in the order of the laws |
 
     A record has law, name, level (formula, numerics or interface), because, version (of the check), statement,
-    oracle, tolerance, status (a value of `Status`), advice, failed, reason, hint, examples, seconds; worst, the finding
-    nearest to its tolerance or beyond it, or null: what, where, got, expected, error, tolerance, ulp;
+    oracle, tolerance, status (a value of `Status`), advice, failed, reason, hint, examples, seconds; worst, the
+    finding nearest to its tolerance or beyond it, or null: what, where, got, expected, error, tolerance, ulp;
     counterexample, or null: message, snippet, files, and of the volume its name, dtype, input_shape,
     target_shape, and input and target as nested lists, each null above 256 numbers; the same of other, the volume
     that it is compared with, or null.

@@ -40,9 +40,9 @@ def verdict(verification: Verification) -> Iterator[str]:
     yield _formula(verification)
     if verification.subject.claims.precision == "float32":
         yield "It computes in float32, also for float64 inputs: these are judged at the resolution of float32."
-    yield f"{_numerics(records)} {_interface(verification)}"
     broken = sorted((r for r in records if r.status is Status.broken and not r.is_advice), key=_rank)
     groups = list(_causes(broken))
+    yield f"{_numerics(records, groups)} {_interface(verification)}"
     for group in groups[:SHOWN]:
         yield from _shown(group)
     if len(groups) > SHOWN:
@@ -76,10 +76,11 @@ def _formula(verification: Verification) -> str:
     return f"{line} {hint[0].upper()}{hint[1:]}." if hint else line
 
 
-def _numerics(records: Sequence[Record]) -> str:
+def _numerics(records: Sequence[Record], groups: Sequence[Sequence[Record]]) -> str:
+    """Without those that a wrong formula explains."""
     run = [r for r in records if r.level is Level.numerics and r.status is not Status.not_applicable]
-    broken = sum(record.status is Status.broken for record in run)
-    problems = _counted(broken, "problem") if broken else "no problem"
+    own = sum(len(group) for group in groups if group[0].level is Level.numerics)
+    problems = _counted(own, "problem") if own else "no problem"
     return f"Numerics: {problems} ({_counted(len(run), 'check')})."
 
 
@@ -87,7 +88,7 @@ def _interface(verification: Verification) -> str:
     found = sum(record.is_advice for record in verification.records)
     if not found:
         return "Interface: no finding."
-    meaning = "which count" if verification.request.strict else "which are advice: --strict counts them"
+    meaning = "with --strict" if verification.request.strict else "as advice, unless --strict is given"
     return f"Interface: {_counted(found, 'finding')}, {meaning}."
 
 
@@ -115,7 +116,12 @@ def _causes(broken: Sequence[Record]) -> Iterator[list[Record]]:
 def _explains(first: Record, record: Record) -> bool:
     if first.raised or record.raised:
         return first.raised == record.raised
-    return first.law in ELEMENTARY and first.level is record.level is Level.formula
+    if first.law not in ELEMENTARY or first.level is not Level.formula:
+        return False
+    if record.level is Level.formula:
+        return True
+    worst = record.worst
+    return worst is not None and worst.expected is not None and worst.is_wrong
 
 
 def _shown(group: Sequence[Record]) -> Iterator[str]:
@@ -134,9 +140,9 @@ def _how(record: Record) -> str:
         return "could not be run"
     if record.raised:
         return "raises"
-    if record.level is Level.formula:
-        return "wrong"
-    return "inaccurate" if record.worst is not None and record.worst.expected is not None else "broken"
+    if record.worst is None or record.worst.expected is None:
+        return "wrong" if record.level is Level.formula else "broken"
+    return "wrong" if record.level is Level.formula or record.worst.is_wrong else "inaccurate"
 
 
 def _cut(line: str) -> str:

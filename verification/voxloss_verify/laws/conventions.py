@@ -78,7 +78,7 @@ def not_a_number(subject: Subject, volume: Volume, setting: Setting) -> Iterator
     target = volume.target
     labels = target.argmax(1, keepdims=True) if volume.is_one_hot else target
     # Of mutually exclusive classes cross entropy looks at that of the label only; of one class at all voxels.
-    item, _, *voxel = np.argwhere(np.isin(labels, counting) if volume.channels > 1 else labels == labels)[0]
+    item, _, *voxel = np.argwhere(np.isin(labels, counting) | (volume.channels == 1))[0]
     input = volume.input.copy()
     input[(item, slice(None), *voxel)] = np.nan
     try:

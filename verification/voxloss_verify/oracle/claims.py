@@ -158,8 +158,8 @@ class Claims:
             or of the mean over the classes of each item, which then are averaged. Of a metric, they are NaN.
         dtypes: of the input.
         precision: what the loss computes in: "float32" is as exact for float64 inputs as for those of float32.
-        mean_without_nan: of a metric, the mean of the scores that are no NaN: of each sample over its classes and
-            then over the samples, or of all at once. Without reduction, `unreduced` "C" is the mean over the samples.
+        mean_without_nan: of a metric, the mean of the scores that are no NaN: of each sample over its classes,
+            then over the samples; or of all at once. Without reduction, `unreduced` "C" is the mean over samples.
         shards: how data may be split over processes so that each computes its share of the loss, DDP averages
             the gradients, and the sum is that of one process. None: equal batch shards, if the loss is a mean
             over items, or over voxels of which every item has as many.
