@@ -104,7 +104,7 @@ def test_only_advice_is_no_failure_unless_strict(verify: Verify) -> None:  # noq
 
 
 def test_a_verdict_is_short_whatever_is_broken() -> None:
-    """Every law of numerics and of the interface, each for a reason of its own: with header and summary 40 lines."""
+    """Every law of numerics and of the interface, for a reason of its own: with header and summary 40 lines."""
     subject = subject_of(losses_without_flaws.dice_of_probabilities, Claims(family="dice"))
     request = VerifyRequest(target="mine.py:dice", kwargs={})
     verification = Verification(request, subject, Setting(PROFILES["quick"]), LAWS, {})
