@@ -28,7 +28,7 @@ from voxloss_verify.laws import (
 from voxloss_verify.laws.record import Finding, Record, Status
 from voxloss_verify.laws.setting import Setting
 from voxloss_verify.mutants import kill_matrix
-from voxloss_verify.mutants.kill_matrix import PROFILE, run_all
+from voxloss_verify.mutants.kill_matrix import PROFILE, chance_of_missing, run_all
 from voxloss_verify.mutants.mutants import (
     CANNOT,
     CONTROLS,
@@ -224,6 +224,23 @@ def test_a_mutant_to_which_its_law_does_not_apply_is_noticed(
     out = capsys.readouterr().out
     assert "mutant 1 FactorTwoDropped is not caught by law 8: not applicable, a law of focal_tversky" in out
     assert "mutant 1 FactorTwoDropped is not caught by law 31d: it holds" in out
+
+
+def test_a_wrong_value_that_only_advice_catches_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kill_matrix, "MUTANTS", [Specimen(LabelsClipped, SOFTMAX, ("31a",))])
+    assert run_mutants(laws=["31a"], jobs=1) == 0
+    assert "so that only advice is against them: LabelsClipped" in capsys.readouterr().out
+    monkeypatch.setattr(kill_matrix, "MUTANTS", [Specimen(LabelsClipped, SOFTMAX, ("31a", "1"))])
+    assert run_mutants(laws=["31a"], jobs=1) == 1
+    assert "mutant 1 LabelsClipped would pass: only advice is against it" in capsys.readouterr().out
+
+
+def test_the_chance_of_missing_a_rare_flaw() -> None:
+    assert chance_of_missing(1, 30) == 0
+    assert chance_of_missing(10, 30) == pytest.approx(0.9**30)
+    assert chance_of_missing(10, 150) < chance_of_missing(10, 30) < chance_of_missing(20, 30)
 
 
 @pytest.mark.integration
