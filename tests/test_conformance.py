@@ -27,7 +27,7 @@ from matplotlib import image
 from voxloss_app import conformance
 from voxloss_app.conformance import losses, pages, results
 from voxloss_app.conformance.losses import ExaminedLoss
-from voxloss_app.conformance.picture import BROKEN, HOLDS
+from voxloss_app.conformance.picture import HOLDS, WRONG
 from voxloss_app.finished import Finished
 from voxloss_verify.check import chosen_laws, run_check
 from voxloss_verify.laws.record import Status
@@ -231,6 +231,65 @@ def test_claims_of_nnunet(name: str, kwargs: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("name", "kwargs"), KORNIA)
 def test_claims_of_kornia(name: str, kwargs: dict[str, Any]) -> None:
     require_exact(getattr(pytest.importorskip("kornia.losses"), name), kwargs)
+
+
+SMP = "segmentation_models_pytorch.losses"
+SMP_REGION: list[dict[str, Any]] = [
+    {"mode": "multiclass"},
+    {"mode": "multiclass", "smooth": 0.5, "classes": [2, 0], "class_weights": [1.0, 5.0, 3.0]},
+    {"mode": "multiclass", "ignore_index": 255, "class_weights": [1.0, 3.0]},
+    {"mode": "multilabel", "smooth": 1e-3},
+    {"mode": "multilabel", "from_logits": False},
+    {"mode": "binary"},
+]
+SMP_FOCAL: list[dict[str, Any]] = [
+    {"mode": "multiclass"},
+    {"mode": "multiclass", "alpha": 0.25, "gamma": 1.0, "class_weights": [1.0, 5.0, 3.0]},
+    {"mode": "multiclass", "ignore_index": 255},
+    {"mode": "multilabel", "alpha": 0.75},
+    {"mode": "binary", "alpha": 0.25},
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        *((name, kwargs) for name in ("DiceLoss", "JaccardLoss") for kwargs in SMP_REGION),
+        *(("TverskyLoss", {"alpha": 0.3, "beta": 0.7, **kwargs}) for kwargs in SMP_REGION),
+        *(("FocalLoss", kwargs) for kwargs in SMP_FOCAL),
+    ],
+)
+def test_claims_of_smp(name: str, kwargs: dict[str, Any]) -> None:
+    require_exact(getattr(pytest.importorskip(SMP), name), kwargs)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("FocalLoss", {"alpha": None, "reduction": "mean"}),
+        ("FocalLoss", {"alpha": 0.25, "reduction": "mean", "weight": torch.tensor([1.0, 3.0, 0.5])}),
+        ("BinaryFocalLossWithLogits", {"alpha": 0.25, "reduction": "mean"}),
+        (
+            "BinaryFocalLossWithLogits",
+            {"alpha": None, "reduction": "mean", "pos_weight": torch.tensor([2.0, 0.5])},
+        ),
+    ],
+)
+def test_claims_of_kornias_focal_losses(name: str, kwargs: dict[str, Any]) -> None:
+    require_exact(getattr(pytest.importorskip("kornia.losses"), name), kwargs)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("AsymmetricFocalTverskyLoss", {"gamma": 0.5, "delta": 0.75, "epsilon": 1e-12}),
+        ("AsymmetricFocalTverskyLoss", {"to_onehot_y": True, "reduction": "sum", "epsilon": 1e-12}),
+        ("AsymmetricFocalLoss", {"to_onehot_y": True, "delta": 0.6}),
+        ("AsymmetricUnifiedFocalLoss", {"to_onehot_y": True, "weight": 0.25}),
+    ],
+)
+def test_claims_of_monais_unified_focal_losses(name: str, kwargs: dict[str, Any]) -> None:
+    require_exact(getattr(monai.losses.unified_focal_loss, name), kwargs)
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,7 @@ class Claims:
         empty: the score where the denominator is 0; of a metric, where prediction and reference are empty.
         absent: whether classes without target count; else they are left out of the mean over items and classes,
             or of the mean over the classes of each item, which then are averaged. Of a metric, they are NaN.
+            "perfect": they count, and their score is 1 for every prediction.
         dtypes: of the input.
         precision: what the loss computes in: "float32" is as exact for float64 inputs as for those of float32.
         mean_without_nan: of a metric, the mean of the scores that are no NaN: of each sample over its classes and
@@ -203,7 +204,7 @@ class Claims:
     offset: Literal[0, 1] = 1
     ignore_index: int | None = None
     empty: Literal["perfect", "worst", "nan"] = "perfect"
-    absent: Literal["count", "skip", "skip per item"] = "count"
+    absent: Literal["count", "perfect", "skip", "skip per item"] = "count"
     dtypes: tuple[str, ...] = DTYPES
     precision: Literal["input", "float32"] = "input"
     mean_without_nan: Literal["by sample", "over all"] = "by sample"
@@ -295,6 +296,11 @@ class Claims:
         return sum(factor * part.perfect for factor, part in self.parts) if self.parts else self.offset - 1
 
     @property
+    def leaves_out(self) -> bool:
+        """Whether the mean is not over the classes without target."""
+        return self.absent in ("skip", "skip per item")
+
+    @property
     def exponent(self) -> float:
         """The power to which focal Tversky raises 1 − Tversky."""
         return {"1/gamma": 1 / self.gamma, "gamma": self.gamma, "1-gamma": 1 - self.gamma}[self.gamma_as]
@@ -377,7 +383,7 @@ class Claims:
         if self.parts:
             kinds = [part.shard_kinds for _, part in self.parts]
             return tuple(kind for kind in kinds[0] if all(kind in other for other in kinds))
-        by_item = not self.batch and self.reduction == "mean" and self.absent == "count"
+        by_item = not self.batch and self.reduction == "mean" and not self.leaves_out
         if self.by_voxel:
             by_item = self.reduction == "mean" and self.ignore_index is None and self._divides_alike
         return ("equal batch",) if by_item else ()

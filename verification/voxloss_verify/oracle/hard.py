@@ -57,7 +57,7 @@ def _mean(scores: NDArray[np.float64]) -> float:
 def _score(claims: Claims, both: int, predicted: int, reference: int) -> float:
     """2 TP / (P + G) or TP / (P + G − TP), and what is claimed of empty ones."""
     if not reference and claims.absent != "count":
-        return float("nan")
+        return 1.0 if claims.absent == "perfect" else float("nan")
     if not predicted + reference:
         return {"perfect": 1.0, "worst": 0.0, "nan": float("nan")}[claims.empty]
     if claims.family == "dice_metric":

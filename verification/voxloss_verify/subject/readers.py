@@ -1,4 +1,4 @@
-"""What the losses of voxloss, MONAI, nnU-Net and kornia claim, read off an instance. None of them is imported."""
+"""What losses and metrics of known libraries claim, read off an instance. No library is imported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from voxloss_verify.oracle.exact import EXTRA_SUMS
 
 
 def claims_of(loss: object, given: Mapping[str, Any] | None = None) -> Claims | None:
-    """Read the claims off an instance of voxloss's, MONAI's, nnU-Net's or kornia's losses, None for others.
+    """Read the claims off an instance of a class that `READERS` has, None for others.
 
     A subclass is read like the class that it derives from. Raises ValueError if the instance does not have the
     flags and numbers that its constructor was `given`.
@@ -369,6 +369,160 @@ def _kornia_tversky(loss: Any) -> Claims:
     return _kornia(loss, "tversky", alpha=float(loss.alpha), beta=float(loss.beta))
 
 
+def _kornia_focal(loss: Any, **own: Any) -> Claims:
+    _require(loss, reduction="mean")
+    ignored = loss.ignore_index
+    if ignored is not None and 0 <= ignored < 255:
+        raise ValueError(
+            f"claims cannot be read off ignore_index={ignored}, as ignored pixels count in the mean over pixels."
+        )
+    claims: dict[str, Any] = {
+        "activation": "softmax",
+        "labels": "indices",
+        "balance": loss.alpha,
+        "mean_over": "voxels and classes",
+        **own,
+    }
+    return Claims(family="focal", gamma=float(loss.gamma), class_weight=_numbers(loss.weight), **claims)
+
+
+def _kornia_binary_focal(loss: Any) -> Claims:
+    own: dict[str, Any] = {"activation": "sigmoid", "labels": "one-hot", "soft_labels": True}
+    if loss.pos_weight is not None:
+        if loss.alpha is not None:
+            raise ValueError(
+                "claims cannot be read off pos_weight beside alpha: expected one of them to be None."
+            )
+        own["balance"] = _numbers(loss.pos_weight)
+    return _kornia_focal(loss, **own)
+
+
+def _require(loss: Any, **wanted: Any) -> None:
+    """Raise ValueError for an argument with another value than the one of which claims can be read."""
+    for name, value in wanted.items():
+        given = getattr(loss, name)
+        if given != value:
+            raise ValueError(f"claims cannot be read off {name}: expected {value!r}, got {given!r}.")
+
+
+def _smp_call(loss: Any, activation: Literal["softmax", "sigmoid"]) -> dict[str, Any]:
+    """What concerns the call of a loss of Segmentation Models PyTorch (SMP), by its mode."""
+    ignored = loss.ignore_index
+    if ignored is not None and (loss.mode != "multiclass" or 0 <= ignored < 255):
+        # Other modes leave out single channels; and an ignored class counts in the mean over classes.
+        raise ValueError(
+            f"claims cannot be read off ignore_index={ignored} with mode={loss.mode!r}: expected None or, with mode "
+            "'multiclass', a number that is no class."
+        )
+    channels = 1 if loss.mode == "binary" else None
+    if loss.class_weights is not None:
+        channels = len(loss.class_weights)
+    if loss.mode == "multiclass":
+        return {"activation": activation, "labels": "indices", "ignore_index": ignored, "channels": channels}
+    return {"activation": "sigmoid", "labels": "one-hot", "channels": channels}
+
+
+def _smp_weights(loss: Any, classes: Sequence[int] | None) -> tuple[float, ...] | None:
+    """As factors in a mean over classes, as SMP divides by the sum of the weights."""
+    if loss.class_weights is None:
+        return None
+    every = loss.class_weights.detach().cpu().tolist()
+    weights = every if classes is None else [every[c] for c in classes]
+    return tuple(w * len(weights) / sum(weights) for w in weights)
+
+
+def _smp(loss: Any, family: Family, **own: Any) -> Claims:
+    _require(loss, log_loss=False)
+    call = _smp_call(loss, "softmax")
+    if not loss.from_logits:
+        call["activation"] = "none"
+    classes = None if loss.classes is None else tuple(loss.classes.tolist())
+    # Dice is Tversky with α = β = ½, so that s stands beside TP.
+    smooth = float(loss.smooth) * (2 if family == "dice" else 1)
+    return Claims(
+        family=family,
+        smooth_nr=smooth,
+        smooth_dr=smooth,
+        overlap="min",
+        class_weight=_smp_weights(loss, classes),
+        classes=classes,
+        batch=True,
+        soft_labels=call["labels"] == "one-hot",
+        absent="perfect",
+        **call,
+        **own,
+    )
+
+
+def _smp_tversky(loss: Any) -> Claims:
+    _require(loss, gamma=1.0)  # the power is one of the mean over classes
+    return _smp(loss, "tversky", alpha=float(loss.alpha), beta=float(loss.beta))
+
+
+def _smp_focal(loss: Any) -> Claims:
+    """A yes-or-no question for each class, also of mode multiclass."""
+    _require(loss, from_logits=True, reduction="mean")
+    options = loss.focal_loss_fn.keywords
+    for name, wanted in (("normalized", False), ("reduced_threshold", None)):
+        if options[name] != wanted:
+            raise ValueError(f"claims cannot be read off {name}: expected {wanted}, got {options[name]!r}.")
+    return Claims(
+        family="focal",
+        gamma=float(options["gamma"]),
+        balance=options["alpha"],
+        class_weight=_smp_weights(loss, None),
+        mean_over="voxels and classes",
+        **_smp_call(loss, "sigmoid"),
+    )
+
+
+def _unified_call(loss: Any) -> dict[str, Any]:
+    """What concerns the call of MONAI's unified focal losses, which take probabilities of two classes."""
+    if loss.ignore_index is not None:
+        raise ValueError(f"claims cannot be read off ignore_index: expected None, got {loss.ignore_index!r}.")
+    return {
+        "channels": 2,
+        "labels": "map" if loss.to_onehot_y else "one-hot",
+        "reduction": loss.reduction,
+    }
+
+
+def _unified_tversky(loss: Any) -> Claims:
+    return Claims(
+        family="focal_tversky",
+        alpha=1 - float(loss.delta),
+        beta=float(loss.delta),
+        gamma=float(loss.gamma),
+        gamma_as="1-gamma",
+        focused="foreground",
+        smooth_nr=float(loss.epsilon),
+        smooth_dr=float(loss.epsilon),
+        **_unified_call(loss),
+    )
+
+
+def _unified_cross_entropy(loss: Any) -> Claims:
+    _require(loss, reduction="mean")
+    return Claims(
+        family="focal",
+        gamma=float(loss.gamma),
+        balance=float(loss.delta),
+        focused="background",
+        mean_over="voxels and classes",
+        **_unified_call(loss),
+    )
+
+
+def _unified_focal(loss: Any) -> Claims:
+    _require(loss, num_classes=2, reduction="mean")
+    weight = float(loss.weight)
+    parts = (
+        (weight, _unified_cross_entropy(loss.asy_focal_loss)),
+        (1 - weight, _unified_tversky(loss.asy_focal_tversky_loss)),
+    )
+    return Claims(family="compound", parts=parts, **_unified_call(loss))
+
+
 _DICE_CE = _monai_compound(lambda_dice=("dice", _dice), lambda_ce=("cross_entropy", _cross_entropy_part))
 _DICE_FOCAL = _monai_compound(lambda_dice=("dice", _dice), lambda_focal=("focal", _focal_part))
 _GENERALIZED_DICE_FOCAL = _monai_compound(
@@ -421,6 +575,7 @@ def _torchmetrics(metric: Any, family: Family) -> Claims:
     )
 
 
+_SMP = "segmentation_models_pytorch"
 READERS: dict[tuple[str, str], Callable[[Any], Claims | None]] = {
     **{(library, "DiceLoss"): _dice for library in ("voxloss", "monai")},
     **{(library, "TverskyLoss"): _tversky for library in ("voxloss", "monai")},
@@ -448,6 +603,15 @@ READERS: dict[tuple[str, str], Callable[[Any], Claims | None]] = {
     ("nnunetv2", "DC_and_CE_loss"): _nnunet_with_cross_entropy,
     ("kornia", "DiceLoss"): _kornia_dice,
     ("kornia", "TverskyLoss"): _kornia_tversky,
+    ("kornia", "FocalLoss"): _kornia_focal,
+    ("kornia", "BinaryFocalLossWithLogits"): _kornia_binary_focal,
+    (_SMP, "DiceLoss"): lambda loss: _smp(loss, "dice"),
+    (_SMP, "JaccardLoss"): lambda loss: _smp(loss, "jaccard"),
+    (_SMP, "TverskyLoss"): _smp_tversky,
+    (_SMP, "FocalLoss"): _smp_focal,
+    ("monai", "AsymmetricFocalTverskyLoss"): _unified_tversky,
+    ("monai", "AsymmetricFocalLoss"): _unified_cross_entropy,
+    ("monai", "AsymmetricUnifiedFocalLoss"): _unified_focal,
     ("voxloss", "OverlapMetric"): _overlap_metric,
     ("monai", "DiceMetric"): lambda metric: _monai_metric(metric, "dice_metric"),
     ("torchmetrics", "DiceScore"): lambda metric: _torchmetrics(metric, "dice_metric"),
