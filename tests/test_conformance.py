@@ -32,6 +32,8 @@ from voxloss_app.finished import Finished
 from voxloss_verify.check import chosen_laws, run_check
 from voxloss_verify.laws.record import Status
 from voxloss_verify.laws.setting import Profile, Setting
+from voxloss_verify.oracle import exact
+from voxloss_verify.oracle.volumes import Volume
 from voxloss_verify.subject.readers import claims_of
 from voxloss_verify.subject.subject import TargetError, subject_of
 
@@ -245,7 +247,6 @@ SMP_REGION: list[dict[str, Any]] = [
 SMP_FOCAL: list[dict[str, Any]] = [
     {"mode": "multiclass"},
     {"mode": "multiclass", "alpha": 0.25, "gamma": 1.0, "class_weights": [1.0, 5.0, 3.0]},
-    {"mode": "multiclass", "ignore_index": 255},
     {"mode": "multilabel", "alpha": 0.75},
     {"mode": "binary", "alpha": 0.25},
 ]
@@ -279,17 +280,55 @@ def test_claims_of_kornias_focal_losses(name: str, kwargs: dict[str, Any]) -> No
     require_exact(getattr(pytest.importorskip("kornia.losses"), name), kwargs)
 
 
+def other(name: str, library: str = SMP, **kwargs: Any) -> Any:
+    """A loss of a library that may be missing."""
+    return getattr(pytest.importorskip(library), name)(**kwargs)
+
+
 @pytest.mark.parametrize(
-    ("name", "kwargs"),
+    ("name", "kwargs", "named"),
     [
-        ("AsymmetricFocalTverskyLoss", {"gamma": 0.5, "delta": 0.75, "epsilon": 1e-12}),
-        ("AsymmetricFocalTverskyLoss", {"to_onehot_y": True, "reduction": "sum", "epsilon": 1e-12}),
-        ("AsymmetricFocalLoss", {"to_onehot_y": True, "delta": 0.6}),
-        ("AsymmetricUnifiedFocalLoss", {"to_onehot_y": True, "weight": 0.25}),
+        ("DiceLoss", {"mode": "multiclass", "log_loss": True}, "log_loss"),
+        ("JaccardLoss", {"mode": "multiclass", "ignore_index": 1}, "ignore_index=1"),
+        ("DiceLoss", {"mode": "binary", "ignore_index": 255}, "ignore_index=255.*binary"),
+        ("TverskyLoss", {"mode": "multilabel", "gamma": 2.0}, "gamma"),
+        ("FocalLoss", {"mode": "multiclass", "from_logits": False}, "from_logits"),
+        ("FocalLoss", {"mode": "multiclass", "reduction": "sum"}, "reduction"),
+        ("FocalLoss", {"mode": "binary", "normalized": True}, "normalized"),
+        ("FocalLoss", {"mode": "binary", "reduced_threshold": 0.5}, "reduced_threshold"),
     ],
 )
-def test_claims_of_monais_unified_focal_losses(name: str, kwargs: dict[str, Any]) -> None:
-    require_exact(getattr(monai.losses.unified_focal_loss, name), kwargs)
+def test_what_cannot_be_read_off_smp(name: str, kwargs: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        claims_of(other(name, **kwargs))
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "named"),
+    [
+        ("FocalLoss", {"alpha": None}, "reduction"),
+        ("FocalLoss", {"alpha": None, "reduction": "mean", "ignore_index": 1}, "ignore_index=1"),
+        (
+            "BinaryFocalLossWithLogits",
+            {"alpha": 0.5, "reduction": "mean", "pos_weight": torch.ones(2)},
+            "pos_weight",
+        ),
+    ],
+)
+def test_what_cannot_be_read_off_kornias_focal_losses(name: str, kwargs: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        claims_of(other(name, "kornia.losses", **kwargs))
+
+
+def test_voxels_that_smps_focal_loss_ignores() -> None:
+    """Some of them: of none, its mean is not a number."""
+    loss = other("FocalLoss", mode="multiclass", ignore_index=255)
+    claims = claims_of(loss)
+    assert claims is not None
+    input, target = torch.randn(2, 3, 2, 2, 2, dtype=torch.float64), torch.arange(16).reshape(2, 1, 2, 2, 2) % 3
+    target[0, 0, 0], target[1] = 255, 255
+    wanted = exact.expected(claims, Volume("partly ignored", input.numpy(), target.numpy()))
+    assert float(loss(input, target[:, 0])) == pytest.approx(float(wanted.value), rel=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -411,8 +411,8 @@ def _smp_call(loss: Any, activation: Literal["softmax", "sigmoid"]) -> dict[str,
     if ignored is not None and (loss.mode != "multiclass" or 0 <= ignored < 255):
         # Other modes leave out single channels; and an ignored class counts in the mean over classes.
         raise ValueError(
-            f"claims cannot be read off ignore_index={ignored} with mode={loss.mode!r}: expected None or, with mode "
-            "'multiclass', a number that is no class."
+            f"claims cannot be read off ignore_index={ignored} with mode={loss.mode!r}: expected None or, with "
+            "mode='multiclass', a number that is no class."
         )
     channels = 1 if loss.mode == "binary" else None
     if loss.class_weights is not None:
@@ -474,53 +474,6 @@ def _smp_focal(loss: Any) -> Claims:
         mean_over="voxels and classes",
         **_smp_call(loss, "sigmoid"),
     )
-
-
-def _unified_call(loss: Any) -> dict[str, Any]:
-    """What concerns the call of MONAI's unified focal losses, which take probabilities of two classes."""
-    if loss.ignore_index is not None:
-        raise ValueError(f"claims cannot be read off ignore_index: expected None, got {loss.ignore_index!r}.")
-    return {
-        "channels": 2,
-        "labels": "map" if loss.to_onehot_y else "one-hot",
-        "reduction": loss.reduction,
-    }
-
-
-def _unified_tversky(loss: Any) -> Claims:
-    return Claims(
-        family="focal_tversky",
-        alpha=1 - float(loss.delta),
-        beta=float(loss.delta),
-        gamma=float(loss.gamma),
-        gamma_as="1-gamma",
-        focused="foreground",
-        smooth_nr=float(loss.epsilon),
-        smooth_dr=float(loss.epsilon),
-        **_unified_call(loss),
-    )
-
-
-def _unified_cross_entropy(loss: Any) -> Claims:
-    _require(loss, reduction="mean")
-    return Claims(
-        family="focal",
-        gamma=float(loss.gamma),
-        balance=float(loss.delta),
-        focused="background",
-        mean_over="voxels and classes",
-        **_unified_call(loss),
-    )
-
-
-def _unified_focal(loss: Any) -> Claims:
-    _require(loss, num_classes=2, reduction="mean")
-    weight = float(loss.weight)
-    parts = (
-        (weight, _unified_cross_entropy(loss.asy_focal_loss)),
-        (1 - weight, _unified_tversky(loss.asy_focal_tversky_loss)),
-    )
-    return Claims(family="compound", parts=parts, **_unified_call(loss))
 
 
 _DICE_CE = _monai_compound(lambda_dice=("dice", _dice), lambda_ce=("cross_entropy", _cross_entropy_part))
@@ -609,9 +562,6 @@ READERS: dict[tuple[str, str], Callable[[Any], Claims | None]] = {
     (_SMP, "JaccardLoss"): lambda loss: _smp(loss, "jaccard"),
     (_SMP, "TverskyLoss"): _smp_tversky,
     (_SMP, "FocalLoss"): _smp_focal,
-    ("monai", "AsymmetricFocalTverskyLoss"): _unified_tversky,
-    ("monai", "AsymmetricFocalLoss"): _unified_cross_entropy,
-    ("monai", "AsymmetricUnifiedFocalLoss"): _unified_focal,
     ("voxloss", "OverlapMetric"): _overlap_metric,
     ("monai", "DiceMetric"): lambda metric: _monai_metric(metric, "dice_metric"),
     ("torchmetrics", "DiceScore"): lambda metric: _torchmetrics(metric, "dice_metric"),
