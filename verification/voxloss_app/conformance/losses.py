@@ -207,7 +207,9 @@ def _monai_metrics() -> list[ExaminedLoss]:
         "no background": {"include_background": False},
         "empty ones count": {"ignore_empty": False},
     }
-    return _entries("MONAI", "monai.metrics", {"DiceMetric": configurations, "MeanIoU": configurations})
+    generalized = {"default": {}, "weight 1 / G": {"weight_type": "simple"}}
+    each = {"DiceMetric": configurations, "MeanIoU": configurations, "GeneralizedDiceScore": generalized}
+    return _entries("MONAI", "monai.metrics", each)
 
 
 def _torchmetrics() -> list[ExaminedLoss]:
@@ -219,7 +221,9 @@ def _torchmetrics() -> list[ExaminedLoss]:
         "labels, of the data set": {**labels, "aggregation_level": "global"},
     }
     iou = {"masks": {"num_classes": 3}, "labels": labels, "labels, per class": {**labels, "per_class": True}}
-    return _entries("torchmetrics", "torchmetrics.segmentation", {"DiceScore": dice, "MeanIoU": iou})
+    generalized = {"labels": labels, "labels, no weights": {**labels, "weight_type": "linear"}}
+    each = {"DiceScore": dice, "MeanIoU": iou, "GeneralizedDiceScore": generalized}
+    return _entries("torchmetrics", "torchmetrics.segmentation", each)
 
 
 LIBRARIES = (

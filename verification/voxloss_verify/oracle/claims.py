@@ -28,9 +28,10 @@ Family = Literal[
     "formula",
     "dice_metric",
     "iou_metric",
+    "generalized_dice_metric",
 ]
 # Of hard label maps: what is not a loss.
-METRICS: tuple[Family, ...] = ("dice_metric", "iou_metric")
+METRICS: tuple[Family, ...] = ("dice_metric", "iou_metric", "generalized_dice_metric")
 Score = Literal["dice", "jaccard", "tversky"]
 # Of each formula of one ratio per class, the ratio: the loss is 1 − it, or a function of that.
 SCORES: dict[Family, Score] = {
@@ -101,6 +102,7 @@ class Claims:
     | sensitivity_specificity | r Σ g(g − p)² / Σg + (1 − r) Σ (1 − g)(g − p)² / Σ(1 − g) is the loss, 0/0 = 0 |
     | formula | what the loss's own `formula` makes of the sums is the loss |
     | dice_metric, iou_metric | the score itself, of hard label maps: 2 TP / (P + G), TP / (P + G − TP) |
+    | generalized_dice_metric | the same of 2 Σ_c w TP / Σ_c w (P + G), one per item |
 
     | family | loss |
     |---|---|
@@ -130,7 +132,8 @@ class Claims:
         inside: r of the error inside of the target.
         frequencies: f of each channel, of a yes-or-no question a share of 1; None for the voxels of the batch.
         weight_type, weight_scale: w = 1/(Σg)², 1/Σg or 1, divided by the item's largest finite one if
-            "relative"; a class without target has the item's largest finite w, or 1 if there is none.
+            "relative"; a class without target has the item's largest finite w, or 1 if there is none; of a metric
+            that leaves it out 0.
         class_weight: a factor for the loss of each class, for generalised Dice on w; one number, or one for
             each class that counts. The mean is not divided by it, but that of cross entropy.
         label_smoothing: ε of cross entropy, whose target is (1 − ε) g + ε/C, of a yes-or-no question ε/2.

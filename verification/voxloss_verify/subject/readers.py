@@ -491,7 +491,7 @@ def _monai_metric(metric: Any, family: Family) -> Claims:
         family=family,
         reduction="none",
         include_background=metric.include_background,
-        absent="skip" if metric.ignore_empty else "count",
+        absent="skip" if getattr(metric, "ignore_empty", False) else "count",
         ignore_index=getattr(metric, "ignore_index", None),
         **({} if getattr(metric, "num_classes", None) is None else {"channels": metric.num_classes, **_MAPS}),
     )
@@ -526,6 +526,27 @@ def _torchmetrics(metric: Any, family: Family) -> Claims:
         labels="indices" if metric.input_format == "index" else "one-hot",
         activation="softmax" if metric.input_format == "index" else "none",
     )
+
+
+def _monai_generalized_dice_metric(metric: Any) -> Claims:
+    if not metric.sum_over_classes:
+        raise ValueError(
+            f"claims cannot be read off reduction: expected 'mean' or 'sum', got {metric.reduction!r}."
+        )
+    read = _monai_metric(metric, "generalized_dice_metric")
+    return replace(read, weight_type=str(metric.weight_type.value), unreduced="B 1")
+
+
+def _torchmetrics_generalized_dice(metric: Any) -> Claims:
+    if metric.per_class:
+        raise ValueError(
+            "claims cannot be read off a metric with per_class=True, which weights change nothing of."
+        )
+    weights: Any = {"linear": "uniform"}.get(metric.weight_type, metric.weight_type)
+    # The weight of a class without reference is one of other samples of the batch: of a single sample 0.
+    absent: Any = "count" if weights == "uniform" else "skip"
+    read = _torchmetrics(metric, "generalized_dice_metric")
+    return replace(read, reduction="mean", weight_type=weights, absent=absent, empty="worst")
 
 
 _SMP = "segmentation_models_pytorch"
@@ -565,6 +586,8 @@ READERS: dict[tuple[str, str], Callable[[Any], Claims | None]] = {
     ("voxloss", "OverlapMetric"): _overlap_metric,
     ("monai", "DiceMetric"): lambda metric: _monai_metric(metric, "dice_metric"),
     ("torchmetrics", "DiceScore"): lambda metric: _torchmetrics(metric, "dice_metric"),
+    ("torchmetrics", "GeneralizedDiceScore"): _torchmetrics_generalized_dice,
+    ("monai", "GeneralizedDiceScore"): _monai_generalized_dice_metric,
     ("torchmetrics", "MeanIoU"): lambda metric: _torchmetrics(metric, "iou_metric"),
     ("monai", "MeanIoU"): lambda metric: _monai_metric(metric, "iou_metric"),
 }
