@@ -34,7 +34,7 @@ def counts(claims: Claims, volume: Volume) -> NDArray[np.int64]:
 
 
 def value(claims: Claims, volume: Volume) -> NDArray[np.float64]:
-    """The scores `[B, C]`, of generalised Dice `[B, 1]`, or their mean without NaN: by sample, then over samples."""
+    """The scores `[B, C]`, of generalised Dice `[B, 1]`, or their mean without NaN: by sample, then of all."""
     both, predicted, reference = counts(claims, volume)
     if claims.family == "generalized_dice_metric":
         items = zip(both.tolist(), predicted.tolist(), reference.tolist(), strict=True)
