@@ -32,6 +32,8 @@ from voxloss_app.finished import Finished
 from voxloss_verify.check import chosen_laws, run_check
 from voxloss_verify.laws.record import Level, Status
 from voxloss_verify.laws.setting import Profile, Setting
+from voxloss_verify.oracle import exact
+from voxloss_verify.oracle.volumes import Volume
 from voxloss_verify.subject.readers import claims_of
 from voxloss_verify.subject.subject import TargetError, subject_of
 
@@ -231,6 +233,102 @@ def test_claims_of_nnunet(name: str, kwargs: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("name", "kwargs"), KORNIA)
 def test_claims_of_kornia(name: str, kwargs: dict[str, Any]) -> None:
     require_exact(getattr(pytest.importorskip("kornia.losses"), name), kwargs)
+
+
+SMP = "segmentation_models_pytorch.losses"
+SMP_REGION: list[dict[str, Any]] = [
+    {"mode": "multiclass"},
+    {"mode": "multiclass", "smooth": 0.5, "classes": [2, 0], "class_weights": [1.0, 5.0, 3.0]},
+    {"mode": "multiclass", "ignore_index": 255, "class_weights": [1.0, 3.0]},
+    {"mode": "multilabel", "smooth": 1e-3},
+    {"mode": "multilabel", "from_logits": False},
+    {"mode": "binary"},
+]
+SMP_FOCAL: list[dict[str, Any]] = [
+    {"mode": "multiclass"},
+    {"mode": "multiclass", "alpha": 0.25, "gamma": 1.0, "class_weights": [1.0, 5.0, 3.0]},
+    {"mode": "multilabel", "alpha": 0.75},
+    {"mode": "binary", "alpha": 0.25},
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        *((name, kwargs) for name in ("DiceLoss", "JaccardLoss") for kwargs in SMP_REGION),
+        *(("TverskyLoss", {"alpha": 0.3, "beta": 0.7, **kwargs}) for kwargs in SMP_REGION),
+        *(("FocalLoss", kwargs) for kwargs in SMP_FOCAL),
+    ],
+)
+def test_claims_of_smp(name: str, kwargs: dict[str, Any]) -> None:
+    require_exact(getattr(pytest.importorskip(SMP), name), kwargs)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("FocalLoss", {"alpha": None, "reduction": "mean"}),
+        ("FocalLoss", {"alpha": 0.25, "reduction": "mean", "weight": torch.tensor([1.0, 3.0, 0.5])}),
+        ("BinaryFocalLossWithLogits", {"alpha": 0.25, "reduction": "mean"}),
+        (
+            "BinaryFocalLossWithLogits",
+            {"alpha": None, "reduction": "mean", "pos_weight": torch.tensor([2.0, 0.5])},
+        ),
+    ],
+)
+def test_claims_of_kornias_focal_losses(name: str, kwargs: dict[str, Any]) -> None:
+    require_exact(getattr(pytest.importorskip("kornia.losses"), name), kwargs)
+
+
+def other(name: str, library: str = SMP, **kwargs: Any) -> Any:
+    """A loss of a library that may be missing."""
+    return getattr(pytest.importorskip(library), name)(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "named"),
+    [
+        ("DiceLoss", {"mode": "multiclass", "log_loss": True}, "log_loss"),
+        ("JaccardLoss", {"mode": "multiclass", "ignore_index": 1}, "ignore_index=1"),
+        ("DiceLoss", {"mode": "binary", "ignore_index": 255}, "ignore_index=255.*binary"),
+        ("TverskyLoss", {"mode": "multilabel", "gamma": 2.0}, "gamma"),
+        ("FocalLoss", {"mode": "multiclass", "from_logits": False}, "from_logits"),
+        ("FocalLoss", {"mode": "multiclass", "reduction": "sum"}, "reduction"),
+        ("FocalLoss", {"mode": "binary", "normalized": True}, "normalized"),
+        ("FocalLoss", {"mode": "binary", "reduced_threshold": 0.5}, "reduced_threshold"),
+    ],
+)
+def test_what_cannot_be_read_off_smp(name: str, kwargs: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        claims_of(other(name, **kwargs))
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "named"),
+    [
+        ("FocalLoss", {"alpha": None}, "reduction"),
+        ("FocalLoss", {"alpha": None, "reduction": "mean", "ignore_index": 1}, "ignore_index=1"),
+        (
+            "BinaryFocalLossWithLogits",
+            {"alpha": 0.5, "reduction": "mean", "pos_weight": torch.ones(2)},
+            "pos_weight",
+        ),
+    ],
+)
+def test_what_cannot_be_read_off_kornias_focal_losses(name: str, kwargs: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        claims_of(other(name, "kornia.losses", **kwargs))
+
+
+def test_voxels_that_smps_focal_loss_ignores() -> None:
+    """Some of them: of none, its mean is not a number."""
+    loss = other("FocalLoss", mode="multiclass", ignore_index=255)
+    claims = claims_of(loss)
+    assert claims is not None
+    input, target = torch.randn(2, 3, 2, 2, 2, dtype=torch.float64), torch.arange(16).reshape(2, 1, 2, 2, 2) % 3
+    target[0, 0, 0], target[1] = 255, 255
+    wanted = exact.expected(claims, Volume("partly ignored", input.numpy(), target.numpy()))
+    assert float(loss(input, target[:, 0])) == pytest.approx(float(wanted.value), rel=1e-12)
 
 
 @pytest.mark.parametrize(

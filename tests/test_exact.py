@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from voxloss_verify.oracle import exact
-from voxloss_verify.oracle.claims import Claims, Family
+from voxloss_verify.oracle.claims import METRICS, Claims, Family
 from voxloss_verify.oracle.sums import Sums
 from voxloss_verify.oracle.volumes import Volume
 
@@ -71,6 +71,11 @@ def test_averages_and_absent_classes() -> None:
     assert value(family="dice", absent="skip") == sum(losses) / 3
     per_item = ((2 / 3 + 1 / 7) / 2 + 0) / 2
     assert value(family="dice", absent="skip per item") == per_item
+    assert value(family="dice", absent="perfect") == sum(losses) / 4
+    assert value(family="dice", absent="perfect", offset=0) == (sum(losses) - 4) / 4
+    nothing = [[of(0, 0, 0), of(0, 3, 0)]]
+    assert value(nothing, family="dice", absent="perfect", empty="nan") == 0
+    assert value(nothing, family="generalized_dice", absent="perfect") == 0
 
 
 def test_an_empty_denominator() -> None:
@@ -263,6 +268,7 @@ FAMILIES: list[dict[str, Any]] = [
     {"family": "tversky", "alpha": 0.3, "beta": 0.7, "overlap": "min", "class_weight": (1.0, 0.5, 3.0)},
     {"family": "focal_tversky", "alpha": 0.3, "beta": 0.7, "gamma": 4 / 3, "reduction": "none"},
     {"family": "focal_tversky", "gamma": 0.75, "gamma_as": "1-gamma", "absent": "skip per item"},
+    {"family": "tversky", "alpha": 0.3, "beta": 0.7, "absent": "perfect"},
     {"family": "generalized_dice", "weight_scale": "relative", "smooth_nr": 1.0, "smooth_dr": 1.0},
     {"family": "generalized_dice", "weight_type": "simple", "class_weight": (1.0, 0.5, 3.0)},
     {"family": "cross_entropy"},
@@ -312,7 +318,7 @@ def test_the_gradient_is_that_of_the_value(options: dict[str, Any], activation: 
 
 def test_the_gradient_of_every_family_is_compared() -> None:
     """A formula of one's own has its gradient from autograd."""
-    assert {options["family"] for options in FAMILIES} >= {*get_args(Family)} - {"formula"}
+    assert {options["family"] for options in FAMILIES} >= {*get_args(Family)} - {"formula", *METRICS}
 
 
 PARTS = ((1.0, Claims(family="dice")), (1.0, Claims(family="cross_entropy", class_weight=(1.0, 3.0))))

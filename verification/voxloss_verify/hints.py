@@ -98,7 +98,7 @@ def _changes(claims: Claims) -> Iterator[dict[str, Any]]:
         "squared": (True, False),
         "batch": (True, False),
         **({} if claims.ignore_index is not None else {"average": ("macro", "micro")}),
-        "absent": ("count", "skip", "skip per item"),
+        "absent": ("count", "perfect", "skip", "skip per item"),
         "offset": (0, 1),
         "overlap": ("product", "min"),
         "reduction": ("mean", "sum"),

@@ -1,4 +1,4 @@
-"""Which losses are examined: those of voxloss, MONAI, nnU-Net and kornia, each in several configurations."""
+"""Which losses and metrics are examined, of which libraries, each in several configurations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from voxloss_verify.configurations import ALL_VOXELS, COMPOUND, CONFIGURATIONS, 
 
 @dataclass(frozen=True)
 class ExaminedLoss:
-    """A loss with arguments.
+    """A loss or a metric, with arguments.
 
     Attributes:
         library: whose it is, by its name.
@@ -34,7 +34,7 @@ class ExaminedLoss:
 
     @property
     def call(self) -> str:
-        """Python that makes the loss, after `imports`."""
+        """Python that makes it, after `imports`."""
         return f"{self.name}({', '.join(f'{key}={_spelled(value)}' for key, value in self.kwargs.items())})"
 
     @property
@@ -56,7 +56,8 @@ class Library:
 
     name: str
     package: str
-    losses: Callable[[], list[ExaminedLoss]]
+    losses: Callable[[], list[ExaminedLoss]] = list
+    metrics: Callable[[], list[ExaminedLoss]] = list
 
     @property
     def version(self) -> str | None:
@@ -144,17 +145,98 @@ def _kornia() -> list[ExaminedLoss]:
         ExaminedLoss("kornia", "kornia.losses:DiceLoss", "micro, ignore 255", {"ignore_index": 255}),
         ExaminedLoss("kornia", "kornia.losses:DiceLoss", "macro", {"average": "macro"}),
         ExaminedLoss("kornia", "kornia.losses:TverskyLoss", "macro", {"alpha": 0.3, "beta": 0.7}),
+        ExaminedLoss("kornia", "kornia.losses:FocalLoss", "softmax", {"alpha": 0.25, "reduction": "mean"}),
+        ExaminedLoss(
+            "kornia",
+            "kornia.losses:BinaryFocalLossWithLogits",
+            "sigmoid",
+            {"alpha": 0.25, "reduction": "mean"},
+        ),
     ]
 
 
+# The same of Dice and Jaccard.
+_SMP_REGION: dict[str, dict[str, Any]] = {
+    "softmax": {"mode": "multiclass"},
+    "softmax, s = 1": {"mode": "multiclass", "smooth": 1.0},
+    "softmax, ignore 255": {"mode": "multiclass", "ignore_index": 255},
+    "sigmoid": {"mode": "multilabel"},
+    "one channel": {"mode": "binary"},
+}
+
+
+def _smp() -> list[ExaminedLoss]:
+    tversky = {label: {**kwargs, "alpha": 0.3, "beta": 0.7} for label, kwargs in _SMP_REGION.items()}
+    focal = {
+        "sigmoid": {"mode": "multilabel"},
+        "sigmoid, of labels": {"mode": "multiclass"},
+        "sigmoid, of labels, ignore 255": {"mode": "multiclass", "ignore_index": 255},
+        "one channel": {"mode": "binary", "alpha": 0.25},
+    }
+    each = {"DiceLoss": _SMP_REGION, "JaccardLoss": _SMP_REGION, "TverskyLoss": tversky, "FocalLoss": focal}
+    return _entries("SMP", "segmentation_models_pytorch.losses", each)
+
+
+def _entries(
+    library: str, module: str, each: Mapping[str, Mapping[str, Mapping[str, Any]]]
+) -> list[ExaminedLoss]:
+    """Of each class the configurations, by label."""
+    return [
+        ExaminedLoss(library, f"{module}:{name}", label, kwargs)
+        for name, configurations in each.items()
+        for label, kwargs in configurations.items()
+    ]
+
+
+def _voxloss_metrics() -> list[ExaminedLoss]:
+    configurations: dict[str, dict[str, Any]] = {
+        "Dice": {},
+        "Dice of label maps": {"num_classes": 3},
+        "Dice, no background": {"include_background": False},
+        "Dice, empty ones count": {"ignore_empty": False},
+        "Dice, empty ones cost": {"ignore_empty": False, "empty": 0.0},
+        "IoU": {"metric": "iou"},
+        "IoU of label maps, ignore 255": {"metric": "iou", "num_classes": 3, "ignore_index": 255},
+    }
+    return _entries("voxloss", "voxloss", {"OverlapMetric": configurations})
+
+
+def _monai_metrics() -> list[ExaminedLoss]:
+    configurations: dict[str, dict[str, Any]] = {
+        "default": {},
+        "no background": {"include_background": False},
+        "empty ones count": {"ignore_empty": False},
+    }
+    generalized = {"default": {}, "weight 1 / G": {"weight_type": "simple"}}
+    each = {"DiceMetric": configurations, "MeanIoU": configurations, "GeneralizedDiceScore": generalized}
+    return _entries("MONAI", "monai.metrics", each)
+
+
+def _torchmetrics() -> list[ExaminedLoss]:
+    labels = {"num_classes": 3, "input_format": "index"}
+    dice = {
+        "masks": {"num_classes": 3},
+        "labels": labels,
+        "labels, per class": {**labels, "average": "none"},
+        "labels, of the data set": {**labels, "aggregation_level": "global"},
+    }
+    iou = {"masks": {"num_classes": 3}, "labels": labels, "labels, per class": {**labels, "per_class": True}}
+    generalized = {"labels": labels, "labels, no weights": {**labels, "weight_type": "linear"}}
+    each = {"DiceScore": dice, "MeanIoU": iou, "GeneralizedDiceScore": generalized}
+    return _entries("torchmetrics", "torchmetrics.segmentation", each)
+
+
 LIBRARIES = (
-    Library("voxloss", "voxloss", _voxloss),
-    Library("MONAI", "monai", _monai),
+    Library("voxloss", "voxloss", _voxloss, _voxloss_metrics),
+    Library("MONAI", "monai", _monai, _monai_metrics),
     Library("nnU-Net", "nnunetv2", _nnunet),
     Library("kornia", "kornia", _kornia),
+    Library("SMP", "segmentation_models_pytorch", _smp),
+    Library("torchmetrics", "torchmetrics", metrics=_torchmetrics),
 )
 
 
 def examined_losses() -> list[ExaminedLoss]:
-    """The losses of all libraries that are installed."""
-    return [examined for library in LIBRARIES if library.version is not None for examined in library.losses()]
+    """The losses and metrics of all libraries that are installed, by library."""
+    installed = [library for library in LIBRARIES if library.version is not None]
+    return [examined for library in installed for examined in (*library.losses(), *library.metrics())]

@@ -16,10 +16,12 @@ import voxloss_verify
 from voxloss_app.conformance.losses import ExaminedLoss
 from voxloss_app.finished import digest
 from voxloss_verify.check import run_checks
+from voxloss_verify.laws import LAWS, METRIC_LAWS
 from voxloss_verify.laws.law import Law
 from voxloss_verify.laws.record import LITERAL, Level, Record, Status
 from voxloss_verify.laws.setting import Setting
 from voxloss_verify.request import ProfileName
+from voxloss_verify.subject.metric import as_metric, is_metric
 from voxloss_verify.subject.subject import TargetError, subject_of
 
 # Of a file on this machine only its name is shown, and so of a function; of an object in memory no address.
@@ -109,12 +111,13 @@ def examine(
     profile: ProfileName,
     starting: Callable[[Law], None] = lambda law: None,
 ) -> Row:
-    """Run every check on a loss; `starting` is called before each."""
+    """Run those of the checks that are of its kind, loss or metric; `starting` is called before each."""
     module, _, name = examined.target.partition(":")
     try:
         subject = subject_of(getattr(import_module(module), name), kwargs=examined.kwargs)
-        subject = replace(subject, source=examined.source)
-        records = list(run_checks(subject, setting, _announced(laws, starting)))
+        subject = as_metric(replace(subject, source=examined.source))
+        known = METRIC_LAWS if is_metric(subject.claims) else LAWS
+        records = list(run_checks(subject, setting, _announced([law for law in laws if law in known], starting)))
     except TargetError as error:
         return Row(examined, [], _anywhere(str(error)))
     return Row(examined, [_cell(examined, record, profile, setting.seed) for record in records])

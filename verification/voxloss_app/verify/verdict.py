@@ -29,6 +29,7 @@ KINDS: dict[Family, str] = {
     "formula": "the loss's own",
     "dice_metric": "a Dice metric",
     "iou_metric": "an IoU (Jaccard) metric",
+    "generalized_dice_metric": "a Generalized Dice metric",
 }
 
 

@@ -41,7 +41,7 @@ def _equals(what: str, found: Outcome, wanted: Image) -> Finding:
     entered=METRIC_LAWS,
 )
 def score(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
-    """Dice = 2 TP / (P + G), IoU = TP / (P + G − TP), so that Dice = 2 IoU / (1 + IoU)."""
+    """Dice = 2 TP / (P + G), IoU = TP / (P + G − TP), generalised Dice = 2 Σ w TP / Σ w (P + G)."""
     yield _equals("score", subject.value(volume), hard.value(subject.claims, volume))
 
 
@@ -89,7 +89,9 @@ def _volume(claims: Claims, name: str, prediction: Image, reference: Image, chan
     oracle="the score with prediction and reference swapped",
     tolerance="rounding of the returned dtype",
     domain=lambda subject, setting: (
-        "a class without reference is treated apart"
+        "its weights are those of the reference"
+        if subject.claims.family == "generalized_dice_metric"
+        else "a class without reference is treated apart"
         if subject.claims.absent != "count"
         else "the ignored label is one of the reference"
         if subject.claims.ignore_index is not None

@@ -28,9 +28,10 @@ Family = Literal[
     "formula",
     "dice_metric",
     "iou_metric",
+    "generalized_dice_metric",
 ]
 # Of hard label maps: what is not a loss.
-METRICS: tuple[Family, ...] = ("dice_metric", "iou_metric")
+METRICS: tuple[Family, ...] = ("dice_metric", "iou_metric", "generalized_dice_metric")
 Score = Literal["dice", "jaccard", "tversky"]
 # Of each formula of one ratio per class, the ratio: the loss is 1 − it, or a function of that.
 SCORES: dict[Family, Score] = {
@@ -101,6 +102,7 @@ class Claims:
     | sensitivity_specificity | r Σ g(g − p)² / Σg + (1 − r) Σ (1 − g)(g − p)² / Σ(1 − g) is the loss, 0/0 = 0 |
     | formula | what the loss's own `formula` makes of the sums is the loss |
     | dice_metric, iou_metric | the score itself, of hard label maps: 2 TP / (P + G), TP / (P + G − TP) |
+    | generalized_dice_metric | the same of 2 Σ_c w TP / Σ_c w (P + G), one per item |
 
     | family | loss |
     |---|---|
@@ -130,7 +132,8 @@ class Claims:
         inside: r of the error inside of the target.
         frequencies: f of each channel, of a yes-or-no question a share of 1; None for the voxels of the batch.
         weight_type, weight_scale: w = 1/(Σg)², 1/Σg or 1, divided by the item's largest finite one if
-            "relative"; a class without target has the item's largest finite w, or 1 if there is none.
+            "relative"; a class without target has the item's largest finite w, or 1 if there is none; of a metric
+            that leaves it out 0.
         class_weight: a factor for the loss of each class, for generalised Dice on w; one number, or one for
             each class that counts. The mean is not divided by it, but that of cross entropy.
         label_smoothing: ε of cross entropy, whose target is (1 − ε) g + ε/C, of a yes-or-no question ε/2.
@@ -156,6 +159,7 @@ class Claims:
         empty: the score where the denominator is 0; of a metric, where prediction and reference are empty.
         absent: whether classes without target count; else they are left out of the mean over items and classes,
             or of the mean over the classes of each item, which then are averaged. Of a metric, they are NaN.
+            "perfect": they count, and their score is 1 for every prediction.
         dtypes: of the input.
         precision: what the loss computes in: "float32" is as exact for float64 inputs as for those of float32.
         mean_without_nan: of a metric, the mean of the scores that are no NaN: of each sample over its classes,
@@ -203,7 +207,7 @@ class Claims:
     offset: Literal[0, 1] = 1
     ignore_index: int | None = None
     empty: Literal["perfect", "worst", "nan"] = "perfect"
-    absent: Literal["count", "skip", "skip per item"] = "count"
+    absent: Literal["count", "perfect", "skip", "skip per item"] = "count"
     dtypes: tuple[str, ...] = DTYPES
     precision: Literal["input", "float32"] = "input"
     mean_without_nan: Literal["by sample", "over all"] = "by sample"
@@ -295,6 +299,11 @@ class Claims:
         return sum(factor * part.perfect for factor, part in self.parts) if self.parts else self.offset - 1
 
     @property
+    def leaves_out(self) -> bool:
+        """Whether the mean is not over the classes without target."""
+        return self.absent in ("skip", "skip per item")
+
+    @property
     def exponent(self) -> float:
         """The power to which focal Tversky raises 1 − Tversky."""
         return {"1/gamma": 1 / self.gamma, "gamma": self.gamma, "1-gamma": 1 - self.gamma}[self.gamma_as]
@@ -377,7 +386,7 @@ class Claims:
         if self.parts:
             kinds = [part.shard_kinds for _, part in self.parts]
             return tuple(kind for kind in kinds[0] if all(kind in other for other in kinds))
-        by_item = not self.batch and self.reduction == "mean" and self.absent == "count"
+        by_item = not self.batch and self.reduction == "mean" and not self.leaves_out
         if self.by_voxel:
             by_item = self.reduction == "mean" and self.ignore_index is None and self._divides_alike
         return ("equal batch",) if by_item else ()

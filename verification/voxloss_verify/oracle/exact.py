@@ -129,7 +129,10 @@ def of_sums(claims: Claims, rows: Rows, dtype: str) -> Expected:
     if claims.empty == "nan" and any(_is_empty(claims, row, channels) for row in rows):
         shape = (len(rows), len(rows[0])) if claims.reduction == "none" else ()
         return Expected(np.full(shape, np.nan), LOSS[dtype])
-    losses = [_row_losses(claims, row, channels) for row in rows]
+    losses = [
+        [claims.offset - 1 if fixed else x for fixed, x in zip(_fixed(claims, row), found, strict=True)]
+        for row, found in ((row, _row_losses(claims, row, channels)) for row in rows)
+    ]
     weights = _reduction_weights(claims, rows, channels)
     per_term = max((_row_tolerance(claims, row, channels, LOSS[dtype]) for row in rows), default=0.0)
     if claims.reduction == "none":
@@ -186,7 +189,10 @@ def sum_derivatives(claims: Claims, rows: Rows) -> list[list[Derivatives]]:
     items, channels = len(rows), len(rows[0])
     counting = claims.counting(channels)
     entering = _entering(claims, rows)
-    weights = _reduction_weights(claims, entering, channels)
+    weights = [
+        [Fraction(0) if fixed else w for fixed, w in zip(_fixed(claims, row), found, strict=True)]
+        for row, found in zip(entering, _reduction_weights(claims, entering, channels), strict=True)
+    ]
     found = [[Derivatives(0.0, 0.0)] * channels for _ in range(items)]
     for b in range(items):
         row, row_weights = (entering[0], weights[0]) if claims.batch else (entering[b], weights[b])
@@ -249,7 +255,15 @@ def _is_empty(claims: Claims, row: Sequence[Sums], channels: int) -> bool:
         return False
     if claims.family == "generalized_dice":
         return not _generalized(claims, row, channels)[1]
-    return not all(_denominator(claims, s) for s in row)
+    return not all(fixed or _denominator(claims, s) for fixed, s in zip(_fixed(claims, row), row, strict=True))
+
+
+def _fixed(claims: Claims, row: Sequence[Sums]) -> list[bool]:
+    """Which terms of a row have the score 1 whatever is predicted."""
+    absent = [not s.target for s in row]
+    if claims.family == "generalized_dice":
+        absent = [all(absent)]
+    return [claims.absent == "perfect" and each for each in absent]
 
 
 def _mask(values: Image) -> Image:
@@ -460,13 +474,13 @@ def _term_tolerance(claims: Claims, s: Sums, tolerance: float) -> float:
 def _reduction_weights(claims: Claims, rows: Rows, channels: int) -> list[list[Fraction]]:
     """The factor of each term in the result; where terms are left out, 0."""
     if claims.family == "generalized_dice":
-        counts = [[claims.absent == "count" or any(s.target for s in row)] for row in rows]
+        counts = [[not claims.leaves_out or any(s.target for s in row)] for row in rows]
         weights = [[Fraction(1)] for _ in rows]
     elif claims.average == "micro":
         counts = [[True] for _ in rows]
         weights = [[Fraction(1)] for _ in rows]
     else:
-        counts = [[claims.absent == "count" or s.target > 0 for s in row] for row in rows]
+        counts = [[not claims.leaves_out or s.target > 0 for s in row] for row in rows]
         weights = [[Fraction(w) for w in claims.weights(channels)] for _ in rows]
     shares = [Fraction(1)] * len(rows)
     if claims.reduction == "mean" and claims.absent == "skip per item":

@@ -34,11 +34,15 @@ def counts(claims: Claims, volume: Volume) -> NDArray[np.int64]:
 
 
 def value(claims: Claims, volume: Volume) -> NDArray[np.float64]:
-    """The scores `[B, C]`, or their mean: of a sample over its classes, then over the samples, without NaN."""
+    """The scores `[B, C]`, of generalised Dice `[B, 1]`, or their mean without NaN: by sample, then of all."""
     both, predicted, reference = counts(claims, volume)
-    scores = np.empty(both.shape)
-    for at in np.ndindex(both.shape):
-        scores[at] = _score(claims, int(both[at]), int(predicted[at]), int(reference[at]))
+    if claims.family == "generalized_dice_metric":
+        items = zip(both.tolist(), predicted.tolist(), reference.tolist(), strict=True)
+        scores = np.array([[_generalized(claims, *item)] for item in items])
+    else:
+        scores = np.empty(both.shape)
+        for at in np.ndindex(both.shape):
+            scores[at] = _score(claims, int(both[at]), int(predicted[at]), int(reference[at]))
     if claims.reduction == "none":
         return scores if "B" in claims.unreduced.split() else np.asarray([_mean(column) for column in scores.T])
     if claims.reduction == "sum":
@@ -57,9 +61,25 @@ def _mean(scores: NDArray[np.float64]) -> float:
 def _score(claims: Claims, both: int, predicted: int, reference: int) -> float:
     """2 TP / (P + G) or TP / (P + G − TP), and what is claimed of empty ones."""
     if not reference and claims.absent != "count":
-        return float("nan")
+        return 1.0 if claims.absent == "perfect" else float("nan")
     if not predicted + reference:
-        return {"perfect": 1.0, "worst": 0.0, "nan": float("nan")}[claims.empty]
+        return _EMPTY[claims.empty]
     if claims.family == "dice_metric":
         return float(Fraction(2 * both, predicted + reference))
     return float(Fraction(both, predicted + reference - both))
+
+
+def _generalized(claims: Claims, both: list[int], predicted: list[int], reference: list[int]) -> float:
+    """2 Σ_c w TP / Σ_c w (P + G) of the classes of one item."""
+    power = {"square": 2, "simple": 1, "uniform": 0}[claims.weight_type]
+    known = [Fraction(1, g**power) if g else None for g in reference]
+    largest = max((w for w in known if w is not None), default=Fraction(1))
+    of_absent = largest if claims.absent == "count" else Fraction(0)
+    weights = [of_absent if w is None else w for w in known]
+    below = sum(w * (p + g) for w, p, g in zip(weights, predicted, reference, strict=True))
+    if not below:
+        return _EMPTY[claims.empty]
+    return float(sum(2 * w * tp for w, tp in zip(weights, both, strict=True)) / below)
+
+
+_EMPTY = {"perfect": 1.0, "worst": 0.0, "nan": float("nan")}

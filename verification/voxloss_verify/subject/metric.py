@@ -67,7 +67,8 @@ def called(metric: Any, claims: Claims, batches: list[tuple[Tensor, Tensor]]) ->
 
     * update, compute, reset: torchmetrics;
     * a call per batch, aggregate, reset: MONAI and voxloss, whose calls return the scores without reduction;
-    * a function of label maps: scikit-learn's of (reference, prediction), all others of (prediction, reference).
+    * a function of (prediction, reference), or of another library's form as `adapted` makes one of it; of scores
+      with names, the one that is claimed.
     """
     if all(hasattr(metric, name) for name in ("update", "compute", "reset")):
         metric.reset()
@@ -85,12 +86,11 @@ def called(metric: Any, claims: Claims, batches: list[tuple[Tensor, Tensor]]) ->
     prediction, reference = (
         images[0] if len(images) == 1 else torch.cat(images) for images in zip(*batches, strict=True)
     )
-    if getattr(metric, "__module__", "").startswith("sklearn."):
-        return metric(reference.flatten().numpy(), prediction.flatten().numpy())
     found = metric(prediction, reference)
-    if isinstance(found, dict):
-        return [float(each) for each in found.values()]
-    return found
+    if not isinstance(found, dict):
+        return found
+    named = found.get({"dice_metric": "Dice", "iou_metric": "IoU"}.get(claims.family))
+    return [float(each) for each in found.values()] if named is None else named
 
 
 def is_metric(claims: Claims) -> bool:

@@ -1,4 +1,4 @@
-"""What the losses of voxloss, MONAI, nnU-Net and kornia claim, read off an instance. None of them is imported."""
+"""What losses and metrics of known libraries claim, read off an instance. No library is imported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from voxloss_verify.oracle.exact import EXTRA_SUMS
 
 
 def claims_of(loss: object, given: Mapping[str, Any] | None = None) -> Claims | None:
-    """Read the claims off an instance of voxloss's, MONAI's, nnU-Net's or kornia's losses, None for others.
+    """Read the claims off an instance of a class that `READERS` has, None for others.
 
     A subclass is read like the class that it derives from. Raises ValueError if the instance does not have the
     flags and numbers that its constructor was `given`.
@@ -369,6 +369,113 @@ def _kornia_tversky(loss: Any) -> Claims:
     return _kornia(loss, "tversky", alpha=float(loss.alpha), beta=float(loss.beta))
 
 
+def _kornia_focal(loss: Any, **own: Any) -> Claims:
+    _require(loss, reduction="mean")
+    ignored = loss.ignore_index
+    if ignored is not None and 0 <= ignored < 255:
+        raise ValueError(
+            f"claims cannot be read off ignore_index={ignored}, as ignored pixels count in the mean over pixels."
+        )
+    claims: dict[str, Any] = {
+        "activation": "softmax",
+        "labels": "indices",
+        "balance": loss.alpha,
+        "mean_over": "voxels and classes",
+        **own,
+    }
+    return Claims(family="focal", gamma=float(loss.gamma), class_weight=_numbers(loss.weight), **claims)
+
+
+def _kornia_binary_focal(loss: Any) -> Claims:
+    own: dict[str, Any] = {"activation": "sigmoid", "labels": "one-hot", "soft_labels": True}
+    if loss.pos_weight is not None:
+        if loss.alpha is not None:
+            raise ValueError(
+                "claims cannot be read off pos_weight beside alpha: expected one of them to be None."
+            )
+        own["balance"] = _numbers(loss.pos_weight)
+    return _kornia_focal(loss, **own)
+
+
+def _require(loss: Any, **wanted: Any) -> None:
+    """Raise ValueError for an argument with another value than the one of which claims can be read."""
+    for name, value in wanted.items():
+        given = getattr(loss, name)
+        if given != value:
+            raise ValueError(f"claims cannot be read off {name}: expected {value!r}, got {given!r}.")
+
+
+def _smp_call(loss: Any, activation: Literal["softmax", "sigmoid"]) -> dict[str, Any]:
+    """What concerns the call of a loss of Segmentation Models PyTorch (SMP), by its mode."""
+    ignored = loss.ignore_index
+    if ignored is not None and (loss.mode != "multiclass" or 0 <= ignored < 255):
+        # Other modes leave out single channels; and an ignored class counts in the mean over classes.
+        raise ValueError(
+            f"claims cannot be read off ignore_index={ignored} with mode={loss.mode!r}: expected None or, with "
+            "mode='multiclass', a number that is no class."
+        )
+    channels = 1 if loss.mode == "binary" else None
+    if loss.class_weights is not None:
+        channels = len(loss.class_weights)
+    if loss.mode == "multiclass":
+        return {"activation": activation, "labels": "indices", "ignore_index": ignored, "channels": channels}
+    return {"activation": "sigmoid", "labels": "one-hot", "channels": channels}
+
+
+def _smp_weights(loss: Any, classes: Sequence[int] | None) -> tuple[float, ...] | None:
+    """As factors in a mean over classes, as SMP divides by the sum of the weights."""
+    if loss.class_weights is None:
+        return None
+    every = loss.class_weights.detach().cpu().tolist()
+    weights = every if classes is None else [every[c] for c in classes]
+    return tuple(w * len(weights) / sum(weights) for w in weights)
+
+
+def _smp(loss: Any, family: Family, **own: Any) -> Claims:
+    _require(loss, log_loss=False)
+    call = _smp_call(loss, "softmax")
+    if not loss.from_logits:
+        call["activation"] = "none"
+    classes = None if loss.classes is None else tuple(loss.classes.tolist())
+    # Dice is Tversky with α = β = ½, so that s stands beside TP.
+    smooth = float(loss.smooth) * (2 if family == "dice" else 1)
+    return Claims(
+        family=family,
+        smooth_nr=smooth,
+        smooth_dr=smooth,
+        overlap="min",
+        class_weight=_smp_weights(loss, classes),
+        classes=classes,
+        batch=True,
+        soft_labels=call["labels"] == "one-hot",
+        absent="perfect",
+        **call,
+        **own,
+    )
+
+
+def _smp_tversky(loss: Any) -> Claims:
+    _require(loss, gamma=1.0)  # the power is one of the mean over classes
+    return _smp(loss, "tversky", alpha=float(loss.alpha), beta=float(loss.beta))
+
+
+def _smp_focal(loss: Any) -> Claims:
+    """A yes-or-no question for each class, also of mode multiclass."""
+    _require(loss, from_logits=True, reduction="mean")
+    options = loss.focal_loss_fn.keywords
+    for name, wanted in (("normalized", False), ("reduced_threshold", None)):
+        if options[name] != wanted:
+            raise ValueError(f"claims cannot be read off {name}: expected {wanted}, got {options[name]!r}.")
+    return Claims(
+        family="focal",
+        gamma=float(options["gamma"]),
+        balance=options["alpha"],
+        class_weight=_smp_weights(loss, None),
+        mean_over="voxels and classes",
+        **_smp_call(loss, "sigmoid"),
+    )
+
+
 _DICE_CE = _monai_compound(lambda_dice=("dice", _dice), lambda_ce=("cross_entropy", _cross_entropy_part))
 _DICE_FOCAL = _monai_compound(lambda_dice=("dice", _dice), lambda_focal=("focal", _focal_part))
 _GENERALIZED_DICE_FOCAL = _monai_compound(
@@ -384,7 +491,7 @@ def _monai_metric(metric: Any, family: Family) -> Claims:
         family=family,
         reduction="none",
         include_background=metric.include_background,
-        absent="skip" if metric.ignore_empty else "count",
+        absent="skip" if getattr(metric, "ignore_empty", False) else "count",
         ignore_index=getattr(metric, "ignore_index", None),
         **({} if getattr(metric, "num_classes", None) is None else {"channels": metric.num_classes, **_MAPS}),
     )
@@ -421,6 +528,28 @@ def _torchmetrics(metric: Any, family: Family) -> Claims:
     )
 
 
+def _monai_generalized_dice_metric(metric: Any) -> Claims:
+    if not metric.sum_over_classes:
+        raise ValueError(
+            f"claims cannot be read off reduction: expected 'mean' or 'sum', got {metric.reduction!r}."
+        )
+    read = _monai_metric(metric, "generalized_dice_metric")
+    return replace(read, weight_type=str(metric.weight_type.value), unreduced="B 1")
+
+
+def _torchmetrics_generalized_dice(metric: Any) -> Claims:
+    if metric.per_class:
+        raise ValueError(
+            "claims cannot be read off a metric with per_class=True, which weights change nothing of."
+        )
+    weights: Any = {"linear": "uniform"}.get(metric.weight_type, metric.weight_type)
+    # The weight of a class without reference is one of other samples of the batch: of a single sample 0.
+    absent: Any = "count" if weights == "uniform" else "skip"
+    read = _torchmetrics(metric, "generalized_dice_metric")
+    return replace(read, reduction="mean", weight_type=weights, absent=absent, empty="worst")
+
+
+_SMP = "segmentation_models_pytorch"
 READERS: dict[tuple[str, str], Callable[[Any], Claims | None]] = {
     **{(library, "DiceLoss"): _dice for library in ("voxloss", "monai")},
     **{(library, "TverskyLoss"): _tversky for library in ("voxloss", "monai")},
@@ -448,9 +577,17 @@ READERS: dict[tuple[str, str], Callable[[Any], Claims | None]] = {
     ("nnunetv2", "DC_and_CE_loss"): _nnunet_with_cross_entropy,
     ("kornia", "DiceLoss"): _kornia_dice,
     ("kornia", "TverskyLoss"): _kornia_tversky,
+    ("kornia", "FocalLoss"): _kornia_focal,
+    ("kornia", "BinaryFocalLossWithLogits"): _kornia_binary_focal,
+    (_SMP, "DiceLoss"): lambda loss: _smp(loss, "dice"),
+    (_SMP, "JaccardLoss"): lambda loss: _smp(loss, "jaccard"),
+    (_SMP, "TverskyLoss"): _smp_tversky,
+    (_SMP, "FocalLoss"): _smp_focal,
     ("voxloss", "OverlapMetric"): _overlap_metric,
     ("monai", "DiceMetric"): lambda metric: _monai_metric(metric, "dice_metric"),
     ("torchmetrics", "DiceScore"): lambda metric: _torchmetrics(metric, "dice_metric"),
+    ("torchmetrics", "GeneralizedDiceScore"): _torchmetrics_generalized_dice,
+    ("monai", "GeneralizedDiceScore"): _monai_generalized_dice_metric,
     ("torchmetrics", "MeanIoU"): lambda metric: _torchmetrics(metric, "iou_metric"),
     ("monai", "MeanIoU"): lambda metric: _monai_metric(metric, "iou_metric"),
 }

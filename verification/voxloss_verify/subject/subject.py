@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from voxloss_verify.oracle.claims import Claims
 from voxloss_verify.oracle.volumes import Volume
+from voxloss_verify.subject.functions import adapted, claims_of_function
 from voxloss_verify.subject.readers import claims_of
 
 
@@ -182,8 +183,14 @@ def subject_of(
         function: Any = found
         if kwargs and isinstance(function, nn.Module):
             raise TargetError(f"{name} is a loss already made: its arguments {sorted(kwargs)} cannot be changed.")
-        instance = (lambda input, target: function(input, target, **kwargs)) if kwargs else function
-        call = f"lambda input, target: {attribute}(input, target, {given})" if kwargs else attribute
+        adapter = adapted(function, kwargs)
+        if adapter is not None:
+            instance, kind = adapter, type(adapter).__name__
+            source = f"from {type(adapter).__module__} import {kind}\n{source}"
+            call = f"{kind}({attribute}{f', dict({given})' if kwargs else ''})"
+        else:
+            instance = (lambda input, target: function(input, target, **kwargs)) if kwargs else function
+            call = f"lambda input, target: {attribute}(input, target, {given})" if kwargs else attribute
         source += f"\nloss = {call if inspect.isfunction(found) or isinstance(loss, str) else repr(found)}"
     else:
         raise TargetError(f"{name}: expected a class or a callable loss, got {type(found).__name__}.")
@@ -192,7 +199,7 @@ def subject_of(
     if isinstance(instance, nn.Module):
         instance = instance.to(device)
     try:
-        read = claims or claims_of(instance, kwargs)
+        read = claims or claims_of(instance, kwargs) or (None if make else claims_of_function(found, kwargs))
         claims = change(read) if change else read
     except ValueError as error:
         raise TargetError(f"{name}: {error}") from error
