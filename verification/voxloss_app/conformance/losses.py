@@ -50,6 +50,10 @@ class ExaminedLoss:
         return f"{self.imports}\nloss = {self.call}"
 
 
+# Of classes the arguments, by label.
+_Configurations = Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+
 @dataclass(frozen=True)
 class Library:
     """A library, the package that it is installed as, and what is examined of it."""
@@ -167,19 +171,22 @@ _SMP_REGION: dict[str, dict[str, Any]] = {
 
 def _smp() -> list[ExaminedLoss]:
     tversky = {label: {**kwargs, "alpha": 0.3, "beta": 0.7} for label, kwargs in _SMP_REGION.items()}
-    focal = {
+    focal: dict[str, dict[str, Any]] = {
         "sigmoid": {"mode": "multilabel"},
         "sigmoid, of labels": {"mode": "multiclass"},
         "sigmoid, of labels, ignore 255": {"mode": "multiclass", "ignore_index": 255},
         "one channel": {"mode": "binary", "alpha": 0.25},
     }
-    each = {"DiceLoss": _SMP_REGION, "JaccardLoss": _SMP_REGION, "TverskyLoss": tversky, "FocalLoss": focal}
+    each: _Configurations = {
+        "DiceLoss": _SMP_REGION,
+        "JaccardLoss": _SMP_REGION,
+        "TverskyLoss": tversky,
+        "FocalLoss": focal,
+    }
     return _entries("SMP", "segmentation_models_pytorch.losses", each)
 
 
-def _entries(
-    library: str, module: str, each: Mapping[str, Mapping[str, Mapping[str, Any]]]
-) -> list[ExaminedLoss]:
+def _entries(library: str, module: str, each: _Configurations) -> list[ExaminedLoss]:
     """Of each class the configurations, by label."""
     return [
         ExaminedLoss(library, f"{module}:{name}", label, kwargs)
@@ -208,12 +215,16 @@ def _monai_metrics() -> list[ExaminedLoss]:
         "empty ones count": {"ignore_empty": False},
     }
     generalized = {"default": {}, "weight 1 / G": {"weight_type": "simple"}}
-    each = {"DiceMetric": configurations, "MeanIoU": configurations, "GeneralizedDiceScore": generalized}
+    each: _Configurations = {
+        "DiceMetric": configurations,
+        "MeanIoU": configurations,
+        "GeneralizedDiceScore": generalized,
+    }
     return _entries("MONAI", "monai.metrics", each)
 
 
 def _torchmetrics() -> list[ExaminedLoss]:
-    labels = {"num_classes": 3, "input_format": "index"}
+    labels: dict[str, Any] = {"num_classes": 3, "input_format": "index"}
     dice = {
         "masks": {"num_classes": 3},
         "labels": labels,
@@ -222,7 +233,7 @@ def _torchmetrics() -> list[ExaminedLoss]:
     }
     iou = {"masks": {"num_classes": 3}, "labels": labels, "labels, per class": {**labels, "per_class": True}}
     generalized = {"labels": labels, "labels, no weights": {**labels, "weight_type": "linear"}}
-    each = {"DiceScore": dice, "MeanIoU": iou, "GeneralizedDiceScore": generalized}
+    each: _Configurations = {"DiceScore": dice, "MeanIoU": iou, "GeneralizedDiceScore": generalized}
     return _entries("torchmetrics", "torchmetrics.segmentation", each)
 
 

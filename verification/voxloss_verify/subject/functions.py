@@ -13,10 +13,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-import nibabel
 import numpy as np
 from torch import Tensor
 
+from voxloss_data.files import save_nifti
 from voxloss_verify.oracle.claims import Claims, Family
 
 _FAMILIES: dict[str, Family] = {
@@ -56,7 +56,7 @@ class OfFiles:
                 for file, image in zip(files, images, strict=True):
                     # The axes in the order in which it has them after reading.
                     labels = image[0].numpy().astype(np.int16).transpose()
-                    nibabel.Nifti1Image(labels, np.eye(4)).to_filename(file)
+                    save_nifti(Path(file), labels, np.eye(4))
                 by_class = self.function(*files, NibabelIO(), **self.kwargs)["metrics"]
                 for name, rows in found.items():
                     rows.append([float(scores[name]) for scores in by_class.values()])
