@@ -105,10 +105,10 @@ def verify(
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one page about everything.")] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write everything for machines.")] = None,
 ) -> int:
-    """Verify a loss, of whatever library: check the laws of the formula that it claims to be.
+    """Verify a loss or a metric, of whatever library: check the laws of the formula that it claims to be.
 
-    What losses of voxloss, MONAI, nnU-Net and kornia claim is read off them; others say it with --as and
-    --claim: python -c "from voxloss_verify import Claims; help(Claims)" explains all claims. The smallest volume
+    What losses of voxloss, MONAI, nnU-Net, kornia and SMP claim, and metrics of voxloss, MONAI, torchmetrics,
+    scikit-learn and nnU-Net, is read off them; others say it with --as and --claim: python -c "from voxloss_verify import Claims; help(Claims)" explains all claims. The smallest volume
     that breaks a law is written as NIfTI, with Python that shows it; --verbose prints that, and every check. Exit
     code 0 if every law of formula and numerics holds, 1 if one is broken, 2 if the loss could not be loaded or
     called; findings about the interface are advice. Ctrl-C reports what there is.
@@ -121,7 +121,7 @@ def verify(
 
         voxloss verify my_losses.py:MyTversky --as tversky --claim alpha=0.3 --claim beta=0.7 --html report.html
 
-        voxloss verify monai.metrics:DiceMetric --as dice-metric --claim empty=nan
+        voxloss verify monai.metrics:DiceMetric --kwargs '{"include_background": false}'
 
         voxloss verify --mutants    # does every law catch a wrong loss, and every wrong loss die?
     """
@@ -169,11 +169,11 @@ def conformance(
     seed: SeedOption = 0,
     out: FolderOption = Path("out"),
 ) -> int:
-    """Check every law on the losses of voxloss, MONAI, nnU-Net and kornia, and write a matrix of the results.
+    """Check every law on losses and metrics of voxloss, MONAI, nnU-Net, kornia, SMP and torchmetrics.
 
-    Writes conformance.md, .html and .png: every broken law with its smallest counter-example, the same bytes for
-    the same versions and seed. A library that is not installed is left out, and the page says so. About half a
-    minute per loss; Ctrl-C keeps the losses that are finished. Exit code 1 if a loss of voxloss breaks a law.
+    Writes conformance.md and .png, a summary with the findings that matter, and conformance.html and .json, every
+    broken law with its smallest counter-example; the same bytes for the same versions and seed. A library that is
+    not installed is left out, and the page says so. About half a minute per loss; Ctrl-C keeps the losses that are finished. Exit code 1 if a loss of voxloss breaks a law.
 
     Examples:
 
