@@ -69,7 +69,8 @@ def test_monais_generalized_dice_holds(weight_type: str) -> None:
 def test_torchmetrics_generalized_dice() -> None:
     """The weight of a class that a sample's reference lacks is one of other samples of the batch."""
     segmentation = pytest.importorskip("torchmetrics.segmentation")
-    metric, labels = segmentation.GeneralizedDiceScore, {"num_classes": 3, "input_format": "index"}
+    metric = segmentation.GeneralizedDiceScore
+    labels: dict[str, Any] = {"num_classes": 3, "input_format": "index"}
     assert broken(metric, **labels, weight_type="linear") == {}
     assert {*broken(metric, **labels)} <= {"40", "43", "44"}
     claims = claims_of(metric(**labels))
@@ -91,6 +92,7 @@ def test_generalized_dice_by_hand() -> None:
     """TP 2, 1, 0; P 2, 1, 1; G 2, 2, 0."""
     claims = Claims(family="generalized_dice_metric", labels="map", activation="softmax", reduction="none")
     pair = labels_of([[0, 0, 1, 2]]), labels_of([[0, 0, 1, 1]])
+    weight_type: Any
     for weight_type, weights in (("square", (1 / 4, 1 / 4)), ("simple", (1 / 2, 1 / 2)), ("uniform", (1, 1))):
         first, second = weights
         known = replace(claims, weight_type=weight_type)

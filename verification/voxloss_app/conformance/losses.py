@@ -167,7 +167,7 @@ _SMP_REGION: dict[str, dict[str, Any]] = {
 
 def _smp() -> list[ExaminedLoss]:
     tversky = {label: {**kwargs, "alpha": 0.3, "beta": 0.7} for label, kwargs in _SMP_REGION.items()}
-    focal = {
+    focal: dict[str, dict[str, Any]] = {
         "sigmoid": {"mode": "multilabel"},
         "sigmoid, of labels": {"mode": "multiclass"},
         "sigmoid, of labels, ignore 255": {"mode": "multiclass", "ignore_index": 255},
@@ -207,20 +207,20 @@ def _monai_metrics() -> list[ExaminedLoss]:
         "no background": {"include_background": False},
         "empty ones count": {"ignore_empty": False},
     }
-    generalized = {"default": {}, "weight 1 / G": {"weight_type": "simple"}}
+    generalized: dict[str, dict[str, Any]] = {"default": {}, "weight 1 / G": {"weight_type": "simple"}}
     each = {"DiceMetric": configurations, "MeanIoU": configurations, "GeneralizedDiceScore": generalized}
     return _entries("MONAI", "monai.metrics", each)
 
 
 def _torchmetrics() -> list[ExaminedLoss]:
-    labels = {"num_classes": 3, "input_format": "index"}
-    dice = {
+    labels: dict[str, Any] = {"num_classes": 3, "input_format": "index"}
+    dice: dict[str, dict[str, Any]] = {
         "masks": {"num_classes": 3},
         "labels": labels,
         "labels, per class": {**labels, "average": "none"},
         "labels, of the data set": {**labels, "aggregation_level": "global"},
     }
-    iou = {"masks": {"num_classes": 3}, "labels": labels}
+    iou: dict[str, dict[str, Any]] = {"masks": {"num_classes": 3}, "labels": labels}
     generalized = {"labels": labels, "labels, no weights": {**labels, "weight_type": "linear"}}
     each = {"DiceScore": dice, "MeanIoU": iou, "GeneralizedDiceScore": generalized}
     return _entries("torchmetrics", "torchmetrics.segmentation", each)

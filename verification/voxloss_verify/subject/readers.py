@@ -536,7 +536,8 @@ def _monai_generalized_dice_metric(metric: Any) -> Claims:
             f"claims cannot be read off reduction: expected 'mean' or 'sum', got {metric.reduction!r}."
         )
     read = _monai_metric(metric, "generalized_dice_metric")
-    return replace(read, weight_type=str(metric.weight_type.value), unreduced="B 1")
+    weights: Any = metric.weight_type.value
+    return replace(read, weight_type=weights, unreduced="B 1")
 
 
 def _torchmetrics_generalized_dice(metric: Any) -> Claims:
