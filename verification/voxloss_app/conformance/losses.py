@@ -231,7 +231,7 @@ def _torchmetrics() -> list[ExaminedLoss]:
         "labels, per class": {**labels, "average": "none"},
         "labels, of the data set": {**labels, "aggregation_level": "global"},
     }
-    iou = {"masks": {"num_classes": 3}, "labels": labels, "labels, per class": {**labels, "per_class": True}}
+    iou: dict[str, dict[str, Any]] = {"masks": {"num_classes": 3}, "labels": labels}
     generalized = {"labels": labels, "labels, no weights": {**labels, "weight_type": "linear"}}
     each: _Configurations = {"DiceScore": dice, "MeanIoU": iou, "GeneralizedDiceScore": generalized}
     return _entries("torchmetrics", "torchmetrics.segmentation", each)

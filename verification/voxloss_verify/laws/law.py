@@ -136,7 +136,7 @@ def close(
         what = f"{what} at {[int(i) for i in worst]}"
     # Beside 0 the spacing is that of the smallest numbers, and says nothing.
     ulp = error / spacing(other, dtype) if dtype is not None and np.isfinite(error) and other else None
-    magnitude = float(np.nanmax(abs(wanted), initial=0.0))
+    magnitude = float(abs(wanted[np.isfinite(wanted)]).max(initial=0.0))
     return Finding(what, one, other, tolerance, error, ulp, magnitude=magnitude)
 
 

@@ -513,7 +513,9 @@ def _torchmetrics(metric: Any, family: Family) -> Claims:
         raise ValueError("claims cannot be read off a metric with input_format='mixed'.")
     if getattr(metric, "average", "macro") in ("micro", "weighted"):
         raise ValueError(f"claims cannot be read off a metric with average={metric.average!r}.")
-    by_class = getattr(metric, "per_class", getattr(metric, "average", "macro") in ("none", None))
+    if family == "iou_metric" and metric.per_class:
+        raise ValueError("claims cannot be read off per_class=True: a class in neither image has the score -1.")
+    by_class = getattr(metric, "average", "macro") in ("none", None)
     return Claims(
         family=family,
         empty="nan",
@@ -547,7 +549,7 @@ def _torchmetrics_generalized_dice(metric: Any) -> Claims:
     # The weight of a class without reference is one of other samples of the batch: of a single sample 0.
     absent: Any = "count" if weights == "uniform" else "skip"
     read = _torchmetrics(metric, "generalized_dice_metric")
-    return replace(read, reduction="mean", weight_type=weights, absent=absent, empty="worst")
+    return replace(read, weight_type=weights, absent=absent, empty="worst")
 
 
 _SMP = "segmentation_models_pytorch"
