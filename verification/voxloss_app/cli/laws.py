@@ -109,7 +109,7 @@ def verify(
 
     What losses of voxloss, MONAI, nnU-Net, kornia and SMP claim, and metrics of voxloss, MONAI, torchmetrics,
     scikit-learn and nnU-Net, is read off them; others say it with --as and --claim:
-    python -c "from voxloss_verify import Claims; help(Claims)" explains all claims. Without any --claim, the usual
+    python -c "from voxloss_verify import Claims; help(Claims)" explains all claims. Without any --claim, usual
     forms of tensors are tried. The smallest volume that breaks a law is written as NIfTI, with Python that shows
     it; --verbose prints that, and every check.
 
@@ -176,8 +176,8 @@ def conformance(
 
     Writes conformance.md and .png, a summary with the findings that matter, and conformance.html and .json, every
     broken law with its smallest counter-example; the same bytes for the same versions and seed. A library that is
-    not installed is left out, and the page says so. About half a minute per loss; Ctrl-C keeps the losses that are
-    finished. Exit code 1 if a loss of voxloss breaks a law.
+    not installed is left out, and the page says so. About half a minute per loss; Ctrl-C keeps what is finished.
+    Exit code 1 if a loss of voxloss breaks a law.
 
     Examples:
 
