@@ -369,14 +369,6 @@ class TargetSquared(Textbook):
         return i, predicted, self.total(g**2)
 
 
-@caught_by("23a", **SOFTMAX)
-class SingleInside(Textbook):
-    """Float32 inside, also for float64."""
-
-    def precise(self, input: Tensor) -> Tensor:
-        return input.float()
-
-
 class _Quotient(torch.autograd.Function):
     """n/d whose derivative is a constant to whoever asks for the next one."""
 
@@ -761,6 +753,13 @@ class AnythingGoes(Textbook):
         pass
 
 
+class SingleInside(Textbook):
+    """Float32 inside, also for float64: a correct loss, as nearly all that are written for mixed precision."""
+
+    def precise(self, input: Tensor) -> Tensor:
+        return input.float()
+
+
 def _right(loss: type[Textbook]) -> type[Textbook]:
     """What a wrong loss is made of."""
     return TextbookCompound if issubclass(loss, TextbookCompound) else Textbook
@@ -769,7 +768,12 @@ def _right(loss: type[Textbook]) -> type[Textbook]:
 def _controls() -> list[Specimen]:
     """The textbook with the arguments of each wrong loss, and the correct ones that some are made of."""
     each = [Specimen(_right(mutant.loss), mutant.kwargs) for mutant in MUTANTS]
-    each += [Specimen(AcrossProcesses, BATCH), Specimen(OwnOperator, SOFTMAX), Specimen(Masked, SOFTMAX)]
+    each += [
+        Specimen(SingleInside, SOFTMAX),
+        Specimen(AcrossProcesses, BATCH),
+        Specimen(OwnOperator, SOFTMAX),
+        Specimen(Masked, SOFTMAX),
+    ]
     return [control for k, control in enumerate(each) if control not in each[:k]]
 
 
