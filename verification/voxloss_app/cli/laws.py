@@ -126,7 +126,7 @@ def verify(
 
         voxloss verify monai.metrics:DiceMetric --kwargs '{"include_background": false}'
 
-        voxloss verify --mutants    # does every law catch a wrong loss, and every wrong loss die?
+        voxloss verify --mutants --profile quick    # does every law catch a wrong loss, and every wrong loss die?
     """
     if mutants:
         if target is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.text import Text
@@ -84,18 +84,8 @@ def show(matrix: KillMatrix, console: Console) -> None:
     advised = [mutant.specimen.loss.__name__ for mutant in matrix.mutants if mutant.is_advised_only]
     if advised:
         console.print(f"right for every right input, so that only advice is against them: {', '.join(advised)}")
-    found = [(record, mutant) for mutant in matrix.mutants if (record := mutant.easiest) is not None]
-    if found:
-        record, mutant = max(found, key=lambda each: each[0].examples)
-        each = ", ".join(
-            f"{chance_of_missing(record.examples, profile.examples):.1g} ({name}, {profile.examples} volumes)"
-            for name, profile in PROFILES.items()
-        )
-        name = mutant.specimen.loss.__name__
-        console.print(
-            f"the rarest, {name}, was first seen on volume {record.examples} of law {record.law}: "
-            f"drawn volumes miss it with a probability of about {each}"
-        )
+    for said in _rarest(matrix):
+        console.print(said)
     caught = sum(bool(mutant.broken) and not mutant.missed for mutant in matrix.mutants)
     kept = sum(not control.broken for control in matrix.controls)
     console.print(
@@ -103,6 +93,27 @@ def show(matrix: KillMatrix, console: Console) -> None:
         f"{kept} of {len(matrix.controls)} correct ones keep all laws, "
         f"{len(matrix.laws) - len(matrix.idle)} of {len(matrix.laws)} laws caught one, in {matrix.seconds:.0f} s",
     )
+
+
+def _rarest(matrix: KillMatrix) -> Iterator[str]:
+    """How likely it is that drawn volumes miss the flaw that they show most rarely."""
+    most = matrix.profile.examples
+    easiest = [(record, mutant) for mutant in matrix.mutants if (record := mutant.easiest) is not None]
+    drawn = [each for each in easiest if each[0].examples <= most]
+    others = [mutant.specimen.loss.__name__ for record, mutant in easiest if record.examples > most]
+    if others:
+        yield f"shown by given volumes only, which every profile has: {', '.join(others)}"
+    if drawn:
+        record, mutant = max(drawn, key=lambda each: each[0].examples)
+        chances = ", ".join(
+            f"{chance_of_missing(record.examples, profile.examples):.1g} ({name}, {profile.examples} volumes)"
+            for name, profile in PROFILES.items()
+        )
+        name = mutant.specimen.loss.__name__
+        yield (
+            f"the rarest of the others, {name}, was first seen on volume {record.examples} of law {record.law}: "
+            f"drawn volumes miss it with a probability of about {chances}"
+        )
 
 
 def _spaced(number: int, cell: str) -> str:

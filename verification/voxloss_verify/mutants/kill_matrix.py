@@ -70,6 +70,7 @@ class KillMatrix:
     laws: Sequence[Law]
     controls: Sequence[Trial]
     mutants: Sequence[Trial]
+    profile: Profile
     seconds: float
 
     @property
@@ -127,7 +128,7 @@ def kill_matrix(
             progress(trial, len(trials), len(specimens))
     controls = [trial for trial in trials if not trial.specimen.killers]
     mutants = [trial for trial in trials if trial.specimen.killers]
-    return KillMatrix(chosen, controls, mutants, time.perf_counter() - start)
+    return KillMatrix(chosen, controls, mutants, profile, time.perf_counter() - start)
 
 
 def _trials(
