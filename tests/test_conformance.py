@@ -449,11 +449,17 @@ def test_findings_are_merged_and_the_worst_comes_first() -> None:
 
     rows = [
         row("a", ("3", Level.formula, 0.5), ("24", Level.formula, 0.1), ("25", Level.numerics, 1e-4)),
+        row("d", ("24", Level.formula, 0.1), ("25b", Level.numerics, 0.1)),
         row("b", ("24", Level.formula, 0.2), ("9", Level.formula, 0.3)),
         row("c", ("11", Level.formula, 0.3), ("31a", Level.interface, None)),
     ]
     values, bound = pages.findings(rows, Level.formula)[::-1]
-    assert (values.cell.law, values.labels, values.also, values.cell.size) == ("24", ["a", "b"], ["3", "9"], 0.2)
+    assert (values.cell.law, values.labels, values.also, values.cell.size) == (
+        "24",
+        ["a", "d", "b"],
+        ["3", "9"],
+        0.2,
+    )
     assert (bound.cell.law, bound.labels, bound.also) == ("11", ["c"], [])
     assert [found.cell.law for found in pages.findings(rows, Level.numerics)] == ["25"]
 

@@ -25,7 +25,7 @@ from voxloss_app.theme import DARK, LIGHT
 from voxloss_data.files import save_bytes
 from voxloss_verify.laws import METRIC_LAWS
 from voxloss_verify.laws.law import Law
-from voxloss_verify.laws.record import Level, Status
+from voxloss_verify.laws.record import WRONG, Level, Status
 from voxloss_verify.laws.setting import PROFILES
 from voxloss_verify.request import ProfileName
 from voxloss_verify.tolerances import GRADIENT, LOSS
@@ -46,8 +46,13 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 # In Markdown; the others are on the page.
 MOST_FINDINGS = 60
-# Where a finding has been reported.
-UPSTREAM: dict[tuple[str, str, str], str] = {}
+# Where a finding is described for its library's developers.
+_SIGMOID = "[issue text](upstream/dice-ce-sigmoid.md)"
+UPSTREAM: dict[tuple[str, str, str], str] = {
+    ("MONAI", "DiceCELoss", "24"): _SIGMOID,
+    ("MONAI", "DiceFocalLoss", "24"): _SIGMOID,
+    ("MONAI", "GeneralizedDiceLoss", "24"): "[issue text](upstream/generalized-dice-no-foreground.md)",
+}
 
 _OF_METRICS = {law.id for law in METRIC_LAWS}
 
@@ -116,7 +121,8 @@ class Finding:
 def findings(rows: Sequence[Row], level: Level) -> list[Finding]:
     """The broken laws of a level, the worst first: of each class and law the configuration that is furthest off.
 
-    Where the value or the gradient itself is wrong, the other laws of the formula follow from that.
+    Where the value or the gradient itself is wrong, the other laws of the formula follow from that, and in half
+    precision it is as wrong.
     """
     found: dict[tuple[str, str, str], list[tuple[Row, Cell, list[str]]]] = {}
     for row in rows:
@@ -126,7 +132,8 @@ def findings(rows: Sequence[Row], level: Level) -> list[Finding]:
             also = [cell.law for cell in cells if cell is not first]
             chosen = [(first, also)]
         else:
-            chosen = [(cell, []) for cell in cells]
+            wrong = level is Level.numerics and any(cell.law in ELEMENTARY for cell in row.broken(Level.formula))
+            chosen = [(cell, []) for cell in cells if not (wrong and cell.size is not None and cell.size > WRONG)]
         for cell, also in chosen:
             found.setdefault((row.examined.library, row.examined.name, cell.law), []).append((row, cell, also))
     merged = []

@@ -62,7 +62,7 @@ def heat_map_png(rows: Sequence[Row], headings: dict[str, str], groups: dict[str
     )
     buffer = io.BytesIO()
     # Without the version of matplotlib, which the picture does not depend on.
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()
 
 
