@@ -349,6 +349,18 @@ def test_what_cannot_be_read_is_an_error(loss: nn.Module, named: str) -> None:
         subject_of(loss)
 
 
+def test_metrics_are_examined_by_their_own_laws() -> None:
+    laws = [*chosen_laws(["10"]), *chosen_laws(["40", "42"], of_metrics=True)]
+    setting = Setting(Profile(3, (), ""), derandomize=True)
+    metric = ExaminedLoss("MONAI", "monai.metrics:DiceMetric", "default", {})
+    row = results.examine(metric, laws, setting, "quick")
+    assert [cell.law for cell in row.cells] == ["40", "42"]
+    assert row.cells[0].status == "holds"
+    loss = ExaminedLoss("MONAI", "monai.losses:DiceLoss", "", {"softmax": True, "to_onehot_y": True})
+    assert [cell.law for cell in results.examine(loss, laws, setting, "quick").cells] == ["10"]
+    assert {"OverlapMetric", "DiceMetric"} <= {case.name for case in losses.examined_losses()}
+
+
 # The pages.
 
 SQUARED = {"softmax": True, "to_onehot_y": True, "squared_pred": True}
