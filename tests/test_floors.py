@@ -67,7 +67,12 @@ ORDER = {
         ["hard"],
         ["exact", "generated"],
     ],
-    "voxloss_verify.subject": [["", "formula", "ranks", "devices"], ["readers"], ["subject"], ["metric"]],
+    "voxloss_verify.subject": [
+        ["", "formula", "ranks", "devices"],
+        ["readers", "functions"],
+        ["subject"],
+        ["metric"],
+    ],
     "voxloss_verify.laws": [
         ["record", "sources"],
         ["setting"],
