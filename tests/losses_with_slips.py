@@ -68,6 +68,16 @@ def weights_normalised(x: Tensor, y: Tensor) -> Tensor:
     return ((weight * loss).sum(1) / weight.sum()).mean()
 
 
+def union_is_the_sum(x: Tensor, y: Tensor) -> Tensor:
+    p, g = x.double().softmax(1), _of(y, x.shape[1])
+    return 1 - (((p * g).sum(AXES) + 1) / (p.sum(AXES) + g.sum(AXES) + 1)).mean()
+
+
+def background_before_the_softmax(x: Tensor, y: Tensor) -> Tensor:
+    p, g = x.double()[:, 1:].softmax(1), _of(y, x.shape[1])[:, 1:]
+    return 1 - ((2 * (p * g).sum(AXES) + 1) / (p.sum(AXES) + g.sum(AXES) + 1)).mean()
+
+
 _SMOOTH = {"activation": "softmax", "labels": "map", "smooth_nr": 1.0, "smooth_dr": 1.0}
 _TVERSKY = {**_SMOOTH, "alpha": 0.3, "beta": 0.7}
 # The loss, what was meant, and words that the explanation has.
@@ -80,5 +90,12 @@ SLIPS: list[tuple[Callable[[Tensor, Tensor], Tensor], str, dict[str, Any], str]]
     (over_the_batch, "dice", _SMOOTH, "--claim batch=true"),
     (swapped, "tversky", _TVERSKY, "--claim alpha=0.7 --claim beta=0.3"),
     (power_of_the_mean, "focal_tversky", {**_TVERSKY, "gamma": 4 / 3}, "the power is taken of the mean"),
+    (union_is_the_sum, "jaccard", _SMOOTH, "the intersection is not subtracted from the union"),
+    (
+        background_before_the_softmax,
+        "dice",
+        {**_SMOOTH, "include_background": False},
+        "the background is left out before the softmax",
+    ),
     (weights_normalised, "dice", {**_SMOOTH, "class_weight": [0.1, 0.3, 0.6]}, "the sum of the class weights"),
 ]

@@ -94,6 +94,29 @@ def test_what_one_cause_explains_is_one_entry(verify: Verify) -> None:  # noqa: 
     assert len(lines) == 6
 
 
+def test_a_broken_invariance_is_named(verify: Verify) -> None:  # noqa: F811
+    """It tells that not only the ratio is wrong: here that voxels of prediction and target do not meet."""
+    Path("mine.py").write_text(FLIPPED)
+    claims = [word for claim in ("labels=map", "activation=softmax") for word in ("--claim", claim)]
+    laws = [word for law in ("1", "13a", "13c", "24") for word in ("--law", law)]
+    _, out, _ = verify("mine.py:dice", "--as", "dice", *claims, *laws)
+    assert (
+        "wrong; and law 13a, the order of voxels and items; and law 13c, the shape of the volume; law 3 may "
+        in out
+    )
+
+
+FLIPPED = """
+import torch
+
+def dice(x, y):
+    p, g = x.double().softmax(1), torch.zeros_like(x.double()).scatter_(1, y.long(), 1).flip(2)
+    axes = (2, 3, 4)
+    total = p.sum(axes) + g.sum(axes)
+    return (1 - torch.where(total == 0, 1, 2 * (p * g).sum(axes) / total)).mean()
+"""
+
+
 def test_only_advice_is_no_failure_unless_strict(verify: Verify) -> None:  # noqa: F811
     advised = [*arguments("SoftDiceLoss"), "--law", "24", "--law", "31a"]
     code, out, _ = verify(*advised)

@@ -27,6 +27,8 @@ class Slip:
         power_last: the power is taken of the mean, not of the loss of each class.
         divides_by_weights: the mean is divided by the weights of the classes, not by their number.
         left_out: the spatial axis that the sums leave out.
+        union_is_sum: the intersection is not subtracted from the union.
+        background_first: the background is dropped before the softmax, not after it.
     """
 
     said: str
@@ -36,6 +38,8 @@ class Slip:
     power_last: bool = False
     divides_by_weights: bool = False
     left_out: int | None = None
+    union_is_sum: bool = False
+    background_first: bool = False
 
 
 def slips(claims: Claims) -> Iterator[Slip]:
@@ -45,6 +49,10 @@ def slips(claims: Claims) -> Iterator[Slip]:
         return
     if claims.family == "dice":
         yield Slip("the factor 2 before the intersection is missing", factor=0.5)
+    if claims.family == "jaccard":
+        yield Slip("the intersection is not subtracted from the union", union_is_sum=True)
+    if claims.activation == "softmax" and not claims.include_background:
+        yield Slip("the background is left out before the softmax, not after it", background_first=True)
     if claims.family == "focal_tversky" and claims.offset == 1:
         yield Slip("the power is taken of the mean, not of the loss of each class", power_last=True)
     axes = range(2, 2 + claims.spatial_dims)
@@ -64,7 +72,9 @@ def slips(claims: Claims) -> Iterator[Slip]:
 
 def value(claims: Claims, slip: Slip, volume: Volume) -> float:
     """The loss of a volume with a slip, in float64."""
-    p = np.asarray(volume.input, np.float64)
+    p = np.array(volume.input, np.float64)
+    if slip.background_first:
+        p[:, 0] = -np.inf
     for _ in range(slip.activations):
         p = np.moveaxis(
             probabilities(np.moveaxis(p, slip.softmax_axis, 1), claims.activation), 1, slip.softmax_axis
@@ -82,7 +92,7 @@ def value(claims: Claims, slip: Slip, volume: Volume) -> float:
     if claims.family == "dice":
         numerator, denominator = 2 * tp, sum_p + sum_g
     elif claims.family == "jaccard":
-        numerator, denominator = tp, sum_p + sum_g - tp
+        numerator, denominator = tp, sum_p + sum_g - (0 if slip.union_is_sum else tp)
     else:
         numerator, denominator = tp, tp + claims.alpha * (sum_p - tp) + claims.beta * (sum_g - tp)
     numerator = slip.factor * numerator + claims.smooth_nr

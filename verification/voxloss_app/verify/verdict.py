@@ -12,6 +12,9 @@ from voxloss_verify.verification import ELEMENTARY, Verification
 SHOWN = 8
 LONGEST = 200
 
+# Invariances: a loss that breaks one does not only take another ratio.
+TELLING = ("13a", "13b", "13c", "15", "16b", "18", "19a", "19c")
+
 KINDS: dict[Family, str] = {
     "dice": "a Dice loss",
     "jaccard": "an IoU (Jaccard) loss",
@@ -129,11 +132,18 @@ def _shown(group: Sequence[Record]) -> Iterator[str]:
     record, *others = group
     worst = record.worst
     how = _how(record)
-    also = f"; law {', '.join(other.law for other in others)} may be broken by the same cause" if others else ""
-    yield _cut(f"law {record.law}, {record.name}: {how}{also}")
+    yield _cut(f"law {record.law}, {record.name}: {how}{_also(others)}")
     if record.worst_where:
         yield _cut(f"    on {record.worst_where}")
     yield _cut(f"    {record.worst if worst is not None else record.reason}")
+
+
+def _also(others: Sequence[Record]) -> str:
+    """What the same cause may break; by name the laws that another ratio of the same sums would not break."""
+    telling = [record for record in others if record.law in TELLING]
+    rest = [record.law for record in others if record.law not in TELLING]
+    named = "".join(f"; and law {record.law}, {record.name}" for record in telling)
+    return f"{named}; law {', '.join(rest)} may be broken by the same cause" if rest else named
 
 
 def _how(record: Record) -> str:
