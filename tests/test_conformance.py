@@ -30,10 +30,11 @@ from voxloss_app.conformance.losses import ExaminedLoss
 from voxloss_app.conformance.picture import ADVICE, HOLDS, INACCURATE, WRONG
 from voxloss_app.finished import Finished
 from voxloss_verify.check import chosen_laws, run_check
-from voxloss_verify.laws.record import Level, Status
+from voxloss_verify.laws.record import Status
 from voxloss_verify.laws.setting import Profile, Setting
 from voxloss_verify.oracle import exact
 from voxloss_verify.oracle.volumes import Volume
+from voxloss_verify.request import Level
 from voxloss_verify.subject.readers import claims_of
 from voxloss_verify.subject.subject import TargetError, subject_of
 

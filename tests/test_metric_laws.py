@@ -16,9 +16,10 @@ from torch import Tensor
 
 from voxloss import OverlapMetric
 from voxloss_verify import Claims, check_loss
-from voxloss_verify.laws.record import Level, Status
+from voxloss_verify.laws.record import Status
 from voxloss_verify.oracle import hard
 from voxloss_verify.oracle.volumes import Volume, one_hot
+from voxloss_verify.request import Level
 from voxloss_verify.subject.functions import claims_of_function
 from voxloss_verify.subject.readers import claims_of
 

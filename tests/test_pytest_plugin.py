@@ -11,7 +11,8 @@ import pytest
 
 import losses_with_flaws
 from voxloss_verify.laws import LAWS
-from voxloss_verify.request import VerifyRequest
+from voxloss_verify.pytest_plugin import LEVELS
+from voxloss_verify.request import Level, VerifyRequest
 from voxloss_verify.subject.ranks import Ranks
 from voxloss_verify.verification import Verification
 
@@ -239,6 +240,10 @@ def test_strictly_an_expected_failure_must_fail(verify: Verify, pytester: pytest
     pytester.path.joinpath("x.toml").write_text('[xfail]\n"1" = "boxes"\n')
     result = verify("voxloss:DiceLoss", "-k", "law_01", "--voxloss-xfails", "x.toml", "--voxloss-strict")
     result.assert_outcomes(failed=1, deselected=len(LAWS) - 1)
+
+
+def test_there_is_a_marker_for_every_level() -> None:
+    assert [level.value for level in Level] == [*LEVELS]
 
 
 def test_levels_are_markers_and_advice_is_no_failure(pytester: pytest.Pytester) -> None:

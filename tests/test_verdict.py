@@ -16,10 +16,10 @@ from voxloss_app.verify.verdict import verdict
 from voxloss_verify.check import chosen_laws, prepared, run_check
 from voxloss_verify.forms import with_form
 from voxloss_verify.laws import LAWS
-from voxloss_verify.laws.record import Finding, Level, Record, Status
+from voxloss_verify.laws.record import Finding, Record, Status
 from voxloss_verify.laws.setting import PROFILES, Setting
 from voxloss_verify.oracle.claims import Claims, Family, parse_claims
-from voxloss_verify.request import VerifyRequest
+from voxloss_verify.request import Level, VerifyRequest
 from voxloss_verify.subject.subject import subject_of
 from voxloss_verify.verification import Verification
 

@@ -16,14 +16,14 @@ from hypothesis.errors import Flaky
 from voxloss_verify.hints import hint
 from voxloss_verify.laws import LAWS, METRIC_LAWS
 from voxloss_verify.laws.law import Law
-from voxloss_verify.laws.record import CounterExample, Finding, Level, Record, Status
+from voxloss_verify.laws.record import CounterExample, Finding, Record, Status
 from voxloss_verify.laws.setting import PROFILES, Setting
 from voxloss_verify.laws.sources import LabelPair, cube
 from voxloss_verify.oracle import exact
 from voxloss_verify.oracle.claims import Claims
 from voxloss_verify.oracle.volumes import Volume
 from voxloss_verify.precision import with_precision
-from voxloss_verify.request import ProfileName
+from voxloss_verify.request import Level, ProfileName
 from voxloss_verify.subject.metric import Metric, as_metric, is_metric
 from voxloss_verify.subject.subject import Raised, Subject, TargetError, said, subject_of
 

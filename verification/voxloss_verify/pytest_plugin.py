@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # How the ids of these tests begin; they are in no file.
 ROOT = "voxloss"
-# As in laws.record, which loads more than pytest without the option should.
+# Those of `request.Level`, which is not loaded without the option.
 LEVELS = ("formula", "numerics", "interface")
 
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,14 @@ ProfileName = Literal["quick", "default", "thorough"]
 COUNTEREXAMPLES = Path("voxloss-counterexamples")
 # More distinct values than these in label maps are the intensities of an image, each of which would be a channel.
 MAX_CLASSES = 256
+
+
+class Level(str, Enum):
+    """What a broken law says of a loss. Formula and numerics fail it, interface is advice."""
+
+    formula = "formula"  # value or gradient do not follow from what is declared
+    numerics = "numerics"  # the formula, inaccurate, or not for all inputs, processes and threads
+    interface = "interface"  # what bad or empty input gets, the shape without reduction, compilation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +51,7 @@ class VerifyRequest:
     derandomize: bool = False
     data: tuple[Path, Path] | None = None
     laws: Sequence[str] | None = None
-    levels: Sequence[str] = ()
+    levels: Sequence[Level] = ()
     strict: bool = False
     xfails: Path | None = None
     counterexamples: Path = COUNTEREXAMPLES

@@ -79,12 +79,11 @@ class Verification:
         laws = [
             law
             for law in chosen_laws(request.laws, is_metric(subject.claims))
-            if not request.levels or law.level.value in request.levels
+            if not request.levels or law.level in request.levels
         ]
         if not laws:
-            raise ValueError(
-                f"expected laws of level {', '.join(request.levels)}, got {', '.join(request.laws or ())}."
-            )
+            levels = ", ".join(level.value for level in request.levels)
+            raise ValueError(f"expected laws of level {levels}, got {', '.join(request.laws or ())}.")
         setting = Setting(PROFILES[request.profile], request.seed, request.derandomize, data=data)
         return cls(request, subject, setting, laws, expected, form)
 

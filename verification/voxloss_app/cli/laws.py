@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -21,17 +20,9 @@ from voxloss_app.cli.options import (
     starting,
 )
 from voxloss_verify.oracle.claims import Family
-from voxloss_verify.request import COUNTEREXAMPLES, VerifyRequest, parse_kwargs
+from voxloss_verify.request import COUNTEREXAMPLES, Level, VerifyRequest, parse_kwargs
 
 GROUP = "Laws of losses"
-
-
-class LevelName(str, Enum):
-    """Of a law."""
-
-    formula = "formula"
-    numerics = "numerics"
-    interface = "interface"
 
 
 def _families(incomplete: str) -> list[str]:
@@ -69,7 +60,7 @@ def verify(
         typer.Option(metavar="ID", help="Check this law only: 31a, or 31 with all its parts; once per law."),
     ] = None,
     level: Annotated[
-        list[LevelName] | None,
+        list[Level] | None,
         typer.Option(
             metavar="LEVEL", help="Check this level only: formula, numerics or interface; once per level."
         ),
@@ -156,7 +147,7 @@ def verify(
         derandomize=derandomize,
         data=data,
         laws=law,
-        levels=[each.value for each in level or ()],
+        levels=level or (),
         strict=strict,
         xfails=xfails,
         counterexamples=counterexamples,

@@ -25,9 +25,9 @@ from voxloss_app.theme import DARK, LIGHT
 from voxloss_data.files import save_bytes
 from voxloss_verify.laws import METRIC_LAWS
 from voxloss_verify.laws.law import Law
-from voxloss_verify.laws.record import WRONG, Level, Status
+from voxloss_verify.laws.record import WRONG, Status
 from voxloss_verify.laws.setting import PROFILES
-from voxloss_verify.request import ProfileName
+from voxloss_verify.request import Level, ProfileName
 from voxloss_verify.tolerances import GRADIENT, LOSS
 from voxloss_verify.verification import ELEMENTARY
 

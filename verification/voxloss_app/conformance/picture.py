@@ -15,7 +15,8 @@ from matplotlib.patches import Patch
 
 from voxloss_app.conformance.results import Cell, Row
 from voxloss_app.theme import DARK, LIGHT, Theme
-from voxloss_verify.laws.record import Level, Status
+from voxloss_verify.laws.record import Status
+from voxloss_verify.request import Level
 
 # Okabe and Ito 2008, distinct to the colour-blind too; the worse, the darker, with a sign in what fails a loss.
 HOLDS, WRONG, INACCURATE, ADVICE = "#009e73", "#a63c06", "#e69f00", "#f4e3a1"

@@ -18,9 +18,9 @@ from voxloss_app.finished import digest
 from voxloss_verify.check import run_checks
 from voxloss_verify.laws import LAWS, METRIC_LAWS
 from voxloss_verify.laws.law import Law
-from voxloss_verify.laws.record import LITERAL, Level, Record, Status
+from voxloss_verify.laws.record import LITERAL, Record, Status
 from voxloss_verify.laws.setting import Setting
-from voxloss_verify.request import ProfileName
+from voxloss_verify.request import Level, ProfileName
 from voxloss_verify.subject.metric import as_metric, is_metric
 from voxloss_verify.subject.subject import TargetError, subject_of
 

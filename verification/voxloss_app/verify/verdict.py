@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from voxloss_verify.laws.record import Level, Record, Status
+from voxloss_verify.laws.record import Record, Status
 from voxloss_verify.oracle.claims import Family
+from voxloss_verify.request import Level
 from voxloss_verify.verification import ELEMENTARY, Verification
 
 # So many are shown in three lines each; of the others there are the ids.

@@ -9,11 +9,12 @@ from dataclasses import replace
 import numpy as np
 
 from voxloss_verify.laws.law import is_true, law
-from voxloss_verify.laws.record import Finding, Level
+from voxloss_verify.laws.record import Finding
 from voxloss_verify.laws.setting import Setting
 from voxloss_verify.oracle import exact
 from voxloss_verify.oracle.generated import volumes
 from voxloss_verify.oracle.volumes import Volume, certain
+from voxloss_verify.request import Level
 from voxloss_verify.subject.subject import Subject
 
 

@@ -12,13 +12,14 @@ import torch
 
 from voxloss_verify.laws.edges import edges
 from voxloss_verify.laws.law import close, close_value, each_finite, is_true, law
-from voxloss_verify.laws.record import Finding, Level
+from voxloss_verify.laws.record import Finding
 from voxloss_verify.laws.setting import Setting
 from voxloss_verify.laws.sources import cube
 from voxloss_verify.oracle import exact
 from voxloss_verify.oracle.claims import FOCAL
 from voxloss_verify.oracle.generated import volumes
 from voxloss_verify.oracle.volumes import STORED, Volume
+from voxloss_verify.request import Level
 from voxloss_verify.subject.subject import Raised, Subject, TargetError
 
 

@@ -19,13 +19,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from voxloss.backends import BACKENDS, list_backends
 from voxloss_data import phantoms
 from voxloss_verify.laws.law import close, is_true, law
-from voxloss_verify.laws.record import Finding, Level
+from voxloss_verify.laws.record import Finding
 from voxloss_verify.laws.setting import Setting
 from voxloss_verify.laws.sources import cube, phantom_volume, rounded
 from voxloss_verify.oracle import exact
 from voxloss_verify.oracle.generated import volumes
 from voxloss_verify.oracle.sums import Image
 from voxloss_verify.oracle.volumes import Volume
+from voxloss_verify.request import Level
 from voxloss_verify.subject.ranks import RanksError, pickled
 from voxloss_verify.subject.subject import Raised, Subject, outcome
 from voxloss_verify.tolerances import GRADIENT

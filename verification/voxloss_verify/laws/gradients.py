@@ -12,7 +12,7 @@ from hypothesis.strategies import SearchStrategy
 
 from voxloss_verify.laws.edges import edges
 from voxloss_verify.laws.law import close, each_finite, is_true, law, of_scores
-from voxloss_verify.laws.record import Finding, Level
+from voxloss_verify.laws.record import Finding
 from voxloss_verify.laws.setting import Setting
 from voxloss_verify.oracle import exact
 from voxloss_verify.oracle.claims import Claims
@@ -20,6 +20,7 @@ from voxloss_verify.oracle.entropy import SMALLEST
 from voxloss_verify.oracle.generated import volumes
 from voxloss_verify.oracle.sums import AllSums
 from voxloss_verify.oracle.volumes import Volume
+from voxloss_verify.request import Level
 from voxloss_verify.subject.subject import Raised, Subject
 
 

@@ -12,13 +12,14 @@ from hypothesis.strategies import SearchStrategy
 from sklearn.metrics import f1_score, jaccard_score
 
 from voxloss_verify.laws.law import close, close_value, law, of_scores, unlabelled
-from voxloss_verify.laws.record import Finding, Level
+from voxloss_verify.laws.record import Finding
 from voxloss_verify.laws.setting import Setting
 from voxloss_verify.oracle import exact
 from voxloss_verify.oracle.claims import Claims
 from voxloss_verify.oracle.generated import volumes
 from voxloss_verify.oracle.sums import dice, jaccard, tversky
 from voxloss_verify.oracle.volumes import Volume, certain, target_for
+from voxloss_verify.request import Level
 from voxloss_verify.subject.subject import Subject
 from voxloss_verify.tolerances import LOSS
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from voxloss_verify.laws.law import close, close_value, is_true, law
-from voxloss_verify.laws.record import Finding, Level
+from voxloss_verify.laws.record import Finding
 from voxloss_verify.laws.setting import Setting
 from voxloss_verify.oracle import exact
 from voxloss_verify.oracle.claims import FOCAL, Claims
@@ -22,6 +22,7 @@ from voxloss_verify.oracle.confusion import FAMILIES as ALL_VOXELS
 from voxloss_verify.oracle.generated import volumes
 from voxloss_verify.oracle.sums import Image
 from voxloss_verify.oracle.volumes import Volume, certain, one_hot
+from voxloss_verify.request import Level
 from voxloss_verify.subject.subject import Outcome, Subject
 
 

@@ -10,11 +10,12 @@ import numpy as np
 from hypothesis.strategies import SearchStrategy
 from numpy.typing import ArrayLike
 
-from voxloss_verify.laws.record import Finding, Level
+from voxloss_verify.laws.record import Finding
 from voxloss_verify.laws.setting import Setting
 from voxloss_verify.oracle import exact
 from voxloss_verify.oracle.claims import Claims
 from voxloss_verify.oracle.volumes import Volume
+from voxloss_verify.request import Level
 from voxloss_verify.subject.subject import Outcome, Subject
 
 Check = Callable[[Subject, Volume, Setting], Iterable[Finding]]

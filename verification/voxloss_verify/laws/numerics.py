@@ -8,12 +8,13 @@ from dataclasses import replace
 import torch
 
 from voxloss_verify.laws.law import close, close_value, each_finite, is_true, law
-from voxloss_verify.laws.record import Finding, Level
+from voxloss_verify.laws.record import Finding
 from voxloss_verify.laws.setting import Setting
 from voxloss_verify.laws.sources import cube, mri_pair, volume_of
 from voxloss_verify.oracle import exact
 from voxloss_verify.oracle.generated import volumes
 from voxloss_verify.oracle.volumes import Volume
+from voxloss_verify.request import Level
 from voxloss_verify.subject.subject import Subject
 
 HALF = ("float16", "bfloat16")

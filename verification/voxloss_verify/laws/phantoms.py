@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from voxloss_data import Phantom, SpherePhantom
 from voxloss_data import phantoms as make
 from voxloss_verify.laws.law import close_value, is_true, law, unlabelled
-from voxloss_verify.laws.record import Finding, Level
+from voxloss_verify.laws.record import Finding
 from voxloss_verify.laws.setting import Setting
 from voxloss_verify.laws.sources import phantom_volume, phantom_volumes
 from voxloss_verify.oracle.claims import Claims
 from voxloss_verify.oracle.volumes import Volume
+from voxloss_verify.request import Level
 from voxloss_verify.subject.subject import Subject
 
 CLOSED_FORM = "the closed form, from the parameters of the phantom"

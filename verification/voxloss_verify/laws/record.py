@@ -12,6 +12,7 @@ import numpy as np
 from voxloss_data.files import save_nifti, save_text
 from voxloss_verify.oracle.sums import Image
 from voxloss_verify.oracle.volumes import Volume
+from voxloss_verify.request import Level
 
 # Volumes of up to so many numbers are written out in a snippet; larger ones are read from the NIfTI files.
 LITERAL = 256
@@ -19,14 +20,6 @@ LITERAL = 256
 # tolerances.
 WRONG = 1e-3
 WRONG_IN_TOLERANCES = 10
-
-
-class Level(str, Enum):
-    """What a broken law says of a loss. Formula and numerics fail it, interface is advice."""
-
-    formula = "formula"  # value or gradient do not follow from what is declared
-    numerics = "numerics"  # the formula, inaccurate, or not for all inputs, processes and threads
-    interface = "interface"  # what bad or empty input gets, the shape without reduction, compilation
 
 
 class Status(str, Enum):

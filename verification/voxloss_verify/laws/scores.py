@@ -11,13 +11,14 @@ import torch
 from hypothesis.strategies import SearchStrategy
 
 from voxloss_verify.laws.law import METRIC_LAWS, close, is_true, law
-from voxloss_verify.laws.record import Finding, Level
+from voxloss_verify.laws.record import Finding
 from voxloss_verify.laws.setting import Setting
 from voxloss_verify.oracle import hard
 from voxloss_verify.oracle.claims import Claims
 from voxloss_verify.oracle.generated import volumes
 from voxloss_verify.oracle.sums import Image
 from voxloss_verify.oracle.volumes import Volume, certain, one_hot, target_for
+from voxloss_verify.request import Level
 from voxloss_verify.subject.metric import Metric
 from voxloss_verify.subject.subject import Outcome, Raised, Subject
 

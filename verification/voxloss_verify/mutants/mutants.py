@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, distributed
 
 from voxloss_verify.laws import LAWS
-from voxloss_verify.laws.record import Level
 from voxloss_verify.mutants.textbook import Textbook, TextbookCompound
 from voxloss_verify.oracle.claims import Claims
+from voxloss_verify.request import Level
 from voxloss_verify.subject.subject import Subject, subject_of
 
 
