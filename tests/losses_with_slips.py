@@ -78,6 +78,23 @@ def background_before_the_softmax(x: Tensor, y: Tensor) -> Tensor:
     return 1 - ((2 * (p * g).sum(AXES) + 1) / (p.sum(AXES) + g.sum(AXES) + 1)).mean()
 
 
+def axes_exchanged(x: Tensor, y: Tensor) -> Tensor:
+    p = x.double().softmax(1)
+    g = F.one_hot(y[:, 0].long(), x.shape[1]).permute(0, 4, 2, 1, 3).reshape(p.shape)
+    return 1 - ((2 * (p * g).sum(AXES) + 1) / (p.sum(AXES) + g.sum(AXES) + 1)).mean()
+
+
+def axes_in_another_order(x: Tensor, y: Tensor) -> Tensor:
+    p = x.double().softmax(1)
+    g = F.one_hot(y[:, 0].long(), x.shape[1]).permute(0, 4, 3, 1, 2).reshape(p.shape)
+    return 1 - ((2 * (p * g).sum(AXES) + 1) / (p.sum(AXES) + g.sum(AXES) + 1)).mean()
+
+
+def target_flipped(x: Tensor, y: Tensor) -> Tensor:
+    p, g = x.double().softmax(1), _of(y, x.shape[1]).flip(4)
+    return 1 - ((2 * (p * g).sum(AXES) + 1) / (p.sum(AXES) + g.sum(AXES) + 1)).mean()
+
+
 _SMOOTH = {"activation": "softmax", "labels": "map", "smooth_nr": 1.0, "smooth_dr": 1.0}
 _TVERSKY = {**_SMOOTH, "alpha": 0.3, "beta": 0.7}
 # The loss, what was meant, and words that the explanation has.
@@ -90,6 +107,9 @@ SLIPS: list[tuple[Callable[[Tensor, Tensor], Tensor], str, dict[str, Any], str]]
     (over_the_batch, "dice", _SMOOTH, "--claim batch=true"),
     (swapped, "tversky", _TVERSKY, "--claim alpha=0.7 --claim beta=0.3"),
     (power_of_the_mean, "focal_tversky", {**_TVERSKY, "gamma": 4 / 3}, "the power is taken of the mean"),
+    (axes_exchanged, "dice", _SMOOTH, "axes 2 and 3 of the target are exchanged"),
+    (axes_in_another_order, "dice", _SMOOTH, "axes 2, 3, 4 of the target are in the order 4, 2, 3"),
+    (target_flipped, "dice", _SMOOTH, "the target is flipped along axis 4"),
     (union_is_the_sum, "jaccard", _SMOOTH, "the intersection is not subtracted from the union"),
     (
         background_before_the_softmax,

@@ -138,6 +138,7 @@ def test_scikit_learns_hold(name: str, kwargs: dict[str, Any]) -> None:
     assert broken(getattr(sklearn.metrics, name), **kwargs) == {}
 
 
+@pytest.mark.integration
 def test_nnunets_holds() -> None:
     predictions = pytest.importorskip("nnunetv2.evaluation.evaluate_predictions")
     iou = replace_family("iou_metric")

@@ -101,7 +101,34 @@ def test_independent_channels() -> None:
     assert counts.both.tolist() == (p & (target == 1)).sum((2, 3, 4)).tolist()
     assert counts.predicted.tolist() == p.sum((2, 3, 4)).tolist()
     assert counts.reference.tolist() == target.sum((2, 3, 4)).tolist()
-    assert OverlapMetric(include_background=False, sigmoid=True)(x, target).shape == (2, 2)
+
+
+def test_the_first_of_independent_channels_is_left_out_like_a_background() -> None:
+    """As MONAI's metrics and the losses do; of a single channel it is not."""
+    x, target = logits(channels=2), (torch.rand(2, 2, 5, 6, 7) > 0.5).double()
+    every = OverlapMetric(sigmoid=True)(x, target)
+    metric = OverlapMetric(include_background=False, sigmoid=True)
+    assert metric(x, target).tolist() == every[:, 1:].tolist()
+    metric.reset()
+    assert metric(x[:, :1], target[:, :1]).tolist() == every[:, :1].tolist()
+
+
+def test_ignored_voxels_of_independent_channels() -> None:
+    """Those of the channel `ignore_index`, which has no score then; without one those of that value."""
+    x, target = logits(channels=3), (torch.rand(2, 3, 5, 6, 7) > 0.5).double()
+    ignored = target[:, 1:2] == 1
+    got = overlap_counts(x, target, sigmoid=True, ignore_index=1)
+    p, g = ((mask & ~ignored).sum((2, 3, 4)) for mask in (x > 0, target == 1))
+    assert (got.predicted.tolist(), got.reference.tolist()) == (p.tolist(), g.tolist())
+    assert OverlapMetric(sigmoid=True, ignore_index=1)(x, target).shape == (2, 2)
+    by_value = overlap_counts(x, target.masked_fill(ignored, 255), sigmoid=True, ignore_index=255)
+    assert [column.tolist() for column in by_value] == [column.tolist() for column in got]
+
+
+def test_nothing_to_reduce_is_an_error() -> None:
+    for method in ("aggregate", "counts", "get_buffer"):
+        with pytest.raises(ValueError, match="expected at least one call"):
+            getattr(OverlapMetric(), method)()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ The counts are whole numbers and additive over samples and ranks, so that scores
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -75,7 +75,8 @@ def overlap_counts(
         num_classes: C, needed if both are label maps.
         sigmoid: channels are independent: each is predicted where σ(y_pred) > `threshold`, and `y` has as many.
         threshold: of a probability.
-        ignore_index: voxels with this label in `y` count nowhere; with a one-hot `y`, those of this channel.
+        ignore_index: voxels with this label in `y` are left out; with one channel per class in `y`, those whose
+            channel `ignore_index` is 1, or, with `sigmoid` and no such channel, those with this value in all.
 
     Raises:
         ShapeError: if the shapes do not fit together.
@@ -134,8 +135,11 @@ def _independent(y_pred: Tensor, y: Tensor, threshold: float, ignore_index: int 
     if bool(torch.isnan(y_pred).any()):
         raise ValueError("y_pred: expected numbers, got NaN.")
     ignored = None
-    if ignore_index is not None:
+    if ignore_index is not None and y.shape[1] > 1 and 0 <= ignore_index < y.shape[1]:
+        ignored = y[:, ignore_index : ignore_index + 1] == 1
+    elif ignore_index is not None:
         ignored = (y == ignore_index).all(1, keepdim=True)
+    if ignored is not None:
         y = y.masked_fill(ignored, 0)
     _require_one_hot(y)
     g = y != 0
@@ -203,7 +207,7 @@ class OverlapMetric:
         metric.reset()
 
     Args:
-        include_background: whether channel 0 counts.
+        include_background: whether channel 0 counts; of a single channel it does.
         reduction: of the scores `[samples, C]`, NaN left out: "none", "mean", "sum", "mean_batch" (over samples),
             "sum_batch", "mean_channel" (over classes), "sum_channel"; or of the counts: "dataset", the score
             `[C]` of the sum over all samples, and "dataset_mean", its mean.
@@ -289,15 +293,13 @@ class OverlapMetric:
 
         Raises ValueError if there are none.
         """
-        held = [OverlapCounts(*map(torch.cat, zip(*self._counts, strict=True)))] if self._counts else []
+        held = [_joined(self._counts)] if self._counts else []
         if self.group is not None and dist.is_available() and dist.is_initialized():
             group = dist.group.WORLD if self.group == "world" else self.group
             gathered: list[list[OverlapCounts]] = [[] for _ in range(dist.get_world_size(group))]
             dist.all_gather_object(gathered, held, group=group)
             held = [counts for rank in gathered for counts in rank]
-        if not held:
-            raise ValueError("expected at least one call before aggregate(), got none.")
-        return OverlapCounts(*map(torch.cat, zip(*held, strict=True)))
+        return _joined(held)
 
     def reset(self) -> None:
         """Forget all counts."""
@@ -305,20 +307,26 @@ class OverlapMetric:
 
     def get_buffer(self) -> Tensor:
         """The scores `[samples, C]` of this rank so far, as MONAI's metrics return them."""
-        return self._scores(OverlapCounts(*map(torch.cat, zip(*self._counts, strict=True))))
+        return self._scores(_joined(self._counts))
 
     def _that_count(self, counts: OverlapCounts) -> OverlapCounts:
         channels = counts.both.shape[1]
         chosen = [
             c
             for c in range(channels)
-            if c != self.ignore_index and (c or self.include_background or self.sigmoid or channels == 1)
+            if channels == 1 or (c != self.ignore_index and (c or self.include_background))
         ]
         return OverlapCounts(*(of_classes(column, chosen) for column in counts))
 
     def _scores(self, counts: OverlapCounts) -> Tensor:
         scores = counts.dice(self.empty) if self.metric == "dice" else counts.iou(self.empty)
         return torch.where(counts.reference == 0, torch.nan, scores) if self.ignore_empty else scores
+
+
+def _joined(held: Sequence[OverlapCounts]) -> OverlapCounts:
+    if not held:
+        raise ValueError("expected at least one call before the scores are reduced, got none.")
+    return OverlapCounts(*map(torch.cat, zip(*held, strict=True)))
 
 
 def _require_reduction(reduction: str) -> Reduction:

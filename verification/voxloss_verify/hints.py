@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from voxloss_verify.laws.sources import cube
 from voxloss_verify.oracle import exact
 from voxloss_verify.oracle.claims import Claims
-from voxloss_verify.oracle.volumes import Volume
+from voxloss_verify.oracle.volumes import Volume, from_probabilities, target_for
 from voxloss_verify.slips import slips, value
 from voxloss_verify.subject.subject import Outcome, Raised, Subject
 from voxloss_verify.tolerances import ROUNDING
@@ -83,9 +84,25 @@ def tried(subject: Subject, wrong: Volume) -> list[tuple[Volume, Outcome]]:
         parts[0].changed(input=np.concatenate([part.input for part in parts]), target=target),
     ]
     try:
-        return [(volume, subject.value(volume)) for volume in volumes]
+        found = [(volume, subject.value(volume)) for volume in volumes]
     except Raised:
         return []
+    uneven = _uneven(wide, dtype)
+    with suppress(Raised):  # a loss may take cubes only
+        found.append((uneven, subject.value(uneven)))
+    return found
+
+
+def _uneven(claims: Claims, dtype: str) -> Volume:
+    """As many voxels of each class, and axes of different lengths: which of them are exchanged shows."""
+    channels = claims.fixed_channels or max(2, claims.named_channels)
+    spatial = (2, 3, 4)[3 - claims.spatial_dims :]
+    generator = np.random.default_rng(0)
+    labels = generator.permutation(np.arange(np.prod(spatial)) % max(2, channels)).reshape(1, 1, *spatial)
+    shares = generator.dirichlet(np.ones(max(2, channels)), spatial)
+    p = np.moveaxis(shares, -1, 0)[None, -channels:]
+    input = from_probabilities(claims, p, dtype)
+    return Volume("uneven", input, target_for(claims, labels, channels), dtype)
 
 
 def _changes(claims: Claims) -> Iterator[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ class Slip:
         left_out: the spatial axis that the sums leave out.
         union_is_sum: the intersection is not subtracted from the union.
         background_first: the background is dropped before the softmax, not after it.
+        order, flipped: in which the target's spatial axes come, and of which one its voxels come last to first.
     """
 
     said: str
@@ -40,6 +42,8 @@ class Slip:
     left_out: int | None = None
     union_is_sum: bool = False
     background_first: bool = False
+    order: tuple[int, ...] = ()
+    flipped: int | None = None
 
 
 def slips(claims: Claims) -> Iterator[Slip]:
@@ -68,6 +72,13 @@ def slips(claims: Claims) -> Iterator[Slip]:
         yield Slip(said, divides_by_weights=True)
     for axis in axes:
         yield Slip(f"the sums leave out axis {axis}", left_out=axis)
+        yield Slip(f"the target is flipped along axis {axis}", flipped=axis)
+    for order in list(permutations(axes))[1:]:
+        moved = [axis for axis, other in zip(axes, order, strict=True) if axis != other]
+        said = f"axes {moved[0]} and {moved[1]} of the target are exchanged"
+        if len(moved) > 2:
+            said = f"axes 2, 3, 4 of the target are in the order {', '.join(map(str, order))}"
+        yield Slip(f"{said}, and its voxels reshaped to the size of the prediction", order=order)
 
 
 def value(claims: Claims, slip: Slip, volume: Volume) -> float:
@@ -80,6 +91,10 @@ def value(claims: Claims, slip: Slip, volume: Volume) -> float:
             probabilities(np.moveaxis(p, slip.softmax_axis, 1), claims.activation), 1, slip.softmax_axis
         )
     g = np.asarray(one_hot_target(volume), np.float64)
+    if slip.order:
+        g = g.transpose(0, 1, *slip.order).reshape(g.shape)
+    if slip.flipped is not None:
+        g = np.flip(g, slip.flipped)
     axes = tuple(axis for axis in range(2, p.ndim) if axis != slip.left_out)
     axes = (0, *axes) if claims.batch else axes
 
