@@ -107,7 +107,7 @@ class FocalTversky(nn.Module):
         tp = (p * g).sum(axes)
         fp, fn = p.sum(axes) - tp, g.sum(axes) - tp
         tversky = (tp + 1.0) / (tp + 0.7 * fn + 0.3 * fp + 1.0)
-        return ((1 - tversky).clamp(min=1e-12) ** 0.75).mean()  # the slope of the power is infinite at 0
+        return ((1 - tversky).clamp(min=1e-12) ** 0.75).mean()  # the gradient of the power is infinite at 0
 
 
 class NegativeDice(nn.Module):

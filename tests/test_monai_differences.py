@@ -81,6 +81,17 @@ def test_half_precision_inputs_of_real_size(name: str, size: int) -> None:
     assert gradient.isfinite().all()
 
 
+def test_sums_inside_autocast_on_the_cpu() -> None:
+    x, labels = logits(dtype=torch.bfloat16), label_map()  # a network's
+    options: dict[str, Any] = {"softmax": True, "to_onehot_y": True}
+    exact = voxloss.DiceLoss(**options)(x.double(), labels).item()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert x.softmax(1).sum().dtype == torch.bfloat16
+        theirs, ours = (module.DiceLoss(**options)(x, labels).item() for module in (monai.losses, voxloss))
+    assert ours == pytest.approx(exact, abs=LOSS["float32"])
+    assert abs(theirs - exact) > 2e-5
+
+
 @pytest.mark.parametrize("options", [{"soft_label": True}, {"squared_pred": True}], ids=str)
 def test_soft_labels_and_squared_denominators_in_float32(options: dict[str, Any]) -> None:
     p = torch.rand(1, 1, 257, 257, 257) if "squared_pred" in options else torch.full((1, 1, 257, 257, 257), 0.25)

@@ -82,15 +82,17 @@ def test_what_one_cause_explains_is_one_entry(verify: Verify) -> None:  # noqa: 
     assert code == 1
     lines = out.split("\n\n")[1].splitlines()
     assert lines[0] == (
-        "The formula is not that of a Tversky loss, as it is declared: 2 of 2 checks are broken. "
+        "The formula is not that of a Tversky loss with these properties: 2 of 2 formula checks are broken. "
         "It would be right with --claim alpha=0.7 --claim beta=0.3."
     )
     # Half precision is as wrong, for the same reason.
-    assert lines[1].startswith("Numerics: no problem (2 checks). Interface: 1 finding, ")
-    assert lines[2] == "law 24, accuracy at every size: wrong; law 3, 25 may be broken by the same cause"
+    assert lines[1].startswith(
+        "Numerics: no problem of their own (2 checks, 1 more broken by the wrong formula). Interface: 1 finding, "
+    )
+    assert lines[2] == "check 24, the value: wrong; probably by the same cause: 3, 25"
     assert lines[3].startswith("    on drawn (labels: ")
     assert lines[4].startswith("    loss: expected 0.")
-    assert lines[5].startswith("advice, law 31a, bad labels are errors: expected an error for ")
+    assert lines[5].startswith("advice, check 31a, bad labels are errors: expected an error for ")
     assert len(lines) == 6
 
 
@@ -100,10 +102,19 @@ def test_a_broken_invariance_is_named(verify: Verify) -> None:  # noqa: F811
     claims = [word for claim in ("labels=map", "activation=softmax") for word in ("--claim", claim)]
     laws = [word for law in ("1", "13a", "13c", "24") for word in ("--law", law)]
     _, out, _ = verify("mine.py:dice", "--as", "dice", *claims, *laws)
-    (line,) = [line for line in out.splitlines() if line.startswith("law 24, accuracy at every size: wrong")]
-    assert "; and law 13a, the order of voxels and items" in line
-    assert "; and law 13c, the shape of the volume" in line
-    assert line.endswith("; law 1 may be broken by the same cause")
+    (line,) = [line for line in out.splitlines() if line.startswith("check 24, the value: wrong")]
+    assert line.split("; ")[1].startswith("also broken: ")
+    assert "13a the order of voxels and items" in line
+    assert "13c the shape of the volume" in line
+    assert line.endswith("; probably by the same cause: 1")
+    assert "The value is what results if the target is flipped along axis 2." in out
+    Path("mine.py").write_text(FLIPPED.replace(".flip(2)", ".flip(2).roll(1, 3)"))
+    _, out, _ = verify("mine.py:dice", "--as", "dice", *claims, *laws)
+    assert "They change with the places of the voxels (check " in out
+    assert "look for a permute, reshape or flip" in out
+    _, out, _ = verify("mine.py:dice", "--as", "dice", *claims, "--law", "24", "--level", "formula")
+    assert "No known slip and no other properties explain the values." in out
+    assert "Numerics: not checked. Interface: not checked." in out
 
 
 FLIPPED = """
@@ -136,14 +147,14 @@ def test_a_verdict_is_short_whatever_is_broken() -> None:
         status = Status.holds if law.level is Level.formula else Status.broken
         verification.records.append(Record(law.id, law.name, status, "why" * 100, 9, finding, level=law.level))
     lines = list(verdict(verification))
-    assert lines[0] == "The formula is that of a Dice loss (30 checks, 270 volumes)."
+    assert lines[0] == "The formula is that of a Dice loss (30 formula checks, 270 volumes)."
     assert (
         lines[1]
         == "Numerics: 12 problems (12 checks). Interface: 7 findings, as advice, unless --strict is given."
     )
-    assert sum(line.startswith("law ") for line in lines) == 8
-    assert "and 4 more: law " in "\n".join(lines)
-    assert sum(line.startswith("advice, law ") for line in lines) == 7
+    assert sum(line.startswith("check ") for line in lines) == 8
+    assert "and 4 more: check " in "\n".join(lines)
+    assert sum(line.startswith("advice, check ") for line in lines) == 7
     assert len(lines) <= 33
     assert max(map(len, lines)) <= 200
 

@@ -55,8 +55,8 @@ def check_loss(
 
     Args:
         loss: "module:Name", "file.py:Name", a class, an instance or a function (input, target) -> Tensor.
-        claims: what the loss says of itself; None reads that off an instance of a class that `subject.readers`
-            knows: of voxloss, MONAI, nnU-Net, kornia, SMP, torchmetrics.
+        claims: the properties that it is checked for; None reads them off an instance of a class that
+            `subject.readers` knows: of voxloss, MONAI, nnU-Net, kornia, SMP, torchmetrics.
         kwargs: the arguments of a class.
         device: where the loss runs.
         profile: "quick", "default" or "thorough": how many volumes are drawn, and how large the given ones are.

@@ -56,11 +56,13 @@ class Form:
 
     def __str__(self) -> str:
         if self.fits:
-            how = "Of the forms that were tried this one fits, and the loss is judged by it"
+            how = (
+                "Of the combinations that were tried this one gives its values, and the loss is verified with it"
+            )
         elif self.slip:
-            how = "No form that was tried fits; this one would, but for a slip"
+            how = "No combination that was tried gives its values; this one would, but for a slip"
         else:
-            how = "No form that was tried fits; this one is nearest"
+            how = "No combination that was tried gives its values; this one is nearest"
         return f"No --claim was given. {how}: {options(self.claimed)}"
 
 

@@ -30,7 +30,10 @@ _Quiet = Annotated[
 _Verbose = Annotated[
     bool,
     typer.Option(
-        "--verbose", "-v", help="Log on stderr what is done, in the place of bars.", rich_help_panel=_ENDINGS
+        "--verbose",
+        "-v",
+        help="Log on stderr what is done, in the place of bars; `verify` shows every check.",
+        rich_help_panel=_ENDINGS,
     ),
 ]
 _Debug = Annotated[

@@ -14,7 +14,7 @@ from voxloss_app.terminal import is_quiet, is_verbose, progress_bar, results_con
 from voxloss_app.verify.report import write_html, write_json
 from voxloss_app.verify.verdict import verdict
 from voxloss_verify.laws.record import Record, Status
-from voxloss_verify.request import VerifyRequest
+from voxloss_verify.request import Level, VerifyRequest
 from voxloss_verify.subject.devices import device_name
 from voxloss_verify.verification import Verification
 
@@ -26,7 +26,7 @@ STYLES = {
     Status.unexpected: "yellow",
 }
 # Of the lines of the verdict.
-_STARTS = {"law ": "bold red", "warning": "yellow", "advice": "yellow"}
+_STARTS = {"check ": "bold red", "warning": "yellow", "advice": "yellow"}
 
 
 def verify_and_show(request: VerifyRequest, html: Path | None, json: Path | None) -> int:
@@ -138,7 +138,8 @@ def _show_summary(console: Console, verification: Verification) -> None:
     console.print(f"\n{summary(verification)}")
     if verification.files and not is_verbose():
         console.print(
-            f"counter-examples: {verification.request.folder}, a script for each law; --verbose shows them"
+            f"counter-examples: {verification.request.folder}, with a script for each, such as "
+            f"{next(iter(verification.files.values()))[-1].name}; --verbose shows them"
         )
 
 
@@ -147,7 +148,12 @@ def summary(verification: Verification) -> str:
     counts = Counter(record.status for record in verification.records)
     parts = [f"{counts[Status.holds]} {'holds' if counts[Status.holds] == 1 else 'hold'}"]
     others = (Status.broken, Status.unexpected, Status.expected, Status.not_applicable)
-    parts += [f"{counts[status]} {status.value}" for status in others if counts[status]]
+    levels = Counter(record.level for record in verification.records if record.status is Status.broken)
+    by_level = ", ".join(f"{levels[level]} {level.value}" for level in Level if levels[level])
+    for status in others:
+        if counts[status]:
+            of_levels = f" ({by_level})" if status is Status.broken and len(levels) > 1 else ""
+            parts.append(f"{counts[status]} {status.value}{of_levels}")
     line = f"{', '.join(parts)} in {verification.seconds:.0f} s"
     stale = [
         r.law for r in verification.records if r.status is Status.not_applicable and r.law in verification.xfails

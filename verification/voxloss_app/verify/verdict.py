@@ -13,6 +13,8 @@ from voxloss_verify.verification import ELEMENTARY, Verification
 SHOWN = 8
 LONGEST = 200
 
+# Those of places: prediction and target do not meet voxel by voxel.
+OF_PLACES = ("13a", "13c")
 # Invariances: a loss that breaks one does not only take another ratio.
 TELLING = ("13a", "13b", "13c", "15", "16b", "18", "19a", "19c")
 
@@ -47,54 +49,78 @@ def verdict(verification: Verification) -> Iterator[str]:
         yield "It computes in float32, also for float64 inputs: these are judged at the resolution of float32."
     broken = sorted((r for r in records if r.status is Status.broken and not r.is_advice), key=_rank)
     groups = list(_causes(broken))
-    yield f"{_numerics(records, groups)} {_interface(verification)}"
+    yield f"{_numerics(verification, groups)} {_interface(verification)}"
     for group in groups[:SHOWN]:
         yield from _shown(group)
     if len(groups) > SHOWN:
-        yield f"and {len(groups) - SHOWN} more: law {', '.join(group[0].law for group in groups[SHOWN:])}"
+        yield f"and {len(groups) - SHOWN} more: check {', '.join(group[0].law for group in groups[SHOWN:])}"
     for record in records:
         if record.status is Status.unexpected:
-            yield _cut(f"warning, law {record.law}, {record.name}: holds here, {record.reason}")
+            yield _cut(f"warning, check {record.law}, {record.name}: holds here, {record.reason}")
     for record in records:
         if record.is_advice:
-            yield _cut(f"advice, law {record.law}, {record.name}: {record.reason}")
+            yield _cut(f"advice, check {record.law}, {record.name}: {record.reason}")
 
 
 def _formula(verification: Verification) -> str:
-    levels = {law.id: law.level for law in verification.laws}
-    run = [
-        r
-        for r in verification.records
-        if levels[r.law] is Level.formula and r.status is not Status.not_applicable
-    ]
+    run = _run(verification, Level.formula)
     broken = [r for r in run if r.status is Status.broken and r.level is Level.formula]
     kind = KINDS[verification.subject.claims.family]
     if not run:
         return f"Whether the formula is that of {kind} was not checked."
-    if broken:
-        checks = f"{len(broken)} of {_counted(len(run), 'check')} {'is' if len(broken) == 1 else 'are'} broken"
-        line = f"The formula is not that of {kind}, as it is declared: {checks}."
-    else:
+    if not broken:
         volumes = sum(record.examples for record in run)
-        line = f"The formula is that of {kind} ({_counted(len(run), 'check')}, {_counted(volumes, 'volume')})."
-    hint = next((r.hint for r in broken if r.hint), "")
-    return f"{line} {hint[0].upper()}{hint[1:]}." if hint else line
+        checks = _counted(len(run), "formula check")
+        return f"The formula is that of {kind} ({checks}, {_counted(volumes, 'volume')})."
+    verb = "is" if len(broken) == 1 else "are"
+    checks = f"{len(broken)} of {_counted(len(run), 'formula check')} {verb} broken"
+    return f"The formula is not that of {kind} with these properties: {checks}. {_explanation(broken)}".rstrip()
 
 
-def _numerics(records: Sequence[Record], groups: Sequence[Sequence[Record]]) -> str:
-    """Without those that a wrong formula explains."""
-    run = [r for r in records if r.level is Level.numerics and r.status is not Status.not_applicable]
+def _explanation(broken: Sequence[Record]) -> str:
+    """A slip or other claims that explain a wrong value; else where to look."""
+    hint = next((record.hint for record in broken if record.hint), "")
+    if hint:
+        return f"{hint[0].upper()}{hint[1:]}."
+    if not any(record.law == ELEMENTARY[0] for record in broken):
+        return ""
+    places = [record.law for record in broken if record.law in OF_PLACES]
+    if not places:
+        return "No known slip and no other properties explain the values."
+    checks = ", ".join(places)
+    return (
+        f"No known slip explains the values. They change with the places of the voxels (check {checks}): look for "
+        "a permute, reshape or flip of prediction or target."
+    )
+
+
+def _numerics(verification: Verification, groups: Sequence[Sequence[Record]]) -> str:
+    """Problems of their own, apart from those that a wrong formula explains."""
+    run = _run(verification, Level.numerics)
+    if not run:
+        return "Numerics: not checked."
     own = sum(len(group) for group in groups if group[0].level is Level.numerics)
-    problems = _counted(own, "problem") if own else "no problem"
-    return f"Numerics: {problems} ({_counted(len(run), 'check')})."
+    explained = sum(record.status is Status.broken for record in run) - own
+    also = f", {explained} more broken by the wrong formula" if explained > 0 else ""
+    problems = _counted(own, "problem") if own else "no problem of their own" if also else "no problem"
+    return f"Numerics: {problems} ({_counted(len(run), 'check')}{also})."
 
 
 def _interface(verification: Verification) -> str:
+    if not _run(verification, Level.interface):
+        return "Interface: not checked."
     found = sum(record.is_advice for record in verification.records)
     if not found:
         return "Interface: no finding."
     meaning = "with --strict" if verification.request.strict else "as advice, unless --strict is given"
     return f"Interface: {_counted(found, 'finding')}, {meaning}."
+
+
+def _run(verification: Verification, level: Level) -> list[Record]:
+    """The records of the laws of a level that apply."""
+    levels = {law.id: law.level for law in verification.laws}
+    applied = (r for r in verification.records if r.status is not Status.not_applicable)
+    return [record for record in applied if levels[record.law] is level]
 
 
 def _counted(number: int, what: str) -> str:
@@ -133,7 +159,7 @@ def _shown(group: Sequence[Record]) -> Iterator[str]:
     record, *others = group
     worst = record.worst
     how = _how(record)
-    yield _cut(f"law {record.law}, {record.name}: {how}{_also(others)}")
+    yield _cut(f"check {record.law}, {record.name}: {how}{_also(others)}")
     if record.worst_where:
         yield _cut(f"    on {record.worst_where}")
     yield _cut(f"    {record.worst if worst is not None else record.reason}")
@@ -141,10 +167,10 @@ def _shown(group: Sequence[Record]) -> Iterator[str]:
 
 def _also(others: Sequence[Record]) -> str:
     """What the same cause may break; by name the laws that another ratio of the same sums would not break."""
-    telling = [record for record in others if record.law in TELLING]
+    telling = [f"{record.law} {record.name}" for record in others if record.law in TELLING]
     rest = [record.law for record in others if record.law not in TELLING]
-    named = "".join(f"; and law {record.law}, {record.name}" for record in telling)
-    return f"{named}; law {', '.join(rest)} may be broken by the same cause" if rest else named
+    also = f"; also broken: {', '.join(telling)}" if telling else ""
+    return f"{also}; probably by the same cause: {', '.join(rest)}" if rest else also
 
 
 def _how(record: Record) -> str:
@@ -158,4 +184,8 @@ def _how(record: Record) -> str:
 
 
 def _cut(line: str) -> str:
-    return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
+    """At most `LONGEST` characters, of a list whole entries."""
+    if len(line) <= LONGEST:
+        return line
+    whole = line[: LONGEST - 3].rpartition("; ")[0]
+    return f"{whole}; …" if len(whole) > LONGEST // 2 else f"{line[: LONGEST - 1]}…"

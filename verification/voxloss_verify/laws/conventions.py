@@ -164,7 +164,7 @@ def _refused(subject: Subject, volume: Volume, cases: Iterable[Bad]) -> Iterator
             unchanged = all(map(_same, tensors, copies))
             yield is_true(f"unchanged tensors after the error for {bad.what}", unchanged)
             continue
-        accepted.append(f"{bad.what} (it costs {value:.3g})")
+        accepted.append(f"{bad.what} (accepted, with a loss of {value:.3g})")
         first = first or bad
     if not tried:
         return

@@ -223,7 +223,7 @@ def symmetry(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Fin
         finding = close("loss", found.value, subject.value(other_way).value, tolerance, found.dtype)
         yield replace(finding, other=other_way)
         return
-    yield close_value("loss with α and β swapped", subject, found, other_way, turned)
+    yield close_value("loss, to be T_βα(g, p)", subject, found, other_way, turned)
     remade = subject.with_arguments(turned, alpha=claims.beta, beta=claims.alpha)
     if remade is not None:
         finding = close("loss", found.value, remade.value(other_way).value, tolerance, found.dtype)

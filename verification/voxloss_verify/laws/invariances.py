@@ -287,7 +287,7 @@ def batch(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
     because="a mean over items is declared",
     oracle="the mean of the losses of batches of one, and their gradients",
     domain=lambda subject, setting: (
-        None if "equal batch" in subject.claims.shard_kinds else "a mean over items of one size is not claimed"
+        None if subject.claims.is_mean_of_items else "a mean over items of one size is not claimed"
     ),
     strategy=lambda claims: volumes(claims, samples=3).filter(lambda volume: len(volume.input) > 1),
 )

@@ -31,7 +31,7 @@ class Law:
         name: in a few words.
         level: what it says of a loss that it is broken, `because` of what.
         statement: what must be true, with the equation.
-        oracle: who says what is right.
+        oracle: what the loss is compared with.
         tolerance: how far off a loss may be.
         domain: why it does not apply to a loss, None if it does.
         check: the findings on one volume.

@@ -38,7 +38,7 @@ def _accuracy_volumes(subject: Subject, setting: Setting) -> Iterator[Volume]:
 
 @law(
     "24",
-    "accuracy at every size",
+    "the value",
     level=Level.formula,
     because="the value of the declared formula",
     oracle="integer counts and exact dyadic sums; math.fsum above 4096 voxels",

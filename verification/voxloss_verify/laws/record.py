@@ -109,7 +109,7 @@ class CounterExample:
         if self.is_metric:
             return "\n".join([*lines, "value = loss(input, target)", f"print(value)  # {self.message}"])
         lines += [*self.code, "input.requires_grad_()", "value = loss(input, target)", "value.sum().backward()"]
-        if self.message.startswith("∂L/∂input"):
+        if self.message.startswith("∂L/∂input") and self.other is None:
             at = re.match(r"[^:]* at \[([\d, ]+)\]:", self.message)
             element = f"input.grad[{at[1]}]" if at else "input.grad"
             lines += [
@@ -118,10 +118,12 @@ class CounterExample:
                 f"print({element}.tolist())  # {self.message}",
             ]
         else:
-            lines += [f"print(value.tolist())  # {self.message}", "print(input.grad)"]
+            said = self.message if self.other is None else "of this volume"
+            lines += [f"print(value.tolist())  # {said}", "print(input.grad)"]
         if self.other is not None:
             lines += ["other_input.requires_grad_()", "other_value = loss(other_input, other_target)"]
-            lines += ["other_value.sum().backward()", "print(other_value.tolist())", "print(other_input.grad)"]
+            lines += ["other_value.sum().backward()"]
+            lines += [f"print(other_value.tolist())  # of the other; {self.message}", "print(other_input.grad)"]
         if self.other_gradient:
             lines += [f"print((other_input.grad - {self.other_gradient}).abs().max())  # must be about 0"]
         return "\n".join(lines)

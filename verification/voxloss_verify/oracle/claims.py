@@ -383,13 +383,16 @@ class Claims:
         """The splits that are claimed, by name or by being a mean over items."""
         if self.shards is not None:
             return self.shards
+        return ("equal batch",) if self.is_mean_of_items else ()
+
+    @property
+    def is_mean_of_items(self) -> bool:
+        """Whether a batch costs the mean of what its items cost each by itself, for items of one size."""
         if self.parts:
-            kinds = [part.shard_kinds for _, part in self.parts]
-            return tuple(kind for kind in kinds[0] if all(kind in other for other in kinds))
-        by_item = not self.batch and self.reduction == "mean" and not self.leaves_out
+            return all(part.is_mean_of_items for _, part in self.parts)
         if self.by_voxel:
-            by_item = self.reduction == "mean" and self.ignore_index is None and self._divides_alike
-        return ("equal batch",) if by_item else ()
+            return self.reduction == "mean" and self.ignore_index is None and self._divides_alike
+        return not self.batch and self.reduction == "mean" and not self.leaves_out
 
     @property
     def _divides_alike(self) -> bool:
