@@ -89,8 +89,8 @@ def _explanation(broken: Sequence[Record]) -> str:
         return "No known slip and no other properties explain the values."
     checks = ", ".join(places)
     return (
-        f"No known slip explains the values. They change with the places of the voxels (check {checks}): look for "
-        "a permute, reshape or flip of prediction or target."
+        f"No known slip explains the values. They change with the places of the voxels (check {checks}): "
+        "look for a permute, reshape or flip of prediction or target."
     )
 
 
