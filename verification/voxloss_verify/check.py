@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -213,6 +214,8 @@ class _Examiner:
             for volume in self.law.given(self.subject, self.setting) if self.law.given else ():
                 self.examine(volume)
         except Broken as broken:
+            if self.law.level is Level.formula and not self.is_wrong:
+                self._look_further()
             return broken
         return None
 
@@ -253,13 +256,36 @@ class _Examiner:
                 last = broken
                 raise
 
-        phases = [Phase.explicit, Phase.generate, *([Phase.shrink] if self.setting.shrink else [])]
+        try:
+            self._draw(examine, shrink=self.setting.shrink)
+        except Flaky as error:
+            assert last is not None
+            message = f"{last.message}, and not each time it was tried"
+            raise Broken(last.volume, last.finding, message, last.raised) from error
+
+    def _look_further(self) -> None:
+        """See whether the law is more than inaccurate elsewhere: the first volume to break it may be a mild one."""
+
+        def examine(volume: Volume) -> None:
+            with suppress(Broken):
+                if not self.is_wrong:
+                    self.examine(volume)
+
+        examples, worst, where = self.examples, self.worst, self.worst_where
+        if self.law.strategy is not None:
+            self._draw(examine, shrink=False)
+        for volume in self.law.given(self.subject, self.setting) if self.law.given else ():
+            examine(volume)
+        self.examples, self.worst, self.worst_where = examples, worst, where
+
+    def _draw(self, examine: Callable[[Volume], None], *, shrink: bool) -> None:
+        assert self.law.strategy is not None
         run = settings(
             max_examples=self.setting.profile.examples,
             deadline=None,
             database=None,
             derandomize=self.setting.derandomize,
-            phases=phases,
+            phases=[Phase.explicit, Phase.generate, *([Phase.shrink] if shrink else [])],
             suppress_health_check=list(HealthCheck),
             report_multiple_bugs=False,
             print_blob=False,
@@ -267,12 +293,7 @@ class _Examiner:
         )(given(self.law.strategy(self.subject.claims))(examine))
         if not self.setting.derandomize:
             run = hypothesis.seed(self.setting.seed)(run)
-        try:
-            run()
-        except Flaky as error:
-            assert last is not None
-            message = f"{last.message}, and not each time it was tried"
-            raise Broken(last.volume, last.finding, message, last.raised) from error
+        run()
 
 
 def _badness(finding: Finding) -> float:

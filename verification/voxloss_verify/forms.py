@@ -4,38 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from itertools import combinations, product
+from itertools import product
 from typing import Any, get_args
 
-from voxloss_verify.hints import SMOOTHINGS, misfit, options, slip_of, tried
+from voxloss_verify.hints import misfit, options, slip_of, tried, usual
 from voxloss_verify.laws.sources import cube
 from voxloss_verify.oracle.claims import Activation, Claims, Labels
 from voxloss_verify.oracle.volumes import Volume
 from voxloss_verify.subject.subject import Outcome, Subject
 
 Found = list[tuple[Volume, Outcome]]
-
-# Other claims, without which a form may not be seen to fit; the fewest first.
-_SWITCHES: list[dict[str, Any]] = [
-    {"batch": True},
-    {"include_background": False},
-    {"squared": True},
-    {"offset": 0},
-]
-_SMOOTH: list[dict[str, Any]] = [
-    {},
-    *({"smooth_nr": s, "smooth_dr": s} for s in SMOOTHINGS if s),
-    *({"smooth_dr": s} for s in SMOOTHINGS if s),
-]
-OTHERS = sorted(
-    (
-        {name: value for part in (*switched, smooth) for name, value in part.items()}
-        for count in range(len(_SWITCHES) + 1)
-        for switched in combinations(_SWITCHES, count)
-        for smooth in _SMOOTH
-    ),
-    key=len,
-)
 
 
 @dataclass(frozen=True)
@@ -72,16 +50,17 @@ def with_form(subject: Subject) -> Form | None:
     if not shown:
         return None
     nearest: tuple[float, dict[str, Any]] = (math.inf, {})
-    for others in OTHERS:
+    others_of_it = list(usual(subject.claims))
+    for others in others_of_it:
         for form, claims, found in shown:
             off = misfit(replace(claims, **others), found)
             if off <= 1:
                 return _form(subject, {**form, **others}, fits=True)
             if off < nearest[0]:
                 nearest = off, form
-    for others in OTHERS:
+    for others in others_of_it:
         for form, claims, found in shown:
-            slip = slip_of(replace(claims, **others), found) if len(others) <= 2 else ""
+            slip = slip_of(replace(claims, **others), found)
             if slip:
                 return _form(subject, {**form, **others}, slip=slip)
     off, form = nearest

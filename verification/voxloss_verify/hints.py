@@ -20,6 +20,20 @@ from voxloss_verify.subject.subject import Outcome, Raised, Subject
 from voxloss_verify.tolerances import ROUNDING
 
 SMOOTHINGS = (0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-3, 1.0)
+MOST_FORGOTTEN = 3
+# Claims that are forgotten, or that nothing is said of.
+_SWITCHES: list[dict[str, Any]] = [
+    {"batch": True},
+    {"include_background": False},
+    {"squared": True},
+    {"offset": 0},
+]
+_SMOOTH: list[dict[str, Any]] = [
+    {},
+    *({"smooth_nr": s, "smooth_dr": s} for s in SMOOTHINGS if s),
+    *({"smooth_dr": s} for s in SMOOTHINGS if s),
+]
+_TVERSKY: list[dict[str, Any]] = [{}, {"alpha": 0.3, "beta": 0.7}, {"alpha": 0.7, "beta": 0.3}]
 
 
 def hint(subject: Subject, wrong: Volume) -> str:
@@ -32,7 +46,31 @@ def hint(subject: Subject, wrong: Volume) -> str:
         return ""
     if misfit(subject.claims, found) <= 1:  # only rounding is wrong
         return ""
-    return _other_claims(subject, found) or slip_of(subject.claims, found)
+    return _other_claims(subject, found) or _slip(subject.claims, found)
+
+
+def usual(claims: Claims) -> list[dict[str, Any]]:
+    """Changes to claims of which nothing was said, the fewest first, and none at the beginning."""
+    weights = _TVERSKY if claims.family in ("tversky", "focal_tversky") else [{}]
+    each = (
+        {name: value for part in (*switched, smooth, weight) for name, value in part.items()}
+        for count in range(len(_SWITCHES) + 1)
+        for switched in combinations(_SWITCHES, count)
+        for smooth in _SMOOTH
+        for weight in weights
+    )
+    return sorted(each, key=len)
+
+
+def _slip(claims: Claims, found: list[tuple[Volume, Outcome]]) -> str:
+    """A slip, or one beside up to three claims that were forgotten."""
+    for others in usual(claims):
+        if len(others) > MOST_FORGOTTEN or any(getattr(claims, name) == said for name, said in others.items()):
+            continue
+        slip = slip_of(replace(claims, **others), found)
+        if slip:
+            return f"{slip}, with {options(others)}" if others else slip
+    return ""
 
 
 def _other_claims(subject: Subject, found: list[tuple[Volume, Outcome]]) -> str:

@@ -15,7 +15,7 @@ from voxloss_verify.laws.record import Record, Status, forget
 from voxloss_verify.laws.setting import PROFILES, Setting
 from voxloss_verify.laws.sources import read_pairs
 from voxloss_verify.oracle.claims import METRICS, Claims, parse_claims
-from voxloss_verify.request import VerifyRequest
+from voxloss_verify.request import Level, VerifyRequest
 from voxloss_verify.subject.devices import chosen_device
 from voxloss_verify.subject.metric import as_metric, is_metric
 from voxloss_verify.subject.subject import Subject, said, subject_of
@@ -76,14 +76,18 @@ class Verification:
             raise
         except (Exception, SystemExit) as error:  # a script that exits with 0 when it is imported must not pass
             raise ValueError(f"{request.target} cannot be loaded or called: {said(error)}") from error
+        levels = request.levels
+        if form is not None and not (form.fits or form.slip or levels or request.laws):
+            # Not known what the loss is: its numerics would be compared with a guess.
+            levels = (Level.formula,)
         laws = [
             law
             for law in chosen_laws(request.laws, is_metric(subject.claims))
-            if not request.levels or law.level in request.levels
+            if not levels or law.level in levels
         ]
         if not laws:
-            levels = ", ".join(level.value for level in request.levels)
-            raise ValueError(f"expected laws of level {levels}, got {', '.join(request.laws or ())}.")
+            wanted = ", ".join(level.value for level in levels)
+            raise ValueError(f"expected laws of level {wanted}, got {', '.join(request.laws or ())}.")
         setting = Setting(PROFILES[request.profile], request.seed, request.derandomize, data=data)
         return cls(request, subject, setting, laws, expected, form)
 

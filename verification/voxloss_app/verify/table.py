@@ -12,7 +12,7 @@ from rich.text import Text
 from voxloss_app.exits import ExitCode, Refused
 from voxloss_app.terminal import is_quiet, is_verbose, progress_bar, results_console
 from voxloss_app.verify.report import write_html, write_json
-from voxloss_app.verify.verdict import verdict
+from voxloss_app.verify.verdict import causes, verdict
 from voxloss_verify.laws.record import Record, Status
 from voxloss_verify.request import Level, VerifyRequest
 from voxloss_verify.subject.devices import device_name
@@ -139,8 +139,15 @@ def _show_summary(console: Console, verification: Verification) -> None:
     if verification.files and not is_verbose():
         console.print(
             f"counter-examples: {verification.request.folder}, with a script for each, such as "
-            f"{next(iter(verification.files.values()))[-1].name}; --verbose shows them"
+            f"{_first_script(verification)}; --verbose shows them"
         )
+
+
+def _first_script(verification: Verification) -> str:
+    """Of the check that the verdict begins with."""
+    shown = [group[0].law for group in causes(verification)]
+    law = next(law for law in (*shown, *verification.files) if law in verification.files)
+    return verification.files[law][-1].name
 
 
 def summary(verification: Verification) -> str:

@@ -47,8 +47,7 @@ def verdict(verification: Verification) -> Iterator[str]:
     yield _formula(verification)
     if verification.subject.claims.precision == "float32":
         yield "It computes in float32, also for float64 inputs: these are judged at the resolution of float32."
-    broken = sorted((r for r in records if r.status is Status.broken and not r.is_advice), key=_rank)
-    groups = list(_causes(broken))
+    groups = causes(verification)
     yield f"{_numerics(verification, groups)} {_interface(verification)}"
     for group in groups[:SHOWN]:
         yield from _shown(group)
@@ -62,6 +61,12 @@ def verdict(verification: Verification) -> Iterator[str]:
             yield _cut(f"advice, check {record.law}, {record.name}: {record.reason}")
 
 
+def causes(verification: Verification) -> list[list[Record]]:
+    """Broken checks that count, worst first, those that one cause may explain together."""
+    broken = [r for r in verification.records if r.status is Status.broken and not r.is_advice]
+    return list(_grouped(sorted(broken, key=_rank)))
+
+
 def _formula(verification: Verification) -> str:
     run = _run(verification, Level.formula)
     broken = [r for r in run if r.status is Status.broken and r.level is Level.formula]
@@ -72,9 +77,10 @@ def _formula(verification: Verification) -> str:
         volumes = sum(record.examples for record in run)
         checks = _counted(len(run), "formula check")
         return f"The formula is that of {kind} ({checks}, {_counted(volumes, 'volume')})."
+    explanation = _explanation([record for record in run if record.status is Status.broken])
     verb = "is" if len(broken) == 1 else "are"
     checks = f"{len(broken)} of {_counted(len(run), 'formula check')} {verb} broken"
-    return f"The formula is not that of {kind} with these properties: {checks}. {_explanation(broken)}".rstrip()
+    return f"The formula is not that of {kind} with these properties: {checks}. {explanation}".rstrip()
 
 
 def _explanation(broken: Sequence[Record]) -> str:
@@ -86,7 +92,10 @@ def _explanation(broken: Sequence[Record]) -> str:
         return ""
     places = [record.law for record in broken if record.law in OF_PLACES]
     if not places:
-        return "No known slip and no other properties explain the values."
+        return (
+            "No known slip and no other properties explain the values: if a --claim is missing, for example of "
+            "activation, include_background, smooth_nr and smooth_dr, or alpha and beta, add it."
+        )
     checks = ", ".join(places)
     return (
         f"No known slip explains the values. They change with the places of the voxels (check {checks}): "
@@ -134,7 +143,7 @@ def _rank(record: Record) -> tuple[bool, int, float]:
     return record.level is not Level.formula, first, -off
 
 
-def _causes(broken: Sequence[Record]) -> Iterator[list[Record]]:
+def _grouped(broken: Sequence[Record]) -> Iterator[list[Record]]:
     """Records that one cause may explain, the one to look at first in each: a wrong value, the same exception."""
     left = list(broken)
     while left:
@@ -168,9 +177,9 @@ def _shown(group: Sequence[Record]) -> Iterator[str]:
 def _also(others: Sequence[Record]) -> str:
     """What the same cause may break; by name the laws that another ratio of the same sums would not break."""
     telling = [f"{record.law} {record.name}" for record in others if record.law in TELLING]
-    rest = [record.law for record in others if record.law not in TELLING]
+    rest = len(others) - len(telling)
     also = f"; also broken: {', '.join(telling)}" if telling else ""
-    return f"{also}; probably by the same cause: {', '.join(rest)}" if rest else also
+    return f"{also}; {_counted(rest, 'more check')}, probably by the same cause" if rest else also
 
 
 def _how(record: Record) -> str:

@@ -253,7 +253,7 @@ def bad_shapes(subject: Subject, volume: Volume, setting: Setting) -> Iterator[F
 
 @law(
     "31c",
-    "predictions that are none are errors",
+    "invalid predictions are errors",
     level=Level.interface,
     because="right inputs do not show it",
     oracle="an exception",

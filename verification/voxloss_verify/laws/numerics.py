@@ -59,7 +59,7 @@ def _half_volumes(subject: Subject, setting: Setting) -> Iterator[Volume]:
 
 @law(
     "25",
-    "half precision at real sizes",
+    "half precision",
     level=Level.numerics,
     because="sums of half-precision inputs can overflow, the formula cannot",
     oracle="the exact value for the rounded inputs",
