@@ -24,6 +24,7 @@ import voxloss
 import voxloss_data
 import voxloss_verify
 from pages import ROOT, blocks, commands, local_links, parse_commands, python_blocks, run_python
+from voxloss_app.__main__ import main
 from voxloss_verify.xfails import read_xfails
 
 # Made by commands, or with code that needs more than is installed here and has tests of its own.
@@ -50,6 +51,21 @@ def test_python_blocks_run_in_order_and_print_what_stands_below(
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if commands(text)])
 def test_commands_are_the_command_lines(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     parse_commands(page, monkeypatch)
+
+
+def test_the_verdict_on_the_page_is_what_the_command_prints(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = PAGES["docs/verification.md"]
+    (verdict,) = (block for kind, block in blocks(text) if kind == "text")
+    (command,) = (line for line in commands(text) if "--level formula" in line)
+    (code,) = (source for source, _ in python_blocks(text) if "class MyTversky" in source)
+    monkeypatch.chdir(tmp_path)
+    Path("my_losses.py").write_text(code.partition("claims =")[0], encoding="utf-8")
+    with pytest.raises(SystemExit) as left:
+        main(shlex.split(command))
+    assert left.value.code == 1
+    assert " ".join(verdict.split()) in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_a_diff_adds_runs() -> None:
@@ -91,8 +107,10 @@ def test_other_blocks_are_of_few_kinds_and_checked(tmp_path: Path) -> None:
                 (given,) = yaml.safe_load(block).values()
                 assert locate(given.pop("_target_"))(**given)  # type: ignore[operator]
             if kind or block in printed:
+                # "text" is a verdict, with a test of its own.
+                assert kind != "text" or page == "docs/verification.md", page
                 # "py" is Python that is not run: proposed to another library, or with one that is not installed.
-                assert kind in ("", "python", "py", "diff", "toml", "yaml"), page
+                assert kind in ("", "text", "python", "py", "diff", "toml", "yaml"), page
                 assert kind != "py" or page.startswith("docs/upstream/") or "segmentation_models" in block, page
                 continue
             folder = ROOT

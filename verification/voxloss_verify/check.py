@@ -264,7 +264,7 @@ class _Examiner:
             raise Broken(last.volume, last.finding, message, last.raised) from error
 
     def _look_further(self) -> None:
-        """See whether the law is more than inaccurate elsewhere: the first volume to break it may be a mild one."""
+        """See whether the law is worse than inaccurate elsewhere: the first to break it may be a mild one."""
 
         def examine(volume: Volume) -> None:
             with suppress(Broken):
