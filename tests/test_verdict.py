@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +40,28 @@ def arguments(name: str) -> list[str]:
 QUICK = ("SoftDiceLoss", "DiceOfTheDtype")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name in QUICK else pytest.mark.integration)
-        for name in losses_without_flaws.CLAIMS
-    ],
-)
+def tier(place: int, name: str, quick: Sequence[str]) -> tuple[pytest.MarkDecorator, ...]:
+    """Of those that are not quick every third in the slower tier: each takes the better part of a minute."""
+    if name in quick:
+        return ()
+    return (pytest.mark.integration, *(() if place % 3 == 1 else (pytest.mark.thorough,)))
+
+
+def tiers(quick: Sequence[str] = ()) -> list[Any]:
+    return [
+        pytest.param(name, marks=tier(place, name, quick))
+        for place, name in enumerate(losses_without_flaws.CLAIMS)
+    ]
+
+
+@pytest.mark.parametrize("name", tiers(QUICK))
 def test_a_right_loss_passes(name: str, verify: Verify) -> None:  # noqa: F811
     code, out, _ = verify(*arguments(name), "--level", "formula", "--level", "interface")
     assert code == 0, out
     assert "The formula is that of " in out
 
 
-@pytest.mark.integration
-@pytest.mark.parametrize("name", losses_without_flaws.CLAIMS)
+@pytest.mark.parametrize("name", tiers())
 def test_a_right_loss_has_no_numerical_problem(name: str, verify: Verify) -> None:  # noqa: F811
     code, out, _ = verify(*arguments(name), "--level", "numerics")
     assert code == 0, out
