@@ -50,7 +50,7 @@ def with_form(subject: Subject) -> Form | None:
     if not shown:
         return None
     nearest: tuple[float, dict[str, Any]] = (math.inf, {})
-    others_of_it = list(usual(subject.claims))
+    others_of_it = usual(subject.claims)
     for others in others_of_it:
         for form, claims, found in shown:
             off = misfit(replace(claims, **others), found)
