@@ -95,6 +95,17 @@ def require_pair(input: Tensor, target: Tensor, label_map: bool | None, softmax:
         )
 
 
+def require_regions(input: Tensor, target: Tensor, regions: int) -> None:
+    """Check that the prediction has a channel for each region, and that the target is a label map."""
+    if input.shape[1] != regions:
+        raise ShapeError(f"input: expected {regions} channels, one for each of the regions, got {_shape(input)}.")
+    if target.shape[1] != 1:
+        raise ShapeError(
+            f"target: expected a label map [B, 1, spatial...] with regions, got {_shape(target)}. "
+            "For a target with one channel per region omit regions."
+        )
+
+
 def require_mask(mask: Tensor, input: Tensor) -> None:
     """Check a mask's type, shape and device; nothing here looks at a voxel."""
     if not isinstance(mask, Tensor):
@@ -292,8 +303,9 @@ def _explain(input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec)
             "0 leaves a voxel out, whatever stands in it.",
         )
         ignored = masked = mask == 0
-    if target.shape[1] != channels:
+    if spec.is_label_map(input, target):
         labels = whole_labels(target)
+        labels_known = len(spec.regions) or channels
         if spec.ignore_index is not None:
             ignored = masked | (labels == spec.ignore_index)
         _raise_if(
@@ -303,10 +315,14 @@ def _explain(input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec)
             "For probabilities as a target give one channel per class.",
         )
         _raise_if(
-            ((labels < 0) | (labels >= channels)) & ~ignored,
+            ((labels < 0) | (labels >= labels_known)) & ~ignored,
             target,
-            f"target: expected labels 0…{channels - 1}, as input has {channels} channels",
-            "Map the labels to consecutive classes, widen the network's output, or name the label to leave "
+            f"target: expected labels 0…{labels_known - 1}, the largest in a region"
+            if spec.regions
+            else f"target: expected labels 0…{channels - 1}, as input has {channels} channels",
+            "Name its region, or leave the label out with ignore_index."
+            if spec.regions
+            else "Map the labels to consecutive classes, widen the network's output, or name the label to leave "
             "out with ignore_index (a −1 stored as uint8 reads 255).",
         )
     else:

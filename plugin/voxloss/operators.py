@@ -17,7 +17,7 @@ from voxloss.backends import backend_for, voxels
 from voxloss.backends.voxels import PassSpec
 
 _VOLUMES = "Tensor input, Tensor target, Tensor? mask"
-_OPTIONS = "str activation, str[] sums, int? ignore_index, str? backend, float gamma"
+_OPTIONS = "str activation, str[] sums, int? ignore_index, str? backend, float gamma, int[] regions"
 _INPLACE = "bool inplace=False"
 
 
@@ -33,10 +33,11 @@ def region_sums(
     ignore_index: int | None,
     backend: str | None,
     gamma: float,
+    regions: Sequence[int],
     inplace: bool = False,
 ) -> Tensor:
     """Sums over the voxels, `[K, B, C]`, in the order of `sums`; `inplace`: see `StatisticsLoss`."""
-    spec = PassSpec(activation, sums, ignore_index, gamma)
+    spec = PassSpec(activation, sums, ignore_index, gamma, regions)
     voxels.require_spec(spec)
     result, valid = backend_for(backend, input.device.type, input.dtype).region_sums(input, target, spec, mask)
     inputs.require_valid(valid, input, target, mask, spec)
@@ -53,6 +54,7 @@ def _(
     ignore_index: int | None,
     backend: str | None,
     gamma: float,
+    regions: Sequence[int],
     inplace: bool = False,
 ) -> Tensor:
     wide = torch.float32 if input.device.type == "mps" else torch.float64
@@ -74,10 +76,11 @@ def region_sums_backward(
     ignore_index: int | None,
     backend: str | None,
     gamma: float,
+    regions: Sequence[int],
     wrt: str,
 ) -> Tensor:
     """∂L/∂input or ∂L/∂target (`wrt`) from grad = ∂L/∂sums, `[K, B, C]`."""
-    spec = PassSpec(activation, sums, ignore_index, gamma)
+    spec = PassSpec(activation, sums, ignore_index, gamma, regions)
     return backend_for(backend, input.device.type, input.dtype).region_sums_backward(
         grad, input, target, spec, wrt, mask
     )
@@ -104,9 +107,10 @@ def region_sums_backward_(
     ignore_index: int | None,
     backend: str | None,
     gamma: float,
+    regions: Sequence[int],
 ) -> None:
     """Write ∂L/∂input over the input."""
-    spec = PassSpec(activation, sums, ignore_index, gamma)
+    spec = PassSpec(activation, sums, ignore_index, gamma, regions)
     chosen = backend_for(backend, input.device.type, input.dtype)
     chosen.region_sums_backward(grad, input, target, spec, "input", mask, out=input)
 
@@ -118,13 +122,14 @@ def _(grad: Tensor, input: Tensor, *others: Any) -> None:
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     input, target, mask, *ctx.options, ctx.inplace = inputs
+    ctx.regions = ctx.options[-1]
     ctx.save_for_backward(input, target, mask)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     input, target, mask = ctx.saved_tensors
     by_input = by_target = None
-    if ctx.needs_input_grad[1] and target.shape[1] == input.shape[1]:
+    if ctx.needs_input_grad[1] and target.shape[1] == input.shape[1] and not ctx.regions:
         by_target = region_sums_backward(grad, input, target, mask, *ctx.options, "target")
     if ctx.needs_input_grad[0] and ctx.inplace:
         if torch.is_grad_enabled():
@@ -140,8 +145,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, activation, sums, ignore_index, _, gamma, ctx.wrt = inputs
-    ctx.spec = PassSpec(activation, sums, ignore_index, gamma)
+    *tensors, activation, sums, ignore_index, _, gamma, regions, ctx.wrt = inputs
+    ctx.spec = PassSpec(activation, sums, ignore_index, gamma, regions)
     ctx.save_for_backward(*tensors)
 
 

@@ -69,6 +69,7 @@ class PassSums:
         annotated: bool `[B, C]`, None if every class was annotated in every sample. Other sums are 0.
         every_voxel: whether all voxels count: no mask, no ignored label, nothing that is not annotated.
         label_map: whether the target is one, so that a voxel that counts has exactly one class.
+        ignored_class: the class that does not count because its voxels are ignored; a region is none.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class PassSums:
         annotated: Tensor | None = None,
         every_voxel: bool = False,
         label_map: bool = False,
+        ignored_class: int | None = None,
         constant: Collection[str] = (),
         group: Group = None,
         shard: Shard = "batch",
@@ -98,6 +100,7 @@ class PassSums:
         self.annotated = annotated
         self.every_voxel = every_voxel
         self.label_map = label_map
+        self.ignored_class = ignored_class
         self.alone = shard == "volume" or not has_ranks(group)
         self._constant = constant
         self._group = group
@@ -210,6 +213,7 @@ def measure(
     shard: Shard = "batch",
     what: str = "",
     inplace: bool = False,
+    regions: Sequence[int] = (),
 ) -> PassSums:
     """Compute the sums of these names, out of `voxloss.backends.voxels.TERMS`, in one pass.
 
@@ -217,7 +221,7 @@ def measure(
     """
     input, target, mask, activation = volumes
     inplace = inplace and inputs.may_be_overwritten(input)
-    options = activation, list(names), ignore_index, backend, gamma, inplace
+    options = activation, list(names), ignore_index, backend, gamma, list(regions), inplace
     tensor = operators.region_sums(input, target, mask, *options)
     return PassSums(
         names,
@@ -226,7 +230,8 @@ def measure(
         spatial_axes=input.ndim - 2,
         annotated=annotated,
         every_voxel=mask is None and ignore_index is None and annotated is None,
-        label_map=target.shape[1] != input.shape[1],
+        label_map=target.shape[1] != input.shape[1] and not regions,
+        ignored_class=None if regions else ignore_index,
         constant=() if target.requires_grad else SUMS_OF_TARGET,
         group=group,
         shard=shard,

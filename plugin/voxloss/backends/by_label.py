@@ -41,7 +41,7 @@ SUMS = _OF_P | _OF_G | _OF_LOGS | {"voxels"}
 
 def takes(input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec, *result: Tensor) -> bool:
     """Whether the functions below compute such a pass."""
-    is_map = target.shape[1] != input.shape[1]
+    is_map = target.shape[1] != input.shape[1] and not spec.regions
     every_voxel = mask is None and spec.ignore_index is None
     known = spec.activation in ("softmax", "sigmoid") and SUMS.issuperset(spec.sums)
     on_cpu = input.device.type == "cpu" and input.numel() > 0

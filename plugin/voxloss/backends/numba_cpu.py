@@ -55,7 +55,7 @@ def region_sums(
     flat = flatten_spatial([input, target, _weights(mask, input)])
     inputs, targets, masks = (_Items(tensor) for tensor in flat)
     config = _config(input, target, spec, mask)
-    target_of = _target_of(targets, target, channels, config)
+    target_of = _target_of(targets, target, channels, config, spec)
     parts = -(-inputs.voxels // _part(inputs.voxels, channels))
     sums = np.zeros((items, parts, len(TERMS), channels))
     valid = np.zeros((items, parts), dtype=bool)
@@ -66,7 +66,7 @@ def region_sums(
             inputs[item], target, masks[item], start, stop, config, *scratch[1:], sums[item, part]
         )
 
-    _in_parallel(walk, inputs.voxels, input, target)
+    _in_parallel(walk, inputs.voxels, input, target, spec)
     rows = [list(TERMS).index(name) for name in spec.sums]
     return torch.from_numpy(sums.sum(1)[:, rows].swapaxes(0, 1).copy()), torch.tensor(bool(valid.all()))
 
@@ -91,7 +91,7 @@ def region_sums_backward(
     flat = flatten_spatial([written, input, target, _weights(mask, input)])
     results, inputs, targets, masks = (_Items(tensor) for tensor in flat)
     config, by_target = _config(input, target, spec, mask), wrt == "target"
-    target_of = _target_of(targets, target, channels, config)
+    target_of = _target_of(targets, target, channels, config, spec)
     weights = np.zeros((items, len(TERMS), channels), _precision(input))
     for name, row in zip(spec.sums, grad, strict=True):
         weights[:, list(TERMS).index(name)] += row.detach().numpy()
@@ -110,7 +110,7 @@ def region_sums_backward(
             results[item],
         )
 
-    _in_parallel(walk, inputs.voxels, input, target)
+    _in_parallel(walk, inputs.voxels, input, target, spec)
     return result if result is written else result.copy_(written)
 
 
@@ -134,7 +134,7 @@ class _Items:
 
 
 def _target_of(
-    targets: _Items, target: Tensor, channels: int, config: Any
+    targets: _Items, target: Tensor, channels: int, config: Any, spec: PassSpec
 ) -> Callable[[int, int, int, Any], Any]:
     """Return what gives the kernels the target of a part of an item: whole numbers of any dtype as one."""
     kernels = _kernels()
@@ -149,6 +149,15 @@ def _target_of(
         kernels.read_channels(targets[item], start, stop - start, channels, width, scratch[0])
         return scratch[0], kernels.Lines(-start, width, 1, kernels.NATIVE)
 
+    def regions_of(item: int, start: int, stop: int, scratch: Any) -> Any:
+        width = len(scratch[0]) // channels
+        of_map = targets[item], start, stop - start, channels, width
+        kernels.read_regions(*of_map, table, config.ignores, spec.ignore_index or 0, scratch[0])
+        return scratch[0], kernels.Lines(-start, width, 1, kernels.NATIVE)
+
+    if spec.regions:
+        table = np.array(spec.regions, np.int64)
+        return regions_of
     if config.is_map:
         return labels_of
     return (lambda item, start, stop, scratch: targets[item]) if target.is_floating_point() else values_of
@@ -163,7 +172,7 @@ def _part(voxels: int, channels: int) -> int:
     return PART * max(1, min(4, 8 // channels, voxels // (8 * PART)))
 
 
-def _in_parallel(walk: Walk, voxels: int, input: Tensor, target: Tensor) -> None:
+def _in_parallel(walk: Walk, voxels: int, input: Tensor, target: Tensor, spec: PassSpec) -> None:
     """Call `walk(item, part, start, stop, scratch)` for all voxels, by as many threads as torch has."""
     items, channels, *_ = input.shape
     part = _part(voxels, channels)
@@ -171,7 +180,7 @@ def _in_parallel(walk: Walk, voxels: int, input: Tensor, target: Tensor) -> None
     todo = iter(parts)
 
     def take() -> None:
-        scratch = _scratch(input, target, part)
+        scratch = _scratch(input, target, part, spec)
         for item, start in todo:
             walk(item, start // part, start, min(voxels, start + part), scratch)
 
@@ -202,16 +211,20 @@ def _kernels() -> Any:
     return numba_kernels
 
 
-def _scratch(input: Tensor, target: Tensor, part: int) -> Any:
+def _scratch(input: Tensor, target: Tensor, part: int, spec: PassSpec) -> Any:
     """Memory for one thread: a part's target; blocks of logits, of exponentials and of a target; rows; labels."""
     precision = _precision(input)
-    blocks = tuple(np.empty((tensor.shape[1], WIDTH), precision) for tensor in (input, input, target))
+    channels = input.shape[1]
+    of_target = 1 if spec.is_label_map(input, target) and not spec.regions else channels
+    blocks = tuple(np.empty((rows, WIDTH), precision) for rows in (channels, channels, of_target))
     rows = np.empty((_kernels().ROWS, WIDTH), precision)
-    return _part_of(target, input, part), blocks, rows, np.empty(WIDTH, np.int32)
+    return _part_of(target, input, part, spec), blocks, rows, np.empty(WIDTH, np.int32)
 
 
-def _part_of(target: Tensor, input: Tensor, voxels: int) -> NDArray[Any] | None:
+def _part_of(target: Tensor, input: Tensor, voxels: int, spec: PassSpec) -> NDArray[Any] | None:
     """Memory for the target of so many voxels; None where the kernels take it as it lies in memory."""
+    if spec.regions:
+        return np.empty(voxels * input.shape[1], _precision(input))
     if target.shape[1] != input.shape[1]:
         return np.empty(voxels, np.int32)
     return None if target.is_floating_point() else np.empty(voxels * target.shape[1], _precision(input))
@@ -228,11 +241,12 @@ def _weights(mask: Tensor | None, input: Tensor) -> Tensor:
 def _config(input: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None) -> Any:
     return _kernels().KernelConfig(
         activation=("softmax", "sigmoid", "none").index(spec.activation),
-        is_map=target.shape[1] != input.shape[1],
+        is_map=target.shape[1] != input.shape[1] and not spec.regions,
         sums=tuple(name in spec.sums for name in TERMS),
         gamma=float(spec.gamma),
         ignores=spec.ignore_index is not None,
-        ignore_index=spec.ignore_index or 0,
+        # Regions come as channels, which all have this value in an ignored voxel.
+        ignore_index=_kernels().IGNORED if spec.regions else spec.ignore_index or 0,
         slack=range_tolerance(input.dtype),
         target_slack=range_tolerance(target.dtype),
         masked=mask is not None,

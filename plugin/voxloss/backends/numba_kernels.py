@@ -370,6 +370,21 @@ def _read_line(line, kind, count, channels, ignores, ignore_index, labels):
 
 
 @compiled
+def read_regions(item, start, count, channels, width, table, ignores, ignore_index, values):
+    """Write the channels that each label belongs to, `width` numbers for each; IGNORED or NO_CLASS in all."""
+    memory, lines = item
+    first = lines.first + start * lines.per_voxel
+    for v in range(count):
+        label, whole = _whole(_widen(memory[first + v * lines.per_voxel], lines.kind))
+        known = whole & (label >= 0) & (label < len(table))
+        bits = table[label if known else 0]
+        ignored = ignores & whole & (label == ignore_index)
+        for c in range(channels):
+            inside = (bits >> c) & 1
+            values[c * width + v] = IGNORED if ignored else inside if known else NO_CLASS
+
+
+@compiled
 def read_channels(item, start, count, channels, width, values):
     """Write a target of whole numbers, one channel per class, as `width` numbers for each channel."""
     memory, lines = item

@@ -242,7 +242,7 @@ def _planned(
     return _plan(
         tuple(map(_layout, volumes)),
         None if out is None else _layout(out),
-        PassSpec(spec.activation, tuple(spec.sums), spec.ignore_index, spec.gamma),
+        PassSpec(spec.activation, tuple(spec.sums), spec.ignore_index, spec.gamma, tuple(spec.regions)),
         task,
         tiles,
         address % 16 == 0,
@@ -276,7 +276,7 @@ def _plan(
     input, target = lines[len(written)], lines[len(written) + 1]
     mask = lines[-1]
     items, channels, count = input.shape
-    labels = target.shape[1] != channels
+    labels = bool(spec.regions) or target.shape[1] != channels
     side_by_side = all(line.stride(2) == 1 for line in lines)
     if tiles is None:
         tiles = tiling(
@@ -307,6 +307,8 @@ def _plan(
         gamma=float(spec.gamma),
         chord=SMALLEST_LOGARITHM ** (float(spec.gamma) - 1),
         labels=labels,
+        regions=tuple(spec.regions),
+        known=len(spec.regions) or channels,
         ignore=ignore,
         index=spec.ignore_index or 0,
         weighted=len(volumes) == 3,

@@ -26,6 +26,8 @@ class KernelConfig(NamedTuple):
     gamma: float
     chord: float  # ε^(γ−1), the derivative of a power of a logarithm near 0
     labels: bool  # the target is a label map
+    regions: tuple[int, ...]  # for each label the channels that it belongs to, as bits; empty if it is one itself
+    known: int  # labels
     ignore: str  # "no", "label", "channel" (that one is 1) or "sentinel" (all channels are `index`)
     index: int
     weighted: bool  # there is a mask
@@ -101,8 +103,17 @@ def _from_label_map(target, voxels, stride_v, inside, CONFIG: tl.constexpr):
     live = inside
     if CONFIG.ignore == "label":
         live = inside & ((label != CONFIG.index) | fraction)
-    wrong = live & ((label < 0) | (label >= CONFIG.classes) | fraction)
+    wrong = live & ((label < 0) | (label >= CONFIG.known) | fraction)
     return label.to(tl.int32), live, wrong
+
+
+@triton.jit
+def _of_regions(label, CONFIG: tl.constexpr):
+    """The regions of each label as bits, by comparisons: a table in memory would be one more load per voxel."""
+    bits = label & 0
+    for k in tl.static_range(tl.constexpr(len(CONFIG.regions))):
+        bits = tl.where(label == k, CONFIG.regions[k], bits)
+    return bits
 
 
 @triton.jit
@@ -137,6 +148,8 @@ def _look_at_target(target, voxels, stride_c, stride_v, inside, CONFIG: tl.const
     """Return the class of each voxel, if it has one, whether it is live, and whether it is an error."""
     if CONFIG.labels:
         label, live, wrong = _from_label_map(target, voxels, stride_v, inside, CONFIG)
+        if len(CONFIG.regions) > 0:
+            label = _of_regions(label, CONFIG)
     else:
         live, wrong = _from_channels(target, voxels, stride_c, stride_v, inside, CONFIG)
         label = live
@@ -238,7 +251,10 @@ def _load_input(input, classes, voxels, stride_c, stride_v, inside, live, CONFIG
 def _load_target(target, label, classes, voxels, stride_c, stride_v, inside, live, CONFIG: tl.constexpr):
     """Labels are compared here: there is never a one-hot in memory."""
     if CONFIG.labels:
-        same = (_across(label, CONFIG) == _down(classes, CONFIG)) & _across(live, CONFIG)
+        if len(CONFIG.regions) > 0:
+            same = (((_across(label, CONFIG) >> _down(classes, CONFIG)) & 1) != 0) & _across(live, CONFIG)
+        else:
+            same = (_across(label, CONFIG) == _down(classes, CONFIG)) & _across(live, CONFIG)
         g = tl.where(same, 1.0, 0.0).to(CONFIG.real)
     else:
         g = _load(target, classes, voxels, stride_c, stride_v, inside, 0, CONFIG)

@@ -69,6 +69,11 @@ class PassSpec(NamedTuple):
     sums: Sequence[str]  # names out of TERMS, in the order of the result's first axis
     ignore_index: int | None
     gamma: float = 2.0  # ≥ 0, the exponent of the focal sums and of the powers of logarithms
+    regions: Sequence[int] = ()  # of a label map, for each label the channels that it belongs to, as bits
+
+    def is_label_map(self, input: Tensor, target: Tensor) -> bool:
+        """Whether the target has a label for each voxel, not a value for each channel."""
+        return bool(self.regions) or target.shape[1] != input.shape[1]
 
 
 def require_spec(spec: PassSpec) -> None:
@@ -80,6 +85,10 @@ def require_spec(spec: PassSpec) -> None:
         raise ValueError(
             f"sums: {sorted(set(spec.sums) & set(NEGATIVE))} are of binary losses, one for each channel. "
             'Take activation="sigmoid" for them; with "softmax" the positive ones are the whole loss.'
+        )
+    if spec.regions and spec.activation == "softmax":
+        raise ValueError(
+            'regions: expected activation="sigmoid" or "none", as regions may overlap, got "softmax".'
         )
     if not 0 <= spec.gamma < float("inf"):
         raise ValueError(f"gamma: expected a finite number ≥ 0, got {spec.gamma!r}.")
@@ -196,7 +205,7 @@ def prepare(input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec, 
         p = z
         log_p = p.clamp(min=SMALLEST_PROBABILITY).log() if with_log_p else None
         log_n = (1 - p).clamp(min=SMALLEST_PROBABILITY).log() if with_log_n else None
-    g, ignored, valid = _encode(target.flatten(2), p.shape[1], spec.ignore_index, dtype)
+    g, ignored, valid = _encode(target.flatten(2), p.shape[1], spec, dtype)
     weight = weighed = None
     if mask is not None:
         weight = mask.flatten(2).to(dtype)
@@ -227,9 +236,17 @@ def whole_labels(target: Tensor) -> Tensor:
 
 
 def _encode(
-    target: Tensor, channels: int, ignore_index: int | None, dtype: torch.dtype
+    target: Tensor, channels: int, spec: PassSpec, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    ignored = None
+    ignored, ignore_index = None, spec.ignore_index
+    if spec.regions:
+        labels = whole_labels(target)
+        valid = (labels >= 0) & (labels < len(spec.regions))
+        ignored = None if ignore_index is None else labels == ignore_index
+        table = torch.tensor([*spec.regions, 0], device=target.device)
+        bits = table[torch.where(valid, labels, len(spec.regions))]
+        shifts = torch.arange(channels, device=target.device).view(1, -1, 1)
+        return ((bits >> shifts) & 1).to(dtype), ignored, valid
     if target.shape[1] != channels:
         labels = whole_labels(target)
         valid = (labels >= 0) & (labels < channels)

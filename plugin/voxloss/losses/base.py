@@ -18,7 +18,8 @@ from voxloss import inputs
 from voxloss.backends import require_backend
 from voxloss.channels import annotated_channels
 from voxloss.distributed import Group, Shard, failing_together, require_group
-from voxloss.losses.options import option_names, refusing_others
+from voxloss.losses.options import Regions, option_names, refusing_others
+from voxloss.regions import memberships
 from voxloss.statistics import Activation, PassSums, fitting_volumes, measure
 
 if TYPE_CHECKING:
@@ -60,6 +61,9 @@ class StatisticsLoss(_Loss, ABC):
             own. After `backward()` the logits hold the gradient: compute metrics before, or from a clone.
             Autograd raises an error where something else still needs the values. Not for an input that is a leaf
             or a view of one, nor for second derivatives; inside of torch.compile it has no effect.
+        regions: for each channel the labels of a label map that it is made of, as `[[1, 2, 3], [2, 3], [3]]`;
+            they may overlap, so the activation is a sigmoid. The target stays a label map `[B, 1, spatial...]`.
+            Other labels up to the largest one are in no region; larger ones are errors.
     """
 
     _what: str = ""  # what ranks compare
@@ -78,6 +82,7 @@ class StatisticsLoss(_Loss, ABC):
         group: Group = None,
         shard: Shard = "batch",
         inplace: bool = False,
+        regions: Regions = None,
     ) -> None:
         """See the class."""  # else help() shows what torch says of its modules, for every loss
         if reduction not in list(LossReduction):
@@ -103,6 +108,8 @@ class StatisticsLoss(_Loss, ABC):
         self.group = group
         self.shard = shard
         self.inplace = inplace
+        self._memberships = memberships(regions, softmax, include_background, ignore_index)
+        self.regions = None if regions is None else [list(region) for region in regions]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let each constructor refuse arguments that it does not name, though it passes some on unseen."""
@@ -179,7 +186,7 @@ class StatisticsLoss(_Loss, ABC):
 
         Args:
             input: logits or probabilities `[B, C, spatial...]`.
-            target: a label map `[B, 1, spatial...]` with `to_onehot_y`, else `[B, C, spatial...]`.
+            target: a label map `[B, 1, spatial...]` with `to_onehot_y` or `regions`, else `[B, C, spatial...]`.
             mask: which voxels count, `[B, 1, spatial...]` or `[1, 1, spatial...]`: booleans, or weights ≥ 0 by
                 which what a voxel adds is multiplied. A voxel of weight 0 is as if it were not there.
             annotated: for partially labelled data, a list of the channels annotated in each sample, or
@@ -216,7 +223,10 @@ class StatisticsLoss(_Loss, ABC):
             return compute(self._measured(input, target, mask, annotated))
 
     def _measured(self, input: Tensor, target: Tensor, mask: Tensor | None, annotated: Annotated) -> PassSums:
-        volumes = fitting_volumes(input, target, mask, activation=self.activation, label_map=self.to_onehot_y)
+        is_map = self.to_onehot_y or self.regions is not None
+        volumes = fitting_volumes(input, target, mask, activation=self.activation, label_map=is_map)
+        if self.regions is not None:
+            inputs.require_regions(volumes.input, volumes.target, len(self.regions))
         batch, channels = volumes.input.shape[:2]
         names = self.needs(volumes.binary)
         if annotated is not None:
@@ -233,6 +243,7 @@ class StatisticsLoss(_Loss, ABC):
             shard=self.shard,
             what=self._what,
             inplace=self.inplace,
+            regions=self._memberships,
         )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from voxloss.distributed import Group, Shard
 from voxloss.reduction import Absent
 
+Regions = Sequence[Sequence[int]] | None
 Weight = Sequence[float] | float | Tensor | None
 
 
@@ -35,6 +36,7 @@ class PassOptions(TypedDict, total=False):
     group: Group
     shard: Shard
     inplace: bool
+    regions: Regions
 
 
 class RegionOptions(PassOptions, total=False):
@@ -46,6 +48,7 @@ class RegionOptions(PassOptions, total=False):
     * `backend`: force one of `voxloss.backends.list_backends()`; None chooses.
     * `group`, `shard`: ranks that share a batch or a volume; see `StatisticsLoss`.
     * `inplace`: write the gradient over the logits; see `StatisticsLoss`.
+    * `regions`: for each channel the labels that it is made of; see `StatisticsLoss`.
     """
 
     classes: Sequence[int] | None
@@ -56,7 +59,7 @@ class VoxelOptions(PassOptions, total=False):
     """Keyword arguments of cross entropy and focal loss that their counterparts in torch and MONAI do not have.
 
     * `classes`: the channels that count; the softmax still runs over all channels.
-    * `backend`, `group`, `shard`, `inplace`: as of `RegionOptions`.
+    * `backend`, `group`, `shard`, `inplace`, `regions`: as of `RegionOptions`.
     """
 
     classes: Sequence[int] | None

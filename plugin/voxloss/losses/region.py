@@ -13,7 +13,7 @@ from voxloss import inputs
 from voxloss.channels import Channels, of_classes
 from voxloss.distributed import Group, Shard
 from voxloss.losses.base import StatisticsLoss
-from voxloss.losses.options import Weight
+from voxloss.losses.options import Regions, Weight
 from voxloss.reduction import (
     Absent,
     class_weights,
@@ -43,7 +43,7 @@ class RegionLoss(StatisticsLoss):
             it, as in MONAI.
         soft_label: the target holds values between 0 and 1; Σ min(p, g) takes the place of Σ p·g.
         ignore_index: voxels of this label are left out as if they were not there, and so is the class.
-        classes, absent, backend, group, shard: see `RegionOptions`.
+        classes, absent, backend, group, shard, regions: see `RegionOptions`.
 
     `forward(input, target, mask=None, annotated=None)`: input `[B, C, spatial...]`, target `[B, 1, spatial...]`
     with `to_onehot_y`, otherwise `[B, C, spatial...]`; a mask `[B, 1, spatial...]` of booleans or weights; for
@@ -84,6 +84,7 @@ class RegionLoss(StatisticsLoss):
         group: Group = None,
         shard: Shard = "batch",
         inplace: bool = False,
+        regions: Regions = None,
     ) -> None:
         super().__init__(
             include_background=include_background,
@@ -97,6 +98,7 @@ class RegionLoss(StatisticsLoss):
             group=group,
             shard=shard,
             inplace=inplace,
+            regions=regions,
         )
         self._takes_channels = inputs.require_arguments(self.per_class, self.extra_sums)
         require_classes(classes, include_background)
@@ -140,7 +142,7 @@ class RegionLoss(StatisticsLoss):
     def compute(self, sums: PassSums) -> Tensor:
         """The loss: `[]`, or without reduction one value per sample (unless `batch`) and class."""
         total = sums.channels
-        chosen, counting = select_classes(total, self.classes, self.include_background, self.ignore_index)
+        chosen, counting = select_classes(total, self.classes, self.include_background, sums.ignored_class)
         found = sums.over_batch if self.batch else sums.per_sample
         three = region_sums(self.squared_pred, self.soft_label)
         statistics = RegionStatistics(*(found(name, counting) for name in three))

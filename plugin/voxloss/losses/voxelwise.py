@@ -20,7 +20,7 @@ from voxloss import formulas, inputs
 from voxloss.channels import Channels
 from voxloss.distributed import Group, Shard
 from voxloss.losses.base import StatisticsLoss
-from voxloss.losses.options import VoxelOptions, Weight, shared_options
+from voxloss.losses.options import Regions, VoxelOptions, Weight, shared_options
 from voxloss.reduction import class_weights, factors_of_classes, require_classes, select_classes
 from voxloss.statistics import PassSums
 
@@ -55,6 +55,7 @@ class VoxelLoss(StatisticsLoss):
         group: Group = None,
         shard: Shard = "batch",
         inplace: bool = False,
+        regions: Regions = None,
     ) -> None:
         if reduction == "none":
             raise ValueError(
@@ -73,6 +74,7 @@ class VoxelLoss(StatisticsLoss):
             group=group,
             shard=shard,
             inplace=inplace,
+            regions=regions,
         )
         require_classes(classes, include_background)
         self.register_buffer("class_weight", factors_of_classes(weight))
@@ -84,7 +86,7 @@ class VoxelLoss(StatisticsLoss):
         Of mutually exclusive classes the ignored one still counts: voxels are ignored, not probabilities.
         """
         total = sums.channels
-        chosen, counting = select_classes(total, self.classes, self.include_background, self.ignore_index)
+        chosen, counting = select_classes(total, self.classes, self.include_background, sums.ignored_class)
         counting = counting if sums.binary else chosen
         given = self.following(buffer, sums.tensor)
         factors = 1.0 if given is None else class_weights(given, total, chosen, counting, name)
