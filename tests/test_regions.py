@@ -182,7 +182,7 @@ def test_on_a_gpu(regions: list[list[int]], ignored: int | None) -> None:
     ],
 )
 def test_regions_that_make_no_sense(options: dict[str, Any], error: type[Exception], message: str) -> None:
-    shared = {} if "softmax" in options else {"sigmoid": True}
+    shared: dict[str, Any] = {} if "softmax" in options else {"sigmoid": True}
     with pytest.raises(error, match=message):
         voxloss.DiceLoss(**shared, **options)
     with pytest.raises(error, match=message):
