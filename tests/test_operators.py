@@ -46,15 +46,25 @@ def sums_for(activation: str, sums: list[str]) -> list[str]:
     return [name for name in sums if activation != "softmax" or name not in NEGATIVE]
 
 
-FORMS = ["label map", "one-hot", "soft"]
+FORMS = ["label map", "one-hot", "soft", "regions"]
+REGIONS = (0, 1, 3, 6)  # of labels 0 to 3, as bits: in none, in the first, in two, in the two others
+
+
+def regions_for(form: str) -> tuple[int, ...]:
+    return REGIONS if form == "regions" else ()
+
+
+def activation_for(form: str, activation: str) -> str:
+    """Regions may overlap, and a softmax's classes do not."""
+    return "sigmoid" if form == "regions" and activation == "softmax" else activation
 
 
 def pair(form: str, dtype: torch.dtype = torch.float64, channels: int = 3) -> tuple[Tensor, Tensor]:
     x, labels = (
         logits(channels=channels, spatial=(2, 3), dtype=dtype),
-        label_map(channels=channels, spatial=(2, 3)),
+        label_map(channels=len(REGIONS) if form == "regions" else channels, spatial=(2, 3)),
     )
-    if form == "label map":
+    if form in ("label map", "regions"):
         return x, labels
     return x, one_hot(labels, channels, dtype) if form == "one-hot" else logits(
         channels=channels, spatial=(2, 3)
@@ -89,7 +99,8 @@ def mask_for(x: Tensor, masked: str) -> Tensor | None:
     masked=MASKS,
 )
 def test_opcheck(options: dict[str, Any], checks: tuple[str, ...], device: str) -> None:
-    form, dtype, activation = options["form"], options["dtype"], options["activation"]
+    form, dtype = options["form"], options["dtype"]
+    activation = activation_for(form, options["activation"])
     sums = sums_for(activation, options["sums"])
     x, target = (t.to(device) for t in pair(form, dtype))
     if activation == "none":
@@ -97,7 +108,8 @@ def test_opcheck(options: dict[str, Any], checks: tuple[str, ...], device: str) 
     mask = mask_for(x.float(), options["masked"])
     x = x.to(memory_format=torch.channels_last).requires_grad_()
     target = target.requires_grad_(form == "soft")
-    given = (activation, sums, 1 if form == "label map" else None, options["backend"], GAMMA)
+    ignore_index = 1 if form == "label map" else None
+    given = (activation, sums, ignore_index, options["backend"], GAMMA, regions_for(form))
     more: dict[str, Any] = {"test_utils": checks}
     more |= {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {}
     torch.library.opcheck(operators.region_sums, (x, target, mask, *given), **more)
@@ -109,7 +121,7 @@ def test_opcheck(options: dict[str, Any], checks: tuple[str, ...], device: str) 
 @pytest.mark.sampled(3)
 @pytest.mark.pairwise(backend=list(BACKENDS), form=FORMS, activation=ACTIVATIONS, sums=SUMS, masked=MASKS)
 def test_gradcheck_once_and_twice(options: dict[str, Any]) -> None:
-    form, activation = options["form"], options["activation"]
+    form, activation = options["form"], activation_for(options["form"], options["activation"])
     sums = sums_for(activation, options["sums"])
     x, target = pair(form)
     if activation == "none":
@@ -125,7 +137,7 @@ def test_gradcheck_once_and_twice(options: dict[str, Any]) -> None:
     def f(*given: Tensor) -> Any:
         input, other = given if len(given) == 2 else (given[0], target)
         return operators.region_sums(
-            input, other, mask, activation, sums, ignore_index, options["backend"], GAMMA
+            input, other, mask, activation, sums, ignore_index, options["backend"], GAMMA, regions_for(form)
         )
 
     assert torch.autograd.gradcheck(f, leaves)

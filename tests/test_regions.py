@@ -14,6 +14,7 @@ from test_triton import HOME, compare, sums_for
 from volumes import logits
 from voxloss.backends import triton_gpu
 from voxloss.backends.voxels import PassSpec
+from voxloss.metrics import overlap_counts
 from voxloss.regions import memberships
 
 NESTED = [[1, 2, 3], [2, 3], [3]]
@@ -222,3 +223,46 @@ def test_repr_and_ranks_know_the_regions() -> None:
     loss = voxloss.DiceLoss(sigmoid=True, regions=NESTED)
     assert "regions=[[1, 2, 3], [2, 3], [3]]" in repr(loss)
     assert loss._what != voxloss.DiceLoss(sigmoid=True, regions=NESTED[::-1])._what
+
+
+# Where no loss is: statistics and hard scores.
+
+
+def test_statistics_of_regions() -> None:
+    x, labels = data(NESTED)
+    got = voxloss.region_statistics(x, labels, activation="sigmoid", regions=NESTED)
+    wanted = voxloss.region_statistics(x, channels_of(labels, NESTED).double(), activation="sigmoid")
+    torch.testing.assert_close(tuple(got), tuple(wanted), rtol=1e-12, atol=0)
+    with pytest.raises(ValueError, match="regions may overlap"):
+        voxloss.region_statistics(x, labels, activation="softmax", regions=NESTED)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("ignored", [None, 255])
+def test_hard_scores_of_regions(case: str, ignored: int | None) -> None:
+    regions = CASES[case]
+    x, labels = data(regions)
+    predicted = data(regions)[1].flip(2)
+    hidden = torch.rand(labels.shape, generator=torch.Generator().manual_seed(1)) < 0.3
+    given = labels if ignored is None else labels.masked_fill(hidden, ignored)
+    kept = torch.ones_like(hidden) if ignored is None else ~hidden
+    g = channels_of(labels, regions) & kept
+    for y_pred, sigmoid, p in ((x, True, x > 0), (predicted, False, channels_of(predicted, regions))):
+        counts = overlap_counts(y_pred, given, sigmoid=sigmoid, regions=regions, ignore_index=ignored)
+        wanted = [mask.flatten(2).sum(2) for mask in (p & g, p & kept, g)]
+        assert all(map(torch.equal, counts, wanted))
+        metric = voxloss.OverlapMetric(sigmoid=sigmoid, regions=regions, ignore_index=ignored)
+        torch.testing.assert_close(metric(y_pred, given), counts.dice(), rtol=0, atol=0)
+        assert metric.counts().both.shape[1] == len(regions)
+
+
+def test_hard_scores_that_no_regions_have() -> None:
+    x, labels = data(NESTED)
+    with pytest.raises(ValueError, match=r"labels 0 to 3, got 4"):
+        overlap_counts(x, labels + 1, sigmoid=True, regions=NESTED)
+    with pytest.raises(voxloss.ShapeError, match="pass sigmoid=True"):
+        overlap_counts(x, labels, regions=NESTED)
+    with pytest.raises(voxloss.ShapeError, match=r"label map y \[B, 1"):
+        overlap_counts(x, channels_of(labels, NESTED), sigmoid=True, regions=NESTED)
+    with pytest.raises(ValueError, match="include_background"):
+        voxloss.OverlapMetric(regions=NESTED, include_background=False)

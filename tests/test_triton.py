@@ -514,7 +514,7 @@ def test_the_operator_refuses_a_bad_label() -> None:
         pytest.skip("there it is an assertion on the device, which ends the process")
     labels = torch.tensor([[[0, 7]]])
     with pytest.raises(ValueError, match="labels 0…2"):
-        operators.region_sums(logits(1, 3, (2,)), labels, None, "softmax", DICE, None, "triton_gpu", 0.0)
+        operators.region_sums(logits(1, 3, (2,)), labels, None, "softmax", DICE, None, "triton_gpu", 0.0, ())
 
 
 def run(code: str, **environment: str) -> str:

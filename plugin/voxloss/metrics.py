@@ -21,6 +21,7 @@ from voxloss.backends.voxels import whole_labels
 from voxloss.channels import of_classes
 from voxloss.distributed import Group, require_group
 from voxloss.inputs import ShapeError, plain
+from voxloss.regions import memberships
 
 Score = Literal["dice", "iou"]
 Reduction = Literal[
@@ -65,6 +66,7 @@ def overlap_counts(
     sigmoid: bool = False,
     threshold: float = 0.5,
     ignore_index: int | None = None,
+    regions: Sequence[Sequence[int]] | None = None,
 ) -> OverlapCounts:
     """Count the voxels of each class in prediction, reference and both; takes C² numbers of memory per sample.
 
@@ -77,6 +79,8 @@ def overlap_counts(
         threshold: of a probability.
         ignore_index: voxels with this label in `y` are left out; with one channel per class in `y`, those whose
             channel `ignore_index` is 1, or, with `sigmoid` and no such channel, those with this value in all.
+        regions: lists of labels, each counted as one class C, of a label map `y`; `y_pred` is a label map, too,
+            or with `sigmoid` has a channel for each region. Labels up to the largest are known.
 
     Raises:
         ShapeError: if the shapes do not fit together.
@@ -84,19 +88,58 @@ def overlap_counts(
     """
     y_pred, y = plain(y_pred), plain(y)
     _require_pair(y_pred, y)
+    if regions is not None:
+        return _of_regions(y_pred, y, regions, sigmoid, threshold, ignore_index)
     channels = _channels(y_pred, y, num_classes, sigmoid)
     if sigmoid:
         return _independent(y_pred, y, threshold, ignore_index)
+    found = _confusion(y_pred, y, channels, ignore_index)
+    return OverlapCounts(found.diagonal(0, 1, 2).clone(), found.sum(1), found.sum(2))
+
+
+def _of_regions(
+    y_pred: Tensor,
+    y: Tensor,
+    regions: Sequence[Sequence[int]],
+    sigmoid: bool,
+    threshold: float,
+    ignore_index: int | None,
+) -> OverlapCounts:
+    members = memberships(regions, ignore_index=ignore_index)
+    channels = len(regions) if sigmoid else 1
+    if y.shape[1] != 1 or y_pred.shape[1] != channels:
+        remedy = "" if sigmoid else " For a prediction with a channel for each region pass sigmoid=True."
+        raise ShapeError(
+            f"regions: expected y_pred [B, {channels}, spatial...] and a label map y [B, 1, spatial...], got "
+            f"{list(y_pred.shape)} and {list(y.shape)}.{remedy}"
+        )
+    inside = torch.tensor([[bits >> r & 1 for bits in members] for r in range(len(regions))], device=y.device)
+    if not sigmoid:
+        found = _confusion(y_pred, y, len(members), ignore_index)
+        both = ((inside @ found) * inside).sum(2)
+        return OverlapCounts(both, found.sum(1) @ inside.T, found.sum(2) @ inside.T)
+    labels = _labels(y, len(members), "y", ignore_index)
+    known = labels if ignore_index is None else labels.masked_fill(labels == ignore_index, 0)
+    ignored = None if ignore_index is None else labels == ignore_index
+    counts = []
+    for r, row in enumerate(inside.bool()):
+        p = _is_predicted(y_pred[:, r : r + 1], threshold)
+        g = row[known]
+        counts.append(_counted(p, g, ignored))
+    return OverlapCounts(*(torch.cat(columns, 1) for columns in zip(*counts, strict=True)))
+
+
+def _confusion(y_pred: Tensor, y: Tensor, channels: int, ignore_index: int | None) -> Tensor:
+    """How many voxels have a label in the reference and a label in the prediction, `[B, C, C]`."""
     predicted = _labels(y_pred, channels, "y_pred")
     reference = _labels(y, channels, "y", ignore_index)
-    confusion = []  # of each sample, [reference, prediction]
+    confusion = []
     for p, g in zip(predicted.flatten(1), reference.flatten(1), strict=True):
         pairs = g * channels + p
         if ignore_index is not None:
             pairs = pairs[g != ignore_index]
         confusion.append(torch.bincount(pairs, minlength=channels**2).view(channels, channels))
-    found = torch.stack(confusion)
-    return OverlapCounts(found.diagonal(0, 1, 2).clone(), found.sum(1), found.sum(2))
+    return torch.stack(confusion)
 
 
 def _require_pair(y_pred: Tensor, y: Tensor) -> None:
@@ -130,10 +173,6 @@ def _channels(y_pred: Tensor, y: Tensor, num_classes: int | None, sigmoid: bool)
 
 
 def _independent(y_pred: Tensor, y: Tensor, threshold: float, ignore_index: int | None) -> OverlapCounts:
-    if not 0 < threshold < 1:
-        raise ValueError(f"threshold: expected a probability between 0 and 1, got {threshold!r}.")
-    if bool(torch.isnan(y_pred).any()):
-        raise ValueError("y_pred: expected numbers, got NaN.")
     ignored = None
     if ignore_index is not None and y.shape[1] > 1 and 0 <= ignore_index < y.shape[1]:
         ignored = y[:, ignore_index : ignore_index + 1] == 1
@@ -142,10 +181,20 @@ def _independent(y_pred: Tensor, y: Tensor, threshold: float, ignore_index: int 
     if ignored is not None:
         y = y.masked_fill(ignored, 0)
     _require_one_hot(y)
-    g = y != 0
-    p = y_pred > torch.logit(torch.tensor(threshold, dtype=torch.float64)).item()
+    return _counted(_is_predicted(y_pred, threshold), y != 0, ignored)
+
+
+def _is_predicted(scores: Tensor, threshold: float) -> Tensor:
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold: expected a probability between 0 and 1, got {threshold!r}.")
+    if bool(torch.isnan(scores).any()):
+        raise ValueError("y_pred: expected numbers, got NaN.")
+    return scores > torch.logit(torch.tensor(threshold, dtype=torch.float64)).item()
+
+
+def _counted(p: Tensor, g: Tensor, ignored: Tensor | None) -> OverlapCounts:
     if ignored is not None:
-        p = p & ~ignored
+        p, g = p & ~ignored, g & ~ignored
     return OverlapCounts(*(mask.flatten(2).sum(-1) for mask in (p & g, p, g)))
 
 
@@ -217,7 +266,7 @@ class OverlapMetric:
         num_classes: C, needed if prediction and reference are label maps.
         metric: "dice" or "iou".
         empty: the score where prediction and reference are empty and that is not ignored: 1, 0 or NaN.
-        sigmoid, threshold, ignore_index: as in `overlap_counts`.
+        sigmoid, threshold, ignore_index, regions: as in `overlap_counts`.
         group: `aggregate` is over the samples of all ranks of a process group; "world" for all, None for this
             rank alone.
 
@@ -237,11 +286,13 @@ class OverlapMetric:
         sigmoid: bool = False,
         threshold: float = 0.5,
         ignore_index: int | None = None,
+        regions: Sequence[Sequence[int]] | None = None,
         group: Group = None,
     ) -> None:
         if metric not in get_args(Score):
             raise ValueError(f"metric: expected one of {get_args(Score)}, got {metric!r}.")
         require_group(group, "batch")
+        memberships(regions, include_background=include_background, ignore_index=ignore_index)
         self.include_background = include_background
         self.reduction = _require_reduction(reduction)
         self.get_not_nans = get_not_nans
@@ -252,6 +303,7 @@ class OverlapMetric:
         self.sigmoid = sigmoid
         self.threshold = threshold
         self.ignore_index = ignore_index
+        self.regions = regions
         self.group = group
         self._counts: list[OverlapCounts] = []
 
@@ -264,6 +316,7 @@ class OverlapMetric:
             sigmoid=self.sigmoid,
             threshold=self.threshold,
             ignore_index=self.ignore_index,
+            regions=self.regions,
         )
         counts = self._that_count(counts)
         if self._counts and self._counts[0].both.shape[1] != counts.both.shape[1]:
@@ -310,6 +363,8 @@ class OverlapMetric:
         return self._scores(_joined(self._counts))
 
     def _that_count(self, counts: OverlapCounts) -> OverlapCounts:
+        if self.regions is not None:
+            return counts
         channels = counts.both.shape[1]
         chosen = [
             c

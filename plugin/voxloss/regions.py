@@ -11,7 +11,11 @@ MOST_LABELS = 1024
 
 
 def memberships(
-    regions: Sequence[Sequence[int]] | None, softmax: bool, include_background: bool, ignore_index: int | None
+    regions: Sequence[Sequence[int]] | None,
+    *,
+    softmax: bool = False,
+    include_background: bool = True,
+    ignore_index: int | None = None,
 ) -> tuple[int, ...]:
     """For each label, 0 to the largest, the regions that it belongs to as the bits of a number; () for None.
 

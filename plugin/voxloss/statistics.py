@@ -15,6 +15,7 @@ from voxloss import inputs, operators
 from voxloss.backends.voxels import SUMS_OF_TARGET
 from voxloss.channels import of_classes
 from voxloss.distributed import Group, Shard, has_ranks, sum_over_ranks
+from voxloss.regions import memberships
 
 Activation = Literal["softmax", "sigmoid", "none"] | Callable[[Tensor], Tensor]
 
@@ -178,13 +179,16 @@ def fitting_volumes(
     *,
     activation: Activation = "none",
     label_map: bool | None = None,
+    regions: int = 0,
 ) -> Volumes:
     """Check everything about the tensors that does not depend on their voxels, and apply a callable activation.
 
-    Arguments and errors are those of `region_statistics`.
+    Arguments and errors are those of `region_statistics`; `regions` is their number, 0 for none.
     """
     input, target = inputs.plain(input), inputs.plain(target)
-    inputs.require_pair(input, target, label_map, softmax=activation == "softmax")
+    inputs.require_pair(input, target, None if regions else label_map, softmax=activation == "softmax")
+    if regions:
+        inputs.require_regions(input, target, regions)
     if mask is not None:
         mask = inputs.plain(mask)
         inputs.require_mask(mask, input)
@@ -257,6 +261,7 @@ def region_statistics(
     ignore_index: int | None = None,
     backend: str | None = None,
     mask: Tensor | None = None,
+    regions: Sequence[Sequence[int]] | None = None,
 ) -> RegionStatistics:
     """Sum over the voxels in one pass, differentiably in `input` and in a floating-point one-hot `target`.
 
@@ -277,6 +282,7 @@ def region_statistics(
         backend: force one of `voxloss.backends.list_backends()`; None chooses.
         mask: which voxels count, `[B, 1, spatial...]` or `[1, 1, spatial...]`: booleans, or weights w ≥ 0, by
             which each term is multiplied. A voxel of weight 0 is as if it were not there.
+        regions: for each channel the labels of a label map that it is made of; see `StatisticsLoss`.
 
     Returns:
         The sums `[B, C]` in float64 (float32 on a device without it), whatever the dtype of the input.
@@ -289,7 +295,10 @@ def region_statistics(
         NotImplementedError: inside torch.func.grad or jvp, and for forward-mode derivatives.
     """
     inputs.require_ignore_index(ignore_index)
-    volumes = fitting_volumes(input, target, mask, activation=activation, label_map=label_map)
+    members = memberships(regions, softmax=activation == "softmax", ignore_index=ignore_index)
+    volumes = fitting_volumes(
+        input, target, mask, activation=activation, label_map=label_map, regions=len(regions or ())
+    )
     names = region_sums(squared, soft_label)
-    sums = measure(volumes, names, ignore_index=ignore_index, backend=backend)
+    sums = measure(volumes, names, ignore_index=ignore_index, backend=backend, regions=members)
     return RegionStatistics(*map(sums.per_sample, names))

@@ -108,7 +108,9 @@ class StatisticsLoss(_Loss, ABC):
         self.group = group
         self.shard = shard
         self.inplace = inplace
-        self._memberships = memberships(regions, softmax, include_background, ignore_index)
+        self._memberships = memberships(
+            regions, softmax=softmax, include_background=include_background, ignore_index=ignore_index
+        )
         self.regions = None if regions is None else [list(region) for region in regions]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -223,10 +225,14 @@ class StatisticsLoss(_Loss, ABC):
             return compute(self._measured(input, target, mask, annotated))
 
     def _measured(self, input: Tensor, target: Tensor, mask: Tensor | None, annotated: Annotated) -> PassSums:
-        is_map = self.to_onehot_y or self.regions is not None
-        volumes = fitting_volumes(input, target, mask, activation=self.activation, label_map=is_map)
-        if self.regions is not None:
-            inputs.require_regions(volumes.input, volumes.target, len(self.regions))
+        volumes = fitting_volumes(
+            input,
+            target,
+            mask,
+            activation=self.activation,
+            label_map=self.to_onehot_y,
+            regions=len(self.regions or ()),
+        )
         batch, channels = volumes.input.shape[:2]
         names = self.needs(volumes.binary)
         if annotated is not None:
