@@ -124,7 +124,7 @@ def prepared(subject: Subject) -> Subject:
 def called(subject: Subject, volume: Volume) -> str:
     """What a loss was given, and the claims that decided so: for one that raised."""
     claims = subject.claims
-    target = {"map": "labels [B, 1, ...]", "indices": "labels [B, ...]", "one-hot": "one channel per class"}
+    target = {"map": "labels [B, 1, ...]", "indices": "labels [B, ...]", "regions": "labels [B, 1, ...]", "one-hot": "one channel per class"}
     return (
         f"it was called with {volume.dtype} {list(volume.input.shape)} "
         f"({'logits' if claims.activation != 'none' else 'probabilities'}: claim activation={claims.activation}) "
@@ -160,6 +160,7 @@ def _examined(subject: Subject, setting: Setting, law: Law) -> Record:
     )
     if broken is not None:
         shown, indices = broken.volume, subject.claims.labels == "indices"
+        shown = shown.changed(target=as_given(subject.claims, shown.target))
         if isinstance(subject, Metric):
             given = (tensor.numpy() for tensor in subject.tensors(shown))
             shown, indices = shown.changed(**dict(zip(("input", "target"), given, strict=True))), False

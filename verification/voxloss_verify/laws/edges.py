@@ -28,6 +28,6 @@ def edges(subject: Subject, setting: Setting) -> Iterator[Volume]:
                 continue
             input = certain(claims, one_hot(predicted, channels)).astype(STORED[dtype])
             yield Volume(name, input, target_for(claims, wanted, channels), dtype)
-        if claims.ignore_index is not None and claims.labels != "one-hot":
+        if claims.ignore_index is not None and not claims.has_channels:
             input = certain(claims, one_hot(zeros, channels)).astype(STORED[dtype])
             yield Volume("all voxels ignored", input, zeros + claims.ignore_index, dtype)

@@ -198,7 +198,7 @@ def swapped(claims: Claims, volume: Volume) -> Volume:
     """Prediction and target in each other's place; both must be masks."""
     masks = exact.probabilities(volume.input, claims.activation) == 1
     labels = masks.argmax(1, keepdims=True)
-    target = masks if claims.labels == "one-hot" else target_for(claims, labels, volume.channels)
+    target = masks if claims.has_channels else target_for(claims, labels, volume.channels)
     input = certain(claims, exact.one_hot_target(volume)).astype(volume.input.dtype)
     return volume.changed(input=input, target=target)
 

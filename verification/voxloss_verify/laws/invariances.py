@@ -352,7 +352,7 @@ def _ignoring(subject: Subject, setting: Setting) -> str | None:
     claims = subject.claims
     if claims.ignore_index is None:
         return "no ignored label is claimed"
-    return None if claims.labels != "one-hot" else "the target is one-hot: an ignored label has no voxel there"
+    return "the target is one-hot: an ignored label has no voxel there" if claims.has_channels else None
 
 
 @law(

@@ -49,12 +49,13 @@ BY_VOXEL: tuple[Family, ...] = ("cross_entropy", "focal", "logarithmic_cross_ent
 FOCAL: tuple[Family, ...] = ("focal", "logarithmic_cross_entropy")
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 Activation = Literal["softmax", "sigmoid", "none"]
-Labels = Literal["map", "indices", "one-hot"]
+Labels = Literal["map", "indices", "one-hot", "regions"]
 Shards = Literal["equal batch", "unequal batch", "volume"]
 # What a compound claims for its parts.
 OF_THE_CALL = (
     "activation",
     "labels",
+    "regions",
     "either_labels",
     "soft_labels",
     "spatial_dims",
@@ -143,7 +144,10 @@ class Claims:
         formula: of the family of that name.
         parts: λ and claims of each part of a compound.
         activation: what the loss itself applies to its input.
-        labels: "map" [B, 1, ...], "indices" [B, ...], or "one-hot" [B, C, ...].
+        labels: "map" [B, 1, ...], "indices" [B, ...], "one-hot" [B, C, ...], or "regions": a map, each channel is
+            where its label is in one of the `regions`.
+        regions: of each channel the labels; every choice of channels must be that of a label, as in
+            [[1, 3], [2, 3]], so that any target can be given.
         either_labels: of a label map and one-hot, the loss takes the other form, too, and tells them apart.
         soft_labels: a one-hot target may hold any value in [0, 1].
         spatial_dims: how many spatial axes the loss takes.
@@ -194,6 +198,7 @@ class Claims:
     parts: tuple[tuple[float, Claims], ...] = ()
     activation: Activation = "none"
     labels: Labels = "one-hot"
+    regions: tuple[tuple[int, ...], ...] | None = None
     either_labels: bool = False
     soft_labels: bool = False
     spatial_dims: Literal[1, 2, 3] = 3
@@ -243,6 +248,19 @@ class Claims:
             raise ValueError(f"claim dtypes: expected some of {', '.join(DTYPES)}, got {list(self.dtypes)}.")
         if self.channels is not None and self.channels < 1:
             raise ValueError(f"claim channels: expected a number ≥ 1, got {self.channels}.")
+        if (self.labels == "regions") != (self.regions is not None):
+            raise ValueError(
+                f'claim regions: expected labels="regions" beside them, and with that some, got labels='
+                f'"{self.labels}", regions={self.regions}.'
+            )
+        if self.regions is not None:
+            missing = set(range(2 ** len(self.regions))) - set(self.label_of_channels)
+            if missing or self.activation == "softmax" or self.soft_labels:
+                raise ValueError(
+                    "claim regions: expected for each choice of channels a label that is in these regions and no "
+                    "other, as [[1, 3], [2, 3]], and neither a softmax nor soft labels, got "
+                    f"{[list(region) for region in self.regions]}, activation={self.activation}."
+                )
         if not all(part in ("B", "C") or part.isdecimal() for part in self.unreduced.split()):
             raise ValueError(
                 f"claim unreduced: expected letters B, C and numbers like 'B C 1 1 1', got {self.unreduced!r}."
@@ -365,6 +383,8 @@ class Claims:
         """The only number of channels that the loss can take, if the claims fix it."""
         if self.channels is not None:
             return self.channels
+        if self.regions is not None:
+            return len(self.regions)
         for each in self.formulas:
             if each.frequencies is not None:
                 return len(each.frequencies)
@@ -372,6 +392,19 @@ class Claims:
                 if isinstance(factors, tuple):
                     return next((c for c in range(2, 1024) if len(each.counting(c)) == len(factors)), None)
         return None
+
+    @property
+    def has_channels(self) -> bool:
+        """Whether the checks draw a target with one channel per class, of whatever form the loss is given."""
+        return self.labels in ("one-hot", "regions")
+
+    @property
+    def label_of_channels(self) -> dict[int, int]:
+        """Of regions the smallest label that is in just these, which are the bits of a number."""
+        regions = self.regions or ()
+        largest = max((label for region in regions for label in region), default=-1)
+        bits = [sum((label in region) << c for c, region in enumerate(regions)) for label in range(largest + 1)]
+        return {chosen: bits.index(chosen) for chosen in bits}
 
     @property
     def named_channels(self) -> int:
@@ -402,7 +435,7 @@ class Claims:
         if self.family in FOCAL or self.activation == "sigmoid":
             return True
         # Σ w g, where every voxel has one class, they all count, and none counts more.
-        return self.every_class and not isinstance(self.class_weight, tuple) and self.labels != "one-hot"
+        return self.every_class and not isinstance(self.class_weight, tuple) and not self.has_channels
 
 
 def parse_claims(pairs: Iterable[str], start: Claims | None = None, family: str | None = None) -> Claims:

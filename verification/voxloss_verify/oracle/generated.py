@@ -24,7 +24,7 @@ def channel_counts(claims: Claims) -> st.SearchStrategy[int]:
     if claims.fixed_channels is not None:
         return st.just(claims.fixed_channels)
     every = all(each.every_class for each in claims.formulas)
-    several = claims.activation == "softmax" or claims.labels != "one-hot" or not every
+    several = claims.activation == "softmax" or not claims.has_channels or not every
     least = max(2 if several or claims.ignore_index is not None else 1, claims.named_channels)
     if claims.ignore_index == 0:
         least = max(least, 3)
@@ -54,14 +54,14 @@ def volumes(
         *draw(st.tuples(*[st.integers(1, 4)] * claims.spatial_dims)),
     )
     kind, wanted = _labels(draw, claims, shape, max(2, channels))
-    if ignored and claims.ignore_index is not None and claims.labels != "one-hot":
+    if ignored and claims.ignore_index is not None and not claims.has_channels:
         spared = draw(arrays.arrays(bool, wanted.shape, elements=st.booleans(), fill=st.just(False)))
         wanted = np.where(spared, claims.ignore_index, wanted)
         kind += " with ignored voxels" if spared.any() else ""
     softness = target == "soft" or (target == "any" and draw(st.booleans()))
     if softness and claims.soft_labels and claims.labels == "one-hot":
         kind, wanted_target = "soft", _eighths(draw, claims, (shape[0], channels, *shape[1:]))
-    elif claims.labels == "one-hot" and claims.activation != "softmax" and draw(st.booleans()):
+    elif claims.has_channels and claims.activation != "softmax" and draw(st.booleans()):
         # Classes may overlap where each has a prediction of its own.
         kind = "overlapping"
         wanted_target = draw(

@@ -64,7 +64,16 @@ def one_hot(labels: Image, channels: int) -> NDArray[np.bool_]:
 
 def target_for(claims: Claims, labels: Image, channels: int) -> Image:
     """Labels [B, 1, ...] in the form that a loss takes."""
-    return one_hot(labels, channels) if claims.labels == "one-hot" else labels
+    return one_hot(labels, channels) if claims.has_channels else labels
+
+
+def as_given(claims: Claims, target: Image) -> Image:
+    """The target in the form that a loss is given: of regions the label map whose channels these are."""
+    if claims.regions is None or target.dtype.kind not in "fb" or target.shape[1] != len(claims.regions):
+        return target
+    bits = sum((target[:, c : c + 1] != 0).astype(np.int64) << c for c in range(len(claims.regions)))
+    labels = np.array([label for _, label in sorted(claims.label_of_channels.items())])
+    return np.asarray(labels[bits])
 
 
 def certain(claims: Claims, masks: Image) -> Image:

@@ -55,12 +55,20 @@ def _call(loss: Any) -> dict[str, Any]:
     shards = ("equal batch", "unequal batch") if getattr(loss, "shard", None) == "batch" else ("volume",)
     return {
         "activation": activation,
-        "labels": "map" if loss.to_onehot_y else "one-hot",
-        "soft_labels": not loss.to_onehot_y,
+        **_target(loss),
         "reduction": loss.reduction,
-        "ignore_index": ignored,
         "shards": None if getattr(loss, "group", None) is None else shards,
     }
+
+
+def _target(loss: Any) -> dict[str, Any]:
+    """The form of the target, and which label is ignored in it."""
+    ignored = getattr(loss, "ignore_index", None)
+    regions = getattr(loss, "regions", None)
+    if regions is not None:  # no channel is ignored with the label
+        return {"labels": "regions", "regions": tuple(map(tuple, regions)), "ignore_index": None}
+    is_map = loss.to_onehot_y
+    return {"labels": "map" if is_map else "one-hot", "soft_labels": not is_map, "ignore_index": ignored}
 
 
 def _monai_like(loss: Any, family: Family, **own: Any) -> Claims:

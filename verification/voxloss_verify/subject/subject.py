@@ -93,8 +93,9 @@ class Subject:
         """Input and target as the loss takes them, on the device."""
         dtype = getattr(torch, volume.dtype)
         # Copies, as a loss may write to what it is given.
-        target = torch.from_numpy(np.array(volume.target, order="C"))
-        if volume.is_one_hot:
+        given = as_given(self.claims, volume.target)
+        target = torch.from_numpy(np.array(given, order="C"))
+        if given.dtype.kind in "fb":
             target = target.to(dtype)
         elif self.claims.labels == "indices":
             target = target[:, 0]
