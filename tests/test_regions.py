@@ -147,7 +147,7 @@ def test_second_derivatives_and_one_graph() -> None:
 def test_on_a_gpu(regions: list[list[int]], ignored: int | None) -> None:
     """A vector for each channel, whole tiles, and tiles with some of the channels."""
     channels = len(regions)
-    table = memberships(regions, False, True, ignored)
+    table = memberships(regions, ignore_index=ignored)
     x = logits(2, channels, (9, 11))
     labels = torch.randint(len(table), (2, 1, 9, 11), generator=torch.Generator().manual_seed(0))
     if ignored is not None:

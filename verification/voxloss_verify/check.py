@@ -22,7 +22,7 @@ from voxloss_verify.laws.setting import PROFILES, Setting
 from voxloss_verify.laws.sources import LabelPair, cube
 from voxloss_verify.oracle import exact
 from voxloss_verify.oracle.claims import Claims
-from voxloss_verify.oracle.volumes import Volume
+from voxloss_verify.oracle.volumes import Volume, as_given
 from voxloss_verify.precision import with_precision
 from voxloss_verify.request import Level, ProfileName
 from voxloss_verify.subject.metric import Metric, as_metric, is_metric
@@ -124,7 +124,12 @@ def prepared(subject: Subject) -> Subject:
 def called(subject: Subject, volume: Volume) -> str:
     """What a loss was given, and the claims that decided so: for one that raised."""
     claims = subject.claims
-    target = {"map": "labels [B, 1, ...]", "indices": "labels [B, ...]", "regions": "labels [B, 1, ...]", "one-hot": "one channel per class"}
+    target = {
+        "map": "labels [B, 1, ...]",
+        "indices": "labels [B, ...]",
+        "regions": "labels [B, 1, ...]",
+        "one-hot": "one channel per class",
+    }
     return (
         f"it was called with {volume.dtype} {list(volume.input.shape)} "
         f"({'logits' if claims.activation != 'none' else 'probabilities'}: claim activation={claims.activation}) "

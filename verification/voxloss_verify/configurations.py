@@ -61,6 +61,8 @@ _UNEQUAL = {**LABELS, "smooth_nr": 0.5, "smooth_dr": 2.0}
 _IGNORED_CLASS = {**LABELS, "weight": WEIGHT, "ignore_index": 1}
 _FOREGROUND = {**LABELS, "include_background": False, "ignore_index": 255}
 _SUM = {**LABELS, "reduction": "sum"}
+# Every choice of regions is that of a label, so that every target can be given.
+_REGIONS = {"sigmoid": True, "regions": [[1, 3], [2, 3]]}
 
 # Of each class its configurations by their labels; the first stands for the others where there is little time.
 CONFIGURATIONS: Mapping[str, Mapping[str, Arguments]] = {
@@ -71,6 +73,7 @@ CONFIGURATIONS: Mapping[str, Mapping[str, Arguments]] = {
             {**LABELS, "jaccard": True, "squared_pred": True},
             {"include_background": False, "squared_pred": True},
             {"include_background": False, "soft_label": True},
+            _REGIONS,
         ),
     },
     "JaccardLoss": {
@@ -156,6 +159,7 @@ CONFIGURATIONS: Mapping[str, Mapping[str, Arguments]] = {
             {"to_onehot_y": True, "use_softmax": True, "gamma": 1.0},
             {"gamma": 0.0, "alpha": 0.25},
             {"alpha": WEIGHT, "to_onehot_y": True},
+            {"regions": _REGIONS["regions"]},
         ),
     },
     "DiceCELoss": {
@@ -169,6 +173,7 @@ CONFIGURATIONS: Mapping[str, Mapping[str, Arguments]] = {
             {**_UNEQUAL, "lambda_dice": 0.5, "lambda_ce": 2.0},
             {**LABELS, "label_smoothing": 0.1},
             {**LABELS, "absent": "skip", "classes": [2, 1]},
+            {**_REGIONS, "batch": True},
         ),
     },
     "DiceFocalLoss": {

@@ -54,10 +54,13 @@ def _walk(input: Tensor, target: Tensor, spec: PassSpec) -> Callable[[], None]:
     """Forward and backward over one piece, a copy of its own with its own memory to work in."""
     input, target = input.contiguous().clone(), target.contiguous().clone()
     kernels, voxels, channels = numba_cpu._kernels(), input.shape[2], input.shape[1]
-    config, scratch = numba_cpu._config(input, target, spec, None), numba_cpu._scratch(input, target, voxels)
+    config, scratch = (
+        numba_cpu._config(input, target, spec, None),
+        numba_cpu._scratch(input, target, voxels, spec),
+    )
     volumes = (input, target, numba_cpu._weights(None, input), torch.zeros_like(input))
     inputs, _, masks, results = (numba_cpu._Items(each)[0] for each in volumes)
-    target_of = numba_cpu._target_of(numba_cpu._Items(target), target, channels, config)
+    target_of = numba_cpu._target_of(numba_cpu._Items(target), target, channels, config, spec)
     sums = np.zeros((len(TERMS), channels))
     weights = np.full((len(TERMS), channels), 1e-6, numba_cpu._precision(input))
 

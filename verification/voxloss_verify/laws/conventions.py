@@ -210,6 +210,15 @@ def bad_labels(subject: Subject, volume: Volume, setting: Setting) -> Iterator[F
             return volume.changed(target=target)
 
         channels = volume.channels
+        if subject.claims.regions is not None:
+            known = max(map(max, subject.claims.regions))
+            for label in (known + 1, -1):
+                yield Bad(
+                    f"label {label} beside 0…{known}", volume, (f"target[{(0,) * volume.target.ndim}] = {label}",)
+                )
+            code = ("target = target.double()", f"target[{(0,) * volume.target.ndim}] = 0.5")
+            yield Bad("label 0.5 in a float map", volume, code)
+            return
         if volume.is_one_hot:
             for value in (2, -1, np.nan):
                 yield Bad(f"a target of {value:g}", put(value, STORED[volume.dtype]))
@@ -241,7 +250,10 @@ def bad_shapes(subject: Subject, volume: Volume, setting: Setting) -> Iterator[F
         doubled = np.concatenate([volume.target, volume.target])
         yield Bad("a target of two items for one", volume.changed(target=doubled))
         wide = np.concatenate([volume.target, volume.target, volume.target], 1)
-        if subject.claims.labels != "indices":
+        if subject.claims.labels == "regions":  # of which other channels are none
+            code = ("target = target.repeat(1, 3, *[1] * (target.ndim - 2))",)
+            yield Bad("a target of 3 channels", volume, code)
+        elif subject.claims.labels != "indices":
             yield Bad(f"a target of {wide.shape[1]} channels", volume.changed(target=wide))
             if not subject.claims.either_labels:  # which may be class indices
                 yield Bad("a target without a channel axis", volume, ("target = target[:, 0]",))

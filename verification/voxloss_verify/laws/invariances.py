@@ -421,7 +421,7 @@ def layout(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findi
         code = ("input, target = (t.expand(2, *t.shape[1:]) for t in (input, target))",)
         yield replace(close("loss expanded over items", strided, packed, tolerance, first.dtype), code=code)
     kinds: tuple[str, ...] = LABELS
-    if volume.is_one_hot:
+    if volume.is_one_hot and subject.claims.regions is None:
         kinds = LABELS if volume.target.dtype == bool else ()
         products = all(each.overlap == "product" for each in subject.claims.formulas)
         if kinds and products:  # for soft labels a mask is no natural target
@@ -474,6 +474,8 @@ def _both_forms(subject: Subject, setting: Setting) -> str | None:
 
 def _other_form(subject: Subject) -> Subject | None:
     claims = subject.claims
+    if claims.regions is not None:
+        return subject.with_arguments(replace(claims, labels="one-hot", regions=None), regions=None)
     form: Literal["map", "one-hot"] = "map" if claims.labels == "one-hot" else "one-hot"
     if claims.either_labels:
         return replace(subject, claims=replace(claims, labels=form))
@@ -492,11 +494,14 @@ def _other_form(subject: Subject) -> Subject | None:
     ),
 )
 def forms(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
-    """A label map and its one-hot form give the same value and gradient."""
-    if volume.is_one_hot:
+    """A label map and its one-hot form, or its regions as channels, give the same value and gradient."""
+    target: NDArray[Any]
+    if subject.claims.regions is not None:
+        target = volume.target
+    elif volume.is_one_hot:
         if not (volume.target.sum(1) == 1).all():
             return  # classes overlap, and no label map says so
-        target: NDArray[np.int64] | NDArray[np.bool_] = volume.target.argmax(1)[:, None]
+        target = volume.target.argmax(1)[:, None]
     else:
         target = one_hot(volume.target, volume.channels)
     other = _other_form(subject)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from voxloss_data import Phantom, SpherePhantom, brain_mri, write_phantoms
 from voxloss_data.label_maps import LabelFile, find_pairs
-from voxloss_verify.oracle.claims import Claims
+from voxloss_verify.oracle.claims import Claims, Labels
 from voxloss_verify.oracle.sums import Image, Sums, label_sums
 from voxloss_verify.oracle.volumes import STORED, Volume, certain, from_probabilities, one_hot, target_for
 from voxloss_verify.request import MAX_CLASSES
@@ -78,7 +78,7 @@ def volume_of(claims: Claims, pair: LabelPair, dtype: str) -> Volume | None:
         channels = claims.fixed_channels
     if claims.named_channels > channels:
         return None
-    return _volume_of(pair, claims.activation, claims.labels, channels, claims.spatial_dims, dtype)
+    return _volume_of(pair, claims.activation, _drawn(claims), channels, claims.spatial_dims, dtype)
 
 
 @cache
@@ -162,11 +162,16 @@ def closed_form_sums(phantom: Phantom) -> list[Sums]:
     ]
 
 
+def _drawn(claims: Claims) -> Labels:
+    """The form of a target before it becomes what the loss is given."""
+    return "one-hot" if claims.has_channels else claims.labels
+
+
 def cube(claims: Claims, edge: int, dtype: str, seed: int) -> Volume:
     """A cube of `edge`³ voxels (in fewer axes: as many), rare classes, logits that lean to the truth."""
     return _cube(
         claims.activation,
-        claims.labels,
+        _drawn(claims),
         claims.soft_labels,
         claims.fixed_channels or max(2, claims.named_channels),
         _spatial(claims, (edge,) * 3),

@@ -73,6 +73,7 @@ IGNORING: dict[str, Any] = {**SOFTMAX, "ignore_index": 255}
 BATCH: dict[str, Any] = {**SOFTMAX, "batch": True, "smooth_nr": 1.0, "smooth_dr": 1.0}
 TVERSKY: dict[str, Any] = {**SOFTMAX, "family": "tversky", "alpha": 0.25, "beta": 0.75}
 FOCAL: dict[str, Any] = {**TVERSKY, "family": "focal_tversky", "gamma": 2.0}
+REGIONS: dict[str, Any] = {"sigmoid": True, "regions": ((1, 3), (2, 3))}
 COMPOUND: dict[str, Any] = {**IGNORING, "lambda_region": 0.5, "lambda_voxels": 2.0}
 
 
@@ -716,6 +717,32 @@ class OneInBrackets(Textbook):
 
     def reduce(self, losses: Tensor) -> Tensor:
         return super().reduce(losses).reshape(-1)
+
+
+@caught_by("24", "19c", **REGIONS)
+class FirstRegionOnly(Textbook):
+    """A label that is in two regions counts in the first."""
+
+    def encode(self, target: Tensor, channels: int) -> Tensor:
+        g = super().encode(target, channels)
+        return g if self.regions is None else torch.where(g.cumsum(1) > 1, 0.0, g)
+
+
+@caught_by("24", **REGIONS)
+class LargestLabelInNoRegion(Textbook):
+    """The table of labels ends one too early, and the largest is background."""
+
+    def encode(self, target: Tensor, channels: int) -> Tensor:
+        return torch.where(target == self.known - 1, 0.0, super().encode(target, channels))
+
+
+@caught_by("31a", **REGIONS)
+class UnknownLabelsInNoRegion(Textbook):
+    """A label beyond the largest of the regions is background, in silence."""
+
+    def check_target(self, target: Tensor, channels: int) -> None:
+        if self.regions is None:
+            super().check_target(target, channels)
 
 
 @caught_by("31a", **SOFTMAX)

@@ -39,6 +39,7 @@ class Textbook(nn.Module):
         batch: bool = False,
         ignore_index: int | None = None,
         reduction: str = "mean",
+        regions: Sequence[Sequence[int]] | None = None,
     ) -> None:
         super().__init__()
         self.family = family
@@ -48,7 +49,7 @@ class Textbook(nn.Module):
         self.smooth_nr, self.smooth_dr = smooth_nr, smooth_dr
         self.alpha, self.beta, self.gamma = alpha, beta, gamma
         self.weight = None if weight is None else torch.as_tensor(weight, dtype=torch.float64)
-        self.batch, self.reduction = batch, reduction
+        self.batch, self.reduction, self.regions = batch, reduction, regions
         self.check_arguments()
 
     @property
@@ -67,8 +68,9 @@ class Textbook(nn.Module):
             weight_scale="relative",
             class_weight=None if self.weight is None else tuple(self.weight.tolist()),
             activation="softmax" if self.softmax else "sigmoid" if self.sigmoid else "none",
-            labels="map" if self.to_onehot_y else "one-hot",
-            soft_labels=not self.to_onehot_y,
+            labels="map" if self.to_onehot_y else "one-hot" if self.regions is None else "regions",
+            regions=None if self.regions is None else tuple(map(tuple, self.regions)),
+            soft_labels=not self.to_onehot_y and self.regions is None,
             include_background=self.include_background,
             batch=self.batch,
             reduction=self.reduction,  # type: ignore[arg-type]  # Claims says what it may be
@@ -95,6 +97,8 @@ class Textbook(nn.Module):
         numbers += [] if self.weight is None else self.weight.tolist()
         if not all(0 <= number < math.inf for number in numbers) or not 0 < self.gamma < math.inf:
             raise ValueError("smoothing, alpha, beta, gamma, weight: expected finite numbers ≥ 0, and gamma > 0.")
+        if self.regions is not None and (self.softmax or self.to_onehot_y or self.ignore_index is not None):
+            raise ValueError("regions: expected neither softmax nor to_onehot_y nor ignore_index beside them.")
         if self.family not in get_args(Family) or self.reduction not in ("mean", "sum", "none"):
             raise ValueError(f"family, reduction: got {self.family!r}, {self.reduction!r}.")
 
@@ -102,7 +106,7 @@ class Textbook(nn.Module):
         """Refuse what is no pair of tensors that fit together, or empty."""
         if not (isinstance(input, Tensor) and isinstance(target, Tensor) and input.is_floating_point()):
             raise TypeError("expected two tensors, the first of floating point.")
-        channels = 1 if self.to_onehot_y else input.shape[1]
+        channels = 1 if self.to_onehot_y or self.regions is not None else input.shape[1]
         if target.shape != (len(input), channels, *input.shape[2:]) or not input.numel():
             raise ValueError(f"got shapes {list(input.shape)} and {list(target.shape)}.")
         if self.softmax and input.shape[1] == 1:
@@ -111,8 +115,9 @@ class Textbook(nn.Module):
     def check_target(self, target: Tensor, channels: int) -> None:
         """Refuse labels that are none, and one-hot values outside [0, 1]."""
         values = target.double()
-        if self.to_onehot_y:
-            labels = (values >= 0) & (values < channels) & (values == values.floor())
+        if self.to_onehot_y or self.regions is not None:
+            known = channels if self.regions is None else self.known
+            labels = (values >= 0) & (values < known) & (values == values.floor())
             good = labels | (values == self.ignore_index)
         else:
             good = (values >= 0) & (values <= 1)
@@ -151,10 +156,21 @@ class Textbook(nn.Module):
 
     def encode(self, target: Tensor, channels: int) -> Tensor:
         """One channel per class."""
+        if self.regions is not None:
+            return torch.cat([self.inside(target, region) for region in self.regions], 1).double()
         if not self.to_onehot_y:
             return target.double()
         classes = torch.arange(channels, dtype=torch.float64, device=target.device)
         return (target.double() == classes.reshape(1, -1, *[1] * (target.ndim - 2))).double()
+
+    @property
+    def known(self) -> int:
+        """Labels, from 0 to the largest in a region."""
+        return 1 + max(label for region in self.regions or () for label in region)
+
+    def inside(self, target: Tensor, region: Sequence[int]) -> Tensor:
+        """Whether the label is one of the region's, [B, 1, ...]."""
+        return torch.isin(target.double(), torch.tensor(region, dtype=torch.float64, device=target.device))
 
     def counting(self, x: Tensor) -> Tensor:
         """The channels that count."""

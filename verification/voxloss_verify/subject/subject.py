@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from voxloss_verify.oracle.claims import Claims
-from voxloss_verify.oracle.volumes import Volume
+from voxloss_verify.oracle.volumes import Volume, as_given
 from voxloss_verify.subject.functions import adapted, claims_of_function
 from voxloss_verify.subject.readers import claims_of
 
