@@ -241,6 +241,52 @@ def test_what_nnunet_compiles_is_not_kept() -> None:
 PAGE = (Path(__file__).parent.parent / "docs" / "nnunet.md").read_text(encoding="utf-8")
 
 
+# Regions, which stay labels.
+
+
+def as_labels(channels: Tensor) -> Tensor:
+    """The labels that such channels were made of: of "whole" and "core", and what is ignored."""
+    whole, core, *ignored = torch.split(channels.short(), 1, 1)
+    return torch.where(ignored[0] > 0, IGNORED, whole + core).short() if ignored else whole + core
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("labels", ["regions", "regions with ignore"])
+@pytest.mark.parametrize("deep", [True, False], ids=["deep", "single"])
+def test_labels_of_regions_cost_what_their_channels_cost(kind: Any, labels: str, deep: bool) -> None:
+    output, target = outputs(labels, deep=deep)
+    loss = build(kind, labels, batch_dice=True, deep=deep)
+    maps = [as_labels(each) for each in target] if deep else as_labels(target)
+    require_same(value_and_gradients(loss, output, maps), value_and_gradients(loss, output, target))
+
+
+@pytest.mark.parametrize("labels", ["labels with ignore", "regions", "regions with ignore"])
+def test_loaders_give_labels_and_validation_counts_as_nnunets(labels: str) -> None:
+    names = {}
+    for kind in (nnUNetTrainer, trainers.nnUNetTrainerVoxloss):
+        manager = LabelManager(LABELS[labels], [1, 2] if "regions" in labels else None)
+        regions = manager.foreground_regions if manager.has_regions else None
+        made = kind.get_validation_transforms([[1, 1, 1]], regions=regions, ignore_label=manager.ignore_label)
+        names[kind] = [type(each).__name__ for each in made.transforms]
+    assert names[trainers.nnUNetTrainerVoxloss] == [
+        name for name in names[nnUNetTrainer] if name != "ConvertSegmentationToRegionsTransform"
+    ]
+    x, target = batch(labels)
+    given = as_labels(target) if "regions" in labels else target
+    found = []
+    for kind, of_loader in ((nnUNetTrainer, target), (trainers.nnUNetTrainerVoxloss, given)):
+        trainer = object.__new__(kind)
+        trainer.label_manager = LabelManager(LABELS[labels], [1, 2] if "regions" in labels else None)
+        trainer.configuration_manager = SimpleNamespace(batch_dice=True)
+        trainer.enable_deep_supervision, trainer.is_ddp = False, False
+        trainer.device, trainer.network = torch.device("cpu"), lambda data: data
+        trainer.loss = trainer._build_loss()
+        found.append(trainer.validation_step({"data": x.clone(), "target": of_loader.clone()}))
+    theirs, ours = found
+    for name in ("tp_hard", "fp_hard", "fn_hard"):
+        np.testing.assert_array_equal(ours[name], theirs[name])
+
+
 def test_the_page_names_every_trainer() -> None:
     assert set(re.findall(r"^\| `(nnUNetTrainer\w+)`", PAGE, flags=re.M)) == set(trainers.__all__)
     assert set(re.findall(r"-tr (\w+)", PAGE)) <= set(trainers.__all__)

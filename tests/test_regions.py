@@ -197,7 +197,7 @@ def test_tensors_that_do_not_fit() -> None:
         voxloss.ShapeError, match=r"expected 3 channels, one for each of the regions, got \[2, 2, "
     ):
         loss(x[:, :2], labels)
-    with pytest.raises(voxloss.ShapeError, match="expected one channel"):
+    with pytest.raises(voxloss.ShapeError, match="For a target with one channel per region omit"):
         loss(x, channels_of(labels, NESTED))
 
 

@@ -138,10 +138,13 @@ def _target_of(
 ) -> Callable[[int, int, int, Any], Any]:
     """Return what gives the kernels the target of a part of an item: whole numbers of any dtype as one."""
     kernels = _kernels()
+    table, known = np.array(spec.regions, np.int32), len(spec.regions) or channels
 
     def labels_of(item: int, start: int, stop: int, scratch: Any) -> Any:
-        of_map = targets[item], start, stop - start, channels
+        of_map = targets[item], start, stop - start, known
         kernels.read_labels(*of_map, config.ignores, config.ignore_index, scratch[0])
+        if config.regions:
+            kernels.look_up(stop - start, table, scratch[0])
         return scratch[0], kernels.Lines(-start, 0, 1, kernels.NATIVE)
 
     def values_of(item: int, start: int, stop: int, scratch: Any) -> Any:
@@ -149,15 +152,6 @@ def _target_of(
         kernels.read_channels(targets[item], start, stop - start, channels, width, scratch[0])
         return scratch[0], kernels.Lines(-start, width, 1, kernels.NATIVE)
 
-    def regions_of(item: int, start: int, stop: int, scratch: Any) -> Any:
-        width = len(scratch[0]) // channels
-        of_map = targets[item], start, stop - start, channels, width
-        kernels.read_regions(*of_map, table, config.ignores, spec.ignore_index or 0, scratch[0])
-        return scratch[0], kernels.Lines(-start, width, 1, kernels.NATIVE)
-
-    if spec.regions:
-        table = np.array(spec.regions, np.int64)
-        return regions_of
     if config.is_map:
         return labels_of
     return (lambda item, start, stop, scratch: targets[item]) if target.is_floating_point() else values_of
@@ -214,18 +208,14 @@ def _kernels() -> Any:
 def _scratch(input: Tensor, target: Tensor, part: int, spec: PassSpec) -> Any:
     """Memory for one thread: a part's target; blocks of logits, of exponentials and of a target; rows; labels."""
     precision = _precision(input)
-    channels = input.shape[1]
-    of_target = 1 if spec.is_label_map(input, target) and not spec.regions else channels
-    blocks = tuple(np.empty((rows, WIDTH), precision) for rows in (channels, channels, of_target))
+    blocks = tuple(np.empty((tensor.shape[1], WIDTH), precision) for tensor in (input, input, target))
     rows = np.empty((_kernels().ROWS, WIDTH), precision)
-    return _part_of(target, input, part, spec), blocks, rows, np.empty(WIDTH, np.int32)
+    return _part_of(target, input, part, spec), blocks, rows, np.empty((2, WIDTH), np.int32)
 
 
 def _part_of(target: Tensor, input: Tensor, voxels: int, spec: PassSpec) -> NDArray[Any] | None:
     """Memory for the target of so many voxels; None where the kernels take it as it lies in memory."""
-    if spec.regions:
-        return np.empty(voxels * input.shape[1], _precision(input))
-    if target.shape[1] != input.shape[1]:
+    if spec.is_label_map(input, target):
         return np.empty(voxels, np.int32)
     return None if target.is_floating_point() else np.empty(voxels * target.shape[1], _precision(input))
 
@@ -241,12 +231,12 @@ def _weights(mask: Tensor | None, input: Tensor) -> Tensor:
 def _config(input: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None) -> Any:
     return _kernels().KernelConfig(
         activation=("softmax", "sigmoid", "none").index(spec.activation),
-        is_map=target.shape[1] != input.shape[1] and not spec.regions,
+        is_map=spec.is_label_map(input, target),
+        regions=bool(spec.regions),
         sums=tuple(name in spec.sums for name in TERMS),
         gamma=float(spec.gamma),
         ignores=spec.ignore_index is not None,
-        # Regions come as channels, which all have this value in an ignored voxel.
-        ignore_index=_kernels().IGNORED if spec.regions else spec.ignore_index or 0,
+        ignore_index=spec.ignore_index or 0,
         slack=range_tolerance(input.dtype),
         target_slack=range_tolerance(target.dtype),
         masked=mask is not None,

@@ -62,6 +62,7 @@ class KernelConfig(NamedTuple):
 
     activation: int
     is_map: bool  # the target is a label map
+    regions: bool  # a label is in channel c if its bit c is set
     sums: tuple[bool, ...]  # for each of the SUMS
     gamma: float
     ignores: bool
@@ -370,18 +371,10 @@ def _read_line(line, kind, count, channels, ignores, ignore_index, labels):
 
 
 @compiled
-def read_regions(item, start, count, channels, width, table, ignores, ignore_index, values):
-    """Write the channels that each label belongs to, `width` numbers for each; IGNORED or NO_CLASS in all."""
-    memory, lines = item
-    first = lines.first + start * lines.per_voxel
+def look_up(count, table, labels):
+    """Write for each label what the table has, the regions that it belongs to as bits."""
     for v in range(count):
-        label, whole = _whole(_widen(memory[first + v * lines.per_voxel], lines.kind))
-        known = whole & (label >= 0) & (label < len(table))
-        bits = table[label if known else 0]
-        ignored = ignores & whole & (label == ignore_index)
-        for c in range(channels):
-            inside = (bits >> c) & 1
-            values[c * width + v] = IGNORED if ignored else inside if known else NO_CLASS
+        labels[v] = table[labels[v]] if labels[v] >= 0 else labels[v]
 
 
 @compiled
@@ -559,6 +552,18 @@ def _find_ignored(target, count, config, weight, labels):
             inside = (target[c, v] >= lowest) & (target[c, v] <= highest)
             outside += np.int32(0) if inside | (labels[v] == IGNORED) else np.int32(1)
     return outside == 0, all_count
+
+
+@compiled
+def _of_channel(c, count, regions, labels):
+    """The labels of voxels with c where they are in channel c, and another where not; of regions written anew."""
+    if not regions:
+        return labels[0]
+    given, here, label, bit = labels[0], labels[1], np.int32(c), np.int32(c)
+    for v in range(count):
+        inside = (given[v] >> bit) & np.int32(1)
+        here[v] = IGNORED if given[v] == IGNORED else label if inside else NO_CLASS
+    return here
 
 
 @compiled
@@ -1230,9 +1235,10 @@ def _load_voxels(input, target, mask, first, count, config, with_logs, by_label,
 
 
 @compiled
-def forward(input, target, mask, start, stop, config, blocks, rows, labels, out):
+def forward(input, target, mask, start, stop, config, blocks, rows, scratch, out):
     """Add the sums over voxels start…stop of an item to `out` [SUMS, C]; return whether they were valid."""
     block, other, soft = blocks
+    found = scratch[0]
     sums, gamma, activation = config.sums, rows.dtype.type(config.gamma), config.activation
     with_logs = False
     for k in range(CROSS_ENTROPY, FALSE_POSITIVES):
@@ -1245,7 +1251,7 @@ def forward(input, target, mask, start, stop, config, blocks, rows, labels, out)
         following = min(rows.shape[1], stop - first - count)
         _fetch_row(input, first + count, following, block.shape[0])
         valid, all_count = _load_voxels(
-            input, target, mask, first, count, config, with_logs, by_label, two, blocks, rows, labels
+            input, target, mask, first, count, config, with_logs, by_label, two, blocks, rows, found
         )
         all_valid &= valid
         if sums[VOXELS] and config.weighted:
@@ -1254,12 +1260,13 @@ def forward(input, target, mask, start, stop, config, blocks, rows, labels, out)
                 total += rows[WEIGHT, v]
             out[VOXELS] += total
         elif sums[VOXELS]:
-            out[VOXELS] += count if all_count else np.sum(labels[:count] != IGNORED)
+            out[VOXELS] += count if all_count else np.sum(found[:count] != IGNORED)
         if by_label and activation == SOFTMAX and not two:
-            _fill_at_labels(count, sums, gamma, with_logs, block, labels, rows)
-            _add_at_labels(count, sums, block, labels, rows, out)
+            _fill_at_labels(count, sums, gamma, with_logs, block, found, rows)
+            _add_at_labels(count, sums, block, found, rows, out)
             continue
         for c in range(block.shape[0]):
+            labels = _of_channel(c, count, config.regions, scratch)
             if two or (by_label and activation == SIGMOID):
                 if c == 0 or not two:
                     _fill_answers(c, count, sums, gamma, with_logs, all_count, block, labels, rows)
@@ -1278,9 +1285,10 @@ def forward(input, target, mask, start, stop, config, blocks, rows, labels, out)
 
 
 @compiled
-def backward(input, target, mask, start, stop, config, blocks, rows, labels, weights, by_target, result):
+def backward(input, target, mask, start, stop, config, blocks, rows, scratch, weights, by_target, result):
     """Write ∂L/∂input, or ∂L/∂target, of voxels start…stop of an item; `weights` is ∂L/∂sums [SUMS, C]."""
     block, other, soft = blocks
+    found = scratch[0]
     sums, gamma, activation = config.sums, rows.dtype.type(config.gamma), config.activation
     with_logs = (
         (sums[CROSS_ENTROPY] and by_target)
@@ -1299,14 +1307,15 @@ def backward(input, target, mask, start, stop, config, blocks, rows, labels, wei
         _fetch_row(input, first + count, following, block.shape[0])
         _fetch_row(result, first + count, following, block.shape[0])
         _, all_count = _load_voxels(
-            input, target, mask, first, count, config, with_logs, by_label, two, blocks, rows, labels
+            input, target, mask, first, count, config, with_logs, by_label, two, blocks, rows, found
         )
         if by_label and activation == SOFTMAX and not two:
-            _fill_at_labels(count, sums, gamma, with_logs, block, labels, rows)
-            _slope_at_labels(count, sums, gamma, weights, block, labels, rows)
+            _fill_at_labels(count, sums, gamma, with_logs, block, found, rows)
+            _slope_at_labels(count, sums, gamma, weights, block, found, rows)
             _store(block, first, count, result)
             continue
         for c in range(block.shape[0]):
+            labels = _of_channel(c, count, config.regions, scratch)
             if two and c == 1:
                 for v in range(count):
                     other[1, v] = -other[0, v]
@@ -1338,5 +1347,5 @@ def backward(input, target, mask, start, stop, config, blocks, rows, labels, wei
                 for v in range(count):
                     other[c, v] *= rows[WEIGHT, v]
         if not all_count:
-            _clear(other, count, labels)
+            _clear(other, count, found)
         _store(other, first, count, result)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from voxloss import OverlapMetric
 from voxloss_app.bench.cases import BenchCase, tensors
 from voxloss_app.bench.machine import versions
-from voxloss_app.bench.timing import interleaved, ratios, short, spread
+from voxloss_app.bench.timing import beside_the_first, interleaved, seconds
 from voxloss_app.exits import ExitCode
 from voxloss_app.terminal import results_console
 
@@ -52,24 +51,13 @@ def compare(edge: int = EDGE, rounds: int = ROUNDS, seed: int = 0) -> int:
                 f"{name}: scores differ from DiceMetric's by {float((found - reference).abs().max()):.3g}"
             )
             return ExitCode.FAILED
-    times = interleaved({name: partial(_timed, step) for name, step in steps.items()}, rounds, seed)
+    times = interleaved({name: partial(seconds, step, "cpu") for name, step in steps.items()}, rounds, seed)
     known = versions()
     console.print(
         f"hard Dice, C = {CHANNELS}, {edge}³, B = 1, float32, int64 labels, CPU, "
         f"{torch.get_num_threads()} threads, {rounds} rounds; "
         f"torch {torch.__version__}, MONAI {known.get('MONAI', known.get('monai'))}"
     )
-    first = next(iter(times))
-    for name, seconds in times.items():
-        taken, ratio = spread(seconds), ratios(seconds, times[first])
-        console.print(
-            f"{name:38} {short(1e3 * taken.median):>6} ms   {short(ratio.median):>5} × "
-            f"({short(ratio.low)}–{short(ratio.high)})"
-        )
+    for line in beside_the_first(times):
+        console.print(line)
     return ExitCode.DONE
-
-
-def _timed(step: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start

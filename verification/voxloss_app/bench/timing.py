@@ -103,3 +103,16 @@ def _on_cuda(run: Callable[[], object]) -> float:
     end.record()
     torch.cuda.synchronize()
     return float(start.elapsed_time(end)) / 1000
+
+
+def beside_the_first(times: Mapping[str, Sequence[float]]) -> list[str]:
+    """A line for each contender: its milliseconds, and their ratio to those of the first."""
+    first, width = next(iter(times.values())), max(map(len, times))
+    lines = []
+    for name, taken in times.items():
+        ratio = ratios(taken, first)
+        lines.append(
+            f"{name:{width}} {short(1e3 * spread(taken).median):>6} ms   {short(ratio.median):>5} × "
+            f"({short(ratio.low)}–{short(ratio.high)})"
+        )
+    return lines

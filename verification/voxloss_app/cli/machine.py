@@ -121,6 +121,9 @@ def bench(
     metrics: Annotated[
         bool, typer.Option("--metrics", help="Instead: OverlapMetric beside MONAI's DiceMetric, C = 14, 96³.")
     ] = False,
+    regions: Annotated[
+        bool, typer.Option("--regions", help="Instead: nested regions as labels and as channels, 128³; nnU-Net.")
+    ] = False,
     device: DeviceOption = "cpu",
     seed: SeedOption = 0,
     out: FolderOption = Path("out"),
@@ -141,11 +144,17 @@ def bench(
         voxloss bench --device cuda --out docs --check
 
         voxloss bench --metrics
+
+        voxloss bench --regions
     """
     if metrics:
         with needs_extra("bench --metrics", "demo"):
             from voxloss_app.bench.metrics import EDGE, ROUNDS, compare
         return compare(edge or EDGE, rounds or ROUNDS, seed)
+    if regions:
+        with needs_extra("bench --regions", "nnunet"):
+            from voxloss_app.bench import regions as of_regions
+        return of_regions.compare(edge or of_regions.EDGE, rounds or of_regions.ROUNDS, seed)
     if quick and full:
         raise typer.BadParameter("--quick and --full: expected one of them, got both.")
     require_folder("--out", out)

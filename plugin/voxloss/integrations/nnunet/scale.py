@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from voxloss.losses.base import StatisticsLoss
@@ -10,24 +11,30 @@ from voxloss.losses.base import StatisticsLoss
 class NNUNetScale(nn.Module):
     """L − 1: nnU-Net adds negative Dice to cross entropy, so that a perfect prediction is at −1 and not at 0.
 
-    `forward(net_output, target)`: logits `[B, C, spatial...]`, and what nnU-Net's loaders give: a label map
-    `[B, 1, spatial...]`, or one channel for each region, `[B, C, spatial...]`.
+    `forward(net_output, target)`: logits `[B, C, spatial...]` and a label map `[B, 1, spatial...]`, which with
+    regions stays one; or, of booleans, one channel for each region as nnU-Net's own loaders make them.
 
     Args:
         loss: a loss that is 0 at a perfect prediction.
-        ignored_last: regions with an ignore label. Then the target is `[B, C + 1, spatial...]`, and its last
+        by_channel: the same for one channel per region.
+        ignored_last: regions with an ignore label. Then such a target is `[B, C + 1, spatial...]`, and its last
             channel says which voxels are as if they were not there.
     """
 
-    def __init__(self, loss: StatisticsLoss, ignored_last: bool = False) -> None:
+    def __init__(
+        self, loss: StatisticsLoss, by_channel: StatisticsLoss | None = None, ignored_last: bool = False
+    ) -> None:
         super().__init__()
         self.loss = loss
+        self.by_channel = by_channel
         self.ignored_last = ignored_last
 
     def forward(self, net_output: Tensor, target: Tensor) -> Tensor:
         """Return the loss, `[]`."""
-        mask = None
-        if self.ignored_last:
-            target, mask = target[:, :-1], target[:, -1:] == 0
-        loss: Tensor = self.loss(net_output, target, mask)
-        return loss - 1
+        loss, mask = self.loss, None
+        if self.by_channel is not None and target.dtype == torch.bool:
+            loss = self.by_channel
+            if self.ignored_last:
+                target, mask = target[:, :-1], ~target[:, -1:]
+        value: Tensor = loss(net_output, target, mask)
+        return value - 1

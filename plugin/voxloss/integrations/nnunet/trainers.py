@@ -14,6 +14,9 @@ a perfect prediction. On the same tensors value and gradient of `nnUNetTrainerVo
 * Several processes: the loss is that of one process with the whole batch. nnU-Net's is, for Dice with
   `batch_dice`; all else it averages over the processes, each with a mean of its own, which differs if they have
   different numbers of items or of voxels that are not ignored.
+* Regions stay labels: the loaders do not expand them to a channel each (`ConvertSegmentationToRegionsTransform`),
+  and what they send to the device is the label map. Only validation, which counts by channel, makes the channels,
+  on the device.
 * nnU-Net compiles its Dice on CUDA. Here nothing is compiled: loss and gradient are a pass each.
 """
 
@@ -21,6 +24,7 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
+import torch
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -44,6 +48,7 @@ class Configured(TypedDict):
     batch: bool
     ignore_index: int | None
     group: Group
+    regions: list[list[int]] | None
 
 
 class nnUNetTrainerVoxloss(nnUNetTrainer):  # type: ignore[misc] # nnU-Net is untyped
@@ -56,6 +61,34 @@ class nnUNetTrainerVoxloss(nnUNetTrainer):  # type: ignore[misc] # nnU-Net is un
         """Return the loss, 0 at a perfect prediction; `configured` are the arguments that nnU-Net decides."""
         return DiceCELoss(**configured)
 
+    @staticmethod
+    def get_training_transforms(*arguments: Any, regions: Any = None, **others: Any) -> Any:
+        """nnU-Net's, without those that make channels of regions."""
+        return nnUNetTrainer.get_training_transforms(*arguments, regions=None, **others)
+
+    @staticmethod
+    def get_validation_transforms(*arguments: Any, regions: Any = None, **others: Any) -> Any:
+        """nnU-Net's, without those that make channels of regions."""
+        return nnUNetTrainer.get_validation_transforms(*arguments, regions=None, **others)
+
+    def validation_step(self, batch: dict[str, Any]) -> Any:
+        """nnU-Net's, which counts by channel."""
+        if self.label_manager.has_regions:
+            target, made = batch["target"], self._channels_of
+            channels = [made(each) for each in target] if isinstance(target, list) else made(target)
+            batch = {**batch, "target": channels}
+        return super().validation_step(batch)
+
+    def _channels_of(self, target: Any) -> Any:
+        """Of a label map on the device one channel for each region, and one of what is ignored."""
+        target = target.to(self.device, non_blocking=True)
+        if target.dtype == torch.bool:  # a trainer of one's own has them made
+            return target
+        labels = self.label_manager
+        ignored = [] if labels.ignore_label is None else [[labels.ignore_label]]
+        regions = [torch.tensor(region, device=target.device) for region in [*_regions(labels), *ignored]]
+        return torch.cat([torch.isin(target, region.to(target.dtype)) for region in regions], 1)
+
     def _build_loss(self) -> Any:
         labels = self.label_manager
         configured: Configured = {
@@ -66,16 +99,27 @@ class nnUNetTrainerVoxloss(nnUNetTrainer):  # type: ignore[misc] # nnU-Net is un
             "smooth_nr": 1e-5,
             "smooth_dr": 1e-5,
             "batch": self.configuration_manager.batch_dice,
-            "ignore_index": None if labels.has_regions else labels.ignore_label,
+            "ignore_index": labels.ignore_label,
             "group": "world" if self.is_ddp else None,
+            "regions": _regions(labels) if labels.has_regions else None,
         }
-        ignored_last = labels.has_regions and labels.ignore_label is not None
-        loss = NNUNetScale(self.region_loss(**configured), ignored_last)
+        by_channel = None
+        if labels.has_regions:
+            by_channel = self.region_loss(**{**configured, "regions": None, "ignore_index": None})
+        ignored_last = labels.ignore_label is not None
+        loss = NNUNetScale(self.region_loss(**configured), by_channel, ignored_last)
         built = super()._build_loss()
         if not isinstance(built, DeepSupervisionWrapper):
             return loss
         built.loss = loss  # the weights of the outputs stay nnU-Net's
         return built
+
+
+def _regions(labels: Any) -> list[list[int]]:
+    """The labels of each region, of what nnU-Net knows as one label or several."""
+    return [
+        [int(region)] if isinstance(region, int) else [*map(int, region)] for region in labels.foreground_regions
+    ]
 
 
 class nnUNetTrainerVoxlossTversky(nnUNetTrainerVoxloss):

@@ -1,0 +1,81 @@
+"""`voxloss bench --regions`: regions as a label map, and as the channels that nnU-Net's loaders make of it."""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib.metadata import version
+
+import torch
+
+from voxloss import DiceCELoss
+from voxloss_app.bench.timing import beside_the_first, interleaved, seconds
+from voxloss_app.exits import ExitCode
+from voxloss_app.terminal import results_console
+
+# BraTS: whole tumour, tumour core, enhancing tumour.
+REGIONS = [[1, 2, 3], [2, 3], [3]]
+EDGE, ROUNDS = 128, 9
+
+
+def compare(edge: int = EDGE, rounds: int = ROUNDS, seed: int = 0) -> int:
+    """Time a sample's last steps in nnU-Net's loader, and the loss; exit code 1 if the losses differ.
+
+    The loader adds a target for each of five outputs of deep supervision. Its time is per sample and on one thread,
+    as in its workers.
+    """
+    from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
+    from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
+
+    generator = torch.Generator().manual_seed(seed)
+    axis = torch.arange(edge) - edge / 2 + 0.5
+    distance = (axis**2 + axis.view(-1, 1) ** 2 + axis.view(-1, 1, 1) ** 2).sqrt() / edge
+    labels = torch.stack([distance < r for r in (0.3, 0.2, 0.1)]).sum(0, keepdim=True).short()
+    logits = torch.randn(1, len(REGIONS), edge, edge, edge, generator=generator)
+    convert = ConvertSegmentationToRegionsTransform(REGIONS)
+    down = DownsampleSegForDSTransform([[1 / 2**k] * 3 for k in range(5)])
+
+    def of_loader(as_channels: bool) -> list[torch.Tensor]:
+        target = convert(segmentation=labels)["segmentation"] if as_channels else labels
+        found: list[torch.Tensor] = down(segmentation=target)["segmentation"]
+        return found
+
+    losses = {
+        "loss of the label map": (DiceCELoss(sigmoid=True, regions=REGIONS), labels[None]),
+        "loss of the channels": (DiceCELoss(sigmoid=True), torch.stack([of_loader(True)[0]])),
+    }
+
+    def step(name: str) -> float:
+        loss, target = losses[name]
+        x = logits.clone().requires_grad_()
+        return seconds(lambda: loss(x, target).backward(), "cpu")
+
+    console = results_console()
+    one, other = (loss(logits, target).item() for loss, target in losses.values())
+    if abs(one - other) > 1e-6:
+        console.print(f"losses differ: {one} of the label map, {other} of the channels")
+        return ExitCode.FAILED
+    console.print(
+        f"{len(REGIONS)} regions, {edge}³, one sample, CPU, loss on {torch.get_num_threads()} threads, "
+        f"{rounds} rounds; torch {torch.__version__}, nnU-Net {version('nnunetv2')}"
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        loading = interleaved(
+            {
+                "loader, labels": partial(seconds, partial(of_loader, False), "cpu"),
+                "loader, channels": partial(seconds, partial(of_loader, True), "cpu"),
+            },
+            rounds,
+            seed,
+        )
+    finally:
+        torch.set_num_threads(threads)
+    for line in beside_the_first(loading):
+        console.print(line)
+    for name, as_channels in (("labels", False), ("channels", True)):
+        size = sum(target.nbytes for target in of_loader(as_channels))
+        console.print(f"to the device, {name}: {size / 1e6:.1f} MB, {of_loader(as_channels)[0].dtype}")
+    for line in beside_the_first(interleaved({name: partial(step, name) for name in losses}, rounds, seed)):
+        console.print(line)
+    return ExitCode.DONE
