@@ -521,6 +521,8 @@ PLANS: dict[str, tuple[object, str]] = {
     "labels": ([], "labels: expected two whole numbers or more, from 0 up, got []"),
     "labels ": ([0, 1, 1], "labels: expected"),
     "class_names": (["background"], "class_names: expected 3 names"),
+    "regions": ({"whole": [0]}, "regions: expected null, or lists of labels from 1 by name"),
+    "regions ": ({"whole": [9]}, "regions: expected some of the labels, got {'whole': [9]}"),
     "channels": (0, "channels: expected a whole number from 1, got 0"),
     "spacing": ([0, 1, 1], "spacing: expected three positive numbers"),
     "spacing ": ([float("nan"), 1, 1], "spacing: expected three positive numbers"),

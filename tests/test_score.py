@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import f1_score, jaccard_score
 
 from voxloss_app.__main__ import main
+from voxloss_app.regions import parse_regions
 from voxloss_app.score.scores import ClassScore, score_pair, score_pairs
 from voxloss_app.score.table import COLUMNS
 from voxloss_data import Phantom, all_phantoms, write_phantoms
@@ -84,7 +85,7 @@ def maps(
     return prediction, reference
 
 
-def tuples(scores: list[ClassScore]) -> list[tuple[int, int, int, int]]:
+def tuples(scores: list[ClassScore]) -> list[tuple[int | str, int, int, int]]:
     return [(s.label, s.tp, s.fp, s.fn) for s in scores]
 
 
@@ -116,6 +117,40 @@ def test_scores_agree_with_scikit_learn(seed: int, dtype: str, tmp_path: Path) -
     for s in scores:
         p, g = prediction == s.label, reference == s.label
         assert (s.tp, s.fp, s.fn) == ((p & g).sum(), (p & ~g).sum(), (~p & g).sum())
+
+
+def test_regions_are_unions_of_labels(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    text = '{"whole": [3, 4, 117], "core": [4, 200]}'
+    paths = folders[0] / "a.nii.gz", folders[1] / "a.nii.gz"
+    prediction, reference = (np.asanyarray(nib.load(path).dataobj) for path in paths)  # type: ignore[attr-defined]
+    expected = []
+    for name, labels in parse_regions(text).items():
+        p, g = np.isin(prediction, labels), np.isin(reference, labels)
+        expected.append((name, (p & g).sum(), (p & ~g).sum(), (~p & g).sum()))
+    assert tuples(score_pair(*paths, regions=parse_regions(text))) == expected
+    with pytest.raises(SystemExit) as left:
+        main(["score", *map(str, folders), "--regions", text, "--format", "csv"])
+    assert not left.value.code
+    rows = [*csv.DictReader(io.StringIO(capsys.readouterr().out))]
+    assert [row["label"] for row in rows] == ["whole", "core"] * 3
+    assert [int(row["tp"]) for row in rows[:2]] == [tp for _, tp, _, _ in expected]
+
+
+def test_regions_that_are_none() -> None:
+    assert parse_regions("[[1, 2], [2]]") == {"1+2": [1, 2], "2": [2]}
+    for text in (
+        "whole",
+        "{}",
+        "[]",
+        '{"a": 1}',
+        '{"a": []}',
+        '{"a": [1, 1]}',
+        '{"a": [-1]}',
+        "[1]",
+        '{"a": "1"}',
+    ):
+        with pytest.raises(ValueError, match=r'expected .* like \'\{"whole": \[1, 2, 3\]'):
+            parse_regions(text)
 
 
 @pytest.mark.parametrize("layout", [np.ascontiguousarray, np.asfortranarray, lambda image: image[::2, ::-1]])

@@ -29,7 +29,7 @@ from voxloss_app.train import Plan, TrainRequest, make_plan, predict_and_write, 
 from voxloss_app.train.checkpoint import Checkpoint
 from voxloss_app.train.loop import Training, validation_dice
 from voxloss_app.train.network import Steps, loss_of, network_of
-from voxloss_app.train.prediction import predicted_classes, write_prediction
+from voxloss_app.train.prediction import class_of_regions, predicted_classes, write_prediction
 from voxloss_app.train.volumes import IGNORED, batches, image_transforms, item, labelled, training_patches
 from voxloss_data.ct import write_ct_set
 from voxloss_data.files import save_nifti
@@ -104,6 +104,67 @@ def test_predictions_lie_on_the_images_grid_and_are_scored(ct: Path, unbroken: P
     rows = [*csv.DictReader((unbroken / "scores.csv").read_text().splitlines())]
     assert [(row["case"], row["label"]) for row in rows] == [(name, "1"), (name, "2")]
     assert int(rows[0]["tp"]) == int(((labels == 1) & (wanted == 1)).sum())
+
+
+def test_regions_are_trained_predicted_and_scored(ct: Path, tmp_path: Path) -> None:
+    regions = {"whole": [1, 2], "lesion": [2]}
+    out = tmp_path / "run"
+    assert train_and_score(request_of(ct, out, learning_rate=1e-2, regions=regions)) == 0
+    plan = Plan.load(out)
+    assert (plan.regions, plan.channel_names, plan.classes_of_regions) == (regions, [*regions], [[1, 2], [2]])
+    losses = [float(row["loss"]) for row in curves(out)]
+    assert losses[-1] < losses[0] - 0.2
+    assert float(curves(out)[-1]["dice whole"]) > 0.1
+    (name,) = plan.validation
+    labels, wanted = (array(folder / f"{name}.nii.gz") for folder in (out / "predictions", ct / "labelsTr"))
+    assert {*np.unique(labels)} <= {0, 1, 2}
+    rows = [*csv.DictReader((out / "scores.csv").read_text().splitlines())]
+    assert [row["label"] for row in rows] == ["whole", "lesion"]
+    assert int(rows[0]["tp"]) == int(((labels > 0) & (wanted > 0)).sum())
+
+
+def test_the_label_of_a_choice_of_regions(ct: Path, tmp_path: Path) -> None:
+    plan = make_plan(request_of(ct, tmp_path, regions={"a": [1, 2], "b": [2]}))
+    assert [class_of_regions(plan, bits) for bits in range(4)] == [0, 1, 2, 2]
+    # 3 and 4 are in no region that 1 and 2 are in.
+    plan = replace(plan, labels=[0, 1, 2, 3, 4], regions={"a": [1, 2], "b": [2], "c": [3, 4], "d": [4]})
+    assert [class_of_regions(plan, bits) for bits in (0b0001, 0b0010, 0b0101, 0b1000, 0b1100)] == [1, 2, 3, 4, 4]
+
+
+def test_a_label_in_no_region_is_background(ct: Path, tmp_path: Path) -> None:
+    """Also one above all that are in one."""
+    plan = make_plan(request_of(ct, tmp_path, regions={"organ": [1]}))
+    assert plan.labels == [0, 1, 2]
+    scan = training_set(ct).scans[0]
+    label = Compose(labelled(plan))(item(scan))["label"]
+    assert {*np.unique(label)} == {0, 1}
+    loss_of(plan)(torch.zeros(1, 1, *label.shape[1:]), label[None].as_tensor())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"regions": {"all": [0, 1]}},
+            r"--regions: expected lists of labels from 1 by name, as 0 is the background",
+        ),
+        (
+            {"regions": {"whole": [1, 2]}, "ignore": 2},
+            r"--regions: expected labels that count, got 2, which is ignored",
+        ),
+        (
+            {"regions": {"a": [1]}, "loss_kwargs": {"regions": [[1]]}},
+            r"--loss-kwargs: expected none of .*, got regions",
+        ),
+        (
+            {"regions": {"a": [1]}, "loss_kwargs": {"include_background": False}},
+            r"--loss-kwargs: include_background",
+        ),
+    ],
+)
+def test_regions_that_cannot_be(ct: Path, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        loss_of(make_plan(request_of(ct, tmp_path, **changes)))
 
 
 @pytest.mark.integration

@@ -86,10 +86,14 @@ def test_nnunet_channels_names_and_ignore_label(tmp_path: Path) -> None:
     assert found.ignored == 2
 
 
-def test_nnunet_regions_are_for_nnunet(tmp_path: Path) -> None:
-    folder = nnunet(tmp_path, labels={"background": 0, "whole": [1, 2], "core": 2})
-    with pytest.raises(ValueError, match=r"regions \(whole\).*nnUNetTrainerVoxloss"):
-        training_set(folder)
+def test_nnunet_regions(tmp_path: Path) -> None:
+    found = training_set(nnunet(tmp_path, labels={"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}))
+    assert found.regions == {"whole": [1, 2], "core": [2]}
+    assert found.class_names == {1: "1", 2: "2"}
+    assert found.ignored == 3
+    assert training_set(nnunet(tmp_path)).regions == {}
+    with pytest.raises(ValueError, match=r"labels\.whole\[1\]: expected a whole number from 0, got \"a\""):
+        training_set(nnunet(tmp_path, labels={"background": 0, "whole": [1, "a"]}))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from voxloss_data.json_fields import Field
 from voxloss_data.nifti_files import ENDINGS, in_place_of_a_file, nifti_files, stem
-from voxloss_data.text import printable, quoted, shortened
+from voxloss_data.text import printable, quoted
 
 IMAGE_FOLDERS = ("imagesTr", "images", "image")
 LABEL_FOLDERS = ("labelsTr", "labels", "label")
@@ -37,6 +37,7 @@ class TrainingSet:
     class_names: dict[int, str] = field(default_factory=dict)  # by label
     modalities: tuple[str, ...] = ()  # by channel, such as "CT"
     ignored: int | None = None  # the label of voxels that nobody looked at
+    regions: dict[str, list[int]] = field(default_factory=dict)  # unions of labels that are trained, not classes
 
 
 def training_set(folder: Path) -> TrainingSet:
@@ -137,8 +138,19 @@ def _decathlon(folder: Path, facts: Field) -> TrainingSet:
     )
 
 
+def _regions(labels: Field) -> dict[str, list[int]]:
+    """The labels of each region; none where every label is one number."""
+    named = {name: value for name, value in labels.object().items() if name not in ("background", "ignore")}
+    if not any(isinstance(value.value, list) for value in named.values()):
+        return {}
+    return {
+        name: [each.whole_number() for each in (value.list() if isinstance(value.value, list) else [value])]
+        for name, value in named.items()
+    }
+
+
 def _nnunet(folder: Path, facts: Field) -> TrainingSet:
-    """The layout of nnU-Net 2; regions are no classes of a label map."""
+    """The layout of nnU-Net 2. Where some labels are lists, each is a region, and their numbers have no names."""
     channels, file_ending = facts.get("channel_names"), facts.get("file_ending", ".nii.gz")
     modalities = sorted(channels.by_number().items())
     if not modalities:
@@ -147,16 +159,14 @@ def _nnunet(folder: Path, facts: Field) -> TrainingSet:
     if not ending.lower().endswith(ENDINGS):
         raise file_ending.error(".nii.gz or .nii")
     labels = facts.get("labels", {})
-    regions = sorted(name for name, value in labels.object().items() if isinstance(value.value, list))
+    regions = _regions(labels)
     if regions:
-        raise labels.error(
-            "one whole number for each label",
-            f"regions ({shortened(', '.join(regions), 80)}). "
-            "Train regions with nnU-Net's own commands and nnUNetTrainerVoxloss.",
-        )
-    numbers = {name: value.whole_number() for name, value in labels.object().items()}
-    names = labels.distinct(numbers)
-    ignored = numbers.get("ignore")
+        names = {label: str(label) for region in regions.values() for label in region}
+        ignored = labels.get("ignore").whole_number() if "ignore" in labels.object() else None
+    else:
+        numbers = {name: value.whole_number() for name, value in labels.object().items()}
+        names = labels.distinct(numbers)
+        ignored = numbers.get("ignore")
     images, references = (_files(folder / name).values() for name in ("imagesTr", "labelsTr"))
     scans = []
     for label in references:
@@ -172,6 +182,7 @@ def _nnunet(folder: Path, facts: Field) -> TrainingSet:
             _printable({number: name for number, name in names.items() if number != ignored}),
             tuple(name for _, name in modalities),
             ignored,
+            regions,
         ),
         facts,
     )

@@ -20,7 +20,7 @@ EDGE, ROUNDS = 128, 9
 def compare(edge: int = EDGE, rounds: int = ROUNDS, seed: int = 0) -> int:
     """Time a sample's last steps in nnU-Net's loader, and the loss; exit code 1 if the losses differ.
 
-    The loader adds a target for each of five outputs of deep supervision. Its time is per sample and on one thread,
+    The loader adds a target for each of five outputs of deep supervision. Times are per sample and on one thread,
     as in its workers.
     """
     from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform

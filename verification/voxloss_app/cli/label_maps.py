@@ -9,7 +9,14 @@ from typing import Annotated
 import typer
 
 from voxloss_app.cli.app import command
-from voxloss_app.cli.options import FileOption, IgnoreOption, require_folder, require_writable
+from voxloss_app.cli.options import (
+    FileOption,
+    IgnoreOption,
+    RegionsOption,
+    regions_given,
+    require_folder,
+    require_writable,
+)
 
 GROUP = "Label maps"
 
@@ -42,6 +49,7 @@ def score(
         str | None,
         typer.Option(metavar="1,2,5", help="The labels to score; by default all that occur, without 0."),
     ] = None,
+    regions: RegionsOption = None,
     ignore: IgnoreOption = None,
     format: Annotated[Format, typer.Option(help="JSON has the exact fractions.")] = Format.table,
     jobs: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="How many processes score folders.")] = 1,
@@ -60,12 +68,16 @@ def score(
         voxloss score predictions references --jobs 4 --format csv --out scores.csv
 
         voxloss score predictions references --labels 1,2 --ignore 255
+
+        voxloss score predictions references --regions '{"whole": [1, 2, 3], "core": [2, 3], "enhancing": [3]}'
     """
-    chosen = _labels(labels)
+    chosen, named = _labels(labels), regions_given(regions)
+    if chosen is not None and named is not None:
+        raise typer.BadParameter("--labels and --regions: expected one of them, got both.")
     require_writable("--out", out)
     from voxloss_app.score.table import score_and_show
 
-    return score_and_show(prediction, reference, chosen, ignore, format.value, out, jobs)
+    return score_and_show(prediction, reference, chosen, ignore, format.value, out, jobs, named)
 
 
 @command(GROUP)

@@ -12,6 +12,8 @@ from typing import Annotated
 
 import typer
 
+from voxloss_app.regions import parse_regions
+
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -75,6 +77,20 @@ IgnoreOption = Annotated[
     int | None,
     typer.Option("--ignore", metavar="LABEL", help="Leave out the voxels with this label in the reference."),
 ]
+
+
+RegionsOption = Annotated[
+    str | None,
+    typer.Option("--regions", metavar="JSON", help="Unions of labels by name, in the place of single labels."),
+]
+
+
+def regions_given(text: str | None) -> dict[str, list[int]] | None:
+    """What --regions says."""
+    try:
+        return None if text is None else parse_regions(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--regions: {error}") from error
 
 
 def require_folder(option: str, path: Path) -> None:

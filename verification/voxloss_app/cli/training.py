@@ -13,9 +13,11 @@ from voxloss_app.cli.options import (
     DeviceOption,
     FolderOption,
     IgnoreOption,
+    RegionsOption,
     ResumeOption,
     SeedOption,
     needs_extra,
+    regions_given,
     require_folder,
     starting,
 )
@@ -140,6 +142,7 @@ def train(
         tuple[float, float] | None,
         typer.Option(metavar="LOW HIGH", help="Of a CT, in HU; by default -175 250, soft tissue."),
     ] = None,
+    regions: RegionsOption = None,
     ignore: IgnoreOption = None,
     max_classes: Annotated[
         int,
@@ -172,16 +175,20 @@ def train(
 
     The folder is a Decathlon task, nnU-Net raw data, has folders images and labels with the same file names, or
     NAME.nii.gz beside NAME_label.nii.gz. Writes plan.json, checkpoint.pt, curves.csv, TensorBoard events,
-    predictions on the images' own grids, and scores.csv, with voxloss[train]. All files are read to their ends
-    first, and a damaged one is named. A run that was killed or ended by Ctrl-C goes on by the same command, and
-    ends with the same network on the same machine. A higher --epochs continues a run, with a learning rate that
-    falls to 0 at the new end. Exit code 2 if a held-out scan could not be predicted or scored; the others are.
+    predictions on the images' own grids, and scores.csv, with voxloss[train]. With --regions, or where nnU-Net's
+    dataset.json has some, the network has a channel for each region, which may overlap. All files are read to
+    their ends first, and a damaged one is named. A run that was killed or ended by Ctrl-C goes on by the same
+    command, and ends with the same network on the same machine. A higher --epochs continues a run, with a
+    learning rate that falls to 0 at the new end. Exit code 2 if a held-out scan could not be predicted or scored;
+    the others are.
 
     Examples:
 
         voxloss train --data Task09_Spleen --out spleen
 
         voxloss train --data scans --loss focal-tversky --loss-kwargs '{"alpha": 0.3, "beta": 0.7}' --epochs 300
+
+        voxloss train --data BraTS --regions '{"whole": [1, 2, 3], "core": [2, 3], "enhancing": [3]}' --out brats
 
         voxloss train --data brains --modality mr --spacing 1 1 1 --patch 96 96 96 --precision bfloat16
     """
@@ -209,6 +216,7 @@ def train(
         validation=validation,
         validate_every=validate_every,
         ignore=ignore,
+        regions=regions_given(regions),
         max_classes=max_classes,
         precision=precision.value,
         workers=workers,

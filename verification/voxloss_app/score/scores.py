@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -18,12 +18,17 @@ from voxloss_data.label_maps import LabelFile, LabelMapPair
 from voxloss_data.text import printable, quoted
 from voxloss_verify.oracle.sums import pair_counts
 
+Regions = Mapping[str, Sequence[int]]
+
 
 @dataclass(frozen=True)
 class ClassScore:
-    """The overlap of prediction and reference in one class: counts in voxels, volumes in ml (1000 mm³)."""
+    """The overlap of prediction and reference in one class: counts in voxels, volumes in ml (1000 mm³).
 
-    label: int
+    `label` is that of the class, or the name of a region.
+    """
+
+    label: int | str
     tp: int
     fp: int
     fn: int
@@ -64,10 +69,12 @@ def score_pair(
     reference_path: str | os.PathLike[str],
     labels: Sequence[int] | None = None,
     ignore: int | None = None,
+    regions: Regions | None = None,
 ) -> list[ClassScore]:
     """Count a predicted label map against its reference, both 3D NIfTI on the same grid.
 
-    `labels` are the classes to score, by default all that occur in either image, without 0. A voxel whose
+    `labels` are the classes to score, by default all that occur in either image, without 0; or `regions`, each
+    the union of its labels. A voxel whose
     reference is `ignore` counts as deleted, from both images. Raises ValueError that names the file if one cannot
     be read, is not 3D, holds labels that are not whole numbers, or if the shapes differ or the corners of the two
     volumes are more than `label_maps.TOLERANCE_MM` apart.
@@ -84,10 +91,13 @@ def score_pair(
     for (p, g), voxels in counts.items():
         predicted[p] += voxels
         wanted[g] += voxels
+    found = sorted((predicted.keys() | wanted.keys()) - {0}) if labels is None else labels
+    classes: list[tuple[int | str, Sequence[int]]] = [*(regions or {}).items()] or [(c, (c,)) for c in found]
     scores = []
-    for label in sorted((predicted.keys() | wanted.keys()) - {0}) if labels is None else labels:
-        tp = counts.get((label, label), 0)
-        scores.append(ClassScore(label, tp, predicted[label] - tp, wanted[label] - tp, reference.voxel_ml))
+    for name, members in classes:
+        tp = sum(counts.get((p, g), 0) for p in members for g in members)
+        p, g = (sum(of[label] for label in members) for of in (predicted, wanted))
+        scores.append(ClassScore(name, tp, p - tp, g - tp, reference.voxel_ml))
     return scores
 
 
@@ -97,12 +107,13 @@ def score_pairs(
     ignore: int | None = None,
     jobs: int = 1,
     advance: Callable[[], object] = lambda: None,
+    regions: Regions | None = None,
 ) -> list[PairScores]:
     """Score all cases, in their order, with up to `jobs` processes; `advance` is called after each.
 
     What cannot be scored is a result with an error. With more than one job, call it from the main thread.
     """
-    score = partial(_score, labels=labels, ignore=ignore)
+    score = partial(_score, labels=labels, ignore=ignore, regions=regions)
     results = []
     jobs = min(jobs, len(cases))
     if jobs <= 1:
@@ -135,9 +146,11 @@ def score_pairs(
     return results
 
 
-def _score(case: LabelMapPair, labels: Sequence[int] | None, ignore: int | None) -> PairScores:
+def _score(
+    case: LabelMapPair, labels: Sequence[int] | None, ignore: int | None, regions: Regions | None
+) -> PairScores:
     try:
-        return PairScores(case, score_pair(case.prediction, case.reference, labels, ignore))
+        return PairScores(case, score_pair(case.prediction, case.reference, labels, ignore, regions))
     except ValueError as error:
         return PairScores(case, [], printable(str(error)))
 

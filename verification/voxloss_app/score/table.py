@@ -16,7 +16,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from voxloss_app.exits import ExitCode, Refused, complain
-from voxloss_app.score.scores import ClassScore, PairScores, score_pairs
+from voxloss_app.score.scores import ClassScore, PairScores, Regions, score_pairs
 from voxloss_app.terminal import as_text, progress_bar, results_console
 from voxloss_data.files import is_same_file, save_text
 from voxloss_data.label_maps import find_pairs
@@ -35,6 +35,7 @@ def score_and_show(
     format: str,
     out: Path | None,
     jobs: int,
+    regions: Regions | None = None,
 ) -> int:
     """Score two files or two folders and write to `out` or stdout; what could not be scored goes to stderr.
 
@@ -52,7 +53,7 @@ def score_and_show(
     _LOG.info("scoring %d cases in %d processes", len(cases), min(jobs, len(cases)))
     with progress_bar(results_console()) as progress:
         task = progress.add_task("", total=len(cases), visible=folders)
-        results = score_pairs(cases, labels, ignore, jobs, lambda: progress.advance(task))
+        results = score_pairs(cases, labels, ignore, jobs, lambda: progress.advance(task), regions)
     scored = [result for result in results if result.error is None]
     failed = [result for result in results if result.error is not None]
     if scored:
@@ -112,14 +113,15 @@ def _table(scored: list[PairScores]) -> Table:
 
 def _means(scored: list[PairScores]) -> Table:
     """Per label, over the cases in whose prediction or reference it is present."""
-    by_label: dict[int, list[ClassScore]] = {}
+    by_label: dict[int | str, list[ClassScore]] = {}
     for result in scored:
         for s in result.scores:
             by_label.setdefault(s.label, []).append(s)
     table = Table(box=None, pad_edge=False)
     for heading in ("label", "cases", "Dice", "IoU"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for label, scores in sorted(by_label.items()):
+    of_regions = any(isinstance(label, str) for label in by_label)
+    for label, scores in by_label.items() if of_regions else sorted(by_label.items()):
         dice = [float(s.dice) for s in scores if s.dice is not None]
         iou = [float(s.iou) for s in scores if s.iou is not None]
         means = (f"{fmean(values):.4f}" if values else "" for values in (dice, iou))

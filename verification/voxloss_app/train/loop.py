@@ -17,7 +17,6 @@ from voxloss_app.train.plan import Plan
 from voxloss_app.train.prediction import logits_of
 from voxloss_app.train.volumes import IGNORED, ScanDataset, batches, training_patches, validation_volumes
 from voxloss_data.training_sets import Scan
-from voxloss_verify.oracle.sums import dice, label_sums
 
 
 class Training:
@@ -83,15 +82,19 @@ class Training:
 def validation_dice(
     network: nn.Module, volumes: ScanDataset, plan: Plan, device: torch.device
 ) -> list[float | None]:
-    """Dice per class on the network's grid, the mean over the volumes in which the class is or was found."""
-    found: list[list[float]] = [[] for _ in plan.labels]
+    """Dice per class or region on the network's grid, the mean over the volumes where it is or was found."""
+    found: list[list[float]] = [[] for _ in plan.channel_names]
     for i in range(len(volumes)):
         volume: Any = volumes[i]
-        predicted = logits_of(network, volume["image"].as_tensor(), plan, device, overlap=0.25).argmax(0).numpy()
-        wanted = volume["label"][0].numpy()
+        logits = logits_of(network, volume["image"].as_tensor(), plan, device, overlap=0.25)
+        wanted = volume["label"][0].as_tensor()
         counted = wanted != IGNORED
-        counts = label_sums(predicted[counted], wanted[counted], len(plan.labels))
-        for scores, sums in zip(found, counts, strict=True):
-            if sums.prediction or sums.target:
-                scores.append(float(dice(sums)))
+        best = logits.argmax(0) if plan.regions is None else None
+        for c, scores in enumerate(found):
+            predicted = logits[c] > 0 if best is None else best == c
+            inside = torch.tensor([c] if plan.regions is None else plan.classes_of_regions[c])
+            p, g = predicted & counted, torch.isin(wanted, inside.to(wanted.dtype)) & counted
+            total = int(p.sum() + g.sum())
+            if total:
+                scores.append(2 * int((p & g).sum()) / total)
     return [sum(scores) / len(scores) if scores else None for scores in found]

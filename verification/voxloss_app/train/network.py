@@ -6,7 +6,7 @@ import torch
 from monai.networks.nets import UNet
 from torch import Tensor, nn
 
-from voxloss_app.named_loss import softmax_loss
+from voxloss_app.named_loss import sigmoid_loss, softmax_loss
 from voxloss_app.train.plan import Plan
 from voxloss_app.train.volumes import IGNORED
 
@@ -16,7 +16,7 @@ def network_of(plan: Plan) -> UNet:
     return UNet(
         spatial_dims=3,
         in_channels=plan.channels,
-        out_channels=len(plan.labels),
+        out_channels=len(plan.channel_names),
         channels=[plan.width * 2**level for level in range(plan.depth)],
         strides=[2] * (plan.depth - 1),
         num_res_units=2,
@@ -28,9 +28,13 @@ def loss_of(plan: Plan) -> nn.Module:
     """The loss. Raises ValueError that names --loss-kwargs for arguments that it cannot take."""
     ignored = {} if plan.ignored is None else {"ignore_index": IGNORED}
     try:
-        loss = softmax_loss(plan.loss, **{**plan.loss_kwargs, **ignored})
+        arguments = {**plan.loss_kwargs, **ignored}
+        if plan.regions is None:
+            loss = softmax_loss(plan.loss, **arguments)
+        else:
+            loss = sigmoid_loss(plan.loss, plan.classes_of_regions, **arguments)
         # What a loss cannot do with these classes, it says before the first epoch.
-        loss(torch.zeros(1, len(plan.labels), 2, 2, 2), torch.zeros(1, 1, 2, 2, 2))
+        loss(torch.zeros(1, len(plan.channel_names), 2, 2, 2), torch.zeros(1, 1, 2, 2, 2))
     except (TypeError, ValueError) as error:
         raise ValueError(f"--loss-kwargs: {error}") from error
     return loss

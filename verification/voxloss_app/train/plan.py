@@ -29,7 +29,7 @@ LARGEST_PATCH = 96
 # What a run that goes on may change: how far it goes, and what it shows on the way.
 FREE = ("epochs", "validate_every")
 # Arguments of a loss that follow from what is trained.
-TAKEN = ("softmax", "use_softmax", "sigmoid", "other_act", "to_onehot_y", "ignore_index")
+TAKEN = ("softmax", "use_softmax", "sigmoid", "other_act", "to_onehot_y", "ignore_index", "regions")
 START_OVER = "Start over with `voxloss train --fresh`, or in another --out"
 
 
@@ -53,6 +53,7 @@ class TrainRequest:
     validation: float = 0.2
     validate_every: int | None = None
     ignore: int | None = None
+    regions: Mapping[str, Sequence[int]] | None = None
     max_classes: int = MAX_CLASSES
     precision: str = "auto"
     workers: int = 0
@@ -66,13 +67,15 @@ class TrainRequest:
 class Plan:
     """All that decides which network comes out; two runs of one plan on one machine give the same.
 
-    Class c of the network is the label `labels[c]` of the files; voxels with the label `ignored` do not count.
+    Class c is the label `labels[c]` of the files, and the network has a channel for each; or for each of the
+    `regions`, unions of labels that may overlap. Voxels with the label `ignored` do not count.
     """
 
     loss: str
     loss_kwargs: dict[str, Any]
     labels: list[int]
     class_names: list[str]
+    regions: dict[str, list[int]] | None
     ignored: int | None
     channels: int
     modality: str
@@ -125,6 +128,11 @@ class Plan:
         step = _step(self.depth)
         for name, expected, holds in (
             ("class_names", f"{len(self.labels)} names", len(self.class_names) == len(self.labels)),
+            (
+                "regions",
+                "some of the labels",
+                {*self.labels}.issuperset(label for region in (self.regions or {}).values() for label in region),
+            ),
             ("ignored", "none of the labels", self.ignored not in self.labels),
             ("window", "null", self.window is None or self.modality == "ct"),
             ("patch", f"multiples of {step}", not _misfit(self.patch, step)),
@@ -132,6 +140,16 @@ class Plan:
         ):
             if not holds:
                 raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)}")
+
+    @property
+    def channel_names(self) -> list[str]:
+        """Of what the network has a channel for each."""
+        return self.class_names if self.regions is None else [*self.regions]
+
+    @property
+    def classes_of_regions(self) -> list[list[int]]:
+        """For each region its classes."""
+        return [[self.labels.index(label) for label in region] for region in (self.regions or {}).values()]
 
     @property
     def digest(self) -> str:
@@ -184,7 +202,11 @@ def make_plan(request: TrainRequest, advance: Callable[[int, int], object] = lam
     found = training_set(request.data)
     seen = _look_at(found, request, advance)
     ignored = found.ignored if request.ignore is None else request.ignore
-    labels = sorted({*seen.labels, *found.class_names, 0} - {ignored})
+    regions = dict(found.regions if request.regions is None else request.regions)
+    of_regions = {label for region in regions.values() for label in region}
+    if ignored in of_regions:
+        raise ValueError(f"--regions: expected labels that count, got {ignored}, which is ignored")
+    labels = sorted({*seen.labels, *found.class_names, *of_regions, 0} - {ignored})
     if len(labels) < 2:
         raise ValueError(
             f"{request.data}: expected labels beside 0, got {seen.labels} in {len(found.scans)} files"
@@ -221,6 +243,7 @@ def make_plan(request: TrainRequest, advance: Callable[[int, int], object] = lam
         loss_kwargs=dict(request.loss_kwargs),
         labels=labels,
         class_names=[found.class_names.get(label, str(label)) for label in labels],
+        regions={name: list(region) for name, region in regions.items()} or None,
         ignored=ignored,
         channels=seen.channels,
         modality=modality,

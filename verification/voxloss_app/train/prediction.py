@@ -44,6 +44,8 @@ def predicted_classes(
 ) -> NDArray[np.int64]:
     """The likeliest class of each voxel of an image, on the grid of its file: [X, Y, Z].
 
+    Of regions, the class that is in just those whose probability is above ½ (`class_of_regions`).
+
     Logits are brought back to it, not classes, so that borders are as smooth as the network's; one class at a
     time, since all of them at the file's resolution may not fit into memory. Raises ValueError that names the
     file if it is damaged, has other channels than the plan, or makes the network overflow.
@@ -72,6 +74,10 @@ def predicted_classes(
         back: Tensor = transforms.inverse({"image": channel})["image"].as_tensor()[0]  # type: ignore[no-untyped-call]
         return back
 
+    if plan.regions is not None:
+        bits = sum((on_grid(c) > 0).long() << c for c in range(len(plan.regions)))
+        chosen, where = np.unique(np.asarray(bits), return_inverse=True)
+        return np.array([class_of_regions(plan, int(each)) for each in chosen])[where].reshape(np.shape(bits))
     best = on_grid(0)
     classes = torch.zeros(best.shape, dtype=torch.int64)
     for c in range(1, len(plan.labels)):
@@ -79,6 +85,23 @@ def predicted_classes(
         classes[logit > best] = c
         best = torch.maximum(best, logit)
     return classes.numpy()
+
+
+def class_of_regions(plan: Plan, bits: int) -> int:
+    """The class that is in these regions, as bits, and in no other.
+
+    If there is none, the last of them decides, as in nnU-Net, where later regions are painted over earlier ones:
+    it is the class of that region that differs in the fewest others, of equal ones the first.
+    """
+    of_class = [
+        sum((c in region) << r for r, region in enumerate(plan.classes_of_regions))
+        for c in range(len(plan.labels))
+    ]
+    if bits in of_class:
+        return of_class.index(bits)
+    last = bits.bit_length() - 1
+    inside = [c for c, own in enumerate(of_class) if own >> last & 1]
+    return min(inside, key=lambda c: (of_class[c] ^ bits).bit_count())
 
 
 def is_predicted(path: Path, mark: str) -> bool:

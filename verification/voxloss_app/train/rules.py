@@ -52,6 +52,16 @@ def _are_names(value: Any) -> bool:
     return _is_list(value, lambda name: isinstance(name, str))
 
 
+def _are_regions(value: Any) -> bool:
+    if value is None:
+        return True
+    named = isinstance(value, dict) and len(value) > 0 and _are_names([*value])
+    return named and all(
+        _is_list(labels, lambda label: _is_whole(label, 1, LARGEST_LABEL)) and len({*labels}) == len(labels) > 0
+        for labels in value.values()
+    )
+
+
 def _whole(low: int, high: float = math.inf) -> Rule:
     text = f"a whole number from {low}" + ("" if high == math.inf else f" to {high}")
     return Rule(text, lambda value: _is_whole(value, low, high))
@@ -77,12 +87,19 @@ _SHARED = {
     "workers": _whole(0),
     "seed": _whole(0, 2**32 - 1),
 }
-REQUEST = {**_SHARED, "validation": _FRACTION, "cache": _FRACTION, "max_classes": _whole(2)}
+REQUEST = {
+    **_SHARED,
+    "regions": Rule("lists of labels from 1 by name, as 0 is the background", _are_regions),
+    "validation": _FRACTION,
+    "cache": _FRACTION,
+    "max_classes": _whole(2),
+}
 PLAN = {
     **_SHARED,
     "loss": Rule("the name of a loss", lambda value: value in [*LOSSES.values()]),
     "labels": Rule("two whole numbers or more, from 0 up", _are_labels),
     "class_names": Rule("names", _are_names),
+    "regions": Rule("null, or lists of labels from 1 by name", _are_regions),
     "ignored": Rule("a whole number or null", lambda value: value is None or _is_whole(value, -math.inf)),
     "channels": _whole(1),
     "depth": _whole(4, 5),

@@ -145,11 +145,13 @@ def _begin(request: TrainRequest, plan: Plan, console: Console) -> None:
 def _say(plan: Plan, console: Console) -> None:
     named = zip(map(str, plan.labels), plan.class_names, strict=True)
     classes = ", ".join(label if name == label else f"{label} {name}" for label, name in named)
+    regions = "; ".join(f"{name}: {', '.join(map(str, labels))}" for name, labels in (plan.regions or {}).items())
     ignored = "" if plan.ignored is None else f"; {plan.ignored} does not count"
     window = f", window {plan.window[0]:g} to {plan.window[1]:g} HU" if plan.window else ""
     shown = {
         "loss": f"{plan.loss} {plan.loss_kwargs or ''}".rstrip(),
         "classes": f"{len(plan.labels)}: {classes}{ignored}",
+        **({"regions": regions} if regions else {}),
         "scans": f"{len(plan.training)} train, {len(plan.validation)} validate",
         "images": f"{plan.modality}, {plan.channels} channel{'s' * (plan.channels > 1)}{window}",
         "grid": f"spacing {_by(plan.spacing)} mm, patches {_by(plan.patch)} voxels",
@@ -191,9 +193,11 @@ def _train(
             facts = {"loss": last.loss, "learning rate": last.learning_rate}
             text = f"epoch {number:4} loss {last.loss:.4f}"
             if last.dice is not None:
-                named = dict(zip(plan.class_names, last.dice, strict=True))
+                named = dict(zip(plan.channel_names, last.dice, strict=True))
                 facts |= {f"Dice/{name}": dice for name, dice in named.items() if dice is not None}
-                found = {name: dice for name, dice in [*named.items()][1:] if dice is not None}
+                found = {
+                    name: dice for name, dice in [*named.items()][plan.regions is None :] if dice is not None
+                }
                 if found:
                     text += f"  validation Dice {fmean(found.values()):.3f}"
                 if 1 < len(found) <= NAMED:
@@ -228,9 +232,9 @@ def _board(folder: Path, begun: int, console: Console):  # type: ignore[no-untyp
 def _curves(plan: Plan, epochs: Sequence[Epoch]) -> str:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("epoch", "loss", "learning_rate", *(f"dice {name}" for name in plan.class_names)))
+    rows.writerow(("epoch", "loss", "learning_rate", *(f"dice {name}" for name in plan.channel_names)))
     for number, epoch in enumerate(epochs, start=1):
-        dice = epoch.dice or [None] * len(plan.labels)
+        dice = epoch.dice or [None] * len(plan.channel_names)
         rows.writerow((number, epoch.loss, epoch.learning_rate, *("" if d is None else d for d in dice)))
     return text.getvalue()
 
@@ -300,7 +304,7 @@ def _score(
         for scan in scans
         if scan.name not in failures
     ]
-    results = score_pairs(cases, plan.labels[1:], plan.ignored)
+    results = score_pairs(cases, plan.labels[1:], plan.ignored, regions=plan.regions)
     scored = [result for result in results if result.error is None]
     save_csv(scored, out)
     console.print(*tables(scored, means=True), sep="\n")

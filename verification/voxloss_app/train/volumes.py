@@ -50,7 +50,10 @@ def image_transforms(plan: Plan) -> Compose:
 def labelled(plan: Plan) -> list[Any]:
     """From the files of `image` and `label` to MetaTensors on the network's grid; labels are classes."""
     known = [plan.ignored] * (plan.ignored is not None) + plan.labels
-    classes = [IGNORED] * (plan.ignored is not None) + [*range(len(plan.labels))]
+    # What is in no region is background, also a label above all that are in one, which a loss would refuse.
+    inside = {c for region in plan.classes_of_regions for c in region}
+    own = [c if plan.regions is None or c in inside else 0 for c in range(len(plan.labels))]
+    classes = [IGNORED] * (plan.ignored is not None) + own
     return [
         *_load(BOTH),
         MapLabelValued("label", known, classes, dtype=np.float32),

@@ -1,0 +1,33 @@
+"""Regions of labels by name, as the command line takes them: `{"whole": [1, 2, 3], "core": [2, 3]}`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+EXAMPLE = '{"whole": [1, 2, 3], "core": [2, 3], "enhancing": [3]}'
+
+
+def parse_regions(text: str) -> dict[str, list[int]]:
+    """Read a JSON object of names and lists of labels, or a list of such lists, which are named like 1+2+3.
+
+    Raises ValueError that says what is expected.
+    """
+    try:
+        given = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"expected JSON like '{EXAMPLE}', got {text!r}: {error}.") from None
+    if isinstance(given, list) and all(_are_labels(labels) for labels in given):
+        given = {"+".join(map(str, labels)): labels for labels in given}
+    if not isinstance(given, dict) or not given or not all(map(_are_labels, given.values())):
+        raise ValueError(
+            f"expected a name and a list of whole numbers from 0 for each region, like '{EXAMPLE}', got {text!r}."
+        )
+    return given
+
+
+def _are_labels(labels: object) -> bool:
+    if not isinstance(labels, Sequence) or isinstance(labels, str) or not labels:
+        return False
+    whole = all(isinstance(label, int) and not isinstance(label, bool) and label >= 0 for label in labels)
+    return whole and len({*labels}) == len(labels)
