@@ -224,7 +224,16 @@ OPTIONS: dict[str, Callable[[Draw], Any]] = {
     "inplace": _one_of(True),
 }
 # What is drawn with the tensors, and what needs several processes.
-ELSEWHERE = {"to_onehot_y", "sigmoid", "softmax", "use_softmax", "other_act", "ignore_index", "backend"}
+ELSEWHERE = {
+    "to_onehot_y",
+    "sigmoid",
+    "softmax",
+    "use_softmax",
+    "other_act",
+    "ignore_index",
+    "backend",
+    "regions",
+}
 NOT_DRAWN = {"group", "shard"}
 
 
@@ -260,6 +269,9 @@ def draw_case(seed: int, number: int, losses: Sequence[str], backends: Sequence[
     if options.get("alpha") == 0 and options.get("beta", 1) == 0 and draw.loss != "ComboLoss":
         del options["alpha"]
     target, ignored = _target(draw, shape, dtype, compiled and backend == "numba_cpu")
+    regions = np.random.default_rng([seed, number, 1])
+    if draw.activation in ("sigmoid", "none") and "include_background" not in options and regions.random() < 0.15:
+        target, ignored = _target_of_regions(draw, shape, target.dtype, regions)
 
     mask = _mask(draw, shape) if draw.chance(0.5) else None
     if mask is not None:
@@ -285,7 +297,7 @@ def draw_case(seed: int, number: int, losses: Sequence[str], backends: Sequence[
         input, target = input[:1].expand_as(input), target[:1].expand_as(target)
         mask = None if mask is None else mask[:1].expand_as(mask)
     input, target = _compact(input), _compact(target)
-    soft = target.is_floating_point() and target.shape[1] == channels
+    soft = target.is_floating_point() and target.shape[1] == channels and "regions" not in options
     by_target = soft and draw.chance(0.5)
     mask = None if mask is None else _compact(mask)
     case = Case(draw.loss, options, backend, input, target, mask, annotated, layouts, by_target)
@@ -366,6 +378,30 @@ def _target(draw: Draw, shape: tuple[int, ...], dtype: str, compiled: bool) -> t
             values = np.where(ignored, float(ignore_index), values)
         ignored = (values == ignore_index).all(1, keepdims=True)
     return torch.from_numpy(values).to(getattr(torch, target_dtype)), torch.from_numpy(ignored)
+
+
+def _target_of_regions(
+    draw: Draw, shape: tuple[int, ...], dtype: torch.dtype, random: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """A label map, and which of its voxels are ignored; regions that may overlap become an option."""
+    batch, channels, *spatial = shape
+    most = int(random.integers(1, 6))
+    regions = [
+        sorted(random.choice(most + 1, int(random.integers(1, most + 2)), replace=False).tolist())
+        for _ in range(channels)
+    ]
+    used = {label for region in regions for label in region}
+    labels = random.integers(0, max(used) + 1, (batch, 1, *spatial))
+    draw.options.update(regions=regions)
+    draw.options.pop("to_onehot_y", None)
+    known = [label for label in (255, *range(max(used))) if label not in used]
+    ignored = np.zeros(labels.shape, bool)
+    if draw.options.pop("ignore_index", None) is not None:
+        draw.options["ignore_index"] = ignore_index = int(random.choice(known))
+        labels = np.where(random.random(labels.shape) < 0.3, ignore_index, labels)
+        ignored = labels == ignore_index
+    dtype = torch.int64 if dtype == torch.bool or dtype == torch.bfloat16 else dtype
+    return torch.from_numpy(labels).to(dtype), torch.from_numpy(ignored)
 
 
 def _mask(draw: Draw, shape: tuple[int, ...]) -> Tensor:
@@ -789,7 +825,11 @@ def _without_sample(case: Case, sample: int) -> Case:
 def _without_last_channel(case: Case) -> Case:
     last = case.channels - 1
     target, annotated = case.target, case.annotated
-    if target.shape[1] == case.channels:
+    regions = case.options.get("regions")
+    if regions is not None:
+        known = 1 + max(map(max, regions[:last]))
+        target = torch.where((target >= known) & (target != case.options.get("ignore_index")), 0, target)
+    elif target.shape[1] == case.channels:
         target = target[:, :last].clone()
     elif case.options.get("ignore_index") != last:
         target = torch.where(target == last, torch.zeros_like(target), target)

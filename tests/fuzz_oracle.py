@@ -38,17 +38,23 @@ class Voxels:
         *,
         activation: str,
         ignore_index: int | None,
+        regions: Sequence[Sequence[int]] | None,
         rounding: Rounding,
     ) -> None:
         self.channels = input.shape[1]
         self.binary = activation == "sigmoid" or self.channels == 1
         self.rounding = rounding
         self.summed: list[Tensor] = []
-        self.ignore_index = ignore_index
+        self.ignore_index = ignore_index if regions is None else None
         ones = torch.ones(len(input), 1, input[0, 0].numel(), dtype=torch.float64)
         self.counts = ones if mask is None else ones * mask.flatten(2).double()
         g = target.flatten(2).double()
-        if target.shape[1] != self.channels:
+        if regions is not None:
+            if ignore_index is not None:
+                self.counts = torch.where(g == ignore_index, 0.0, self.counts)
+            inside = [sum((g == label).double() for label in region) for region in regions]
+            g = torch.cat([each for each in inside if isinstance(each, Tensor)], 1)
+        elif target.shape[1] != self.channels:
             if ignore_index is not None:
                 self.counts = torch.where(g == ignore_index, 0.0, self.counts)
             g = (g == torch.arange(self.channels).view(1, -1, 1)).double()
@@ -664,6 +670,7 @@ def evaluate(
         annotated,
         activation="softmax" if softmax else "sigmoid" if sigmoid else "none",
         ignore_index=options.pop("ignore_index", None),
+        regions=options.pop("regions", None),
         rounding=rounding,
     )
     value = ORACLES[name](voxels, **options)

@@ -24,7 +24,7 @@ SCREENS = ("rich", "typer", "jinja2", "matplotlib")
 # its own modules are ordered below; "" is the package or the folder itself.
 ORDER = {
     "voxloss": [
-        ["channels", "distributed", "backends"],
+        ["channels", "regions", "distributed", "backends"],
         ["inputs"],
         ["metrics"],
         ["operators"],

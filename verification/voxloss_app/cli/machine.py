@@ -121,8 +121,8 @@ def bench(
     metrics: Annotated[
         bool, typer.Option("--metrics", help="Instead: OverlapMetric beside MONAI's DiceMetric, C = 14, 96³.")
     ] = False,
-    regions: Annotated[
-        bool, typer.Option("--regions", help="Instead: nested regions as labels and as channels, 128³; nnU-Net.")
+    loader: Annotated[
+        bool, typer.Option("--loader", help="Instead: regions as labels and as nnU-Net's channels, 128³.")
     ] = False,
     device: DeviceOption = "cpu",
     seed: SeedOption = 0,
@@ -145,16 +145,16 @@ def bench(
 
         voxloss bench --metrics
 
-        voxloss bench --regions
+        voxloss bench --loader
     """
     if metrics:
         with needs_extra("bench --metrics", "demo"):
             from voxloss_app.bench.metrics import EDGE, ROUNDS, compare
         return compare(edge or EDGE, rounds or ROUNDS, seed)
-    if regions:
-        with needs_extra("bench --regions", "nnunet"):
-            from voxloss_app.bench import regions as of_regions
-        return of_regions.compare(edge or of_regions.EDGE, rounds or of_regions.ROUNDS, seed)
+    if loader:
+        with needs_extra("bench --loader", "nnunet"):
+            from voxloss_app.bench import loader as of_loader
+        return of_loader.compare(edge or of_loader.EDGE, rounds or of_loader.ROUNDS, seed)
     if quick and full:
         raise typer.BadParameter("--quick and --full: expected one of them, got both.")
     require_folder("--out", out)

@@ -1,4 +1,4 @@
-"""`voxloss bench --regions`: regions as a label map, and as the channels that nnU-Net's loaders make of it."""
+"""`voxloss bench --loader`: regions as a label map, and as the channels that nnU-Net's loaders make of it."""
 
 from __future__ import annotations
 
