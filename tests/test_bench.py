@@ -25,7 +25,19 @@ from matplotlib import image
 import voxloss
 from voxloss.backends import numba_cpu
 from voxloss_app.__main__ import main
-from voxloss_app.bench import contenders, exact, gpu_report, measure, page, plain, plot, run, timing
+from voxloss_app.bench import (
+    contenders,
+    exact,
+    gpu_report,
+    loader,
+    measure,
+    metrics,
+    page,
+    plain,
+    plot,
+    run,
+    timing,
+)
 from voxloss_app.bench.cases import BenchCase, choose, default_cases, full_cases, quick_cases, tensors
 from voxloss_app.bench.contenders import COPY, FLOOR, IN_CACHE, OURS, Contender, Prepared, training_step
 from voxloss_app.bench.goals import GOALS, ROUNDING, judge
@@ -943,3 +955,14 @@ def test_mistakes_are_one_line(
     captured = capsys.readouterr()
     assert re.fullmatch(rf"voxloss: .*{message}.*\n", captured.err), captured.err
     assert [path.name for path in tmp_path.iterdir()] == ["FILE"], "nothing is made before a mistake is seen"
+
+
+def test_the_small_comparisons_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """Metrics beside MONAI's; regions as labels and as nnU-Net's channels."""
+    assert metrics.compare(edge=8, rounds=1) == 0
+    assert "OverlapMetric, logits and label map" in capsys.readouterr().out
+    pytest.importorskip("batchgeneratorsv2")
+    assert loader.compare(edge=16, rounds=1) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^loader, labels +[\d.]+ ms +1 ×", out, flags=re.M)
+    assert re.search(r"^to the device, channels: 0\.0 MB, torch\.bool", out, flags=re.M)
