@@ -102,7 +102,7 @@ def test_a_broken_law_fails_with_what_it_showed_and_no_traceback(verify: Verify)
     (script,) = Path("voxloss-counterexamples").glob("*losses_with_flaws.py-Off-*/law_25.py")
     assert script.read_text().splitlines() == snippet[: snippet.index("")]
     assert f"written: {script}" in snippet
-    assert lines(result, "FAILED voxloss::law_25_half_precision_at_real_sizes - Failed: loss: ")
+    assert lines(result, "FAILED voxloss::law_25_half_precision - Failed: loss: ")
     assert not any("Traceback" in line or "pytest_plugin" in line for line in result.outlines)
 
 
@@ -133,7 +133,7 @@ def test_expected_failures(verify: Verify, pytester: pytest.Pytester) -> None:
     result = verify(*imprecise)
     result.assert_outcomes(passed=1, xfailed=1, deselected=len(LAWS) - 2)
     assert result.ret == 0
-    assert lines(result, "XFAIL voxloss::law_25_half_precision_at_real_sizes - it is imprecise")
+    assert lines(result, "XFAIL voxloss::law_25_half_precision - it is imprecise")
     assert not Path("voxloss-counterexamples").exists()
     result = verify(*imprecise, "--runxfail")
     result.assert_outcomes(passed=1, failed=1, deselected=len(LAWS) - 2)

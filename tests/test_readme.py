@@ -22,7 +22,7 @@ def test_commands_are_the_command_lines(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_number_of_checks() -> None:
-    (numbers,) = re.findall(r"runs (\d+) property checks of losses, or (\d+) of metrics", README)
+    (numbers,) = re.findall(r"(\d+) checks of losses, (\d+) of metrics", README)
     assert tuple(map(int, numbers)) == (len(LAWS), len(METRIC_LAWS))
 
 

@@ -13,6 +13,8 @@ from voxloss_verify.oracle.claims import Activation, Claims, Labels
 from voxloss_verify.oracle.volumes import Volume
 from voxloss_verify.subject.subject import Outcome, Subject
 
+# Of the target; what regions there are would have to be guessed.
+FORMS: tuple[Labels, ...] = ("map", "indices", "one-hot")
 Found = list[tuple[Volume, Outcome]]
 
 
@@ -74,7 +76,7 @@ def _form(subject: Subject, claimed: dict[str, Any], *, fits: bool = False, slip
 def _shown(subject: Subject) -> list[tuple[dict[str, Any], Claims, Found]]:
     """The forms in which the loss can be called, with what it then returned."""
     shown = []
-    for labels, activation in product(get_args(Labels), get_args(Activation)):
+    for labels, activation in product(FORMS, get_args(Activation)):
         form = {"labels": labels, "activation": activation}
         claims = replace(subject.claims, **form)
         found = tried(replace(subject, claims=claims), cube(claims, 2, claims.dtypes[0], 0))

@@ -103,6 +103,7 @@ def _once_per_form(source: Source) -> Source:
             family="dice",
             activation=claims.activation,
             labels=claims.labels,
+            regions=claims.regions,
             channels=claims.fixed_channels,
             classes=(claims.named_channels - 1,) if claims.named_channels else None,
         )
