@@ -357,6 +357,7 @@ def two_processes(two_ranks: Ranks) -> Setting:
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
+@pytest.mark.integration
 def test_processes_of_a_group_train_as_one(
     loss: Any, options: dict[str, Any], shard: str, two_processes: Setting
 ) -> None:

@@ -429,6 +429,7 @@ def test_extreme_logits_in_the_right_place_cost_nothing(dtype: torch.dtype, size
             assert gradient.isfinite().all()
 
 
+@pytest.mark.integration
 def test_one_graph() -> None:
     x, labels = logits(dtype=torch.float32), label_map()
     for loss in every_loss(to_onehot_y=True, weight=[1.0, 2.0, 3.0, 4.0]):

@@ -181,6 +181,7 @@ def _compiled(x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
     return tuple(found)
 
 
+@pytest.mark.integration
 def test_one_graph_with_a_message_in_it(two_ranks: Ranks) -> None:
     x, labels = logits(items=4), label_map(items=4)
     for value, gradient, compiled, by_compiled in two_ranks.run(

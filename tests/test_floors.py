@@ -129,6 +129,7 @@ def test_nothing_runs_upward(folder: str) -> None:
     assert upward(folder) == []
 
 
+@pytest.mark.integration
 def test_the_judge_knows_no_screen() -> None:
     """No module of it needs what only an application does."""
     names = [name for name, _ in modules("voxloss_verify")]

@@ -67,6 +67,7 @@ def test_monais_generalized_dice_holds(weight_type: str) -> None:
     assert broken(GeneralizedDiceScore, weight_type=weight_type) == {}
 
 
+@pytest.mark.integration
 def test_torchmetrics_generalized_dice() -> None:
     """The weight of a class that a sample's reference lacks is one of other samples of the batch."""
     segmentation = pytest.importorskip("torchmetrics.segmentation")
@@ -123,6 +124,7 @@ def test_a_function_holds() -> None:
     assert broken(dice_of_foreground, FOREGROUND) == {}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "kwargs",
     [
@@ -250,6 +252,7 @@ def test_a_metric_that_does_not_forget_is_caught() -> None:
     assert "44" in broken(Forgetful(), by_item)
 
 
+@pytest.mark.integration
 def test_float32_does_not_count_beyond_2_24() -> None:
     """A sum in float32, one by one."""
 

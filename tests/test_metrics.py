@@ -179,6 +179,7 @@ def _of_a_rank(rank: int, world_size: int) -> list[float]:
     return list(result.tolist())
 
 
+@pytest.mark.integration
 def test_two_ranks_have_the_scores_of_one(two_ranks: Ranks) -> None:
     one = _of_a_rank(0, 1)
     for found in two_ranks.run(_of_a_rank, [(0, 2), (1, 2)]):

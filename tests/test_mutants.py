@@ -92,7 +92,18 @@ def test_a_correct_loss_keeps_each_law_that_is_not_of_the_quick_ones(setting: Se
     assert {"8", "12b", "16", "19d", "28d"} <= run
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.loss.__name__)
+# Of large volumes, which take their time.
+LARGE = ("RunningSum",)
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        pytest.param(mutant, id=name, marks=pytest.mark.integration if name in LARGE else ())
+        for mutant in MUTANTS
+        for name in [mutant.loss.__name__]
+    ],
+)
 def test_a_wrong_loss_is_caught_by_the_laws_that_speak_of_its_mistake(mutant: Specimen, setting: Setting) -> None:
     assert set(broken(run_all(mutant, setting, mutant.killers))) == set(mutant.killers)
 

@@ -145,6 +145,7 @@ def test_the_oldest_versions_are_those_of_the_matrix(distributions: Distribution
     assert install_matrix.lower_bounds() == bounds
 
 
+@pytest.mark.integration
 def test_importing_the_library_is_enough_for_the_core_dependencies() -> None:
     """Extras must not creep into `import voxloss` and `import voxloss_data`."""
     code = (

@@ -246,6 +246,7 @@ def test_there_is_a_marker_for_every_level() -> None:
     assert [level.value for level in Level] == [*LEVELS]
 
 
+@pytest.mark.integration
 def test_levels_are_markers_and_advice_is_no_failure(pytester: pytest.Pytester) -> None:
     """In a process of its own: some of these laws load what torch does not bear being loaded twice."""
     plain = ["--voxloss-target", f"{FLAWS}:plain_dice", "--voxloss-as", "dice", "--voxloss-profile", "quick"]

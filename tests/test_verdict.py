@@ -36,8 +36,8 @@ def arguments(name: str) -> list[str]:
     return [f"{RIGHT}:{name}", "--as", family, *given]
 
 
-# Two in the quick tier, one that computes in float32 and one that computes in its dtype.
-QUICK = ("SoftDiceLoss", "DiceOfTheDtype")
+# One in the quick tier, which computes in float32.
+QUICK = ("SoftDiceLoss",)
 
 
 def tier(place: int, name: str, quick: Sequence[str]) -> tuple[pytest.MarkDecorator, ...]:
@@ -68,6 +68,7 @@ def test_a_right_loss_has_no_numerical_problem(name: str, verify: Verify) -> Non
     assert "Numerics: no problem" in out
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("loss", "family", "claims", "said"), SLIPS, ids=[each[0].__name__ for each in SLIPS])
 def test_a_slip_is_named(loss: Any, family: Family, claims: dict[str, Any], said: str) -> None:
     subject = subject_of(loss, Claims(family=family, **claims))
@@ -104,6 +105,7 @@ def test_what_one_cause_explains_is_one_entry(verify: Verify) -> None:  # noqa: 
     assert len(lines) == 6
 
 
+@pytest.mark.integration
 def test_a_broken_invariance_is_named(verify: Verify) -> None:  # noqa: F811
     """It tells that not only the ratio is wrong: here that voxels of prediction and target do not meet."""
     Path("mine.py").write_text(FLIPPED)
