@@ -41,10 +41,10 @@ QUICK = ("SoftDiceLoss",)
 
 
 def tier(place: int, name: str, quick: Sequence[str]) -> tuple[pytest.MarkDecorator, ...]:
-    """Of those that are not quick every third in the slower tier: each takes the better part of a minute."""
+    """Of those that are not quick every fifth in the slower tier: each takes the better part of a minute."""
     if name in quick:
         return ()
-    return (pytest.mark.integration, *(() if place % 3 == 1 else (pytest.mark.thorough,)))
+    return (pytest.mark.integration, *(() if place % 5 == 1 else (pytest.mark.thorough,)))
 
 
 def tiers(quick: Sequence[str] = ()) -> list[Any]:
