@@ -258,6 +258,10 @@ def test_labels_of_regions_cost_what_their_channels_cost(kind: Any, labels: str,
     loss = build(kind, labels, batch_dice=True, deep=deep)
     maps = [as_labels(each) for each in target] if deep else as_labels(target)
     require_same(value_and_gradients(loss, output, maps), value_and_gradients(loss, output, target))
+    if not deep:  # channels of another dtype than nnU-Net's loaders give them
+        require_same(
+            value_and_gradients(loss, output, target.to(torch.int16)), value_and_gradients(loss, output, target)
+        )
 
 
 @pytest.mark.parametrize("labels", ["labels with ignore", "regions", "regions with ignore"])

@@ -138,6 +138,9 @@ def test_regions_are_unions_of_labels(folders: tuple[Path, Path], capsys: pytest
 
 def test_regions_that_are_none() -> None:
     assert parse_regions("[[1, 2], [2]]") == {"1+2": [1, 2], "2": [2]}
+    for text in ("[[1], [1]]", '{"a": [1], "a": [2]}'):
+        with pytest.raises(ValueError, match=r"expected each region once, got '(1|a)' 2 times"):
+            parse_regions(text)
     for text in (
         "whole",
         "{}",

@@ -113,16 +113,21 @@ def _of_regions(
             f"regions: expected y_pred [B, {channels}, spatial...] and a label map y [B, 1, spatial...], got "
             f"{list(y_pred.shape)} and {list(y.shape)}.{remedy}"
         )
-    inside = torch.tensor([[bits >> r & 1 for bits in members] for r in range(len(regions))], device=y.device)
+    inside = [
+        torch.tensor([bits >> r & 1 for bits in members], dtype=torch.bool, device=y.device)
+        for r in range(len(regions))
+    ]
     if not sigmoid:
         found = _confusion(y_pred, y, len(members), ignore_index)
-        both = ((inside @ found) * inside).sum(2)
-        return OverlapCounts(both, found.sum(1) @ inside.T, found.sum(2) @ inside.T)
+        # By indices, as a GPU has no product of matrices of whole numbers.
+        both = [found[:, row][:, :, row].sum((1, 2)) for row in inside]
+        predicted, reference = ([of[:, row].sum(1) for row in inside] for of in (found.sum(1), found.sum(2)))
+        return OverlapCounts(*(torch.stack(columns, 1) for columns in (both, predicted, reference)))
     labels = _labels(y, len(members), "y", ignore_index)
     known = labels if ignore_index is None else labels.masked_fill(labels == ignore_index, 0)
     ignored = None if ignore_index is None else labels == ignore_index
     counts = []
-    for r, row in enumerate(inside.bool()):
+    for r, row in enumerate(inside):
         p = _is_predicted(y_pred[:, r : r + 1], threshold)
         g = row[known]
         counts.append(_counted(p, g, ignored))

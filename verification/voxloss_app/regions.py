@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 EXAMPLE = '{"whole": [1, 2, 3], "core": [2, 3], "enhancing": [3]}'
 
@@ -11,19 +12,28 @@ EXAMPLE = '{"whole": [1, 2, 3], "core": [2, 3], "enhancing": [3]}'
 def parse_regions(text: str) -> dict[str, list[int]]:
     """Read a JSON object of names and lists of labels, or a list of such lists, which are named like 1+2+3.
 
-    Raises ValueError that says what is expected.
+    Raises:
+        ValueError: for other text, and for a name or a region that is there twice.
     """
     try:
-        given = json.loads(text)
-    except ValueError as error:
+        given = json.loads(text, object_pairs_hook=_distinct)
+    except json.JSONDecodeError as error:
         raise ValueError(f"expected JSON like '{EXAMPLE}', got {text!r}: {error}.") from None
     if isinstance(given, list) and all(_are_labels(labels) for labels in given):
-        given = {"+".join(map(str, labels)): labels for labels in given}
+        given = _distinct([("+".join(map(str, labels)), labels) for labels in given])
     if not isinstance(given, dict) or not given or not all(map(_are_labels, given.values())):
         raise ValueError(
             f"expected a name and a list of whole numbers from 0 for each region, like '{EXAMPLE}', got {text!r}."
         )
     return given
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"expected each region once, got {name!r} {names.count(name)} times.")
+    return dict(pairs)
 
 
 def _are_labels(labels: object) -> bool:

@@ -52,15 +52,15 @@ def with_form(subject: Subject) -> Form | None:
     if not shown:
         return None
     nearest: tuple[float, dict[str, Any]] = (math.inf, {})
-    others_of_it = usual(subject.claims)
-    for others in others_of_it:
+    changes = usual(subject.claims)
+    for others in changes:
         for form, claims, found in shown:
             off = misfit(replace(claims, **others), found)
             if off <= 1:
                 return _form(subject, {**form, **others}, fits=True)
             if off < nearest[0]:
                 nearest = off, form
-    for others in others_of_it:
+    for others in changes:
         for form, claims, found in shown:
             slip = slip_of(replace(claims, **others), found)
             if slip:

@@ -556,7 +556,7 @@ def _find_ignored(target, count, config, weight, labels):
 
 @compiled
 def _of_channel(c, count, regions, labels):
-    """The labels of voxels with c where they are in channel c, and another where not; of regions written anew."""
+    """Return labels that are c exactly where a voxel is in channel c; those of regions follow from the bits."""
     if not regions:
         return labels[0]
     given, here, label, bit = labels[0], labels[1], np.int32(c), np.int32(c)

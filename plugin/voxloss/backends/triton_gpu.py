@@ -276,7 +276,7 @@ def _plan(
     input, target = lines[len(written)], lines[len(written) + 1]
     mask = lines[-1]
     items, channels, count = input.shape
-    labels = bool(spec.regions) or target.shape[1] != channels
+    labels = spec.is_label_map(input, target)
     side_by_side = all(line.stride(2) == 1 for line in lines)
     if tiles is None:
         tiles = tiling(

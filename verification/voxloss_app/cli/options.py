@@ -81,7 +81,7 @@ IgnoreOption = Annotated[
 
 RegionsOption = Annotated[
     str | None,
-    typer.Option("--regions", metavar="JSON", help="Unions of labels by name, in the place of single labels."),
+    typer.Option("--regions", metavar="JSON", help="Regions by name, instead of single labels."),
 ]
 
 

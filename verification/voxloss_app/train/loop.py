@@ -11,6 +11,7 @@ import torch
 from monai.utils import set_determinism
 from torch import nn
 
+from voxloss.metrics import overlap_counts
 from voxloss_app.train.checkpoint import Checkpoint, Epoch
 from voxloss_app.train.network import Steps, loss_of, network_of
 from voxloss_app.train.plan import Plan
@@ -87,14 +88,15 @@ def validation_dice(
     for i in range(len(volumes)):
         volume: Any = volumes[i]
         logits = logits_of(network, volume["image"].as_tensor(), plan, device, overlap=0.25)
-        wanted = volume["label"][0].as_tensor()
-        counted = wanted != IGNORED
-        best = logits.argmax(0) if plan.regions is None else None
-        for c, scores in enumerate(found):
-            predicted = logits[c] > 0 if best is None else best == c
-            inside = torch.tensor([c] if plan.regions is None else plan.classes_of_regions[c])
-            p, g = predicted & counted, torch.isin(wanted, inside.to(wanted.dtype)) & counted
-            total = int(p.sum() + g.sum())
-            if total:
-                scores.append(2 * int((p & g).sum()) / total)
+        counts = overlap_counts(
+            logits.nan_to_num()[None],  # an overflow here does not end the training
+            volume["label"].as_tensor()[None],
+            sigmoid=plan.regions is not None,
+            ignore_index=IGNORED,
+            regions=plan.classes_of_regions or None,
+        )
+        sizes = counts.predicted + counts.reference
+        for scores, dice, size in zip(found, counts.dice()[0], sizes[0], strict=True):
+            if size:
+                scores.append(float(dice))
     return [sum(scores) / len(scores) if scores else None for scores in found]

@@ -143,7 +143,7 @@ class Plan:
 
     @property
     def channel_names(self) -> list[str]:
-        """Of what the network has a channel for each."""
+        """A name for each channel of the network: of a class or of a region."""
         return self.class_names if self.regions is None else [*self.regions]
 
     @property

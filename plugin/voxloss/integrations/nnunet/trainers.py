@@ -30,7 +30,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from voxloss import DiceCELoss, FocalTverskyCELoss, TverskyCELoss
 from voxloss.distributed import Group
-from voxloss.integrations.nnunet.scale import NNUNetScale
+from voxloss.integrations.nnunet.scale import NNUNetScale, is_by_channel
 from voxloss.losses.base import StatisticsLoss
 
 __all__ = ["nnUNetTrainerVoxloss", "nnUNetTrainerVoxlossFocalTversky", "nnUNetTrainerVoxlossTversky"]
@@ -82,7 +82,7 @@ class nnUNetTrainerVoxloss(nnUNetTrainer):  # type: ignore[misc] # nnU-Net is un
     def _channels_of(self, target: Any) -> Any:
         """Of a label map on the device one channel for each region, and one of what is ignored."""
         target = target.to(self.device, non_blocking=True)
-        if target.dtype == torch.bool:  # a trainer of one's own has them made
+        if is_by_channel(target):  # a trainer of one's own has them made
             return target
         labels = self.label_manager
         ignored = [] if labels.ignore_label is None else [[labels.ignore_label]]
