@@ -170,6 +170,119 @@ region_sums.register_autograd(_backward, setup_context=_save)
 region_sums_backward.register_autograd(_double_backward, setup_context=_save_backward)
 
 
+# The terms of each voxel, instead of their sums.
+
+_FACTORS = "Tensor factors"
+
+
+@torch.library.custom_op(
+    "voxloss::voxel_terms", mutates_args=(), schema=f"({_FACTORS}, {_VOLUMES}, {_OPTIONS}) -> Tensor"
+)
+def voxel_terms(
+    factors: Tensor,
+    input: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    activation: str,
+    sums: Sequence[str],
+    ignore_index: int | None,
+    backend: str | None,
+    gamma: float,
+    regions: Sequence[int],
+) -> Tensor:
+    """What each voxel adds to Σ factor·sum, `[B, 1, spatial...]`; `factors` `[K, B, C]`, without a gradient."""
+    spec = PassSpec(activation, sums, ignore_index, gamma, regions)
+    voxels.require_spec(spec)
+    chosen = backend_for(backend, input.device.type, input.dtype)
+    result, valid = chosen.voxel_terms(factors, input, target, spec, mask)
+    inputs.require_valid(valid, input, target, mask, spec)
+    return result
+
+
+@voxel_terms.register_fake
+def _(factors: Tensor, input: Tensor, *others: Any) -> Tensor:
+    dtype = torch.promote_types(input.dtype, torch.float32)
+    return input.new_empty((input.shape[0], 1, *input.shape[2:]), dtype=dtype)
+
+
+@torch.library.custom_op(
+    "voxloss::voxel_terms_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad, {_FACTORS}, {_VOLUMES}, {_OPTIONS}, str wrt) -> Tensor",
+)
+def voxel_terms_backward(
+    grad: Tensor,
+    factors: Tensor,
+    input: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    activation: str,
+    sums: Sequence[str],
+    ignore_index: int | None,
+    backend: str | None,
+    gamma: float,
+    regions: Sequence[int],
+    wrt: str,
+) -> Tensor:
+    """∂L/∂input or ∂L/∂target (`wrt`) from grad = ∂L/∂terms, `[B, 1, spatial...]`: the weights of the voxels."""
+    spec = PassSpec(activation, sums, ignore_index, gamma, regions)
+    chosen = backend_for(backend, input.device.type, input.dtype)
+    weights = grad if mask is None else grad * mask
+    return chosen.region_sums_backward(factors, input, target, spec, wrt, weights)
+
+
+@voxel_terms_backward.register_fake
+def _(grad: Tensor, factors: Tensor, input: Tensor, target: Tensor, *others: Any) -> Tensor:
+    return torch.empty_like(input if others[-1] == "input" else target)
+
+
+def _save_terms(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, activation, sums, ignore_index, backend, gamma, regions = inputs
+    ctx.options = activation, sums, ignore_index, backend, gamma, regions
+    ctx.regions = regions
+    ctx.save_for_backward(*tensors)
+
+
+def _terms_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    factors, input, target, mask = ctx.saved_tensors
+    by_input = by_target = None
+    if ctx.needs_input_grad[1]:
+        by_input = voxel_terms_backward(grad, factors, input, target, mask, *ctx.options, "input")
+    if ctx.needs_input_grad[2] and target.shape[1] == input.shape[1] and not ctx.regions:
+        by_target = voxel_terms_backward(grad, factors, input, target, mask, *ctx.options, "target")
+    return None, by_input, by_target, None, *[None] * len(ctx.options)
+
+
+def _save_terms_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, activation, sums, ignore_index, _, gamma, regions, ctx.wrt = inputs
+    ctx.spec = PassSpec(activation, sums, ignore_index, gamma, regions)
+    ctx.save_for_backward(*tensors)
+
+
+def _terms_double_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    """Through the plain expression in float64, differentiated twice."""
+    grad, factors, input, target, mask = ctx.saved_tensors
+    asked = [ctx.needs_input_grad[at] for at in (0, 2, 3)]
+    leaves = [
+        t.detach().double().requires_grad_(need) for t, need in zip((grad, input, target), asked, strict=True)
+    ]
+    weights, x, y = leaves
+    with torch.enable_grad():
+        x.requires_grad_(ctx.wrt == "input" or asked[1])
+        y.requires_grad_(ctx.wrt == "target" or asked[2])
+        terms, _ = voxels.each(factors, x, y, mask, ctx.spec, torch.float64)
+        by = x if ctx.wrt == "input" else y
+        (derivative,) = torch.autograd.grad(terms, by, weights.flatten(2), create_graph=True)
+    wanted = [leaf for leaf, need in zip(leaves, asked, strict=True) if need]
+    found = iter(torch.autograd.grad(derivative, wanted, grad_output.double(), allow_unused=True))
+    by_grad, by_input, by_target = (next(found) if need else None for need in asked)
+    return by_grad, None, by_input, by_target, None, *[None] * (len(ctx.needs_input_grad) - 5)
+
+
+voxel_terms.register_autograd(_terms_backward, setup_context=_save_terms)
+voxel_terms_backward.register_autograd(_terms_double_backward, setup_context=_save_terms_backward)
+
+
 def _fold(tensor: Tensor | None, dim: int | None, size: int, items: int) -> Tensor | None:
     """Put the axis that vmap runs over, or as many views as it is long, into the axis of items."""
     if tensor is None:
@@ -196,3 +309,21 @@ def _vmap_backward(info: Any, in_dims: tuple[int | None, ...], *given: Any) -> t
 
 torch.library.register_vmap(region_sums, _vmap)
 torch.library.register_vmap(region_sums_backward, _vmap_backward)
+
+
+def _vmap_terms(info: Any, in_dims: tuple[int | None, ...], *given: Any) -> tuple[Tensor, int]:
+    size = info.batch_size
+    folded = (_fold(tensor, dim, size, at) for tensor, dim, at in zip(given, in_dims, (1, 0, 0, 0), strict=False))
+    return voxel_terms(*folded, *given[4:]).unflatten(0, (size, -1)), 0
+
+
+def _vmap_terms_backward(info: Any, in_dims: tuple[int | None, ...], *given: Any) -> tuple[Tensor, int]:
+    size = info.batch_size
+    folded = (
+        _fold(tensor, dim, size, at) for tensor, dim, at in zip(given, in_dims, (0, 1, 0, 0, 0), strict=False)
+    )
+    return voxel_terms_backward(*folded, *given[5:]).unflatten(0, (size, -1)), 0
+
+
+torch.library.register_vmap(voxel_terms, _vmap_terms)
+torch.library.register_vmap(voxel_terms_backward, _vmap_terms_backward)

@@ -41,6 +41,15 @@ class Backend(Protocol):
         """
         ...
 
+    def voxel_terms(
+        self, factors: Tensor, input: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return what each voxel adds to Σ factor·sum, `[B, 1, spatial...]`, and whether all were valid.
+
+        `factors` `[K, B, C]` are on the CPU for a CPU; the sums are out of `voxels.EACH`.
+        """
+        ...
+
     def region_sums_backward(
         self,
         grad: Tensor,

@@ -65,6 +65,20 @@ def region_sums(
     return total, all_valid
 
 
+def voxel_terms(
+    factors: Tensor, input: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return what each voxel adds to Σ factor·sum, `[B, 1, spatial...]`, and whether every voxel was valid."""
+    result = torch.empty((len(input), 1, *input.shape[2:]), dtype=_precision(input), device=input.device)
+    all_valid = torch.ones((), dtype=torch.bool, device=input.device)
+    for block in _blocks(input):
+        here = None if mask is None else mask[block]
+        each, valid = voxels.each(factors, input[block], target[block], here, spec, _precision(input))
+        result[block] = each.view_as(result[block])
+        all_valid &= valid
+    return result, all_valid
+
+
 def region_sums_backward(
     grad: Tensor,
     input: Tensor,

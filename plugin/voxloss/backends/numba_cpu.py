@@ -71,6 +71,30 @@ def region_sums(
     return torch.from_numpy(sums.sum(1)[:, rows].swapaxes(0, 1).copy()), torch.tensor(bool(valid.all()))
 
 
+def voxel_terms(
+    factors: Tensor, input: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return what each voxel adds to Σ factor·sum, `[B, 1, spatial...]`, and whether every voxel was valid."""
+    items, channels, *_ = input.shape
+    result = torch.empty((items, 1, *input.shape[2:]), dtype=torch.promote_types(input.dtype, torch.float32))
+    flat = flatten_spatial([result, input, target, _weights(mask, input)])
+    results, inputs, targets, masks = (_Items(tensor) for tensor in flat)
+    config = _config(input, target, spec, mask)
+    target_of = _target_of(targets, target, channels, config, spec)
+    valid = np.zeros((items, -(-inputs.voxels // _part(inputs.voxels, channels))), dtype=bool)
+    weights = np.zeros((items, len(TERMS), channels), _precision(input))
+    for name, row in zip(spec.sums, factors, strict=True):
+        weights[:, list(TERMS).index(name)] += row.detach().numpy()
+
+    def walk(item: int, part: int, start: int, stop: int, scratch: Any) -> None:
+        target = target_of(item, start, stop, scratch)
+        given = inputs[item], target, masks[item], start, stop, config
+        valid[item, part] = _kernels().each(*given, *scratch[1:], weights[item], results[item])
+
+    _in_parallel(walk, inputs.voxels, input, target, spec)
+    return result, torch.tensor(bool(valid.all()))
+
+
 def region_sums_backward(
     grad: Tensor,
     input: Tensor,

@@ -1285,6 +1285,62 @@ def forward(input, target, mask, start, stop, config, blocks, rows, scratch, out
 
 
 @compiled
+def _add_each(c, count, sums, gamma, factors, rows):
+    """Add to the row OWN what the voxels have of the sums of channel c that are made of logarithms."""
+    p, g, n, log_p, log_n, focus = rows[P], rows[G], rows[N], rows[LOG_P], rows[LOG_N], rows[FOCUS]
+    own, zero, one = rows[OWN], p.dtype.type(0), p.dtype.type(1)
+    if sums[CROSS_ENTROPY] or sums[LOG_LOSS]:
+        right, every = factors[CROSS_ENTROPY, c], factors[LOG_LOSS, c]
+        for v in range(count):
+            share = right * g[v] + every
+            own[v] -= zero if share == zero else share * log_p[v]
+    if sums[CROSS_ENTROPY_NEGATIVE] or sums[LOG_LOSS_NEGATIVE]:
+        right, every = factors[CROSS_ENTROPY_NEGATIVE, c], factors[LOG_LOSS_NEGATIVE, c]
+        for v in range(count):
+            share = right * (one - g[v]) + every
+            own[v] -= zero if share == zero else share * log_n[v]
+    if sums[FOCAL]:
+        _focus(n, count, gamma, rows)
+        for v in range(count):
+            own[v] -= zero if g[v] == zero else factors[FOCAL, c] * g[v] * log_p[v] * focus[v]
+    if sums[FOCAL_NEGATIVE]:
+        _focus(p, count, gamma, rows)
+        for v in range(count):
+            own[v] -= zero if g[v] == one else factors[FOCAL_NEGATIVE, c] * (one - g[v]) * log_n[v] * focus[v]
+
+
+@compiled
+def each(input, target, mask, start, stop, config, blocks, rows, scratch, factors, result):
+    """Write Σ factor·term of voxels start…stop of an item, `factors` [SUMS, C]; whether they were valid."""
+    block, other, soft = blocks
+    found = scratch[0]
+    gamma, activation = rows.dtype.type(config.gamma), config.activation
+    all_valid = True
+    for first in range(start, stop, rows.shape[1]):
+        count = min(rows.shape[1], stop - first)
+        valid, all_count = _load_voxels(
+            input, target, mask, first, count, config, True, False, False, blocks, rows, found
+        )
+        all_valid &= valid
+        for v in range(count):
+            rows[OWN, v] = 0
+        for c in range(block.shape[0]):
+            labels = _of_channel(c, count, config.regions, scratch)
+            _fill(c, count, activation, True, all_count, block, other, labels, soft, config.is_map, rows)
+            _add_each(c, count, config.sums, gamma, factors, rows)
+            if activation == NONE:
+                for v in range(count):
+                    all_valid &= not (rows[P, v] < -config.slack or rows[P, v] > 1 + config.slack)
+        if config.weighted:
+            for v in range(count):
+                rows[OWN, v] *= rows[WEIGHT, v]
+        if not all_count:
+            _clear(rows[OWN : OWN + 1], count, found)
+        _store(rows[OWN : OWN + 1], first, count, result)
+    return all_valid
+
+
+@compiled
 def backward(input, target, mask, start, stop, config, blocks, rows, scratch, weights, by_target, result):
     """Write ∂L/∂input, or ∂L/∂target, of voxels start…stop of an item; `weights` is ∂L/∂sums [SUMS, C]."""
     block, other, soft = blocks

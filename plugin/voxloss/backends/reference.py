@@ -27,6 +27,14 @@ def region_sums(
     return torch.stack(rows), valid
 
 
+def voxel_terms(
+    factors: Tensor, input: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return what each voxel adds to Σ factor·sum, `[B, 1, spatial...]`, and whether every voxel was valid."""
+    each, valid = voxels.each(factors, input, target, mask, spec, torch.float64)
+    return each.to(torch.promote_types(input.dtype, torch.float32)).view(len(input), 1, *input.shape[2:]), valid
+
+
 def region_sums_backward(
     grad: Tensor,
     input: Tensor,

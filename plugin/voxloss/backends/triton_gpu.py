@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from voxloss.backends import eager
 from voxloss.backends.layout import flatten_spatial
 from voxloss.backends.voxels import (
     NEGATIVE,
@@ -160,6 +161,13 @@ def region_sums(
     launch, partial, valid = forward(input, target, spec, mask=mask)
     launch.start()
     return partial.sum(0, dtype=torch.float64), valid
+
+
+def voxel_terms(
+    factors: Tensor, input: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """What each voxel adds to Σ factor·sum, by torch's operations on blocks of voxels."""
+    return eager.voxel_terms(factors, input, target, spec, mask)
 
 
 def region_sums_backward(

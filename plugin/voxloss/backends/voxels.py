@@ -156,6 +156,8 @@ TERMS: dict[str, Callable[[Voxels, float], Tensor]] = {
     "voxels": lambda v, _: _there(v),
 }
 POSITIVE = ("cross_entropy", "focal", "log_loss", "log_power")
+# Those that are asked for voxel by voxel.
+EACH = ("cross_entropy", "focal", "log_loss", "cross_entropy_negative", "focal_negative", "log_loss_negative")
 # Those whose derivative by the prediction is 0.
 SUMS_OF_TARGET = ("target", "target_squared", "voxels")
 NEGATIVE = ("cross_entropy_negative", "focal_negative", "log_loss_negative", "log_power_negative")
@@ -273,6 +275,22 @@ def sums(
     terms = (TERMS[name](voxels, spec.gamma) for name in spec.sums)
     weight = voxels.weight
     return [(term if weight is None else weight * term).sum(-1) for term in terms], voxels.valid
+
+
+def each(
+    factors: Tensor, input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return Σ_k Σ_c factor·term of each voxel, `[B, 1, N]` in `dtype`, and whether all of them were valid.
+
+    `factors` `[K, B, C]`: of each sum in each sample and channel.
+    """
+    voxels = prepare(input, target, mask, spec, dtype)
+    total = torch.zeros_like(voxels.p[:, :1])
+    for row, name in zip(factors.to(dtype).unsqueeze(-1), spec.sums, strict=True):
+        total = total + (row * TERMS[name](voxels, spec.gamma)).sum(1, keepdim=True)
+    if voxels.ignored is not None:  # of which `cross_entropy_negative` is log 1, but log n of a given p is not
+        total = total.masked_fill(voxels.ignored, 0)
+    return total if voxels.weight is None else total * voxels.weight, voxels.valid
 
 
 def gradient(

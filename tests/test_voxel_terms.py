@@ -1,0 +1,110 @@
+"""The terms of each voxel: they add up to the sums, in every backend and form, and have derivatives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from test_operators import FORMS, REGIONS, activation_for, mask_for, pair, regions_for, sums_for
+from voxloss import operators
+from voxloss.backends import BACKENDS
+from voxloss.backends.voxels import EACH
+
+GAMMA = 1.5
+
+
+def given(form: str, activation: str, masked: str, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
+    """Factors and volumes, sums and the rest of the arguments, of the reference."""
+    activation = activation_for(form, activation)
+    x, target = pair(form, dtype)
+    x = x.sigmoid() if activation == "none" else x
+    names = sums_for(activation, list(EACH))
+    factors = 2 * torch.rand(len(names), *x.shape[:2], dtype=torch.float64)
+    options = activation, names, 1 if form == "label map" else None, "reference", GAMMA, regions_for(form)
+    return factors, x, target, mask_for(x.float(), masked), *options
+
+
+def of_backend(arguments: tuple[Any, ...], backend: str) -> tuple[Any, ...]:
+    return *arguments[:-3], backend, *arguments[-2:]
+
+
+CASES = pytest.mark.pairwise(
+    backend=["reference", "eager", "numba_cpu"],
+    form=FORMS,
+    activation=["softmax", "sigmoid", "none"],
+    masked=["not", "by booleans", "by weights"],
+)
+
+
+@CASES
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_they_add_up_to_the_sums(options: dict[str, Any], dtype: torch.dtype) -> None:
+    arguments = given(options["form"], options["activation"], options["masked"], dtype)
+    terms = operators.voxel_terms(*of_backend(arguments, options["backend"]))
+    assert terms.shape == (2, 1, 2, 3)
+    assert terms.dtype == dtype
+    factors, *rest = arguments
+    sums = operators.region_sums(*rest)
+    torch.testing.assert_close(terms.double().sum(), (factors * sums).sum(), rtol=1e-6, atol=1e-6)
+    wanted = operators.voxel_terms(*arguments)
+    torch.testing.assert_close(terms, wanted, rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=1e-6)
+
+
+@CASES
+def test_gradcheck_once_and_twice(options: dict[str, Any]) -> None:
+    factors, x, target, mask, *rest = of_backend(
+        given(options["form"], options["activation"], options["masked"]), options["backend"]
+    )
+    leaves = [x.requires_grad_()] + ([target.requires_grad_()] if options["form"] == "soft" else [])
+
+    def terms(*leaves: Tensor) -> Tensor:
+        input, other = leaves if len(leaves) == 2 else (leaves[0], target)
+        return operators.voxel_terms(factors, input, other, mask, *rest)
+
+    assert torch.autograd.gradcheck(terms, leaves)
+    assert torch.autograd.gradgradcheck(terms, leaves)
+
+
+@pytest.mark.parametrize("backend", ["reference", "eager", "numba_cpu"])
+def test_torchs_cross_entropy_of_each_voxel(backend: str) -> None:
+    x, labels = torch.randn(2, 3, 4, 5, 6), torch.randint(3, (2, 1, 4, 5, 6))
+    labels[0, 0, 0] = 255
+    wanted = F.cross_entropy(x, labels[:, 0], reduction="none", ignore_index=255)
+    x[0, :, 0] = torch.nan  # which torch spreads
+    factors = torch.ones(1, 2, 3)
+    terms = operators.voxel_terms(factors, x, labels, None, "softmax", ["cross_entropy"], 255, backend, 0.0, ())
+    torch.testing.assert_close(terms[:, 0], wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["eager", "numba_cpu"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_wide_inside(backend: str, dtype: torch.dtype) -> None:
+    x, labels = torch.randn(1, 3, 4, 5, 6).to(dtype), torch.randint(3, (1, 1, 4, 5, 6))
+    factors = torch.ones(1, 1, 3)
+    terms = operators.voxel_terms(factors, x, labels, None, "softmax", ["cross_entropy"], None, backend, 0.0, ())
+    assert terms.dtype == torch.float32
+    torch.testing.assert_close(terms[:, 0], F.cross_entropy(x.float(), labels[:, 0], reduction="none"))
+
+
+@pytest.mark.parametrize("backend", list(BACKENDS))
+def test_opcheck(backend: str, device: str) -> None:
+    if backend == "triton_gpu" and device == "cpu":
+        pytest.skip("no CUDA device")
+    factors, x, target, mask, *rest = of_backend(given("soft", "sigmoid", "by weights"), backend)
+    volumes = [t.to(device) for t in (factors, x.requires_grad_(), target.requires_grad_(), mask)]
+    torch.library.opcheck(operators.voxel_terms, (*volumes, *rest))
+    grad = torch.randn(2, 1, 2, 3, dtype=torch.float64, device=device, requires_grad=True)
+    for wrt in ("input", "target"):
+        torch.library.opcheck(operators.voxel_terms_backward, (grad, *volumes, *rest, wrt))
+
+
+def test_vmap() -> None:
+    factors, x, target, mask, *rest = given("regions", "sigmoid", "by weights")
+    labels = torch.randint(len(REGIONS), (3, *target.shape))
+    found = torch.func.vmap(lambda y: operators.voxel_terms(factors, x, y, mask, *rest))(labels)
+    for one, y in zip(found, labels, strict=True):
+        torch.testing.assert_close(one, operators.voxel_terms(factors, x, y, mask, *rest))
