@@ -63,7 +63,8 @@ def test_gradcheck_once_and_twice(options: dict[str, Any]) -> None:
 
     def terms(*leaves: Tensor) -> Tensor:
         input, other = leaves if len(leaves) == 2 else (leaves[0], target)
-        return operators.voxel_terms(factors, input, other, mask, *rest)
+        found: Tensor = operators.voxel_terms(factors, input, other, mask, *rest)
+        return found
 
     assert torch.autograd.gradcheck(terms, leaves)
     assert torch.autograd.gradgradcheck(terms, leaves)

@@ -57,6 +57,21 @@ class RegionStatistics(NamedTuple):
         return RegionStatistics(*(of_classes(field, classes) for field in self))
 
 
+class PassShape(NamedTuple):
+    """What is known of a pass before it is made.
+
+    Attributes:
+        channels, binary, ignored_class, annotated: as of `PassSums`.
+        tensor: `[]`, with dtype and device of the sums.
+    """
+
+    channels: int
+    binary: bool
+    ignored_class: int | None
+    annotated: Tensor | None
+    tensor: Tensor
+
+
 class PassSums:
     """The sums of one pass over the voxels, and what a formula needs to know of the pass.
 

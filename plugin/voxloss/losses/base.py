@@ -20,7 +20,7 @@ from voxloss.channels import annotated_channels
 from voxloss.distributed import Group, Shard, failing_together, require_group
 from voxloss.losses.options import Regions, option_names, refusing_others
 from voxloss.regions import memberships
-from voxloss.statistics import Activation, PassSums, fitting_volumes, measure
+from voxloss.statistics import Activation, PassSums, Volumes, fitting_volumes, measure
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -224,7 +224,10 @@ class StatisticsLoss(_Loss, ABC):
         with failing_together(self.group, getattr(input, "device", torch.device("cpu"))):
             return compute(self._measured(input, target, mask, annotated))
 
-    def _measured(self, input: Tensor, target: Tensor, mask: Tensor | None, annotated: Annotated) -> PassSums:
+    def _volumes(
+        self, input: Tensor, target: Tensor, mask: Tensor | None, annotated: Annotated
+    ) -> tuple[Volumes, Tensor | None]:
+        """Tensors that fit together, and which channels were annotated, `[B, C]`."""
         volumes = fitting_volumes(
             input,
             target,
@@ -233,10 +236,15 @@ class StatisticsLoss(_Loss, ABC):
             label_map=self.to_onehot_y,
             regions=len(self.regions or ()),
         )
-        batch, channels = volumes.input.shape[:2]
+        if annotated is None:
+            return volumes, None
+        items, channels = volumes.input.shape[:2]
+        return volumes, annotated_channels(annotated, items, channels, volumes.input.device)
+
+    def _measured(self, input: Tensor, target: Tensor, mask: Tensor | None, annotated: Annotated) -> PassSums:
+        volumes, annotated = self._volumes(input, target, mask, annotated)
         names = self.needs(volumes.binary)
         if annotated is not None:
-            annotated = annotated_channels(annotated, batch, channels, volumes.input.device)
             names = names if "target" in names else [*names, "target"]
         return measure(
             volumes,

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import add
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from monai.utils.enums import LossReduction
 from monai.utils.enums import Weight as WeightType
@@ -32,6 +32,13 @@ class CompoundLoss(StatisticsLoss):
     the group are those of the compound. λ is read at every call, so that it may follow a schedule. `with_terms`
     returns the terms as well as their sum.
     """
+
+    def __init__(self, **shared: Any) -> None:
+        if shared.get("reduction") == LossReduction.NONE:
+            raise ValueError(
+                'reduction: expected "mean" or "sum", got "none": a compound has values of regions and of voxels.'
+            )
+        super().__init__(**shared)
 
     @property
     @abstractmethod

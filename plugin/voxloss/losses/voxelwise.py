@@ -16,18 +16,23 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from voxloss import formulas, inputs
+from voxloss import formulas, inputs, operators
 from voxloss.channels import Channels
 from voxloss.distributed import Group, Shard
-from voxloss.losses.base import StatisticsLoss
+from voxloss.losses.base import Annotated, StatisticsLoss, loss_dtype
 from voxloss.losses.options import Regions, VoxelOptions, Weight, shared_options
 from voxloss.reduction import class_weights, factors_of_classes, require_classes, select_classes
-from voxloss.statistics import PassSums
+from voxloss.statistics import PassShape, PassSums
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-Reduction = Literal["mean", "sum"]
+Reduction = Literal["mean", "sum", "none"]
+
+_NOT_ANNOTATED = (
+    "label_smoothing: expected 0 with `annotated`, got {:g}: it adds a sum over all voxels, also those whose "
+    "label was not annotated. Set it to 0."
+)
 
 
 class VoxelLoss(StatisticsLoss):
@@ -38,6 +43,8 @@ class VoxelLoss(StatisticsLoss):
     """
 
     class_weight: Tensor | None
+    # Whether each voxel has a value of its own, with reduction="none".
+    of_each_voxel = False
 
     def __init__(
         self,
@@ -57,11 +64,12 @@ class VoxelLoss(StatisticsLoss):
         inplace: bool = False,
         regions: Regions = None,
     ) -> None:
-        if reduction == "none":
+        if reduction == "none" and not self.of_each_voxel:
             raise ValueError(
-                'reduction: expected "mean" or "sum", got "none": one value per voxel would be as large as the '
-                "input. torch.nn.functional.cross_entropy and monai.losses.FocalLoss return such volumes."
+                'reduction: expected "mean" or "sum", got "none", which cross entropy and focal loss have alone.'
             )
+        if reduction == "none" and inplace:
+            raise ValueError('inplace: expected False with reduction="none", got True.')
         super().__init__(
             include_background=include_background,
             to_onehot_y=to_onehot_y,
@@ -80,7 +88,48 @@ class VoxelLoss(StatisticsLoss):
         self.register_buffer("class_weight", factors_of_classes(weight))
         self.classes = classes
 
-    def select(self, sums: PassSums, buffer: str, name: str) -> tuple[Channels, Tensor | float]:
+    def forward(
+        self, input: Tensor, target: Tensor, mask: Tensor | None = None, annotated: Annotated = None
+    ) -> Tensor:
+        """Return the loss, `[]`; with `reduction="none"` the loss of each voxel, `[B, 1, spatial...]`.
+
+        Arguments as of `StatisticsLoss.forward`. An ignored voxel has 0.
+        """
+        if self.reduction != "none":
+            return super().forward(input, target, mask, annotated)
+        loss = self.each(input, target, mask, annotated).to(loss_dtype(input))
+        inputs.warn_if_single(input.shape[1], self.to_onehot_y, self.include_background)
+        return loss
+
+    def each(
+        self, input: Tensor, target: Tensor, mask: Tensor | None = None, annotated: Annotated = None
+    ) -> Tensor:
+        """The loss of each voxel, `[B, 1, spatial...]`, whatever the reduction."""
+        volumes, chosen = self._volumes(input, target, mask, annotated)
+        input, target, mask, activation = volumes
+        wide = torch.float32 if input.device.type == "mps" else torch.float64
+        ignored = None if self.regions is not None else self.ignore_index
+        like = input.new_zeros((), dtype=wide)
+        shape = PassShape(input.shape[1], volumes.binary, ignored, chosen, like)
+        channels, factors = self.of_each(shape)
+        table = like.new_zeros((len(factors), *input.shape[:2]))
+        share = len(channels.numbers) if volumes.binary else 1  # the mean over yes-or-no questions
+        for row, factor in zip(table, factors.values(), strict=True):
+            row[:, channels.numbers] = factor / share
+        if chosen is not None:
+            table = table * chosen
+        options = self.ignore_index, self.backend, self.pass_gamma or 0.0, list(self._memberships)
+        each: Tensor = operators.voxel_terms(table, input, target, mask, activation, [*factors], *options)
+        return each
+
+    def of_each(self, shape: PassShape) -> tuple[Channels, Mapping[str, Tensor | float]]:
+        """Return the channels that count, and by the name of a sum what a voxel's term is multiplied by.
+
+        A factor is `[]`, or one per channel that counts.
+        """
+        raise NotImplementedError
+
+    def select(self, sums: PassSums | PassShape, buffer: str, name: str) -> tuple[Channels, Tensor | float]:
         """Return the channels that count, and a factor for each, `[]` or `[len(numbers)]`; 1 without the buffer.
 
         Of mutually exclusive classes the ignored one still counts: voxels are ignored, not probabilities.
@@ -108,12 +157,15 @@ class CrossEntropyLoss(VoxelLoss):
     probability is not let below log 2⁻¹²⁶.
 
     Args:
-        reduction: "mean", or "sum" over voxels and classes.
+        reduction: "mean", or "sum" over voxels and classes; "none" for the loss of each voxel, not divided,
+            `[B, 1, spatial...]`: −Σ_c w_c g_c log p_c, under a sigmoid the mean over the classes that count.
         weight: w_c ≥ 0: one number, one per channel, or one per class that counts.
         label_smoothing: ε in [0, 1]: the target is (1 − ε) g + ε/C, for a binary question (1 − ε) g + ε/2
             (Szegedy et al. 2016, "Rethinking the Inception Architecture for Computer Vision"). With a softmax,
             not together with `annotated`.
     """
+
+    of_each_voxel = True
 
     def __init__(
         self,
@@ -145,10 +197,7 @@ class CrossEntropyLoss(VoxelLoss):
     def compute(self, sums: PassSums) -> Tensor:
         """The loss, `[]`."""
         if self.label_smoothing and sums.annotated is not None and not sums.binary:
-            raise ValueError(
-                f"label_smoothing: expected 0 with `annotated`, got {self.label_smoothing:g}: it adds a sum over "
-                "all voxels, also those whose label was not annotated. Set it to 0."
-            )
+            raise ValueError(_NOT_ANNOTATED.format(self.label_smoothing))
         channels, weight = self.select(sums, "class_weight", "weight")
         loss = self._sum("cross_entropy", sums, channels)
         if self.label_smoothing:
@@ -162,6 +211,18 @@ class CrossEntropyLoss(VoxelLoss):
         one_each = sums.every_voxel and sums.label_map and len(channels.numbers) == channels.total
         count = times(weight, sums.for_total("target", channels.numbers)).sum()
         return mean(total, count, one_each and isinstance(weight, float))
+
+    def of_each(self, shape: PassShape) -> tuple[Channels, Mapping[str, Tensor | float]]:
+        """What the entropies are multiplied by, before the mean."""
+        channels, weight = self.select(shape, "class_weight", "weight")
+        if self.label_smoothing and shape.annotated is not None and not shape.binary:
+            raise ValueError(_NOT_ANNOTATED.format(self.label_smoothing))
+        right = (1 - self.label_smoothing) * weight
+        every = self.label_smoothing / (2 if shape.binary else shape.channels) * weight
+        factors = {"cross_entropy": right, **({"log_loss": every} if self.label_smoothing else {})}
+        if shape.binary:
+            factors |= {f"{name}_negative": factor for name, factor in factors.items()}
+        return channels, factors
 
     def _sum(self, kind: str, sums: PassSums, channels: Channels) -> Tensor:
         found = sums.for_total(kind, channels.numbers)
@@ -211,10 +272,12 @@ class FocalLoss(VoxelMean):
             one factor α_c per class for what is there. None: no factor. With `use_softmax`
             and without the background, one number is ignored with a warning.
         weight: w_c ≥ 0: one number, one per channel, or one per class that counts.
-        reduction: "mean", or "sum" over samples and classes of the mean over a sample's voxels, as in MONAI.
+        reduction: "mean", or "sum" over samples and classes of the mean over a sample's voxels, as in MONAI;
+            "none" for the loss of each voxel, `[B, 1, spatial...]`, under a sigmoid the mean over the classes.
     """
 
     alpha: Tensor | None
+    of_each_voxel = True
 
     def __init__(
         self,
@@ -253,15 +316,19 @@ class FocalLoss(VoxelMean):
         return ["focal", "focal_negative", "voxels"] if binary else ["focal", "voxels"]
 
     def factors(self, sums: PassSums) -> tuple[Channels, Mapping[str, Tensor | float]]:
+        """Those of each voxel."""
+        return self.of_each(sums)
+
+    def of_each(self, shape: PassSums | PassShape) -> tuple[Channels, Mapping[str, Tensor | float]]:
         """Class weights, and α for what is there and for what is not."""
-        channels, weight = self.select(sums, "class_weight", "weight")
-        positive, negative = self._balance(sums)
+        channels, weight = self.select(shape, "class_weight", "weight")
+        positive, negative = self._balance(shape)
         factors = {"focal": weight * positive}
-        if sums.binary:
+        if shape.binary:
             factors["focal_negative"] = weight * negative
         return channels, factors
 
-    def _balance(self, sums: PassSums) -> tuple[Tensor | float, Tensor | float]:
+    def _balance(self, sums: PassSums | PassShape) -> tuple[Tensor | float, Tensor | float]:
         """The factors of what is there and of what is not."""
         if self.alpha is None:
             return 1.0, 1.0
