@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import monai.losses
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import voxloss
 from test_operators import FORMS, REGIONS, activation_for, mask_for, pair, regions_for, sums_for
 from voxloss import operators
 from voxloss.backends import BACKENDS
@@ -109,3 +111,88 @@ def test_vmap() -> None:
     found = torch.func.vmap(lambda y: operators.voxel_terms(factors, x, y, mask, *rest))(labels)
     for one, y in zip(found, labels, strict=True):
         torch.testing.assert_close(one, operators.voxel_terms(factors, x, y, mask, *rest))
+
+
+# The losses that have a value for each voxel.
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "softmax": {"softmax": True, "to_onehot_y": True},
+    "sigmoid": {"sigmoid": True},
+    "ignored": {"softmax": True, "to_onehot_y": True, "ignore_index": 255},
+    "ignored class": {"softmax": True, "to_onehot_y": True, "ignore_index": 1},
+    "classes": {"sigmoid": True, "classes": [0, 2]},
+    "no background": {"softmax": True, "to_onehot_y": True, "include_background": False},
+    "weights": {"softmax": True, "to_onehot_y": True, "weight": [1.0, 2.0, 0.5]},
+    "regions": {"sigmoid": True, "regions": [[1, 2], [2], [0]]},
+}
+CALLS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "weighed": {"mask": 2 * torch.rand(2, 1, 4, 5, 6, generator=torch.Generator().manual_seed(1))},
+    "annotated": {"annotated": [[0, 1, 2], [0, 2]]},
+}
+
+
+def data(options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 4, 5, 6, generator=generator, dtype=torch.float64)
+    labels = torch.randint(3, (2, 1, 4, 5, 6), generator=generator)
+    if options.get("ignore_index") == 255:
+        labels[:, :, 0] = 255
+        x[:, :, 0, 0] = torch.nan
+    one_hot = torch.cat([labels == c for c in range(3)], 1).double()
+    return x, one_hot if options.get("sigmoid") and "regions" not in options else labels
+
+
+def focal_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The same for a focal loss, whose activation has another name."""
+    kept = {name: value for name, value in options.items() if name not in ("softmax", "sigmoid")}
+    return {**kept, "use_softmax": "softmax" in options}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("kind", ["CrossEntropyLoss", "FocalLoss"])
+def test_the_values_of_the_voxels_make_the_mean(kind: str, name: str, call: str) -> None:
+    """Each divided by what the mean is divided by, which a constant loss of 1 per voxel would show."""
+    options = OPTIONS[name] if kind == "CrossEntropyLoss" else focal_options(OPTIONS[name])
+    x, target = data(options if "sigmoid" in OPTIONS[name] else OPTIONS[name])
+    if kind == "FocalLoss" and "sigmoid" in OPTIONS[name] and "regions" not in options:
+        target = data({"sigmoid": True})[1]
+    make = getattr(voxloss, kind)
+    mean = make(**options)
+    each = make(reduction="none", **options)
+    leaf, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+    values = each(leaf, target, **CALLS[call])
+    assert values.shape == (2, 1, 4, 5, 6)
+    loss = mean(other, target, **CALLS[call])
+    ratio = values.sum().detach() / loss.detach()  # what the mean is over
+    assert ratio > 1
+    (values.sum() / ratio).backward()
+    loss.backward()
+    torch.testing.assert_close(leaf.grad, other.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_as_torchs_and_monais() -> None:
+    x, labels = torch.randn(2, 3, 4, 5, 6), torch.randint(3, (2, 1, 4, 5, 6))
+    weight = torch.tensor([1.0, 2.0, 0.5])
+    found = voxloss.CrossEntropyLoss(softmax=True, to_onehot_y=True, reduction="none", weight=weight)(x, labels)
+    wanted = F.cross_entropy(x, labels[:, 0], weight, reduction="none")
+    torch.testing.assert_close(found[:, 0], wanted)
+    smoothed = voxloss.CrossEntropyLoss(softmax=True, to_onehot_y=True, reduction="none", label_smoothing=0.1)
+    wanted = F.cross_entropy(x, labels[:, 0], reduction="none", label_smoothing=0.1)
+    torch.testing.assert_close(smoothed(x, labels)[:, 0], wanted)
+    found = voxloss.FocalLoss(to_onehot_y=True, reduction="none")(x, labels)
+    theirs = monai.losses.FocalLoss(to_onehot_y=True, reduction="none")(x, labels)
+    torch.testing.assert_close(found, theirs.mean(1, keepdim=True))
+
+
+def test_what_has_no_value_for_each_voxel() -> None:
+    with pytest.raises(ValueError, match=r'reduction: expected "mean" or "sum", got "none": a compound'):
+        voxloss.DiceCELoss(reduction="none")
+    with pytest.raises(ValueError, match=r"inplace: expected False"):
+        voxloss.CrossEntropyLoss(reduction="none", inplace=True)
+    labels = torch.full((1, 1, 2, 2, 2), 7)
+    with pytest.raises(ValueError, match=r"labels 0…2"):
+        voxloss.CrossEntropyLoss(softmax=True, to_onehot_y=True, reduction="none")(
+            torch.randn(1, 3, 2, 2, 2), labels
+        )

@@ -115,7 +115,7 @@ class VoxelLoss(StatisticsLoss):
         table = like.new_zeros((len(factors), *input.shape[:2]))
         share = len(channels.numbers) if volumes.binary else 1  # the mean over yes-or-no questions
         for row, factor in zip(table, factors.values(), strict=True):
-            row[:, channels.numbers] = factor / share
+            row[:, channels.numbers] = torch.as_tensor(factor / share, dtype=wide, device=input.device)
         if chosen is not None:
             table = table * chosen
         options = self.ignore_index, self.backend, self.pass_gamma or 0.0, list(self._memberships)
