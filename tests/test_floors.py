@@ -37,8 +37,7 @@ ORDER = {
         ["voxels", "layout"],
         ["numba_cache"],
         ["numba_kernels", "triton_kernels", "by_label"],
-        ["reference", "eager"],
-        ["numba_cpu", "triton_gpu"],
+        ["reference", "eager", "numba_cpu", "triton_gpu"],
         [""],
     ],
     "voxloss.losses": [

@@ -12,9 +12,10 @@ from torch import Tensor
 
 import voxloss
 from test_operators import FORMS, REGIONS, activation_for, mask_for, pair, regions_for, sums_for
+from test_triton import HOME
 from voxloss import operators
-from voxloss.backends import BACKENDS
-from voxloss.backends.voxels import EACH
+from voxloss.backends import BACKENDS, triton_gpu
+from voxloss.backends.voxels import EACH, PassSpec
 
 GAMMA = 1.5
 
@@ -35,7 +36,7 @@ def of_backend(arguments: tuple[Any, ...], backend: str) -> tuple[Any, ...]:
 
 
 CASES = pytest.mark.pairwise(
-    backend=["reference", "eager", "numba_cpu"],
+    backend=list(BACKENDS),
     form=FORMS,
     activation=["softmax", "sigmoid", "none"],
     masked=["not", "by booleans", "by weights"],
@@ -72,7 +73,7 @@ def test_gradcheck_once_and_twice(options: dict[str, Any]) -> None:
     assert torch.autograd.gradgradcheck(terms, leaves)
 
 
-@pytest.mark.parametrize("backend", ["reference", "eager", "numba_cpu"])
+@pytest.mark.parametrize("backend", list(BACKENDS))
 def test_torchs_cross_entropy_of_each_voxel(backend: str) -> None:
     x, labels = torch.randn(2, 3, 4, 5, 6), torch.randint(3, (2, 1, 4, 5, 6))
     labels[0, 0, 0] = 255
@@ -83,7 +84,7 @@ def test_torchs_cross_entropy_of_each_voxel(backend: str) -> None:
     torch.testing.assert_close(terms[:, 0], wanted, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", ["eager", "numba_cpu"])
+@pytest.mark.parametrize("backend", ["eager", "numba_cpu", "triton_gpu"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_wide_inside(backend: str, dtype: torch.dtype) -> None:
     x, labels = torch.randn(1, 3, 4, 5, 6).to(dtype), torch.randint(3, (1, 1, 4, 5, 6))
@@ -196,3 +197,26 @@ def test_what_has_no_value_for_each_voxel() -> None:
         voxloss.CrossEntropyLoss(softmax=True, to_onehot_y=True, reduction="none")(
             torch.randn(1, 3, 2, 2, 2), labels
         )
+
+
+@pytest.mark.skipif(not triton_gpu.available()[0], reason=triton_gpu.available()[1])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("channels", [2, 20, 5])
+@pytest.mark.parametrize("largest", [512, 4], ids=["whole", "many"])
+def test_tiles_of_triton(channels: int, largest: int) -> None:
+    """A vector for each class, whole tiles and tiles with some of the classes, over several tiles."""
+    home = HOME
+    x = torch.randn(2, channels, 9, 70, device=home)
+    labels = torch.randint(channels, (2, 1, 9, 70), device=home)
+    factors = torch.rand(2, 2, channels, dtype=torch.float64, device=home)
+    spec = PassSpec("softmax", ["cross_entropy", "log_loss"], None)
+    tiles = triton_gpu.tiling(channels, x.dtype, 2, largest=largest)
+    launch, terms, valid = triton_gpu.each(factors, x, labels, spec, tiles=tiles)
+    launch.start()
+    wanted, _ = BACKENDS["reference"].voxel_terms(factors, x, labels, spec)
+    torch.testing.assert_close(terms, wanted, rtol=1e-5, atol=1e-5)
+    assert bool(valid)
+    labels[0, 0, 3, 3] = channels
+    launch, _, valid = triton_gpu.each(factors, x, labels, spec, tiles=tiles)
+    launch.start()
+    assert not bool(valid)

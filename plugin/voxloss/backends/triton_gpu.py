@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from voxloss.backends import eager
 from voxloss.backends.layout import flatten_spatial
 from voxloss.backends.voxels import (
     NEGATIVE,
@@ -166,8 +165,10 @@ def region_sums(
 def voxel_terms(
     factors: Tensor, input: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """What each voxel adds to Σ factor·sum, by torch's operations on blocks of voxels."""
-    return eager.voxel_terms(factors, input, target, spec, mask)
+    """Return what each voxel adds to Σ factor·sum, `[B, 1, spatial...]`, and whether every voxel was valid."""
+    launch, result, valid = each(factors, input, target, spec, mask=mask)
+    launch.start()
+    return result, valid
 
 
 def region_sums_backward(
@@ -201,6 +202,26 @@ def forward(
     valid = torch.ones((), dtype=torch.bool, device=input.device)
     arguments = {**_pointers(volumes, plan), "partial": partial, "valid": valid.view(torch.uint8)}
     return Launch(plan.kernel, plan.programs, {**arguments, **plan.arguments}, plan.options), partial, valid
+
+
+def each(
+    factors: Tensor,
+    input: Tensor,
+    target: Tensor,
+    spec: PassSpec,
+    *,
+    mask: Tensor | None = None,
+    tiles: Tiling | None = None,
+) -> tuple[Launch, Tensor, Tensor]:
+    """Prepare the pass that writes the terms of each voxel: its launch, the terms and the verdict it writes."""
+    volumes = (input, target) if mask is None else (input, target, mask)
+    plan = _planned(volumes, spec, "terms", tiles)
+    dtype = torch.promote_types(input.dtype, torch.float32)
+    result = torch.empty((len(input), 1, *input.shape[2:]), dtype=dtype, device=input.device)
+    valid = torch.ones((), dtype=torch.bool, device=input.device)
+    given = {"weights": factors.contiguous(), "result": result, "valid": valid.view(torch.uint8)}
+    arguments = {**_pointers(volumes, plan), **given, **plan.arguments}
+    return Launch(plan.kernel, plan.programs, arguments, plan.options), result, valid
 
 
 def backward(
@@ -273,7 +294,7 @@ def _plan(
     volumes = [*map(_without_memory, layouts)]
     in_place = True
     written = []
-    if task != "sums":
+    if task in ("input", "target"):
         own = volumes[0] if task == "input" else volumes[1]
         written = [torch.empty_like(own) if of_result is None else _without_memory(of_result)]
         in_place = _is_view(flatten_spatial(written)[0], written[0])
@@ -291,7 +312,7 @@ def _plan(
             channels,
             input.dtype,
             len(spec.sums),
-            backward=task != "sums",
+            backward=bool(written),
             side_by_side=side_by_side,
             weighted=len(volumes) == 3,
             powers=spec.gamma not in (0, 1, 2) and not set(POWERS).isdisjoint(spec.sums),
@@ -354,11 +375,11 @@ def _plan(
     if written:
         arguments |= dict(zip(("result_b", "result_c", "result_v"), lines[0].stride(), strict=True))
     kernels = {
-        "few": (triton_kernels.sums_of_few, triton_kernels.gradient_of_few),
-        "whole": (triton_kernels.sums, triton_kernels.gradient),
-        "many": (triton_kernels.sums_of_many, triton_kernels.gradient_of_many),
+        "few": (triton_kernels.sums_of_few, triton_kernels.terms_of_few, triton_kernels.gradient_of_few),
+        "whole": (triton_kernels.sums, triton_kernels.terms, triton_kernels.gradient),
+        "many": (triton_kernels.sums_of_many, triton_kernels.terms_of_many, triton_kernels.gradient_of_many),
     }
-    kernel = kernels[tiles.form][task != "sums"]
+    kernel = kernels[tiles.form][("sums", "terms").index(task) if not written else 2]
     # A product and a sum may be rounded once: faster, and no less exact.
     options = {"num_warps": tiles.warps, "num_stages": 1, "enable_fp_fusion": True}
     return _Plan(kernel, items * chunks, arguments, options, chunks, views, in_place)

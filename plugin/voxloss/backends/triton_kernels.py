@@ -680,6 +680,16 @@ def _store_derivative(
     tl.store(result + offsets, derivative, mask=_mask(classes, existing, CONFIG))
 
 
+@triton.jit
+def _weighed_terms(weights, p, g, log_p, log_n, live, weight, classes, existing, CONFIG: tl.constexpr):
+    """What each voxel adds to Σ weight·sum in each of some classes; 0 in a class that there is not."""
+    total = tl.zeros_like(p)
+    for k in tl.static_range(len(CONFIG.sums)):
+        term = _term(tl.constexpr(CONFIG.sums[k]), p, g, log_p, log_n, live, CONFIG)
+        total += _down(weights[k], CONFIG) * term
+    return tl.where(_mask(classes, existing & live, CONFIG), _times_weight(total, weight, CONFIG), 0)
+
+
 # --- Kernels ---
 
 COUNTS = ["items", "chunks"]  # for whose values no kernel is compiled anew
@@ -853,6 +863,158 @@ def sums_of_many(
             place = _place_of_sum(partial, chunk, k, item, items, CONFIG)
             total_of_term = tl.sum(_times_weight(term, weight, CONFIG), 1)
             tl.store(place + classes, total_of_term, mask=classes < CONFIG.classes)
+    tl.store(valid, 0, mask=tl.max(wrong, 0) > 0)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def terms_of_few(
+    input,
+    target,
+    mask,
+    weights,
+    result,
+    valid,
+    items,
+    chunks,
+    count,
+    input_b,
+    input_c,
+    input_v,
+    target_b,
+    target_c,
+    target_v,
+    mask_b,
+    mask_v,
+    CONFIG: tl.constexpr,
+):
+    """As `terms`, for few classes: each is a vector over the voxels."""
+    item = tl.program_id(0) // chunks
+    chunk = tl.program_id(0) % chunks
+    input += item.to(tl.int64) * input_b
+    target += item.to(tl.int64) * target_b
+    mask += item.to(tl.int64) * mask_b
+    result += item.to(tl.int64) * count
+    rows = ()
+    for c in tl.static_range(tl.constexpr(CONFIG.classes)):
+        rows = rows + (_load_weights(weights, item, items, c, CONFIG),)
+    wrong = _flags(tl.full((CONFIG.block_v,), 0, tl.int1), CONFIG)
+    for step in tl.range(0, CONFIG.tiles):
+        voxels = _tile_of_voxels(chunk + step * tl.cast(chunks, tl.int64), CONFIG)
+        existing = _existing(voxels, count, CONFIG)
+        label, weight, inside, live, bad = _look_at(
+            target, mask, voxels, target_c, target_v, mask_v, existing, CONFIG
+        )
+        wrong = wrong | _flags(bad, CONFIG)
+        z = ()
+        for c in tl.static_range(tl.constexpr(CONFIG.classes)):
+            z = z + (_load_input(input, c, voxels, input_c, input_v, inside, live, CONFIG),)
+        largest, total = _normaliser_of_few(z, live, CONFIG)
+        found = tl.zeros_like(largest)
+        for c in tl.static_range(tl.constexpr(CONFIG.classes)):
+            g = _load_target(target, label, c, voxels, target_c, target_v, inside, live, CONFIG)
+            p, log_p, log_n = _activate(z[c], largest, total, CONFIG)
+            if not CONFIG.labels or CONFIG.activation == "none":
+                wrong = wrong | _flags(_out_of_range(p, g, CONFIG), CONFIG)
+            found += _weighed_terms(rows[c], p, g, log_p, log_n, live, weight, c, existing, CONFIG)
+        tl.store(result + voxels, found, mask=existing)
+    tl.store(valid, 0, mask=tl.max(wrong.to(tl.int32), 0) > 0)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def terms(
+    input,
+    target,
+    mask,
+    weights,
+    result,
+    valid,
+    items,
+    chunks,
+    count,
+    input_b,
+    input_c,
+    input_v,
+    target_b,
+    target_c,
+    target_v,
+    mask_b,
+    mask_v,
+    CONFIG: tl.constexpr,
+):
+    """Write what each voxel adds to Σ weight·sum, `[items, count]`; `weights` are `[K, items, classes]`."""
+    item = tl.program_id(0) // chunks
+    chunk = tl.program_id(0) % chunks
+    input += item.to(tl.int64) * input_b
+    target += item.to(tl.int64) * target_b
+    mask += item.to(tl.int64) * mask_b
+    result += item.to(tl.int64) * count
+    classes = tl.arange(0, CONFIG.block_c)
+    rows = _load_weights(weights, item, items, classes, CONFIG)
+    wrong = tl.full((CONFIG.block_v,), 0, tl.int32)
+    for step in tl.range(0, CONFIG.tiles, num_stages=CONFIG.stages):
+        voxels = _tile_of_voxels(chunk + step * tl.cast(chunks, tl.int64), CONFIG)
+        existing = _existing(voxels, count, CONFIG)
+        label, weight, inside, live, bad = _look_at(
+            target, mask, voxels, target_c, target_v, mask_v, existing, CONFIG
+        )
+        g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, CONFIG)
+        z = _load_input(input, classes, voxels, input_c, input_v, inside, live, CONFIG)
+        largest, total = _normaliser(z, live, CONFIG)
+        p, log_p, log_n = _activate(z, largest, total, CONFIG)
+        wrong = tl.maximum(wrong, bad.to(tl.int32))
+        if not CONFIG.labels or CONFIG.activation == "none":
+            wrong = tl.maximum(wrong, tl.max(_out_of_range(p, g, CONFIG).to(tl.int32), 0))
+        found = tl.sum(_weighed_terms(rows, p, g, log_p, log_n, live, weight, classes, existing, CONFIG), 0)
+        tl.store(result + voxels, found, mask=existing)
+    tl.store(valid, 0, mask=tl.max(wrong, 0) > 0)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def terms_of_many(
+    input,
+    target,
+    mask,
+    weights,
+    result,
+    valid,
+    items,
+    chunks,
+    count,
+    input_b,
+    input_c,
+    input_v,
+    target_b,
+    target_c,
+    target_v,
+    mask_b,
+    mask_v,
+    CONFIG: tl.constexpr,
+):
+    """As `terms`, for one tile of voxels and any number of classes."""
+    item = tl.program_id(0) // chunks
+    chunk = tl.program_id(0) % chunks
+    input += item.to(tl.int64) * input_b
+    target += item.to(tl.int64) * target_b
+    mask += item.to(tl.int64) * mask_b
+    result += item.to(tl.int64) * count
+    voxels = _tile_of_voxels(chunk, CONFIG)
+    existing = _existing(voxels, count, CONFIG)
+    label, weight, inside, live, bad = _look_at(
+        target, mask, voxels, target_c, target_v, mask_v, existing, CONFIG
+    )
+    largest, total = _normaliser_of_many(input, voxels, input_c, input_v, inside, live, CONFIG)
+    wrong = bad.to(tl.int32)
+    found = tl.full((CONFIG.block_v,), 0, CONFIG.real)
+    for first in tl.range(0, CONFIG.classes, CONFIG.block_c):
+        classes = first + tl.arange(0, CONFIG.block_c)
+        rows = _load_weights(weights, item, items, classes, CONFIG)
+        g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, CONFIG)
+        z = _load_input(input, classes, voxels, input_c, input_v, inside, live, CONFIG)
+        p, log_p, log_n = _activate(z, largest, total, CONFIG)
+        if not CONFIG.labels or CONFIG.activation == "none":
+            wrong = tl.maximum(wrong, tl.max(_out_of_range(p, g, CONFIG).to(tl.int32), 0))
+        found += tl.sum(_weighed_terms(rows, p, g, log_p, log_n, live, weight, classes, existing, CONFIG), 0)
+    tl.store(result + voxels, found, mask=existing)
     tl.store(valid, 0, mask=tl.max(wrong, 0) > 0)
 
 
