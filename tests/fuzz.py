@@ -112,6 +112,10 @@ def takes(loss: str) -> set[str]:
     return named | (option_names(parameters) or set())
 
 
+def _can_be_unreduced(loss: str) -> bool:
+    return loss in fuzz_oracle.OF_EACH_VOXEL or issubclass(LOSSES[loss], voxloss.RegionLoss)
+
+
 class Draw:
     """One case's random choices, and what is already known of the case."""
 
@@ -133,8 +137,8 @@ class Draw:
         """Numbers that every dtype has exactly."""
         return [float(n) / 8 for n in self.random.integers(0, 17, length)]
 
-    def is_region(self) -> bool:
-        return issubclass(LOSSES[self.loss], voxloss.RegionLoss)
+    def can_be_unreduced(self) -> bool:
+        return _can_be_unreduced(self.loss)
 
     def chosen(self) -> list[int]:
         """The channels that are chosen so far."""
@@ -197,7 +201,7 @@ OPTIONS: dict[str, Callable[[Draw], Any]] = {
     "absent": _one_of("skip"),
     "weight": _weight,
     "batch": _one_of(True),
-    "reduction": lambda draw: draw.one(["sum", "none"] if draw.is_region() else ["sum"]),
+    "reduction": lambda draw: draw.one(["sum", "none"] if draw.can_be_unreduced() else ["sum"]),
     "squared_pred": _one_of(True),
     "jaccard": _one_of(True),
     "soft_label": _one_of(True),
@@ -264,7 +268,8 @@ def draw_case(seed: int, number: int, losses: Sequence[str], backends: Sequence[
     for name, how in OPTIONS.items():
         if name in known and draw.chance(0.3):
             options[name] = how(draw)
-    if "other_act" in options:  # whose derivative needs the values
+    of_each_voxel = options.get("reduction") == "none" and draw.loss in fuzz_oracle.OF_EACH_VOXEL
+    if "other_act" in options or of_each_voxel:  # whose derivative needs the values
         options.pop("inplace", None)
     if options.get("alpha") == 0 and options.get("beta", 1) == 0 and draw.loss != "ComboLoss":
         del options["alpha"]
@@ -495,9 +500,7 @@ FAULTS: dict[str, Fault] = {
     "backend": lambda case: case.but(backend="numba"),
     "unknown option": lambda case: case.but(options={**case.options, "smoth": 1}),
     "no reduction": lambda case: (
-        None
-        if issubclass(LOSSES[case.loss], voxloss.RegionLoss)
-        else case.but(options={**case.options, "reduction": "none"})
+        None if _can_be_unreduced(case.loss) else case.but(options={**case.options, "reduction": "none"})
     ),
     "softmax of one channel": lambda case: (
         _option(softmax=True, sigmoid=False, other_act=None)(case) if case.channels == 1 else None

@@ -98,6 +98,14 @@ class Voxels:
         self.summed.append(found)
         return found
 
+    def each(self, term: Tensor, classes: int) -> Tensor:
+        """What each voxel has of a term, of yes-or-no questions the mean over so many classes, `[B, 1, N]`."""
+        found = self.rounding(self.counts * term)
+        if self.annotated is not None:
+            found = torch.where(self.annotated[..., None], found, 0.0)
+        self.summed.append(found)
+        return found.sum(1, keepdim=True) / (classes if self.binary else 1)
+
     def sum_of_voxels(self) -> Tensor:
         """How many voxels count, `[B, C]`."""
         return self.sum(torch.ones_like(self.p))
@@ -355,6 +363,9 @@ def cross_entropy(
     if v.annotated is not None and not v.binary:  # a voxel whose class is not annotated has no term
         share = torch.where(v.annotated[..., None], v.g, 0.0).sum(1, keepdim=True)
     g = (1 - label_smoothing) * v.g + share * label_smoothing / (2 if v.binary else v.channels)
+    if reduction == "none":
+        terms = -g * v.log_p - (1 - g) * v.log_n if v.binary else -g * v.log_p
+        return v.each(_scattered(v, numbers, w * torch.ones(len(numbers)).double()) * terms, len(numbers))
     if v.binary:
         total = v.sum(-g * v.log_p - (1 - g) * v.log_n)
         count = v.sum_of_voxels()[:, numbers].sum()
@@ -367,6 +378,8 @@ def cross_entropy(
 
 def _over_voxels(v: Voxels, numbers: list[int], terms: Tensor, reduction: str) -> Tensor:
     """The mean over voxels, of binary channels over voxels and classes; the sum is one of samples' means."""
+    if reduction == "none":
+        return v.each(terms, len(numbers))
     total = v.sum(terms)[:, numbers]
     if v.binary:
         count = v.sum_of_voxels()[:, numbers]
@@ -630,6 +643,10 @@ SPATIAL_AXES = {
 }
 
 
+# Without reduction these return the loss of each voxel, [B, 1, spatial...].
+OF_EACH_VOXEL = {"CrossEntropyLoss", "FocalLoss"}
+
+
 class Expected(NamedTuple):
     """What a loss should return."""
 
@@ -685,6 +702,8 @@ def evaluate(
     )
     heaviest = float(voxels.counts.max())
     sizes = [*(heaviest * x.abs().max() for x in by_sums), *(x.abs().max() for x in by_logs)]
+    if name in OF_EACH_VOXEL and value.ndim:
+        value = value.reshape(len(input), 1, *input.shape[2:])
     if name in SPATIAL_AXES and value.ndim:
         value = value.reshape(*value.shape, *[1] * (input.ndim - 2))
     near = ((voxels.p - voxels.g).abs() < 1e-6).any(1, keepdim=True)
