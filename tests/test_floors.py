@@ -24,8 +24,8 @@ SCREENS = ("rich", "typer", "jinja2", "matplotlib")
 # its own modules are ordered below; "" is the package or the folder itself.
 ORDER = {
     "voxloss": [
-        ["channels", "regions", "distributed", "backends"],
-        ["inputs"],
+        ["regions", "distributed", "backends"],
+        ["channels", "inputs"],
         ["metrics"],
         ["operators"],
         ["statistics"],

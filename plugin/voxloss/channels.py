@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from voxloss.backends.voxels import whole_labels
+
 
 class Channels(NamedTuple):
     """The channels that count in a loss, in the order of the columns of its sums `[B, len(numbers)]`.
@@ -94,3 +96,20 @@ def _marks(chosen: tuple[int, ...], channels: int, device: torch.device) -> Tens
                 _MARKS.clear()
             _MARKS[chosen, channels, device] = found
     return found
+
+
+def ignored_voxels(
+    target: Tensor, channels: int, ignore_index: int | None, label_map: bool = False
+) -> Tensor | None:
+    """Return which voxels are ignored, bool `[B, 1, spatial...]`; None if there is no such label.
+
+    Of a label map those with this label; of a target with one channel per class those whose channel
+    `ignore_index` is 1, or, if there is no such channel, those with this value in all channels.
+    """
+    if ignore_index is None:
+        return None
+    if label_map or target.shape[1] != channels:
+        return whole_labels(target) == ignore_index
+    if channels > 1 and 0 <= ignore_index < channels:
+        return target[:, ignore_index : ignore_index + 1] == 1
+    return (target == ignore_index).all(1, keepdim=True)

@@ -221,6 +221,13 @@ def require_fraction(**values: float) -> None:
             raise ValueError(f"{name}: expected a number in [0, 1], got {value!r}.")
 
 
+def require_percent(**values: float) -> None:
+    """Check that each value is a number in (0, 100]."""
+    for name, value in values.items():
+        if not (_is_finite(value) and 0 < value <= 100):
+            raise ValueError(f"{name}: expected a percentage above 0 and up to 100, got {value!r}.")
+
+
 def require_share(**values: float) -> None:
     """Check the factors of a compound's parts, with MONAI's message."""
     for name, value in values.items():

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from voxloss.backends.eager import boxes
 from voxloss.backends.voxels import whole_labels
-from voxloss.channels import of_classes
+from voxloss.channels import ignored_voxels, of_classes
 from voxloss.distributed import Group, require_group
 from voxloss.inputs import ShapeError, plain
 from voxloss.regions import memberships
@@ -178,11 +178,7 @@ def _channels(y_pred: Tensor, y: Tensor, num_classes: int | None, sigmoid: bool)
 
 
 def _independent(y_pred: Tensor, y: Tensor, threshold: float, ignore_index: int | None) -> OverlapCounts:
-    ignored = None
-    if ignore_index is not None and y.shape[1] > 1 and 0 <= ignore_index < y.shape[1]:
-        ignored = y[:, ignore_index : ignore_index + 1] == 1
-    elif ignore_index is not None:
-        ignored = (y == ignore_index).all(1, keepdim=True)
+    ignored = ignored_voxels(y, y.shape[1], ignore_index)
     if ignored is not None:
         y = y.masked_fill(ignored, 0)
     _require_one_hot(y)

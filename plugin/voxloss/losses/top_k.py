@@ -1,0 +1,200 @@
+"""The hardest voxels: cross entropy of the k percent of the batch where it is largest, alone and beside Dice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from voxloss import inputs
+from voxloss.channels import ignored_voxels
+from voxloss.losses.base import Annotated, LossTerm, StatisticsLoss
+from voxloss.losses.options import RegionOptions, VoxelOptions, Weight, pass_options, shared_options
+from voxloss.losses.overlap import DiceLoss
+from voxloss.losses.voxelwise import CrossEntropyLoss, times
+from voxloss.statistics import PassSums
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class TopKLoss(CrossEntropyLoss):
+    """The mean of −log p of the right class over the k % of the batch's voxels where it is largest.
+
+    Wu et al. 2016, "Bridging Category-level and Instance-level Semantic Image Segmentation"; nnU-Net has k = 10.
+    A first pass writes cross entropy voxel by voxel, a C-th of the logits; of the N voxels that count the
+    max(1, ⌊N k / 100⌋) largest are chosen, and the second pass is `CrossEntropyLoss` over these. Where several
+    are equal to the smallest that is chosen, they share what is left. k = 100 is cross entropy.
+
+    input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
+    `to_onehot_y`, else `[B, C, spatial...]`. `StatisticsLoss` explains the arguments that all losses
+    share, `VoxelOptions` those that torch and MONAI do not have. A mask's weights do not decide which voxels are
+    chosen, but how much these count. Of several processes each chooses among its own voxels.
+
+    Args:
+        k: percent, in (0, 100].
+        weight, label_smoothing: as of `CrossEntropyLoss`, also in the choice.
+    """
+
+    def __init__(
+        self,
+        k: float = 10.0,
+        *,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[[Tensor], Tensor] | None = None,
+        weight: Weight = None,
+        label_smoothing: float = 0.0,
+        ignore_index: int | None = None,
+        **options: Unpack[VoxelOptions],
+    ) -> None:
+        super().__init__(
+            include_background=include_background,
+            to_onehot_y=to_onehot_y,
+            sigmoid=sigmoid,
+            softmax=softmax,
+            other_act=other_act,
+            weight=weight,
+            label_smoothing=label_smoothing,
+            ignore_index=ignore_index,
+            **options,
+        )
+        inputs.require_percent(k=k)
+        self.k = k
+
+    def forward(
+        self, input: Tensor, target: Tensor, mask: Tensor | None = None, annotated: Annotated = None
+    ) -> Tensor:
+        """Return the loss, `[]`."""
+        chosen = self.hardest(input, target, mask, annotated)
+        return super().forward(input, target, chosen if mask is None else chosen * mask, annotated)
+
+    @torch.no_grad()
+    def hardest(
+        self, input: Tensor, target: Tensor, mask: Tensor | None = None, annotated: Annotated = None
+    ) -> Tensor:
+        """Which voxels are chosen, `[B, 1, spatial...]` in [0, 1]: shares of those equal to the last."""
+        there = None if mask is None else mask > 0
+        values = self.each(input, target, there, annotated)
+        ignored = ignored_voxels(target, input.shape[1], self.ignore_index, self.regions is not None)
+        if ignored is not None:
+            there = ~ignored if there is None else there & ~ignored
+        if there is not None:
+            values = torch.where(there, values, -torch.inf)
+        last, number = _last_of_the_largest(values, there, self.k)
+        larger = (values > last) | values.isnan()  # NaN has to reach the loss
+        equal = values == last
+        share = (number - larger.sum()) / equal.sum().clamp(min=1)
+        return larger + equal * share.to(values.dtype)
+
+
+def _last_of_the_largest(values: Tensor, there: Tensor | None, k: float) -> tuple[Tensor, Tensor | int]:
+    """The smallest of the k % largest values, and how many these are."""
+    flat = values.flatten()
+    if there is None:
+        number = max(1, int(flat.numel() * k / 100))
+        return flat.kthvalue(flat.numel() - number + 1).values, number
+    count = (there.sum().double() * k / 100).floor().clamp(min=1).long()
+    # How many there are is not known before: sorting needs no number, and does not wait for a GPU.
+    return flat.sort(descending=True).values.gather(0, count[None] - 1)[0], count
+
+
+class DiceTopKLoss(StatisticsLoss):
+    """L = λ_dice · Dice + λ_top_k · cross entropy of the hardest voxels: `DiceLoss` and `TopKLoss`.
+
+    nnU-Net's `DC_and_topk_loss`, and in Ma et al. 2021, "Loss odyssey in medical image segmentation", among the
+    most robust losses on four tasks. Arguments as `DiceCELoss`; Dice is of all voxels. Three passes forward, of
+    which the one that chooses has no gradient, and two backward.
+
+    input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
+    `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,
+    `RegionOptions` those that MONAI does not have; `classes` and `absent` are of Dice alone.
+
+    Args:
+        k: percent of the voxels of the batch, in (0, 100].
+        smooth_nr, smooth_dr: s_n and s_d ≥ 0, in voxels.
+        weight: a factor ≥ 0 per channel.
+        lambda_dice, lambda_top_k: λ ≥ 0.
+    """
+
+    def __init__(
+        self,
+        k: float = 10.0,
+        *,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[[Tensor], Tensor] | None = None,
+        squared_pred: bool = False,
+        jaccard: bool = False,
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        batch: bool = False,
+        weight: Weight = None,
+        lambda_dice: float = 1.0,
+        lambda_top_k: float = 1.0,
+        label_smoothing: float = 0.0,
+        soft_label: bool = False,
+        ignore_index: int | None = None,
+        **options: Unpack[RegionOptions],
+    ) -> None:
+        inputs.require_share(lambda_dice=lambda_dice, lambda_top_k=lambda_top_k)
+        shared = shared_options(to_onehot_y, sigmoid, softmax, other_act, "mean", ignore_index)
+        super().__init__(include_background=include_background, **pass_options(options), **shared)
+        self.dice = DiceLoss(
+            include_background=include_background,
+            squared_pred=squared_pred,
+            jaccard=jaccard,
+            smooth_nr=smooth_nr,
+            smooth_dr=smooth_dr,
+            batch=batch,
+            weight=weight,
+            soft_label=soft_label,
+            **shared,
+            **options,
+        )
+        self.top_k = TopKLoss(
+            k,
+            to_onehot_y=to_onehot_y,
+            sigmoid=sigmoid,
+            softmax=softmax,
+            other_act=other_act,
+            weight=weight,
+            label_smoothing=label_smoothing,
+            ignore_index=ignore_index,
+            **pass_options(options),
+        )
+        self.lambda_dice = lambda_dice
+        self.lambda_top_k = lambda_top_k
+
+    def needs(self, binary: bool) -> Sequence[str]:
+        """Those of Dice."""
+        return self.dice.needs(binary)
+
+    def compute(self, sums: PassSums) -> Tensor:
+        """Dice, `[]`."""
+        return self.dice.compute(sums)
+
+    def forward(
+        self, input: Tensor, target: Tensor, mask: Tensor | None = None, annotated: Annotated = None
+    ) -> Tensor:
+        """Return the loss, `[]`."""
+        return self.with_terms(input, target, mask, annotated)[0]
+
+    def with_terms(
+        self, input: Tensor, target: Tensor, mask: Tensor | None = None, annotated: Annotated = None
+    ) -> tuple[Tensor, dict[str, LossTerm]]:
+        """Return the loss, and its terms `dice` and `top_k`."""
+        dice = self.dice(input, target, mask, annotated)
+        top_k = self.top_k(input, target, mask, annotated)
+        terms = {
+            "dice": LossTerm(dice, times(self.lambda_dice, dice)),
+            "top_k": LossTerm(top_k, times(self.lambda_top_k, top_k)),
+        }
+        total = terms["dice"].weighted + terms["top_k"].weighted
+        return total, {name: LossTerm(*(value.detach() for value in term)) for name, term in terms.items()}
