@@ -87,8 +87,8 @@ def test_the_stages_of_the_gpu_are_those_that_are_named(monkeypatch: pytest.Monk
 
     monkeypatch.setattr("voxloss_app.doctor.gpu.examine_gpu", examine)
     assert doctor("--gpu", "--stage", "4", "--stage", "2", "--stage", "4", "--out", "gpu").exit_code == 0
-    assert doctor("--gpu").exit_code == 0
-    assert asked == [GpuRequest(Path("gpu"), [2, 4]), GpuRequest(Path("out"), [])]
+    assert doctor("--gpu", "--minutes", "1.5").exit_code == 0
+    assert asked == [GpuRequest(Path("gpu"), [2, 4]), GpuRequest(Path("out"), [], seconds=90)]
 
 
 def test_without_numba_the_reason_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -310,7 +310,7 @@ def test_what_is_compiled_beforehand_is_what_is_launched(
     before = [make() for make in kernels.launches(TINY)]
     started.clear()
     assert report_of(kernels.kernels, Place("cpu", Clock()), name="kernels").state == "done"
-    assert len(before) >= 2 * 3  # as chosen, and two more stages
+    assert len(before) >= 2 * 3  # as chosen, and with other tiles
     assert {*map(str, _bound(before))} == {*map(str, _bound(started))}
 
 
@@ -429,9 +429,9 @@ def test_kernels_in_bytes_per_second_beside_the_copy(monkeypatch: pytest.MonkeyP
         row = by_name[case, name]
         assert row["GB/s"] == pytest.approx(moved / 1e9)
         assert row["share of the copy"] == pytest.approx(moved / (2 * TINY.copied))
-        tiles = kernels.chosen(kernels.KernelCase(2, torch.float32, torch.uint8, 4, 2))
+        tiles = kernels.chosen(kernels.KernelCase(2, torch.float32, torch.uint8, 4, 2), name)
         varied = {(n, int(getattr(tiles, n) * f)) for n in ("voxels", "warps", "programs") for f in (2, 0.5)}
-        assert {*row["tried"]} == {"stages 2", "stages 3", *(f"{n} {value}" for n, value in varied if value)}
+        assert {*row["tried"]} == {f"{n} {value}" for n, value in varied if value}
         assert all(each == {"GB/s": row["GB/s"]} for each in row["tried"].values())
         assert row["best"]["variation"] == "as chosen"
     assert "tried" not in by_name["C = 2, 3³, B = 2, float32, uint8 labels", "forward"]
@@ -458,7 +458,7 @@ def test_tiles_are_varied_where_the_passes_take_them(monkeypatch: pytest.MonkeyP
 
         return prepare
 
-    chosen = kernels.chosen(kernels.cases(TINY)[0])
+    chosen = kernels.chosen(kernels.cases(TINY)[0], "forward")
     for name in ("forward", "backward"):
         monkeypatch.setattr(triton_gpu, name, taking(name))
     monkeypatch.setattr(triton_gpu.Launch, "start", _start_if_any(triton_gpu.Launch.start))
@@ -468,7 +468,7 @@ def test_tiles_are_varied_where_the_passes_take_them(monkeypatch: pytest.MonkeyP
     values = [
         (name, value) for name in names for value in (2 * getattr(chosen, name), getattr(chosen, name) // 2)
     ]
-    assert {*row["tried"]} == {"stages 2", "stages 3", *(f"{name} {value}" for name, value in values if value)}
+    assert {*row["tried"]} == {f"{name} {value}" for name, value in values if value}
     assert row["tried"][f"voxels {2 * chosen.voxels}"]["why"].startswith("wrong: off by ")
     assert row["tried"][f"warps {2 * chosen.warps}"]["why"] == "failed: RuntimeError: out of registers"
     assert "GB/s" in row["tried"][f"voxels {chosen.voxels // 2}"]
@@ -482,11 +482,19 @@ def _start_if_any(start: Callable[[Any], None]) -> Callable[[Any], None]:
 
 def test_the_chosen_tiling_is_that_of_the_launches() -> None:
     for case in kernels.cases(Sizes()):
-        for prepare in kernels.passes(case, "meta").values():
-            launch, tiles = prepare().launch, kernels.chosen(case)
+        for name, prepare in kernels.passes(case, "meta").items():
+            launch, tiles = prepare().launch, kernels.chosen(case, name)
             config = launch.arguments["CONFIG"]
-            found = (config.block_c, config.block_v, launch.options["num_warps"])
-            assert found == (tiles.classes, tiles.voxels, tiles.warps)
+            found = (config.block_c, config.block_v, config.neighbours, launch.options["num_warps"])
+            assert found == (tiles.classes, tiles.voxels, tiles.neighbours, tiles.warps)
+
+
+def test_neighbours_are_varied_in_tiles_that_have_all_classes() -> None:
+    for classes, named in ((14, False), (118, True)):
+        case = kernels.KernelCase(classes, torch.bfloat16, torch.uint8, 128, 1)
+        prepare = kernels.passes(case, "meta")["backward"]
+        names = {name.split()[0] for name in kernels.variations(case, "backward", prepare)}
+        assert ("neighbours" in names) is named
 
 
 def test_the_best_variation_is_that_with_the_most_bytes_per_second() -> None:
@@ -506,7 +514,7 @@ def two_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     names += ["dice-softmax-map-uint8", "dice_ce-softmax-map-uint8"]
     assert [case.id for case in cases] == [f"{name}-c2-8-b2-float32-cpu" for name in names]
     monkeypatch.setattr(steps, "cases", lambda place, sizes: cases[1:3])
-    monkeypatch.setattr(steps, "NAMES", ("voxloss", "monai"))
+    monkeypatch.setattr(steps, "ROUNDS", (("voxloss", "monai"),))
 
 
 @pytest.mark.usefixtures("two_cases")
@@ -529,6 +537,22 @@ def test_steps_in_three_modes_with_ratio_kernels_and_floor() -> None:
         assert found == pytest.approx(1000 * floor / (2 * TINY.copied))
     without = report_of(steps.steps, Place("cpu", Clock()), name="steps")
     assert {row.get("why") for row in without.rows if row["mode"] == "graph"} == {"graph: needs CUDA graphs"}
+
+
+@pytest.mark.usefixtures("two_cases")
+def test_what_is_compiled_comes_last_beside_voxloss_which_is_entered_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (monai,) = (each for each in steps.CONTENDERS if each.name == "monai")
+    second = replace(monai, name="second", title="second", packages=())
+    monkeypatch.setattr(steps, "CONTENDERS", [*steps.CONTENDERS, second])
+    monkeypatch.setattr(steps, "ROUNDS", (("voxloss", "monai"), ("voxloss", "second")))
+    report = report_of(steps.steps, Graphs(Clock()), name="steps")
+    assert (report.state, report.failures, report.left) == ("done", [], [])
+    bound = [row for row in report.rows if row["mode"] == "host-bound"]
+    assert [row["contender"].split(" ")[0] for row in bound[-2:]] == ["second", "second"]
+    assert sorted(row["contender"].split(" ")[0] for row in bound[:-2]) == [*2 * ["MONAI"], *2 * ["voxloss"]]
+    assert [row["ratio"] for row in bound[-2:]] == [[1, 1, 1]] * 2
 
 
 @pytest.mark.usefixtures("two_cases")
@@ -592,7 +616,7 @@ def _script(folder: Path, text: str) -> str:
 
 
 def _request(out: Path, *stages: int) -> GpuRequest:
-    return GpuRequest(out, stages, "cpu", TINY)
+    return GpuRequest(out, stages, "cpu", sizes=TINY)
 
 
 def _sends(*events: Mapping[str, Any]) -> str:
@@ -630,7 +654,7 @@ esac"""
     states = ["done", "wrong", "done", "failed", "done", "skipped"]
     assert saved[:-1] == [states[:number] + (6 - number) * ["not run"] for number in range(7)]
     found = _read(out)
-    assert (found["schema"], found["complete"], found["command"]) == (1, True, "voxloss doctor --gpu")
+    assert (found["schema"], found["complete"], found["command"]) == (2, True, "voxloss doctor --gpu")
     assert found["stages"][3]["why"] == "its process ended by signal 9: device-side assert, in a"
     assert found["stages"][3]["left"] == ["b"]
     assert [stage["budget"] for stage in found["stages"]] == [stage.seconds for stage in STAGES]
@@ -741,6 +765,43 @@ def test_an_earlier_report_is_kept(
     assert gpu_report.load(path) is not None
 
 
+def test_stages_of_an_earlier_run_on_the_same_machine_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "_run", lambda report, *_: report.ended())
+    assert examine_gpu(_request(tmp_path, 1, 2)) == ExitCode.DONE
+    first = _read(tmp_path)
+    path = tmp_path / "gpu.json"
+    for stage in first["stages"][:2]:
+        assert stage["date"] == first["date"]
+        stage |= {"date": "2026-01-31T10:00", "commit": "abc", "failures": ["of a run that is over"]}
+    path.write_text(json.dumps(first))
+    assert examine_gpu(_request(tmp_path, 2, 3)) == ExitCode.DONE
+    found = _read(tmp_path)
+    assert [stage["commit"] == "abc" for stage in found["stages"]] == [True, *5 * [False]]
+    assert [stage["state"] for stage in found["stages"]] == [*3 * ["done"], *3 * ["not run"]]
+    assert "done (of 2026-01-31T10:00, commit abc)" in capsys.readouterr().out
+    first["machine"] = {"GPU": "another"}
+    path.write_text(json.dumps(first))
+    assert examine_gpu(_request(tmp_path, 2, 3)) == ExitCode.DONE
+    assert [stage["state"] for stage in _read(tmp_path)["stages"]] == [
+        "not run",
+        "done",
+        "done",
+        *3 * ["not run"],
+    ]
+
+
+def test_less_time_is_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "_run", lambda report, *_: report.ended())
+    request = replace(_request(tmp_path, 2, 3), seconds=90)
+    assert request.command == "voxloss doctor --gpu --stage 2 --stage 3 --minutes 1.5"
+    assert examine_gpu(request) == ExitCode.DONE
+    budgets = [stage["budget"] for stage in _read(tmp_path)["stages"]]
+    assert sum(budgets) == pytest.approx(90)
+    assert budgets[1] / budgets[2] == pytest.approx(STAGES[1].seconds / STAGES[2].seconds)
+
+
 def test_without_a_gpu_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None)
@@ -762,7 +823,7 @@ def test_without_a_gpu_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.integration
 def test_stages_in_processes_of_their_own(tmp_path: Path) -> None:
     sizes = replace(TINY, classes=(2,))
-    assert examine_gpu(GpuRequest(tmp_path, [1, 2, 4], "cpu", sizes)) == ExitCode.DONE
+    assert examine_gpu(GpuRequest(tmp_path, [1, 2, 4], "cpu", sizes=sizes)) == ExitCode.DONE
     report = gpu_report.load(tmp_path / "gpu.json")
     assert report is not None
     assert [stage.state for stage in report.stages] == ["done", "done", "not run", "done", "not run", "not run"]
@@ -844,7 +905,7 @@ def test_the_file_is_read_again_and_shown(tmp_path: Path) -> None:
     assert all(part in text for line in LINES for part in line)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"schema": 0}', '{"schema": 1, "stages": [{"other": 1}]}'])
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"schema": 0}', '{"schema": 2, "stages": [{"other": 1}]}'])
 def test_a_file_of_another_kind_is_none(content: str, tmp_path: Path) -> None:
     path = tmp_path / gpu_report.FILE
     assert gpu_report.load(path) is None

@@ -82,6 +82,13 @@ def mask_for(x: Tensor, masked: str) -> Tensor | None:
     return {"not": None, "by booleans": weights > 0, "by weights": weights}[masked]
 
 
+def require_device(backend: str, device: str, dtype: torch.dtype) -> None:
+    """Skip what the backend does not take."""
+    takes, why = BACKENDS[backend].takes(device, dtype)
+    if not takes:
+        pytest.skip(why)
+
+
 @pytest.mark.parametrize(
     "checks",
     [
@@ -100,6 +107,7 @@ def mask_for(x: Tensor, masked: str) -> Tensor | None:
 )
 def test_opcheck(options: dict[str, Any], checks: tuple[str, ...], device: str) -> None:
     form, dtype = options["form"], options["dtype"]
+    require_device(options["backend"], device, dtype)
     activation = activation_for(form, options["activation"])
     sums = sums_for(activation, options["sums"])
     x, target = (t.to(device) for t in pair(form, dtype))

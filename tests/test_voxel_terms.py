@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import voxloss
-from test_operators import FORMS, REGIONS, activation_for, mask_for, pair, regions_for, sums_for
+from test_operators import FORMS, REGIONS, activation_for, mask_for, pair, regions_for, require_device, sums_for
 from test_triton import HOME
 from voxloss import operators
 from voxloss.backends import BACKENDS, triton_gpu
@@ -96,8 +96,7 @@ def test_half_precision_is_wide_inside(backend: str, dtype: torch.dtype) -> None
 
 @pytest.mark.parametrize("backend", list(BACKENDS))
 def test_opcheck(backend: str, device: str) -> None:
-    if backend == "triton_gpu" and device == "cpu":
-        pytest.skip("no CUDA device")
+    require_device(backend, device, torch.float64)
     factors, x, target, mask, *rest = of_backend(given("soft", "sigmoid", "by weights"), backend)
     volumes = [t.to(device) for t in (factors, x.requires_grad_(), target.requires_grad_(), mask)]
     torch.library.opcheck(operators.voxel_terms, (*volumes, *rest))

@@ -34,7 +34,7 @@ class Channels(NamedTuple):
         """1 in the column of the background and 0 elsewhere, `[len(numbers)]`, as `like` in dtype and device."""
         found = like.new_zeros(len(self.numbers))
         if self.background is not None:
-            found[self.background] = 1
+            found.narrow(0, self.background, 1).fill_(1)  # an assignment would make the host wait for a GPU
         return found
 
 

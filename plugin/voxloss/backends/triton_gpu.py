@@ -28,12 +28,10 @@ from voxloss.backends.voxels import (
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LARGEST_TILE = 512  # classes; beyond, a tile has not all classes of a voxel
 FEW = 16  # classes, up to which each has a vector of its own
-SHARED = 48 << 10  # bytes of a program that every GPU has
 POWERS = ("focal", "focal_negative", "log_power", "log_power_negative")
 LANES = 32  # of a warp; on AMD 64, where a thread then has half as much to do
-WARPS = (
-    2048  # of all programs: all run at once on a large GPU. A constant, as the order of summation depends on it
-)
+# Of all programs: all run at once on a large GPU. A constant, as the order of summation depends on it.
+WARPS = 2048
 LONGEST_CHAIN = 16  # float32 additions one after the other
 
 
@@ -69,7 +67,7 @@ class Tiling(NamedTuple):
     classes: int  # in a tile
     voxels: int  # in a tile
     warps: int  # of a program
-    stages: int = 1  # tiles that are on their way at once, of whole tiles
+    neighbours: int = 1  # voxels side by side that a thread takes, of whole tiles
     programs: int = WARPS  # at most, over all samples; of many classes as many as there are tiles
 
 
@@ -93,17 +91,20 @@ def tiling(
     Otherwise a thread takes up to 16 classes of its voxels (fewer in float64, or where the totals of many sums
     fill its registers, or where there is a mask beside voxels that do not lie next to each other); more are
     shared out among warps, which then exchange two numbers per voxel. Where there are fewer it takes several
-    voxels. With the totals of few sums there are registers enough to load the next two tiles meanwhile.
+    voxels, and in the backward pass, which keeps no totals, pairs of neighbours.
     Programs are small, so that some compute while others wait for memory: one warp where there is nothing to
-    exchange, and fewer voxels where there would be more than four. All this depends on the problem alone, not on
-    the device, and so does the order of the summation.
+    exchange, and fewer voxels where there would be more than four; with less to do for each byte there are more
+    of them. All this depends on the problem alone, not on the device, and so does the order of the summation.
+    Measured on an H200 by `voxloss doctor --gpu --stage 4`; loading the next tiles meanwhile, into shared
+    memory, made whole tiles two to three times slower.
     """
     block = 1 << (classes - 1).bit_length()
     together = side_by_side and dtype.itemsize <= 4
     if classes <= min(FEW, largest) and classes * sums <= 64 and together and not powers:
         warps = 1 if classes > 4 else 2
         voxels = 4 if classes * sums <= (40 if weighted else 48) else 2
-        return Tiling("few", classes, voxels * LANES * warps, warps, 1, WARPS // warps)
+        at_once = WARPS if classes > 4 and not backward else 2 * WARPS
+        return Tiling("few", classes, voxels * LANES * warps, warps, 1, at_once // warps)
     form = "whole" if block <= largest else "many"
     block = block if form == "whole" else min(largest, 16)
     values = 16 if sums <= 4 else 8 if sums <= 8 else 4 if sums <= 10 else 2
@@ -115,10 +116,10 @@ def tiling(
     warps = block // rows
     while warps > 16 or (warps > 8 and line > 16) or (warps > 4 and line * max(4, dtype.itemsize) > 64):
         warps, line = warps // 2, line // 2
-    spare = sums <= (4 if backward else 3) and not powers  # registers
-    fits = 2 * block * line * dtype.itemsize <= SHARED
-    ahead = form == "whole" and classes > FEW and together and spare and fits
-    return Tiling(form, block, line, warps, 3 if ahead else 1, max(1, WARPS // warps))
+    spare = sums <= 4 and not powers and not weighted  # registers
+    pairs = backward and form == "whole" and classes > FEW and together and spare
+    line, neighbours = (2 * line, 2) if pairs else (line, 1)
+    return Tiling(form, block, line, warps, neighbours, max(1, WARPS // warps))
 
 
 class Launch(NamedTuple):
@@ -358,9 +359,8 @@ def _plan(
         block_v=tiles.voxels,
         tiles=share,
         lanes=LANES * tiles.warps,
-        stages=tiles.stages,
         side_by_side=side_by_side,
-        pairs=tiles.stages > 1 and input.dtype.itemsize == 2,
+        neighbours=tiles.neighbours,
         vectors=aligned and side_by_side and all(_has_even_strides(line) for line in lines),
     )
     arguments = {

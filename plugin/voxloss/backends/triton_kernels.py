@@ -47,9 +47,8 @@ class KernelConfig(NamedTuple):
     block_v: int  # voxels in a tile
     tiles: int  # tiles in a program
     lanes: int  # of a program
-    stages: int  # tiles that are loaded ahead, of whole tiles
     side_by_side: bool  # neighbouring voxels lie next to each other in memory
-    pairs: bool  # of which a thread takes two, in a tile
+    neighbours: int  # of which a thread takes so many, in a tile
     vectors: bool  # they can be loaded several at a time, where there are few classes
 
 
@@ -187,15 +186,13 @@ def _tile_of_voxels(tile, CONFIG: tl.constexpr):
 
     Where neighbouring voxels lie side by side, lane after lane shall take voxel after voxel, with all classes.
     Triton would give a thread several neighbours that it can load at once, and the classes to different threads,
-    which would then have to exchange what a softmax needs; the hint, of no alignment, keeps it from that. Loads
-    that run ahead have to be of 4 bytes at least: two neighbours of 2 bytes.
+    which would then have to exchange what a softmax needs; the hint, of no alignment, keeps it from that: a thread
+    takes as many neighbours as the hint says.
     """
     voxels = tile.to(tl.int64) * CONFIG.block_v + tl.arange(0, CONFIG.block_v)
     if CONFIG.side_by_side and not CONFIG.few:
-        if CONFIG.pairs:
-            voxels = tl.max_contiguous(tl.multiple_of(voxels, 2), 2)
-        else:
-            voxels = tl.multiple_of(voxels, 1)
+        number: tl.constexpr = CONFIG.neighbours
+        voxels = tl.max_contiguous(tl.multiple_of(voxels, number), number)
     return voxels
 
 
@@ -793,7 +790,7 @@ def sums(
     totals = ()
     for _ in tl.static_range(len(CONFIG.sums)):
         totals = totals + (tl.full((CONFIG.block_c, CONFIG.block_v), 0, CONFIG.real),)
-    for step in tl.range(0, CONFIG.tiles, num_stages=CONFIG.stages):
+    for step in tl.range(0, CONFIG.tiles):
         voxels = _tile_of_voxels(chunk + step * tl.cast(chunks, tl.int64), CONFIG)
         existing = _existing(voxels, count, CONFIG)
         label, weight, inside, live, bad = _look_at(
@@ -951,7 +948,7 @@ def terms(
     classes = tl.arange(0, CONFIG.block_c)
     rows = _load_weights(weights, item, items, classes, CONFIG)
     wrong = tl.full((CONFIG.block_v,), 0, tl.int32)
-    for step in tl.range(0, CONFIG.tiles, num_stages=CONFIG.stages):
+    for step in tl.range(0, CONFIG.tiles):
         voxels = _tile_of_voxels(chunk + step * tl.cast(chunks, tl.int64), CONFIG)
         existing = _existing(voxels, count, CONFIG)
         label, weight, inside, live, bad = _look_at(
@@ -1110,7 +1107,7 @@ def gradient(
     result += item.to(tl.int64) * result_b
     classes = tl.arange(0, CONFIG.block_c)
     rows = _load_weights(weights, item, items, classes, CONFIG)
-    for step in tl.range(0, CONFIG.tiles, num_stages=CONFIG.stages):
+    for step in tl.range(0, CONFIG.tiles):
         voxels = _tile_of_voxels(chunk + step * tl.cast(chunks, tl.int64), CONFIG)
         existing = _existing(voxels, count, CONFIG)
         label, weight, inside, live, _ = _look_at(

@@ -13,7 +13,7 @@ from typing import Any
 from voxloss_app.bench.timing import short
 from voxloss_data.files import save_json
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "gpu.json"
 
 
@@ -39,6 +39,7 @@ class StageReport:
         failures: what is wrong, in words.
         left: the cases that were not begun, as its time was over or its process ended.
         at: the case that was begun last.
+        date, commit: of its run, as those of a report.
     """
 
     number: int
@@ -52,6 +53,8 @@ class StageReport:
     failures: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     at: str = ""
+    date: str = ""
+    commit: str | None = None
 
     def take(self, event: Mapping[str, Any]) -> None:
         """Enter what a stage has sent, see `Notes`."""
@@ -87,7 +90,12 @@ class StageReport:
 
 @dataclass
 class GpuReport:
-    """All stages, and where they ran. `complete`: all six ran to their ends, whatever they found."""
+    """All stages, and where they ran.
+
+    Attributes:
+        date, command, commit: of the last run; a stage that it was not asked for may be of an earlier one.
+        complete: all six ran to their ends, whatever they found.
+    """
 
     date: str
     command: str
@@ -121,7 +129,10 @@ def lines(report: GpuReport) -> list[tuple[str, str, str]]:
     for stage in report.stages:
         title = f"{stage.number} {stage.name}"
         state = stage.state if not stage.why else f"{stage.state}: {stage.why}"
-        found.append((title, "", f"{state} ({short(stage.seconds)} s)" if stage.seconds else state))
+        details = [f"{short(stage.seconds)} s"] if stage.seconds else []
+        if stage.date and (stage.date, stage.commit) != (report.date, report.commit):
+            details.append(f"of {stage.date}, commit {stage.commit or 'unknown'}")
+        found.append((title, "", f"{state} ({'; '.join(details)})" if details else state))
         found += [("", case, result) for case, result in _SHOWN[stage.name](stage)]
         found += [("", "wrong", failure) for failure in stage.failures]
         if stage.left:

@@ -114,7 +114,7 @@ def resources_of(launch: Launch, described: str, architecture: int | str = 90) -
         return found
     loop = main_loop(_cuobjdump("-sass", kernel.asm["cubin"]))
     programs = programs_of_an_sm(registers, shared, warps)
-    loaded = 32 * warps * bytes_before_a_wait(loop, config.stages)
+    loaded = 32 * warps * bytes_before_a_wait(loop)
     elements = config.block_v * (config.classes if config.whole else config.block_c)
     return found._replace(
         programs=programs,
@@ -147,9 +147,9 @@ def main_loop(sass: str) -> list[str]:
     return max((loop for loop in inner if any("LDG" in line for line in loop)), key=len)
 
 
-def bytes_before_a_wait(loop: list[str], stages: int) -> int:
+def bytes_before_a_wait(loop: list[str]) -> int:
     """The most bytes that a thread has requested and not yet used, somewhere in a loop."""
-    most = sum(_width(line) for line in loop if "LDGSTS" in line) * (stages - 1)
+    most = 0
     pending: dict[str, int] = {}  # by register, those of a load in one entry each, the first with its bytes
     for line in loop:
         line = re.sub(r"^@!?U?P\d+\s+", "", line)

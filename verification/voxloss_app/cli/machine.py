@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -49,6 +50,10 @@ def doctor(
             help="Run this stage of --gpu only, with more time; several may be given.",
         ),
     ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.1, show_default="10", help="How long --gpu may take, shared out among its stages."),
+    ] = None,
     out: FolderOption = Path("out"),
 ) -> int:
     """Show which backends run on this machine, try each, and say which one an input gets and why.
@@ -60,9 +65,9 @@ def doctor(
     --gpu examines the CUDA or ROCm device 0: 1 versions and yardsticks, 2 values and gradients against the
     reference, 3 properties (no synchronisation, graph capture, equal bits, invalid labels, more than 2³¹
     elements), 4 kernels alone with other tilings, 5 whole steps beside MONAI, 6 the tests that need a GPU, in a
-    checkout. It prints one table and writes gpu.json to --out, after every stage; an earlier gpu.json is renamed
-    after its time. Cases that were not reached in time are listed. Exit code 1 if anything is wrong; Ctrl-C keeps
-    what there is.
+    checkout. It prints one table and writes gpu.json to --out, after every stage. An earlier gpu.json is renamed
+    after its time; if it is of the same GPU and versions, the stages that are not run again are taken over. Cases
+    that were not reached in time are listed. Exit code 1 if anything is wrong; Ctrl-C keeps what there is.
 
     Examples:
 
@@ -74,17 +79,20 @@ def doctor(
 
         voxloss doctor --gpu --out gpu
 
-        voxloss doctor --gpu --stage 2 --stage 4
+        voxloss doctor --gpu --stage 2 --stage 4 --minutes 3
     """
     if stage and not gpu:
         raise typer.BadParameter("--stage: expected --gpu beside it.")
+    if minutes is not None and not gpu:
+        raise typer.BadParameter("--minutes: expected --gpu beside it.")
     if gpu:
         if dtype is not None or device != "all":
             raise typer.BadParameter("--gpu: expected neither --dtype nor --device beside it.")
         require_folder("--out", out)
         from voxloss_app.doctor.gpu import GpuRequest, examine_gpu
 
-        return examine_gpu(GpuRequest(out=out, stages=sorted({*(stage or ())})))
+        request = GpuRequest(out=out, stages=sorted({*(stage or ())}))
+        return examine_gpu(request if minutes is None else replace(request, seconds=60 * minutes))
     if out != Path("out"):
         raise typer.BadParameter("--out: expected --gpu beside it.")
     from voxloss_app.doctor import show_doctor

@@ -36,7 +36,7 @@ from voxloss_app.terminal import is_quiet, progress_bar, results_console
 _LOG = logging.getLogger(__name__)
 # Of a stage's time: how much its kernels may be compiled for beforehand, and when it is to end by itself.
 _COMPILED, _SOFT = 0.45, 0.92
-_COMPILERS = 8  # processes at most; each has a context on the device
+_COMPILERS = 12  # processes at most; each has a context on the device
 _NO_STAGE = "not asked for"
 
 Progress = Callable[[float, str], None]
@@ -44,24 +44,26 @@ Progress = Callable[[float, str], None]
 
 @dataclass(frozen=True)
 class GpuRequest:
-    """What the command line asks for: the numbers of the stages, none for all."""
+    """What the command line asks for: the numbers of the stages, none for all; how long they may take."""
 
     out: Path
     stages: Sequence[int] = ()
     device: str = "cuda"
+    seconds: float = TOTAL
     sizes: Sizes = field(default_factory=Sizes)
 
     @property
     def command(self) -> str:
         """The command line, without its folder."""
-        return " ".join(["voxloss doctor --gpu", *(f"--stage {number}" for number in self.stages)])
+        limit = [] if self.seconds >= TOTAL else [f"--minutes {self.seconds / 60:g}"]
+        return " ".join(["voxloss doctor --gpu", *(f"--stage {number}" for number in self.stages), *limit])
 
 
 def examine_gpu(request: GpuRequest) -> int:
     """Run the stages, write gpu.json after each, print the table; return the exit code.
 
     That is 1 if a stage found something wrong or ended in an error, 130 after Ctrl-C. An earlier gpu.json is
-    renamed, whatever it holds.
+    renamed, whatever it holds; of the same machine and versions the stages that are not run again stay.
 
     Raises Refused where there is no GPU, or no Triton for it.
     """
@@ -69,11 +71,12 @@ def examine_gpu(request: GpuRequest) -> int:
     request.out.mkdir(parents=True, exist_ok=True)
     console = results_console()
     path = request.out / gpu_report.FILE
+    earlier = gpu_report.load(path)
     kept = keep_earlier(path)
     if kept is not None and not is_quiet():
         console.print(f"kept: {kept}")
     chosen = sorted({*request.stages}) or range(1, len(STAGES) + 1)
-    longer = TOTAL / sum(STAGES[number - 1].seconds for number in chosen)
+    longer = request.seconds / sum(STAGES[number - 1].seconds for number in chosen)
     report = GpuReport(
         datetime.now(timezone.utc).isoformat(timespec="seconds"),
         request.command,
@@ -86,12 +89,20 @@ def examine_gpu(request: GpuRequest) -> int:
         ],
     )
     for stage in report.stages:
-        stage.why = "" if stage.number in chosen else _NO_STAGE
+        if stage.number in chosen:
+            stage.date, stage.commit = report.date, report.commit
+        else:
+            stage.why = _NO_STAGE
+    if earlier is not None and (earlier.machine, earlier.versions) == (report.machine, report.versions):
+        known = {stage.number: stage for stage in earlier.stages}
+        report.stages = [
+            stage if stage.number in chosen else known.get(stage.number, stage) for stage in report.stages
+        ]
     gpu_report.save(path, report)
     interrupted = False
     columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with progress_bar(console, *columns) as progress:
-        task = progress.add_task("", total=sum(stage.budget for stage in report.stages))
+        task = progress.add_task("", total=sum(stage.budget for stage in report.stages if stage.number in chosen))
         done = 0.0
         for stage in (stage for stage in report.stages if stage.number in chosen):
 
@@ -108,13 +119,16 @@ def examine_gpu(request: GpuRequest) -> int:
             done += stage.budget
             if interrupted:
                 break
-    report.complete = not interrupted and len(chosen) == len(STAGES)
+    report.complete = not interrupted and all(
+        stage.state != gpu_report.StageState.not_run.value for stage in report.stages
+    )
     gpu_report.save(path, report)
     console.print(table(report))
     console.print(f"written: {path}")
     if interrupted:
         return ExitCode.INTERRUPTED
-    return ExitCode.FAILED if any(stage.is_bad for stage in report.stages) else ExitCode.DONE
+    is_bad = any(stage.is_bad for stage in report.stages if stage.number in chosen)
+    return ExitCode.FAILED if is_bad else ExitCode.DONE
 
 
 def require_gpu(device: str) -> None:
@@ -193,7 +207,7 @@ def _compile(stage: Stage, job: dict[str, Any], deadline: float, show: Progress)
         counts[event["compiled"]] += 1
         show(0, f"{counts.total()} launches are compiled, in {parts} processes")
 
-    parts = max(1, min(_COMPILERS, (os.cpu_count() or 1) // 2))
+    parts = max(1, min(_COMPILERS, (os.cpu_count() or 1) * 3 // 4))
     more = {"deadline": deadline - 2, "parts": parts}
     _listen([{**job, **more, "part": part} for part in range(parts)], deadline, take)
     return counts

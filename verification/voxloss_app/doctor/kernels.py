@@ -21,9 +21,8 @@ SUMS = ("intersection", "prediction", "target")
 _SPEC = PassSpec("softmax", SUMS, None)
 _DTYPES, _LABELS = (torch.float32, torch.bfloat16), (torch.uint8, torch.int64)
 _TIMES = 20
-_STAGES = (1, 2, 3)
 # Of a tiling, twice and half of it.
-_VARIED = ("voxels", "warps", "programs")
+_VARIED = ("neighbours", "voxels", "warps", "programs")
 # Two launches of one kernel whose sums and gradients are as close as this have done the same.
 _SAME = 2 * GRADIENT["bfloat16"]
 
@@ -89,16 +88,16 @@ def passes(case: KernelCase, device: torch.device | str) -> dict[str, Prepare]:
     return {"forward": forward, "backward": backward}
 
 
-def chosen(case: KernelCase) -> triton_gpu.Tiling:
-    """The tiling that both passes of a case choose by themselves."""
-    return triton_gpu.tiling(case.classes, case.dtype, len(SUMS))
+def chosen(case: KernelCase, name: str) -> triton_gpu.Tiling:
+    """The tiling that a pass over a case, "forward" or "backward", chooses by itself."""
+    return triton_gpu.tiling(case.classes, case.dtype, len(SUMS), backward=name == "backward")
 
 
-def variations(case: KernelCase, prepare: Prepare) -> dict[str, Callable[[], Prepared]]:
+def variations(case: KernelCase, name: str, prepare: Prepare) -> dict[str, Callable[[], Prepared]]:
     """Other launches of the same pass, by what is different in its tiling."""
-    tiles = chosen(case)
-    values: list[tuple[str, Any]] = [("stages", number) for number in _STAGES if number != tiles.stages]
-    values += [(name, int(getattr(tiles, name) * factor)) for name, factor in product(_VARIED, (2, 0.5))]
+    tiles = chosen(case, name)
+    varied = _VARIED[1:] if tiles.form == "few" else _VARIED  # where neighbours are taken at once anyway
+    values = [(name, int(getattr(tiles, name) * factor)) for name, factor in product(varied, (2, 0.5))]
     return {
         f"{name} {value}": partial(prepare, tiles=tiles._replace(**{name: value}))
         for name, value in values
@@ -128,10 +127,10 @@ def _case(case: KernelCase, place: Place, sizes: Sizes, notes: Notes, copied: fl
         if is_varied(case, sizes):
             wanted = _sums(usual.output)
             tried = {}
-            for variation, make in variations(case, prepare).items():
+            for variation, make in variations(case, name, prepare).items():
                 in_time = notes.seconds_left() > 0
                 tried[variation] = _tried(place, make, wanted) if in_time else {"why": "not run"}
-            row |= {"tiling": _described(case), "tried": tried} | _best(tried, speed)
+            row |= {"tiling": _described(chosen(case, name)), "tried": tried} | _best(tried, speed)
         notes.row(**row)
 
 
@@ -162,8 +161,8 @@ def _best(tried: dict[str, dict[str, Any]], usual: float) -> dict[str, Any]:
     return {"best": {"variation": name, "GB/s": speeds[name]}}
 
 
-def _described(case: KernelCase) -> str:
-    return ", ".join(f"{name} {value}" for name, value in chosen(case)._asdict().items())
+def _described(tiles: triton_gpu.Tiling) -> str:
+    return ", ".join(f"{name} {value}" for name, value in tiles._asdict().items())
 
 
 def _speed(place: Place, prepared: Prepared) -> float:
@@ -177,8 +176,8 @@ def _speed(place: Place, prepared: Prepared) -> float:
 def launches(sizes: Sizes) -> Iterator[Any]:
     """What has to be compiled for it, over tensors without memory, in the order of the cases."""
     for case in cases(sizes):
-        for prepare in passes(case, "meta").values():
+        for name, prepare in passes(case, "meta").items():
             yield lambda prepare=prepare: prepare().launch
             if is_varied(case, sizes):
-                for make in variations(case, prepare).values():
+                for make in variations(case, name, prepare).values():
                     yield lambda make=make: make().launch

@@ -142,7 +142,6 @@ def bad_label(place: Place) -> None:
         f"x = torch.randn(1, 3, 8, 8, 8, device={str(place.device)!r})\n"
         "y = torch.full((1, 1, 8, 8, 8), 5, device=x.device)\n"
         "voxloss.DiceLoss(softmax=True, to_onehot_y=True)(x, y)\n"
-        "print('launched', flush=True)\n"
         "torch.cuda.synchronize()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
@@ -153,8 +152,6 @@ def bad_label(place: Place) -> None:
         if "label" not in done.stderr:
             raise Broken(f"expected a message about a label, got {said!r}")
         return
-    if "launched" not in done.stdout:
-        raise Broken(f"expected an assertion on the device, the host raised: {said!r}")
     if _DEVICE_MESSAGE[:60] not in done.stderr:
         raise Broken(f"expected voxloss's message among what the device says, got {said!r}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -18,7 +18,8 @@ from voxloss_app.bench.results import Measurement
 from voxloss_app.doctor.notes import Notes, Sizes, described
 from voxloss_app.doctor.place import Place, copy_speed
 
-NAMES = (OURS, "monai", "monai_compiled")
+# Those that are compiled, which takes most of the time, come when all others have their figures.
+ROUNDS = ((OURS, "monai"), (OURS, "monai_compiled"))
 # Seconds without which torch.compile is not begun: a process that is ended in the midst of it has no figures.
 _COMPILES = 20.0
 BOUND, AHEAD, GRAPH, ONCE = "host-bound", "host ahead", "graph", "one step"
@@ -47,18 +48,21 @@ def steps(place: Place, sizes: Sizes, notes: Notes) -> None:
     """Time every case; a contender that is wrong has no times."""
     copied = copy_speed(place, sizes.copied)
     notes.fact("copy, GB/s", round(copied / 1e9, 1))
-    for case in notes.in_time(cases(place, sizes), lambda case: case.id, _COMPILES):
-        if not notes.attempt(case.id, lambda case=case: _case(case, place, sizes, notes, copied)):  # type: ignore[misc]
+    todo = {f"{case.id}, {names[-1]}": (case, names) for names in ROUNDS for case in cases(place, sizes)}
+    for name in notes.in_time(todo, str):
+        if not notes.attempt(name, lambda name=name: _case(*todo[name], place, sizes, notes, copied)):  # type: ignore[misc]
             place.synchronize()
 
 
-def _case(case: BenchCase, place: Place, sizes: Sizes, notes: Notes, copied: float) -> None:
+def _case(case: BenchCase, names: Sequence[str], place: Place, sizes: Sizes, notes: Notes, copied: float) -> None:
+    """Enter what was measured; voxloss itself in the first round only, beside the others in every one."""
+    entered = names if names == ROUNDS[0] else names[1:]
     input, target = tensors(case)
     reference = exact(case, input, target)
     titles = {each.name: each.titled(versions()) for each in CONTENDERS}
     runs: dict[str, Step] = {}
     examined: dict[str, Measurement] = {}
-    for contender in (each for each in CONTENDERS if each.name in NAMES):
+    for contender in (each for each in CONTENDERS if each.name in names):
         if notes.seconds_left() <= (_COMPILES if contender.compiles else 0):
             notes.due([f"{case.id}, {contender.title}"])
             continue
@@ -67,7 +71,8 @@ def _case(case: BenchCase, place: Place, sizes: Sizes, notes: Notes, copied: flo
         if step is not None:
             runs[contender.name], examined[contender.name] = step, measured
             continue
-        notes.row(case=case.id, contender=titles[contender.name], mode="", why=str(measured))
+        if contender.name in entered:
+            notes.row(case=case.id, contender=titles[contender.name], mode="", why=str(measured))
         if contender.name == OURS:
             notes.failure(f"{case.id}: {measured}")
     del reference
@@ -78,7 +83,7 @@ def _case(case: BenchCase, place: Place, sizes: Sizes, notes: Notes, copied: flo
             notes.due([f"{case.id}, {mode}"])
         elif contenders:
             times = timing.interleaved(contenders, sizes.rounds, seed=0)
-            for name, taken in times.items():
+            for name, taken in ((name, times[name]) for name in entered if name in times):
                 _enter(case, mode, titles[name], taken, times.get(OURS), copied, notes)
 
     timed(BOUND, {name: partial(_one, place, step, input, target) for name, step in runs.items()})
@@ -88,12 +93,13 @@ def _case(case: BenchCase, place: Place, sizes: Sizes, notes: Notes, copied: flo
     for name, run in fresh.items():
         replay = _captured(place, run)
         if isinstance(replay, str):
-            notes.row(case=case.id, contender=titles[name], mode=GRAPH, why=f"{GRAPH}: {replay}")
+            if name in entered:
+                notes.row(case=case.id, contender=titles[name], mode=GRAPH, why=f"{GRAPH}: {replay}")
             place.synchronize()
         else:
             replays[name] = partial(place.ahead, replay, sizes.steps)
     timed(GRAPH, replays)
-    for name, run in fresh.items():
+    for name, run in ((name, fresh[name]) for name in entered if name in fresh):
         found = asdict(replace(examined[name], times=(), ahead=()))
         peak = (examined[name].peak or 0) / case.logit_bytes
         notes.row(**found, case=case.id, contender=titles[name], mode=ONCE, kernels=_counted(place, run), N=peak)
