@@ -186,8 +186,8 @@ def _tile_of_voxels(tile, CONFIG: tl.constexpr):
 
     Where neighbouring voxels lie side by side, lane after lane shall take voxel after voxel, with all classes.
     Triton would give a thread several neighbours that it can load at once, and the classes to different threads,
-    which would then have to exchange what a softmax needs; the hint, of no alignment, keeps it from that: a thread
-    takes as many neighbours as the hint says.
+    which would then have to exchange what a softmax needs; the hint keeps it from that: a thread takes as many
+    neighbours as it says.
     """
     voxels = tile.to(tl.int64) * CONFIG.block_v + tl.arange(0, CONFIG.block_v)
     if CONFIG.side_by_side and not CONFIG.few:
