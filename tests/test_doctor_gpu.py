@@ -23,6 +23,7 @@ from test_triton import bundled, run
 from voxloss.backends import triton_gpu
 from voxloss.inputs import _DEVICE_MESSAGE
 from voxloss_app.bench import gpu_report, page
+from voxloss_app.bench.contenders import CONTENDERS
 from voxloss_app.bench.gpu_report import GpuReport, StageReport
 from voxloss_app.doctor import gpu, kernels, properties, right, steps, suite, yardsticks
 from voxloss_app.doctor.gpu import GpuRequest, examine_gpu
@@ -543,9 +544,9 @@ def test_steps_in_three_modes_with_ratio_kernels_and_floor() -> None:
 def test_what_is_compiled_comes_last_beside_voxloss_which_is_entered_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (monai,) = (each for each in steps.CONTENDERS if each.name == "monai")
+    (monai,) = (each for each in CONTENDERS if each.name == "monai")
     second = replace(monai, name="second", title="second", packages=())
-    monkeypatch.setattr(steps, "CONTENDERS", [*steps.CONTENDERS, second])
+    monkeypatch.setattr(steps, "CONTENDERS", [*CONTENDERS, second])
     monkeypatch.setattr(steps, "ROUNDS", (("voxloss", "monai"), ("voxloss", "second")))
     report = report_of(steps.steps, Graphs(Clock()), name="steps")
     assert (report.state, report.failures, report.left) == ("done", [], [])

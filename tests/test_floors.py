@@ -47,7 +47,7 @@ ORDER = {
         ["region", "voxelwise"],
         ["overlap", "confusion"],
         ["overlap_variants", "compound"],
-        ["exponential_logarithmic", "unified_focal"],
+        ["exponential_logarithmic", "unified_focal", "top_k"],
     ],
     "voxloss_verify": [
         ["tolerances", "request", "configurations"],

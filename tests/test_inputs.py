@@ -13,6 +13,7 @@ from torch import Tensor
 import voxloss
 from volumes import label_map, logits, one_hot
 from voxloss import DiceLoss, ShapeError, region_statistics
+from voxloss.inputs import _DEVICE_MESSAGE
 
 SOFTMAX: dict[str, Any] = {"softmax": True, "to_onehot_y": True}
 
@@ -325,10 +326,10 @@ def test_a_bad_label_on_cuda_fails_without_waiting_for_the_device() -> None:
         "torch.cuda.set_sync_debug_mode('error')\n"
         "loss = voxloss.DiceLoss(softmax=True, to_onehot_y=True)(x, y)\n"
         "torch.cuda.set_sync_debug_mode('default')\n"
-        "print('launched', flush=True)\n"
         "torch.cuda.synchronize()\n"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert run.stdout == "launched\n"
+    # On a device that is faster than the host, whatever is launched next raises.
     assert run.returncode != 0
-    assert "assert" in run.stderr
+    assert "synchronizing" not in run.stderr
+    assert _DEVICE_MESSAGE[:60] in run.stderr

@@ -6,6 +6,7 @@ import copy
 import io
 import os
 import pickle
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import voxloss
@@ -298,6 +300,52 @@ def test_vmap_equals_a_loop(backend: str) -> None:
     (together,) = torch.autograd.grad(sums, leaf, grads, is_grads_batched=True, retain_graph=True)
     one_by_one = [torch.autograd.grad(sums, leaf, grad, retain_graph=True)[0] for grad in grads]
     torch.testing.assert_close(together, torch.stack(one_by_one))
+
+
+class Watching(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts voxloss's operators."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen += [str(func)] if "voxloss" in str(func) else []
+        return func(*args, **(kwargs or {}))
+
+
+AS_USUAL = nullcontext()
+
+
+@pytest.mark.parametrize("options", [{}, {"inplace": True}], ids=str)
+def test_the_dispatcher_is_avoided_unless_somebody_looks_on(options: dict[str, Any]) -> None:
+    loss = voxloss.DiceCELoss(softmax=True, to_onehot_y=True, **options)
+    x, labels = pair("label map")
+
+    def step(z: Tensor, within: AbstractContextManager[object] = AS_USUAL, **more: Any) -> tuple[Tensor, Any]:
+        logits = 1 * z.clone().requires_grad_()
+        with within:
+            value = loss(logits, labels)
+            node = value.grad_fn
+            (grad,) = torch.autograd.grad(value, logits, **more)
+        names, todo = [], [node]
+        while todo:
+            names.append(todo[-1].name())
+            todo += [parent for parent, _ in todo.pop().next_functions if parent is not None]
+        return grad.detach(), names
+
+    direct, names = step(x)
+    assert "RegionSumsBackward" in names
+    mode = Watching()
+    watched, names = step(x, mode)
+    assert "RegionSumsBackward" not in names
+    backward = "region_sums_backward_" if options else "region_sums_backward"
+    assert mode.seen == ["voxloss.region_sums.default", f"voxloss.{backward}.default"]
+    assert torch.equal(watched, direct)
+    assert "RegionSumsBackward" in step(MetaTensor(x))[1]
+    if not options:
+        twice, _ = step(x, create_graph=True)
+        assert torch.equal(twice, direct)
 
 
 def test_derivatives_that_would_be_lost_are_refused() -> None:

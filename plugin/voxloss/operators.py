@@ -6,11 +6,12 @@ double backward) goes through the plain torch expression of the gradient in floa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from voxloss import inputs
 from voxloss.backends import backend_for, voxels
@@ -21,10 +22,7 @@ _OPTIONS = "str activation, str[] sums, int? ignore_index, str? backend, float g
 _INPLACE = "bool inplace=False"
 
 
-@torch.library.custom_op(
-    "voxloss::region_sums", mutates_args=(), schema=f"({_VOLUMES}, {_OPTIONS}, {_INPLACE}) -> Tensor"
-)
-def region_sums(
+def _sums(
     input: Tensor,
     target: Tensor,
     mask: Tensor | None,
@@ -44,6 +42,11 @@ def region_sums(
     return result
 
 
+region_sums = torch.library.custom_op(
+    "voxloss::region_sums", mutates_args=(), schema=f"({_VOLUMES}, {_OPTIONS}, {_INPLACE}) -> Tensor"
+)(_sums)
+
+
 @region_sums.register_fake
 def _(
     input: Tensor,
@@ -61,12 +64,7 @@ def _(
     return input.new_empty((len(sums), *input.shape[:2]), dtype=wide)
 
 
-@torch.library.custom_op(
-    "voxloss::region_sums_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad, {_VOLUMES}, {_OPTIONS}, str wrt) -> Tensor",
-)
-def region_sums_backward(
+def _derivative(
     grad: Tensor,
     input: Tensor,
     target: Tensor,
@@ -84,6 +82,13 @@ def region_sums_backward(
     return backend_for(backend, input.device.type, input.dtype).region_sums_backward(
         grad, input, target, spec, wrt, mask
     )
+
+
+region_sums_backward = torch.library.custom_op(
+    "voxloss::region_sums_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad, {_VOLUMES}, {_OPTIONS}, str wrt) -> Tensor",
+)(_derivative)
 
 
 @region_sums_backward.register_fake
@@ -120,17 +125,21 @@ def _(grad: Tensor, input: Tensor, *others: Any) -> None:
     return None
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor | None) -> None:
     input, target, mask, *ctx.options, ctx.inplace = inputs
     ctx.regions = ctx.options[-1]
     ctx.save_for_backward(input, target, mask)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return _derivatives(ctx, grad, region_sums_backward)
+
+
+def _derivatives(ctx: Any, grad: Tensor, derivative: Callable[..., Tensor]) -> tuple[Tensor | None, ...]:
     input, target, mask = ctx.saved_tensors
     by_input = by_target = None
     if ctx.needs_input_grad[1] and target.shape[1] == input.shape[1] and not ctx.regions:
-        by_target = region_sums_backward(grad, input, target, mask, *ctx.options, "target")
+        by_target = derivative(grad, input, target, mask, *ctx.options, "target")
     if ctx.needs_input_grad[0] and ctx.inplace:
         if torch.is_grad_enabled():
             raise NotImplementedError(
@@ -140,7 +149,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         region_sums_backward_(grad, input, target, mask, *ctx.options)
         by_input = input.detach()
     elif ctx.needs_input_grad[0]:
-        by_input = region_sums_backward(grad, input, target, mask, *ctx.options, "input")
+        by_input = derivative(grad, input, target, mask, *ctx.options, "input")
     return by_input, by_target, None, *[None] * len(ctx.options), None
 
 
@@ -168,6 +177,49 @@ def _double_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]
 
 region_sums.register_autograd(_backward, setup_context=_save)
 region_sums_backward.register_autograd(_double_backward, setup_context=_save_backward)
+
+
+class RegionSums(torch.autograd.Function):
+    """`region_sums` without torch's dispatcher.
+
+    The layers in Python around an operator take the host longer than all of the pass, and a GPU that has nothing
+    else to do waits for the host.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        """As `region_sums`."""
+        _save(ctx, given, None)
+        return _sums(*given)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """As that of `region_sums`; a second derivative, and the writing over the input, are its own again."""
+        if torch.is_grad_enabled() or ctx.inplace or _is_seen(grad):
+            return _backward(ctx, grad)
+        return _derivatives(ctx, grad, _derivative)
+
+
+def sums_of(input: Tensor, target: Tensor, mask: Tensor | None, *options: Any) -> Tensor:
+    """`region_sums`, past the dispatcher if nothing needs to see the operator."""
+    call = region_sums if _is_seen(input, target, mask) else RegionSums.apply
+    return cast(Tensor, call(input, target, mask, *options))  # type: ignore[no-untyped-call]
+
+
+def _is_seen(*tensors: Tensor | None) -> bool:
+    """Whether a compiler, a tracer, a mode, a transform or a kind of tensor has to see that it is an operator."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._are_functorch_transforms_active()
+        or not all(tensor is None or _is_common(tensor) for tensor in tensors)
+    )
+
+
+def _is_common(tensor: Tensor) -> bool:
+    """Whether it is of no subclass, nor one of several that torch.autograd.grad takes at once."""
+    return type(tensor) in (Tensor, Parameter) and not torch._C._functorch.is_legacy_batchedtensor(tensor)
 
 
 # The terms of each voxel, instead of their sums.

@@ -241,7 +241,7 @@ def measure(
     input, target, mask, activation = volumes
     inplace = inplace and inputs.may_be_overwritten(input)
     options = activation, list(names), ignore_index, backend, gamma, list(regions), inplace
-    tensor = operators.region_sums(input, target, mask, *options)
+    tensor = operators.sums_of(input, target, mask, *options)
     return PassSums(
         names,
         tensor,

@@ -97,7 +97,9 @@ def variations(case: KernelCase, name: str, prepare: Prepare) -> dict[str, Calla
     """Other launches of the same pass, by what is different in its tiling."""
     tiles = chosen(case, name)
     varied = _VARIED[1:] if tiles.form == "few" else _VARIED  # where neighbours are taken at once anyway
-    values = [(name, int(getattr(tiles, name) * factor)) for name, factor in product(varied, (2, 0.5))]
+    values: list[tuple[str, Any]] = [
+        (each, int(getattr(tiles, each) * factor)) for each, factor in product(varied, (2, 0.5))
+    ]
     return {
         f"{name} {value}": partial(prepare, tiles=tiles._replace(**{name: value}))
         for name, value in values
