@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from every_loss import value_and_gradient
-from voxloss import CrossEntropyLoss, DiceLoss
-from voxloss.losses.top_k import DiceTopKLoss, TopKLoss
+from voxloss import CrossEntropyLoss, DiceLoss, DiceTopKLoss, TopKLoss
 
 MAP: dict[str, Any] = {"softmax": True, "to_onehot_y": True}
 

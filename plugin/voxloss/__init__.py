@@ -31,6 +31,7 @@ from voxloss.losses.overlap import (
 )
 from voxloss.losses.overlap_variants import AsymmetricSimilarityLoss, LogCoshDiceLoss, PenaltyGeneralizedDiceLoss
 from voxloss.losses.region import RegionLoss
+from voxloss.losses.top_k import DiceTopKLoss, TopKLoss
 from voxloss.losses.unified_focal import UnifiedFocalLoss
 from voxloss.losses.voxelwise import CrossEntropyLoss, FocalLoss
 from voxloss.metrics import OverlapMetric
@@ -46,6 +47,7 @@ __all__ = [
     "DiceCELoss",
     "DiceFocalLoss",
     "DiceLoss",
+    "DiceTopKLoss",
     "ExponentialLogarithmicLoss",
     "FocalLoss",
     "FocalTverskyCELoss",
@@ -65,6 +67,7 @@ __all__ = [
     "SensitivitySpecificityLoss",
     "ShapeError",
     "StatisticsLoss",
+    "TopKLoss",
     "TverskyCELoss",
     "TverskyLoss",
     "UnifiedFocalLoss",

@@ -176,6 +176,21 @@ CONFIGURATIONS: Mapping[str, Mapping[str, Arguments]] = {
             {**_REGIONS, "batch": True},
         ),
     },
+    "TopKLoss": {
+        **shared("softmax", "sigmoid", "ignore 255"),
+        **_own(
+            _IGNORED_CLASS,
+            {**LABELS, "k": 40.0, "weight": WEIGHT},
+            {"k": 25.0, "label_smoothing": 0.1},
+            {**_REGIONS, "k": 50.0},
+        ),
+    },
+    "DiceTopKLoss": {
+        **shared("softmax", "sigmoid", "ignore 255"),
+        **_own(
+            {**LABELS, **UNSMOOTHED, "k": 30.0, "batch": True, "include_background": False, "lambda_top_k": 0.5}
+        ),
+    },
     "DiceFocalLoss": {
         **shared(*COMPOUND),
         **_own(_IGNORED_CLASS, _FOREGROUND, _SUM, {**LABELS, "gamma": 0.5, "lambda_focal": 0.5}),

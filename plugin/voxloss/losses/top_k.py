@@ -88,7 +88,7 @@ class TopKLoss(CrossEntropyLoss):
         last, number = _last_of_the_largest(values, there, self.k)
         larger = (values > last) | values.isnan()  # NaN has to reach the loss
         equal = values == last
-        share = (number - larger.sum()) / equal.sum().clamp(min=1)
+        share = (number - larger.sum()).double() / equal.sum().clamp(min=1)
         return larger + equal * share.to(values.dtype)
 
 
@@ -120,6 +120,8 @@ class DiceTopKLoss(StatisticsLoss):
         weight: a factor ≥ 0 per channel.
         lambda_dice, lambda_top_k: λ ≥ 0.
     """
+
+    weighted_parts = (("lambda_dice", "dice"), ("lambda_top_k", "top_k"))
 
     def __init__(
         self,
@@ -190,11 +192,9 @@ class DiceTopKLoss(StatisticsLoss):
         self, input: Tensor, target: Tensor, mask: Tensor | None = None, annotated: Annotated = None
     ) -> tuple[Tensor, dict[str, LossTerm]]:
         """Return the loss, and its terms `dice` and `top_k`."""
-        dice = self.dice(input, target, mask, annotated)
-        top_k = self.top_k(input, target, mask, annotated)
-        terms = {
-            "dice": LossTerm(dice, times(self.lambda_dice, dice)),
-            "top_k": LossTerm(top_k, times(self.lambda_top_k, top_k)),
-        }
-        total = terms["dice"].weighted + terms["top_k"].weighted
+        terms = {}
+        for factor, name in self.weighted_parts:
+            value = getattr(self, name)(input, target, mask, annotated)
+            terms[name] = LossTerm(value, times(getattr(self, factor), value))
+        total = sum((term.weighted for term in terms.values()), start=torch.zeros((), device=input.device))
         return total, {name: LossTerm(*(value.detach() for value in term)) for name, term in terms.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -28,12 +29,14 @@ def smooth(claims: Claims, volume: Volume) -> bool:
     """Whether the loss has a derivative there.
 
     No p = g in Σ min(p, g), no power at distance 0, no probability where the logarithm has its floor, no infinite
-    derivative of a formula of its own.
+    derivative of a formula of its own, no other voxel about as hard as the last one that is chosen.
     """
     if claims.parts:
         return all(smooth(part, volume) for _, part in claims.parts)
     p = exact.probabilities(volume.input, claims.activation)
     if claims.overlap == "min" and (abs(p - exact.one_hot_target(volume)) < 2.0**-20).any():
+        return False
+    if claims.chooses_voxels and exact.gradient_tolerance(claims, volume, volume.dtype) == math.inf:
         return False
     if claims.by_voxel and claims.activation == "none":
         return bool(((p > SMALLEST) & (1 - p > SMALLEST)).all())

@@ -158,6 +158,8 @@ def _unsmoothed(subject: Subject, setting: Setting) -> str | None:
             return "s = 0 is not claimed"
         if claims.family == "cross_entropy" and claims.reduction == "sum":
             return "a sum over voxels is claimed, which grows with their number"
+    if subject.claims.chooses_voxels:
+        return "k % of the voxels are claimed, which are rounded down"
     return None
 
 
@@ -533,6 +535,8 @@ def mask(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding
     sides = volume.input.shape[2:]
     weights = (np.arange(volume.input[0, 0].size) % 3).reshape(sides)
     for what, times in (("weights", weights), ("booleans", np.minimum(weights, 1))):
+        if what == "weights" and subject.claims.chooses_voxels:
+            continue  # several such voxels count for more among k %
 
         def several(image: Image, times: Image = times) -> Image:
             flat = image.reshape(*image.shape[:2], -1).repeat(times.ravel(), 2)

@@ -107,7 +107,7 @@ class Claims:
 
     | family | loss |
     |---|---|
-    | cross_entropy | −Σ w g log p / Σ w g over voxels and classes |
+    | cross_entropy | −Σ w g log p / Σ w g over voxels and classes, of the `hardest` voxels |
     | focal | the mean over voxels of −Σ_c w α g (1 − p)^γ log p |
     | logarithmic_cross_entropy | the mean over voxels of Σ_c w √(Σf/f_c) g (−log p)^γ |
     | compound | Σ λ·part |
@@ -138,6 +138,8 @@ class Claims:
         class_weight: a factor for the loss of each class, for generalised Dice on w; one number, or one for
             each class that counts. The mean is not divided by it, but that of cross entropy.
         label_smoothing: ε of cross entropy, whose target is (1 − ε) g + ε/C, of a yes-or-no question ε/2.
+        hardest: k of cross entropy, which is of the max(1, ⌊N k/100⌋) of the batch's N voxels where it is
+            largest; those that are equal to the last of them share what is left.
         balance: α of focal loss: one number, for a softmax 1 − α for the background, or one for each class that
             counts.
         mean_over: of focal loss under a softmax, "voxels", or "voxels and classes".
@@ -192,6 +194,7 @@ class Claims:
     weight_scale: Literal["relative", "absolute"] = "absolute"
     class_weight: float | tuple[float, ...] | None = None
     label_smoothing: float = 0.0
+    hardest: float = 100.0
     balance: float | tuple[float, ...] | None = None
     mean_over: Literal["voxels", "voxels and classes"] = "voxels"
     formula: Formula | None = None
@@ -232,6 +235,11 @@ class Claims:
                 raise ValueError(f"claim {name}: expected a number ≥ 0, got {getattr(self, name)!r}.")
         if not 0 <= self.label_smoothing <= 1:
             raise ValueError(f"claim label_smoothing: expected a number in [0, 1], got {self.label_smoothing!r}.")
+        if not 0 < self.hardest <= 100 or (self.hardest < 100 and self.family != "cross_entropy"):
+            raise ValueError(
+                f"claim hardest: expected percent in (0, 100] of cross entropy, got {self.hardest!r} of "
+                f"{self.family}."
+            )
         if self.family in FOCAL and not 0 <= self.gamma < math.inf:
             raise ValueError(f"claim gamma: expected a number ≥ 0, got {self.gamma!r}.")
         inverted = self.family not in FOCAL and self.gamma_as != "1-gamma"
@@ -305,6 +313,11 @@ class Claims:
     def by_voxel(self) -> bool:
         """Whether the loss is a mean over voxels, and not of sums over them."""
         return self.family in BY_VOXEL
+
+    @property
+    def chooses_voxels(self) -> bool:
+        """Whether it is of the hardest voxels alone, so that a gradient jumps where another voxel becomes one."""
+        return any(each.hardest < 100 for each in self.formulas)
 
     @property
     def may_be_nan(self) -> bool:
@@ -424,7 +437,8 @@ class Claims:
         if self.parts:
             return all(part.is_mean_of_items for _, part in self.parts)
         if self.by_voxel:
-            return self.reduction == "mean" and self.ignore_index is None and self._divides_alike
+            every = self.ignore_index is None and self.hardest == 100
+            return self.reduction == "mean" and every and self._divides_alike
         return not self.batch and self.reduction == "mean" and not self.leaves_out
 
     @property

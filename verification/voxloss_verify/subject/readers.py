@@ -155,6 +155,7 @@ def _cross_entropy_part(loss: Any) -> Claims:
         family="cross_entropy",
         class_weight=_numbers(loss.class_weight if _is_ours(loss) else loss.weight),
         label_smoothing=float(loss.label_smoothing),
+        hardest=float(loss.k) if _is_ours(loss) and hasattr(loss, "k") else 100.0,
         include_background=getattr(loss, "include_background", True),
         classes=_classes(loss),
     )
@@ -574,6 +575,7 @@ READERS: dict[tuple[str, str], Callable[[Any], Claims | None]] = {
     ("voxloss", "LogCoshDiceLoss"): _log_cosh_dice,
     ("voxloss", "AsymmetricSimilarityLoss"): _f_beta,
     ("voxloss", "CrossEntropyLoss"): _cross_entropy,
+    ("voxloss", "DiceTopKLoss"): _compound,
     ("voxloss", "PenaltyGeneralizedDiceLoss"): _penalty,
     **{(library, "MCCLoss"): lambda loss: _monai_like(loss, "mcc") for library in ("voxloss", "monai")},
     ("voxloss", "SensitivitySpecificityLoss"): _sensitivity_specificity,
