@@ -163,7 +163,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Every pass over a volume from here on, as (backend, function)."""
     made: list[tuple[str, str]] = []
     for name, backend in BACKENDS.items():
-        for function in ("region_sums", "region_sums_backward"):
+        for function in ("region_sums", "region_sums_backward", "voxel_terms"):
 
             def spy(*args: Any, made_by: tuple[str, str], original: Any) -> Any:
                 made.append(made_by)

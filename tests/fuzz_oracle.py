@@ -45,6 +45,7 @@ class Voxels:
         self.binary = activation == "sigmoid" or self.channels == 1
         self.rounding = rounding
         self.summed: list[Tensor] = []
+        self.is_clear = True  # no rounding would have chosen other voxels
         self.ignore_index = ignore_index if regions is None else None
         ones = torch.ones(len(input), 1, input[0, 0].numel(), dtype=torch.float64)
         self.counts = ones if mask is None else ones * mask.flatten(2).double()
@@ -376,6 +377,54 @@ def cross_entropy(
     return total if reduction == "sum" else _mean(total, count)
 
 
+def top_k(
+    v: Voxels,
+    *,
+    k: float = 10.0,
+    include_background: bool = True,
+    classes: Classes = None,
+    weight: Weight = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross entropy of the k % of the voxels that have most of it; a mask's weights do not choose."""
+    shared: dict[str, Any] = {
+        "include_background": include_background,
+        "classes": classes,
+        "weight": weight,
+        "label_smoothing": label_smoothing,
+    }
+    counts, there = v.counts, v.counts > 0
+    v.counts = there.double()
+    hard = torch.where(there, cross_entropy(v, reduction="none", **shared).detach(), -torch.inf)
+    v.summed.pop()
+    number = max(1, int(there.sum() * k / 100))
+    last = hard.flatten().sort(descending=True).values[number - 1]
+    equal = (hard == last) & there
+    share = (number - (hard > last).sum()).double() / equal.sum()
+    chosen = torch.where(hard > last, 1.0, torch.where(equal, share, 0.0))
+    near = ((hard - last).abs() < 1e-3 * max(1.0, abs(float(last)))) & there
+    v.is_clear = bool((chosen[near] == 1).all())
+    v.counts = counts * chosen
+    value = cross_entropy(v, **shared)
+    v.counts = counts
+    return value
+
+
+def dice_top_k(
+    v: Voxels,
+    *,
+    k: float = 10.0,
+    lambda_dice: float = 1.0,
+    lambda_top_k: float = 1.0,
+    label_smoothing: float = 0.0,
+    weight: Weight = None,
+    **options: Any,
+) -> Tensor:
+    """Dice, and cross entropy of the hardest voxels, background among them."""
+    second = top_k(v, k=k, label_smoothing=label_smoothing, weight=weight)
+    return lambda_dice * region(v, dice, weight=weight, **options) + lambda_top_k * second
+
+
 def _over_voxels(v: Voxels, numbers: list[int], terms: Tensor, reduction: str) -> Tensor:
     """The mean over voxels, of binary channels over voxels and classes; the sum is one of samples' means."""
     if reduction == "none":
@@ -616,6 +665,7 @@ ORACLES: dict[str, Callable[..., Tensor]] = {
     "DiceCELoss": dice_ce,
     "DiceFocalLoss": dice_focal,
     "DiceLoss": _region(dice),
+    "DiceTopKLoss": dice_top_k,
     "ExponentialLogarithmicLoss": exponential_logarithmic,
     "FocalLoss": focal,
     "FocalTverskyCELoss": focal_tversky_ce,
@@ -628,6 +678,7 @@ ORACLES: dict[str, Callable[..., Tensor]] = {
     "MCCLoss": _region(matthews),
     "PenaltyGeneralizedDiceLoss": penalty_generalized_dice,
     "SensitivitySpecificityLoss": _region(sensitivity_specificity),
+    "TopKLoss": top_k,
     "TverskyCELoss": tversky_ce,
     "TverskyLoss": _region(tversky),
     "UnifiedFocalLoss": unified_focal,
@@ -654,6 +705,7 @@ class Expected(NamedTuple):
     gradients: list[Tensor]  # by the input and, if it needs one, the target
     sensitivity: float  # the largest derivative by what is made of a voxel
     ties: Tensor  # bool [B, 1, spatial...]: voxels with p and g so close that min(p, g) has no derivative
+    is_clear: bool  # which voxels are chosen, if some are, does not depend on rounding
 
 
 def evaluate(
@@ -712,4 +764,5 @@ def evaluate(
         list(gradients),
         max(map(float, sizes), default=0.0),
         near.view(len(input), 1, *input.shape[2:]),
+        voxels.is_clear,
     )

@@ -32,6 +32,8 @@ LOSSES: dict[str, dict[str, Any]] = {
     "CrossEntropyLoss": {"weight": [1.0, 2.0, 3.0, 4.0], "label_smoothing": 0.1},
     "FocalLoss": {"use_softmax": True},
     "FocalLoss sum": {"reduction": "sum"},
+    "TopKLoss": {"k": 30.0, "weight": [1.0, 2.0, 3.0, 4.0]},
+    "DiceTopKLoss batch": {"batch": True},
     "DiceCELoss": {"weight": [1.0, 2.0, 3.0, 4.0]},
     "DiceCELoss batch": {"batch": True},
     "TverskyCELoss batch": {"batch": True},

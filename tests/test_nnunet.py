@@ -17,7 +17,7 @@ import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import nibabel as nib
@@ -104,13 +104,20 @@ def require_same(got: tuple[Tensor, list[Tensor]], expected: tuple[Tensor, list[
         )
 
 
+class Parts(NamedTuple):
+    alpha: float
+    beta: float
+    power: float
+    hardest: float = 1.0  # the share of the voxels whose cross entropy counts
+
+
 class ByNNUNetsParts(nn.Module):
     """Cross entropy + (1 − TI)^power − 1, of nnU-Net's tp, fp and fn and torch's cross entropy."""
 
-    def __init__(self, labels: str, batch_dice: bool, power: float) -> None:
+    def __init__(self, labels: str, batch_dice: bool, parts: Parts) -> None:
         super().__init__()
         self.regions, self.ignore = "regions" in labels, "ignore" in labels
-        self.batch_dice, self.power = batch_dice, power
+        self.batch_dice, self.parts = batch_dice, parts
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
         axes = [*([0] if self.batch_dice else []), *range(2, x.ndim)]
@@ -118,20 +125,30 @@ class ByNNUNetsParts(nn.Module):
             mask = ~target[:, -1:] if self.ignore else torch.ones_like(target[:, :1])
             target = target[:, : x.shape[1]]
             every = nn.functional.binary_cross_entropy_with_logits(x, target.float(), reduction="none")
-            entropy = every[mask.expand_as(every)].mean()
+            every = every.mean(1, keepdim=True)
             found = get_tp_fp_fn_tn(x.sigmoid(), target, axes, mask)[:3]
         else:
             mask = target != IGNORED
-            entropy = nn.functional.cross_entropy(x, target[:, 0].long(), ignore_index=IGNORED)
+            every = nn.functional.cross_entropy(x, target[:, 0].long(), ignore_index=IGNORED, reduction="none")[
+                :, None
+            ]
             found = get_tp_fp_fn_tn(x.softmax(1), torch.where(mask, target, 0), axes, mask)[:3]
             found = [each[..., 1:] for each in found]
         tp, fp, fn = found
-        index = (tp + 1e-5) / (tp + 0.3 * fp + 0.7 * fn + 1e-5)
-        lost: Tensor = (1 - index) ** self.power
-        return entropy + lost.mean() - 1
+        alpha, beta, power, hardest = self.parts
+        smooth = 1e-5 * (alpha if alpha == beta else 1)  # Dice has 2 tp
+        index = (tp + smooth) / (tp + alpha * fp + beta * fn + smooth)
+        lost: Tensor = (1 - index) ** power
+        counting = every[mask]
+        number = max(1, int(len(counting) * hardest))
+        return counting.topk(number).values.mean() + lost.mean() - 1
 
 
-POWERS = {"nnUNetTrainerVoxlossTversky": 1.0, "nnUNetTrainerVoxlossFocalTversky": 0.75}
+PARTS = {
+    "nnUNetTrainerVoxlossTversky": Parts(0.3, 0.7, 1.0),
+    "nnUNetTrainerVoxlossFocalTversky": Parts(0.3, 0.7, 0.75),
+    "nnUNetTrainerVoxlossTopK": Parts(0.5, 0.5, 1.0, hardest=0.1),
+}
 
 
 def nnunets(kind: Any, labels: str, *, batch_dice: bool, deep: bool, ddp: bool = False) -> Any:
@@ -142,7 +159,7 @@ def nnunets(kind: Any, labels: str, *, batch_dice: bool, deep: bool, ddp: bool =
         inner.weight_ce = 1 / 2  # of two regions nnU-Net takes the sum and not the mean
     if kind is trainers.nnUNetTrainerVoxloss:
         return loss
-    parts = ByNNUNetsParts(labels, batch_dice, POWERS[kind.__name__])
+    parts = ByNNUNetsParts(labels, batch_dice, PARTS[kind.__name__])
     if not deep:
         return parts
     loss.loss = parts

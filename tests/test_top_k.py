@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import voxloss
 from every_loss import value_and_gradient
 from voxloss import CrossEntropyLoss, DiceLoss, DiceTopKLoss, TopKLoss
 
@@ -114,3 +115,30 @@ def test_one_graph(ignored: int | None) -> None:
 def test_a_share_that_is_none(k: Any) -> None:
     with pytest.raises(ValueError, match=r"k: expected a percentage above 0 and up to 100"):
         TopKLoss(k)
+
+
+def test_a_compound_of_one_pass_refuses_it() -> None:
+    class Both(voxloss.CompoundLoss):
+        weighted_parts = (("factor", "dice"), ("factor", "hardest"))
+
+        def __init__(self) -> None:
+            super().__init__(**MAP)
+            self.factor, self.dice, self.hardest = 1.0, DiceLoss(**MAP), TopKLoss(**MAP)
+
+    with pytest.raises(TypeError, match="parts: expected losses of one pass, got TopKLoss"):
+        Both()(*data())
+
+
+def test_a_mask_of_one_item_is_that_of_all() -> None:
+    x, labels = data()
+    mask = torch.rand(1, *labels.shape[1:], generator=torch.Generator().manual_seed(1)) > 0.4
+    found = value_and_gradient(TopKLoss(20, **MAP), x, labels, mask=mask)
+    torch.testing.assert_close(
+        found, value_and_gradient(TopKLoss(20, **MAP), x, labels, mask=mask.expand_as(labels))
+    )
+
+
+def test_the_share_of_equal_voxels_is_that_of_float64() -> None:
+    x, labels = torch.zeros(1, 2, 30, dtype=torch.float64), torch.zeros(1, 1, 30, dtype=torch.long)
+    _, gradient = value_and_gradient(TopKLoss(50, **MAP), x[..., :7], labels[..., :7])
+    torch.testing.assert_close(gradient[0, 1], torch.full((7,), 0.5 / 7, dtype=torch.float64), rtol=1e-15, atol=0)

@@ -40,16 +40,35 @@ class Channels(NamedTuple):
 
 def of_classes(tensor: Tensor, classes: Sequence[int]) -> Tensor:
     """Some entries of the last axis, without an index tensor, which would have to be copied to a GPU."""
+    runs = _runs(classes)
+    if runs == [list(range(tensor.shape[-1]))]:
+        return tensor
+    parts = [tensor[..., run[0] : run[-1] + 1] for run in runs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def spread(values: Tensor | float, classes: Sequence[int], into: Tensor) -> Tensor:
+    """Write a value, or one per class, to the entries `[C]` of these classes; nothing is copied to a GPU."""
+    at = 0
+    for run in _runs(classes):
+        there = into.narrow(0, run[0], len(run))
+        if not isinstance(values, Tensor):
+            there.fill_(values)
+        else:
+            there.copy_(values.narrow(0, at, len(run)) if values.ndim else values)
+        at += len(run)
+    return into
+
+
+def _runs(classes: Sequence[int]) -> list[list[int]]:
+    """Classes that follow one another, together."""
     runs: list[list[int]] = []
     for c in classes:
         if runs and c == runs[-1][-1] + 1:
             runs[-1].append(c)
         else:
             runs.append([c])
-    if runs == [list(range(tensor.shape[-1]))]:
-        return tensor
-    parts = [tensor[..., run[0] : run[-1] + 1] for run in runs]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+    return runs
 
 
 def annotated_channels(

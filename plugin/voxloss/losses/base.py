@@ -7,7 +7,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from inspect import Parameter, signature
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from monai.utils.enums import LossReduction
@@ -67,6 +67,7 @@ class StatisticsLoss(_Loss, ABC):
     """
 
     _what: str = ""  # what ranks compare
+    one_pass: ClassVar[bool] = True  # the sums are all that it needs to know
 
     def __init__(
         self,

@@ -59,6 +59,12 @@ class CompoundLoss(StatisticsLoss):
 
     def needs(self, binary: bool) -> Sequence[str]:
         """The sums that any part needs."""
+        for _, part in self.parts():
+            if not part.one_pass:
+                raise TypeError(
+                    f"parts: expected losses of one pass, got {type(part).__name__}, which first looks for the "
+                    "voxels that count. Add its value to the compound's: compound(x, y) + loss(x, y)."
+                )
         needed = {name for _, part in self.parts() for name in part.needs(binary)}
         return [name for name in TERMS if name in needed]
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from voxloss import inputs
 from voxloss.channels import ignored_voxels
+from voxloss.distributed import failing_together, has_ranks, sum_over_ranks
 from voxloss.losses.base import Annotated, LossTerm, StatisticsLoss
 from voxloss.losses.options import RegionOptions, VoxelOptions, Weight, pass_options, shared_options
 from voxloss.losses.overlap import DiceLoss
@@ -30,13 +31,16 @@ class TopKLoss(CrossEntropyLoss):
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
     `to_onehot_y`, else `[B, C, spatial...]`. `StatisticsLoss` explains the arguments that all losses
-    share, `VoxelOptions` those that torch and MONAI do not have. A mask's weights do not decide which voxels are
-    chosen, but how much these count. Of several processes each chooses among its own voxels.
+    share, `VoxelOptions` those that torch and MONAI do not have. Not a mask's weights decide which voxels are
+    chosen, but how much these count. With a `group` they are the hardest of all ranks' voxels, of which a few sums
+    of 256 numbers find the last.
 
     Args:
         k: percent, in (0, 100].
         weight, label_smoothing: as of `CrossEntropyLoss`, also in the choice.
     """
+
+    one_pass = False
 
     def __init__(
         self,
@@ -70,7 +74,11 @@ class TopKLoss(CrossEntropyLoss):
         self, input: Tensor, target: Tensor, mask: Tensor | None = None, annotated: Annotated = None
     ) -> Tensor:
         """Return the loss, `[]`."""
-        chosen = self.hardest(input, target, mask, annotated)
+        if self.group is None or torch.compiler.is_compiling():
+            chosen = self.hardest(input, target, mask, annotated)
+        else:
+            with failing_together(self.group, getattr(input, "device", torch.device("cpu"))):
+                chosen = self.hardest(input, target, mask, annotated)
         return super().forward(input, target, chosen if mask is None else chosen * mask, annotated)
 
     @torch.no_grad()
@@ -84,12 +92,42 @@ class TopKLoss(CrossEntropyLoss):
         if ignored is not None:
             there = ~ignored if there is None else there & ~ignored
         if there is not None:
+            there = there.expand_as(values)
             values = torch.where(there, values, -torch.inf)
-        last, number = _last_of_the_largest(values, there, self.k)
+        last, number = (
+            self._last_over_ranks(values, there)
+            if has_ranks(self.group)
+            else _last_of_the_largest(values, there, self.k)
+        )
         larger = (values > last) | values.isnan()  # NaN has to reach the loss
         equal = values == last
-        share = (number - larger.sum()).double() / equal.sum().clamp(min=1)
+        found = self._over_ranks(torch.stack([larger.sum(), equal.sum()]).double())
+        share = (number - found[0]) / found[1].clamp(min=1)
         return larger + equal * share.to(values.dtype)
+
+    def _over_ranks(self, tensor: Tensor) -> Tensor:
+        return sum_over_ranks(tensor, self.group, self._what)
+
+    def _last_over_ranks(self, values: Tensor, there: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The same of all ranks' values: eight bits after the other, of which each is counted everywhere.
+
+        Numbers ≥ 0 have the order of their bits.
+        """
+        whole = {4: torch.int32, 8: torch.int64}[values.element_size()]
+        bits = (values + 0.0).flatten().view(whole).long()  # + 0, as −0 has other bits than 0
+        left = torch.ones_like(bits, dtype=torch.bool) if there is None else there.flatten()
+        number = (self._over_ranks(left.sum().double()) * self.k / 100).floor().clamp(min=1)
+        last, wanted = bits.new_zeros(()), number
+        for shift in range(8 * values.element_size() - 8, -1, -8):
+            digits = (bits >> shift) & 255
+            counts = torch.zeros(256, dtype=torch.float64, device=bits.device)
+            counts = self._over_ranks(counts.scatter_add_(0, digits, left.double()))
+            down = counts.flip(0).cumsum(0)  # how many have this digit or a larger one
+            above = (down < wanted).sum()
+            wanted = wanted - torch.where(above > 0, down.gather(0, (above - 1).clamp(min=0)[None])[0], 0.0)
+            last = last | ((255 - above) << shift)
+            left = left & (digits == 255 - above)
+        return last.to(whole).view(values.dtype), number
 
 
 def _last_of_the_largest(values: Tensor, there: Tensor | None, k: float) -> tuple[Tensor, Tensor | int]:
@@ -107,8 +145,8 @@ class DiceTopKLoss(StatisticsLoss):
     """L = λ_dice · Dice + λ_top_k · cross entropy of the hardest voxels: `DiceLoss` and `TopKLoss`.
 
     nnU-Net's `DC_and_topk_loss`, and in Ma et al. 2021, "Loss odyssey in medical image segmentation", among the
-    most robust losses on four tasks. Arguments as `DiceCELoss`; Dice is of all voxels. Three passes forward, of
-    which the one that chooses has no gradient, and two backward.
+    most robust losses on four tasks. Arguments as `DiceCELoss` but for `inplace`; Dice is of all voxels. Three
+    passes forward, of which the one that chooses has no gradient, and two backward.
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
     `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,
@@ -121,6 +159,7 @@ class DiceTopKLoss(StatisticsLoss):
         lambda_dice, lambda_top_k: λ ≥ 0.
     """
 
+    one_pass = False
     weighted_parts = (("lambda_dice", "dice"), ("lambda_top_k", "top_k"))
 
     def __init__(
@@ -146,6 +185,11 @@ class DiceTopKLoss(StatisticsLoss):
         **options: Unpack[RegionOptions],
     ) -> None:
         inputs.require_share(lambda_dice=lambda_dice, lambda_top_k=lambda_top_k)
+        if options.get("inplace"):
+            raise ValueError(
+                "inplace: expected False, as the backward passes of both parts need the logits, got True. "
+                "Omit it, or take DiceCELoss, which has one."
+            )
         shared = shared_options(to_onehot_y, sigmoid, softmax, other_act, "mean", ignore_index)
         super().__init__(include_background=include_background, **pass_options(options), **shared)
         self.dice = DiceLoss(

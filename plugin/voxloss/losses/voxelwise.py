@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from voxloss import formulas, inputs, operators
-from voxloss.channels import Channels
+from voxloss.channels import Channels, spread
 from voxloss.distributed import Group, Shard
 from voxloss.losses.base import Annotated, StatisticsLoss, loss_dtype
 from voxloss.losses.options import Regions, VoxelOptions, Weight, shared_options
@@ -112,10 +112,12 @@ class VoxelLoss(StatisticsLoss):
         like = input.new_zeros((), dtype=wide)
         shape = PassShape(input.shape[1], volumes.binary, ignored, chosen, like)
         channels, factors = self.of_each(shape)
-        table = like.new_zeros((len(factors), *input.shape[:2]))
         share = len(channels.numbers) if volumes.binary else 1  # the mean over yes-or-no questions
-        for row, factor in zip(table, factors.values(), strict=True):
-            row[:, channels.numbers] = torch.as_tensor(factor / share, dtype=wide, device=input.device)
+        rows = [
+            spread(factor / share, channels.numbers, like.new_zeros(input.shape[1]))
+            for factor in factors.values()
+        ]
+        table = torch.stack(rows)[:, None].repeat(1, len(input), 1)
         if chosen is not None:
             table = table * chosen
         options = self.ignore_index, self.backend, self.pass_gamma or 0.0, list(self._memberships)

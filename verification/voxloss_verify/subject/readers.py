@@ -575,6 +575,7 @@ READERS: dict[tuple[str, str], Callable[[Any], Claims | None]] = {
     ("voxloss", "LogCoshDiceLoss"): _log_cosh_dice,
     ("voxloss", "AsymmetricSimilarityLoss"): _f_beta,
     ("voxloss", "CrossEntropyLoss"): _cross_entropy,
+    ("voxloss", "TopKLoss"): _cross_entropy,
     ("voxloss", "DiceTopKLoss"): _compound,
     ("voxloss", "PenaltyGeneralizedDiceLoss"): _penalty,
     **{(library, "MCCLoss"): lambda loss: _monai_like(loss, "mcc") for library in ("voxloss", "monai")},

@@ -28,12 +28,17 @@ import torch
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from voxloss import DiceCELoss, FocalTverskyCELoss, TverskyCELoss
+from voxloss import DiceCELoss, DiceTopKLoss, FocalTverskyCELoss, TverskyCELoss
 from voxloss.distributed import Group
 from voxloss.integrations.nnunet.scale import NNUNetScale, is_by_channel
 from voxloss.losses.base import StatisticsLoss
 
-__all__ = ["nnUNetTrainerVoxloss", "nnUNetTrainerVoxlossFocalTversky", "nnUNetTrainerVoxlossTversky"]
+__all__ = [
+    "nnUNetTrainerVoxloss",
+    "nnUNetTrainerVoxlossFocalTversky",
+    "nnUNetTrainerVoxlossTopK",
+    "nnUNetTrainerVoxlossTversky",
+]
 
 
 class Configured(TypedDict):
@@ -136,3 +141,11 @@ class nnUNetTrainerVoxlossFocalTversky(nnUNetTrainerVoxloss):
     def region_loss(self, **configured: Any) -> StatisticsLoss:
         """Return the loss, 0 at a perfect prediction."""
         return FocalTverskyCELoss(alpha=0.3, beta=0.7, gamma=4 / 3, **configured)
+
+
+class nnUNetTrainerVoxlossTopK(nnUNetTrainerVoxloss):
+    """Dice + cross entropy of the 10 % of the voxels of a batch where it is largest."""
+
+    def region_loss(self, **configured: Any) -> StatisticsLoss:
+        """Return the loss, 0 at a perfect prediction."""
+        return DiceTopKLoss(k=10, **configured)
