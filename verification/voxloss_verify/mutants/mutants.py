@@ -650,6 +650,23 @@ class SoftmaxBesideSigmoid(TextbookCompound):
         return -(g * x.log_softmax(1)).sum() / voxels.sum()
 
 
+@caught_by("20", "25b", **COMPOUND, hardest=30.0)
+class HardestOfEachItem(TextbookCompound):
+    """Cross entropy is of the hardest voxels of each item."""
+
+    def hardest_of(self, loss: Tensor, voxels: Tensor) -> Tensor:
+        items = (slice(b, b + 1) for b in range(len(loss)))
+        return torch.cat([TextbookCompound.hardest_of(self, loss[b], voxels[b]) for b in items])
+
+
+@caught_by("19a", **COMPOUND, hardest=30.0)
+class HardestOfIgnoredVoxels(TextbookCompound):
+    """k % of all voxels, also of those that are ignored."""
+
+    def hardest_of(self, loss: Tensor, voxels: Tensor) -> Tensor:
+        return super().hardest_of(torch.where(voxels > 0, loss, -1.0), torch.ones_like(voxels)) * voxels
+
+
 @caught_by("20", "24", **COMPOUND)
 class LambdasSwapped(TextbookCompound):
     """Each λ is that of the other part."""

@@ -242,7 +242,8 @@ class Textbook(nn.Module):
 class TextbookCompound(Textbook):
     """λ · region loss + λ · mean over voxels, of all classes: cross entropy or, with `focus`, focal loss.
 
-    `weight` is one number for each channel, of both; Generalised Dice has none here. `focus` is γ of focal loss.
+    `weight` is one number for each channel, of both; Generalised Dice has none here. `focus` is γ of focal loss,
+    `hardest` how many percent of the voxels cross entropy is of.
     """
 
     def __init__(
@@ -250,11 +251,13 @@ class TextbookCompound(Textbook):
         family: Family = "dice",
         *,
         focus: float | None = None,
+        hardest: float = 100.0,
         lambda_region: float = 1.0,
         lambda_voxels: float = 1.0,
         **options: Any,
     ) -> None:
-        self.focus, self.lambda_region, self.lambda_voxels = focus, lambda_region, lambda_voxels
+        self.focus, self.hardest = focus, hardest
+        self.lambda_region, self.lambda_voxels = lambda_region, lambda_voxels
         super().__init__(family, **options)
 
     @property
@@ -263,7 +266,7 @@ class TextbookCompound(Textbook):
         region = super().claims
         weight = region.class_weight
         if self.focus is None:
-            by_voxel = Claims(family="cross_entropy", class_weight=weight)
+            by_voxel = Claims(family="cross_entropy", class_weight=weight, hardest=self.hardest)
         else:
             by_voxel = Claims(family="focal", gamma=self.focus, class_weight=weight)
         shared: dict[str, Any] = {name: getattr(region, name) for name in OF_THE_CALL}
@@ -303,8 +306,19 @@ class TextbookCompound(Textbook):
         terms = weights * g * self.focused(log_p)
         if not self.softmax:
             terms = terms + weights * (voxels - g) * self.focused(log_n)
-        below = self.divisor(weights * g, voxels)
-        return terms.sum() / torch.where(below == 0, 1.0, below)
+        counted = self.hardest_of(terms.detach().sum(1, keepdim=True), voxels)
+        below = self.divisor(weights * g * counted, counted)
+        return (counted * terms).sum() / torch.where(below == 0, 1.0, below)
+
+    def hardest_of(self, loss: Tensor, voxels: Tensor) -> Tensor:
+        """How much each voxel counts: 1 among the largest losses, a share if it is equal to the last of them."""
+        if self.hardest == 100:
+            return voxels
+        loss = torch.where(voxels > 0, loss, -torch.inf)
+        number = (voxels.sum() * self.hardest / 100).floor().clamp(min=1)
+        last = loss.flatten().sort(descending=True).values.gather(0, number.long()[None] - 1)
+        larger, equal = loss > last, loss == last
+        return larger + equal * (number - larger.sum()) / equal.sum()
 
     def focused(self, log: Tensor) -> Tensor:
         """−(1 − q)^γ log q."""
