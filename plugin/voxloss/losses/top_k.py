@@ -31,9 +31,9 @@ class TopKLoss(CrossEntropyLoss):
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
     `to_onehot_y`, else `[B, C, spatial...]`. `StatisticsLoss` explains the arguments that all losses
-    share, `VoxelOptions` those that torch and MONAI do not have. Not a mask's weights decide which voxels are
-    chosen, but how much these count. With a `group` they are the hardest of all ranks' voxels, of which a few sums
-    of 256 numbers find the last.
+    share, `VoxelOptions` those that torch and MONAI do not have. A mask's weights do not decide which voxels are
+    chosen, but how much these count. With a `group` they are the hardest of all ranks' voxels, of which a few
+    sums of 256 numbers find the last.
 
     Args:
         k: percent, in (0, 100].
