@@ -51,8 +51,12 @@ def test_a_masked_voxel_is_a_deleted_one(name: str, activation: str, form: str) 
         assert not by_hidden[:, :, 1:3].any()
 
 
+# Of k % of the voxels several count for more than one with a weight, which does not decide whether it is chosen.
+BY_WEIGHT = [(name, activation) for name, activation in CASES if "TopK" not in name]
+
+
 @pytest.mark.parametrize("form", ["label map", "one-hot", "soft"])
-@pytest.mark.parametrize(("name", "activation"), CASES)
+@pytest.mark.parametrize(("name", "activation"), BY_WEIGHT)
 def test_a_weight_of_three_is_the_voxel_three_times(name: str, activation: str, form: str) -> None:
     x, target = pair(activation, form)
     loss = make(name, activation, to_onehot_y=form == "label map")
