@@ -57,6 +57,7 @@ def test_they_add_up_to_the_sums(options: dict[str, Any], dtype: torch.dtype) ->
     torch.testing.assert_close(terms, wanted, rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=1e-6)
 
 
+@pytest.mark.sampled(3)
 @CASES
 def test_gradcheck_once_and_twice(options: dict[str, Any]) -> None:
     factors, x, target, mask, *rest = of_backend(
