@@ -12,6 +12,7 @@ from torch import Tensor
 import voxloss
 from every_loss import value_and_gradient
 from voxloss import CrossEntropyLoss, DiceLoss, DiceTopKLoss, TopKLoss
+from voxloss.maps import Target
 
 MAP: dict[str, Any] = {"softmax": True, "to_onehot_y": True}
 
@@ -69,7 +70,7 @@ def test_equal_values_share_what_is_left() -> None:
     x, labels = torch.zeros(1, 2, 4, 5, 5), torch.zeros(1, 1, 4, 5, 5).long()
     _, gradient = value_and_gradient(TopKLoss(10, **MAP), x, labels)
     torch.testing.assert_close(gradient, gradient[..., :1, :1, :1].expand_as(gradient))
-    chosen = TopKLoss(10, **MAP).hardest(x, labels)
+    chosen = TopKLoss(10, **MAP).hardest(x, Target(labels))
     assert chosen.sum() == pytest.approx(10)
 
 

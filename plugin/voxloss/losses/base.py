@@ -19,14 +19,31 @@ from voxloss.backends import require_backend
 from voxloss.channels import annotated_channels
 from voxloss.distributed import Group, Shard, failing_together, require_group
 from voxloss.losses.options import Regions, option_names, refusing_others
+from voxloss.maps import Maps, Target, with_maps
 from voxloss.regions import memberships
 from voxloss.statistics import Activation, PassSums, Volumes, fitting_volumes, measure
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
 Annotated = Sequence[Sequence[int]] | Tensor | None
 Result = TypeVar("Result")
+
+
+class Over(NamedTuple):
+    """What a pass goes over beside the input.
+
+    Attributes:
+        target: the labels, or a map in their place.
+        label_map: whether it is one; None if the shape decides.
+        regions: of a label map, see `PassSpec`.
+    """
+
+    target: Tensor
+    mask: Tensor | None
+    label_map: bool | None
+    regions: Sequence[int]
+    ignore_index: int | None
 
 
 class LossTerm(NamedTuple):
@@ -183,39 +200,54 @@ class StatisticsLoss(_Loss, ABC):
         """The loss, from the sums of one pass."""
 
     def forward(
-        self, input: Tensor, target: Tensor, mask: Tensor | None = None, annotated: Annotated = None
+        self,
+        input: Tensor,
+        target: Tensor | Target,
+        mask: Tensor | None = None,
+        annotated: Annotated = None,
+        **maps: Unpack[Maps],
     ) -> Tensor:
         """Return the loss: `[]`, or what the class defines for `reduction="none"`.
 
         Args:
             input: logits or probabilities `[B, C, spatial...]`.
-            target: a label map `[B, 1, spatial...]` with `to_onehot_y` or `regions`, else `[B, C, spatial...]`.
+            target: a label map `[B, 1, spatial...]` with `to_onehot_y` or `regions`, else `[B, C, spatial...]`;
+                or a `Target` of it and maps.
             mask: which voxels count, `[B, 1, spatial...]` or `[1, 1, spatial...]`: booleans, or weights ≥ 0 by
                 which what a voxel adds is multiplied. A voxel of weight 0 is as if it were not there.
             annotated: for partially labelled data, a list of the channels annotated in each sample, or
                 a bool tensor `[B, C]`. The others have no part in the loss of that sample: no score, and in a
                 voxel-wise mean neither do the voxels that have their label. Name the background only where it is
                 background for certain, and not what nobody annotated.
+            maps: what the loader knows beside the labels, for those losses that need it: `skeleton`, `distance`.
+                `Target` explains them.
         """
+        target = with_maps(target, maps)
         loss = self.from_pass(self.compute, input, target, mask, annotated).to(loss_dtype(input))
         inputs.warn_if_single(input.shape[1], self.to_onehot_y, self.include_background)
         return loss
 
     def with_terms(
-        self, input: Tensor, target: Tensor, mask: Tensor | None = None, annotated: Annotated = None
+        self,
+        input: Tensor,
+        target: Tensor | Target,
+        mask: Tensor | None = None,
+        annotated: Annotated = None,
+        **maps: Unpack[Maps],
     ) -> tuple[Tensor, dict[str, LossTerm]]:
         """Return the loss and, for a log, the terms of a `CompoundLoss` by name; any other loss has none.
 
         The loss is that of `forward`, whose arguments these are, but no hooks are called. The terms come from the
         same pass and need no gradient.
         """
+        target = with_maps(target, maps)
         return self.from_pass(self.compute, input, target, mask, annotated).to(loss_dtype(input)), {}
 
     def from_pass(
         self,
         compute: Callable[[PassSums], Result],
         input: Tensor,
-        target: Tensor,
+        target: Target,
         mask: Tensor | None,
         annotated: Annotated,
     ) -> Result:
@@ -225,32 +257,36 @@ class StatisticsLoss(_Loss, ABC):
         with failing_together(self.group, getattr(input, "device", torch.device("cpu"))):
             return compute(self._measured(input, target, mask, annotated))
 
-    def _volumes(
-        self, input: Tensor, target: Tensor, mask: Tensor | None, annotated: Annotated
-    ) -> tuple[Volumes, Tensor | None]:
+    def over(self, input: Tensor, target: Target, mask: Tensor | None, annotated: Annotated) -> Over:
+        """What the pass goes over: the labels, or a map in their place; all voxels, or those that are chosen."""
+        return Over(target.labels, mask, self.to_onehot_y, self._memberships, self.ignore_index)
+
+    def _volumes(self, input: Tensor, over: Over, annotated: Annotated) -> tuple[Volumes, Tensor | None]:
         """Tensors that fit together, and which channels were annotated, `[B, C]`."""
         volumes = fitting_volumes(
             input,
-            target,
-            mask,
+            over.target,
+            over.mask,
             activation=self.activation,
-            label_map=self.to_onehot_y,
-            regions=len(self.regions or ()),
+            label_map=over.label_map,
+            regions=len(self.regions or ()) if over.regions else 0,
         )
         if annotated is None:
             return volumes, None
         items, channels = volumes.input.shape[:2]
         return volumes, annotated_channels(annotated, items, channels, volumes.input.device)
 
-    def _measured(self, input: Tensor, target: Tensor, mask: Tensor | None, annotated: Annotated) -> PassSums:
-        volumes, annotated = self._volumes(input, target, mask, annotated)
+    def _measured(self, input: Tensor, target: Target, mask: Tensor | None, annotated: Annotated) -> PassSums:
+        over = self.over(input, target, mask, annotated)
+        volumes, annotated = self._volumes(input, over, annotated)
         names = self.needs(volumes.binary)
         if annotated is not None:
             names = names if "target" in names else [*names, "target"]
         return measure(
             volumes,
             names,
-            ignore_index=self.ignore_index,
+            ignore_index=over.ignore_index,
+            ignored_class=None if self.regions is not None else self.ignore_index,
             backend=self.backend,
             gamma=self.pass_gamma or 0.0,
             annotated=annotated,
@@ -258,7 +294,7 @@ class StatisticsLoss(_Loss, ABC):
             shard=self.shard,
             what=self._what,
             inplace=self.inplace,
-            regions=self._memberships,
+            regions=over.regions,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,12 +10,13 @@ from torch import Tensor
 
 from voxloss import inputs
 from voxloss.channels import ignored_voxels
-from voxloss.distributed import failing_together, has_ranks, sum_over_ranks
-from voxloss.losses.base import Annotated, LossTerm, StatisticsLoss
+from voxloss.distributed import has_ranks, sum_over_ranks
+from voxloss.losses.base import Annotated, Over
+from voxloss.losses.compound import LossOfSeveralPasses
 from voxloss.losses.options import RegionOptions, VoxelOptions, Weight, pass_options, shared_options
 from voxloss.losses.overlap import DiceLoss
-from voxloss.losses.voxelwise import CrossEntropyLoss, times
-from voxloss.statistics import PassSums
+from voxloss.losses.voxelwise import CrossEntropyLoss
+from voxloss.maps import Target
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -70,25 +71,20 @@ class TopKLoss(CrossEntropyLoss):
         inputs.require_percent(k=k)
         self.k = k
 
-    def forward(
-        self, input: Tensor, target: Tensor, mask: Tensor | None = None, annotated: Annotated = None
-    ) -> Tensor:
-        """Return the loss, `[]`."""
-        if self.group is None or torch.compiler.is_compiling():
-            chosen = self.hardest(input, target, mask, annotated)
-        else:
-            with failing_together(self.group, getattr(input, "device", torch.device("cpu"))):
-                chosen = self.hardest(input, target, mask, annotated)
-        return super().forward(input, target, chosen if mask is None else chosen * mask, annotated)
+    def over(self, input: Tensor, target: Target, mask: Tensor | None, annotated: Annotated) -> Over:
+        """The labels, and of all voxels the hardest."""
+        chosen = self.hardest(input, target, mask, annotated)
+        return super().over(input, target, chosen if mask is None else chosen * mask, annotated)
 
     @torch.no_grad()
     def hardest(
-        self, input: Tensor, target: Tensor, mask: Tensor | None = None, annotated: Annotated = None
+        self, input: Tensor, target: Target, mask: Tensor | None = None, annotated: Annotated = None
     ) -> Tensor:
         """Which voxels are chosen, `[B, 1, spatial...]` in [0, 1]: shares of those equal to the last."""
         there = None if mask is None else mask > 0
         values = self.each(input, target, there, annotated)
-        ignored = ignored_voxels(target, input.shape[1], self.ignore_index, self.regions is not None)
+        labels = inputs.plain(target.labels)
+        ignored = ignored_voxels(labels, input.shape[1], self.ignore_index, self.regions is not None)
         if ignored is not None:
             there = ~ignored if there is None else there & ~ignored
         if there is not None:
@@ -141,7 +137,7 @@ def _last_of_the_largest(values: Tensor, there: Tensor | None, k: float) -> tupl
     return flat.sort(descending=True).values.gather(0, count[None] - 1)[0], count
 
 
-class DiceTopKLoss(StatisticsLoss):
+class DiceTopKLoss(LossOfSeveralPasses):
     """L = λ_dice · Dice + λ_top_k · cross entropy of the hardest voxels: `DiceLoss` and `TopKLoss`.
 
     nnU-Net's `DC_and_topk_loss`, and in Ma et al. 2021, "Loss odyssey in medical image segmentation", among the
@@ -159,7 +155,6 @@ class DiceTopKLoss(StatisticsLoss):
         lambda_dice, lambda_top_k: λ ≥ 0.
     """
 
-    one_pass = False
     weighted_parts = (("lambda_dice", "dice"), ("lambda_top_k", "top_k"))
 
     def __init__(
@@ -185,11 +180,6 @@ class DiceTopKLoss(StatisticsLoss):
         **options: Unpack[RegionOptions],
     ) -> None:
         inputs.require_share(lambda_dice=lambda_dice, lambda_top_k=lambda_top_k)
-        if options.get("inplace"):
-            raise ValueError(
-                "inplace: expected False, as the backward passes of both parts need the logits, got True. "
-                "Omit it, or take DiceCELoss, which has one."
-            )
         shared = shared_options(to_onehot_y, sigmoid, softmax, other_act, "mean", ignore_index)
         super().__init__(include_background=include_background, **pass_options(options), **shared)
         self.dice = DiceLoss(
@@ -217,28 +207,3 @@ class DiceTopKLoss(StatisticsLoss):
         )
         self.lambda_dice = lambda_dice
         self.lambda_top_k = lambda_top_k
-
-    def needs(self, binary: bool) -> Sequence[str]:
-        """Those of Dice."""
-        return self.dice.needs(binary)
-
-    def compute(self, sums: PassSums) -> Tensor:
-        """Dice, `[]`."""
-        return self.dice.compute(sums)
-
-    def forward(
-        self, input: Tensor, target: Tensor, mask: Tensor | None = None, annotated: Annotated = None
-    ) -> Tensor:
-        """Return the loss, `[]`."""
-        return self.with_terms(input, target, mask, annotated)[0]
-
-    def with_terms(
-        self, input: Tensor, target: Tensor, mask: Tensor | None = None, annotated: Annotated = None
-    ) -> tuple[Tensor, dict[str, LossTerm]]:
-        """Return the loss, and its terms `dice` and `top_k`."""
-        terms = {}
-        for factor, name in self.weighted_parts:
-            value = getattr(self, name)(input, target, mask, annotated)
-            terms[name] = LossTerm(value, times(getattr(self, factor), value))
-        total = sum((term.weighted for term in terms.values()), start=torch.zeros((), device=input.device))
-        return total, {name: LossTerm(*(value.detach() for value in term)) for name, term in terms.items()}

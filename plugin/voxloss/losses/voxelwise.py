@@ -21,6 +21,7 @@ from voxloss.channels import Channels, spread
 from voxloss.distributed import Group, Shard
 from voxloss.losses.base import Annotated, StatisticsLoss, loss_dtype
 from voxloss.losses.options import Regions, VoxelOptions, Weight, shared_options
+from voxloss.maps import Maps, Target, with_maps
 from voxloss.reduction import class_weights, factors_of_classes, require_classes, select_classes
 from voxloss.statistics import PassShape, PassSums
 
@@ -89,24 +90,30 @@ class VoxelLoss(StatisticsLoss):
         self.classes = classes
 
     def forward(
-        self, input: Tensor, target: Tensor, mask: Tensor | None = None, annotated: Annotated = None
+        self,
+        input: Tensor,
+        target: Tensor | Target,
+        mask: Tensor | None = None,
+        annotated: Annotated = None,
+        **maps: Unpack[Maps],
     ) -> Tensor:
         """Return the loss, `[]`; with `reduction="none"` the loss of each voxel, `[B, 1, spatial...]`.
 
         Arguments as of `StatisticsLoss.forward`. An ignored voxel has 0.
         """
         if self.reduction != "none":
-            return super().forward(input, target, mask, annotated)
-        loss = self.each(input, target, mask, annotated).to(loss_dtype(input))
+            return super().forward(input, target, mask, annotated, **maps)
+        loss = self.each(input, with_maps(target, maps), mask, annotated).to(loss_dtype(input))
         inputs.warn_if_single(input.shape[1], self.to_onehot_y, self.include_background)
         return loss
 
     def each(
-        self, input: Tensor, target: Tensor, mask: Tensor | None = None, annotated: Annotated = None
+        self, input: Tensor, target: Target, mask: Tensor | None = None, annotated: Annotated = None
     ) -> Tensor:
         """The loss of each voxel, `[B, 1, spatial...]`, whatever the reduction."""
-        volumes, chosen = self._volumes(input, target, mask, annotated)
-        input, target, mask, activation = volumes
+        over = VoxelLoss.over(self, input, target, mask, annotated)  # also of a subclass that looks here first
+        volumes, chosen = self._volumes(input, over, annotated)
+        input, labels, mask, activation = volumes
         wide = torch.float32 if input.device.type == "mps" else torch.float64
         ignored = None if self.regions is not None else self.ignore_index
         like = input.new_zeros((), dtype=wide)
@@ -121,7 +128,7 @@ class VoxelLoss(StatisticsLoss):
         if chosen is not None:
             table = table * chosen
         options = self.ignore_index, self.backend, self.pass_gamma or 0.0, list(self._memberships)
-        each: Tensor = operators.voxel_terms(table, input, target, mask, activation, [*factors], *options)
+        each: Tensor = operators.voxel_terms(table, input, labels, mask, activation, [*factors], *options)
         return each
 
     def of_each(self, shape: PassShape) -> tuple[Channels, Mapping[str, Tensor | float]]:

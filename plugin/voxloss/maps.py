@@ -1,0 +1,99 @@
+"""What a target may carry beside its labels: maps that the loader makes, and a tuple for loops."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypedDict
+
+import torch
+from torch import Tensor
+
+from voxloss.inputs import ShapeError
+
+
+class Target(NamedTuple):
+    """Labels and maps in the place of a target, for loops that call `loss(output, target)`.
+
+    A loss takes what it needs and leaves the rest, so that one loader is enough for all. With keyword arguments,
+    `loss(output, labels, skeleton=skeleton)`, the tuple is not needed. The maps are made in the loader, by the
+    transforms of `voxloss.transforms`.
+
+    Attributes:
+        labels: the target of every loss, a label map `[B, 1, spatial...]` or `[B, C, spatial...]`.
+        skeleton: where the centre lines of the classes run, in the form of the labels: as a label map, 0 where
+            there is none; or `[B, C, spatial...]` with 1 on the lines.
+        distance: the signed distance φ to each class's boundary, negative inside, `[B, C, spatial...]`, or
+            `[B, 1, spatial...]` for all classes.
+    """
+
+    labels: Tensor
+    skeleton: Tensor | None = None
+    distance: Tensor | None = None
+
+
+class Maps(TypedDict, total=False):
+    """The maps as keyword arguments of a call; `Target` explains them."""
+
+    skeleton: Tensor | None
+    distance: Tensor | None
+
+
+MADE_BY = {"skeleton": "Skeletonized", "distance": "SignedDistanced"}
+
+
+def with_maps(target: Tensor | Target, maps: Maps) -> Target:
+    """Collect what a call was given.
+
+    Raises:
+        TypeError: for a keyword that is no map.
+        ValueError: if a map was given twice.
+    """
+    for name in maps:
+        if name not in MADE_BY:
+            raise TypeError(f"expected maps out of {', '.join(MADE_BY)}, got {name}=.")
+    if not isinstance(target, Target):
+        return Target(target, **maps)
+    for name, value in maps.items():
+        if value is not None and getattr(target, name) is not None:
+            raise ValueError(f"{name}: expected it in the target or as a keyword argument, got both.")
+    both = {**target._asdict(), **{name: value for name, value in maps.items() if value is not None}}
+    return Target(**both)
+
+
+def require_map(name: str, found: Tensor | None, input: Tensor, channels: int | None = None) -> Tensor:
+    """Check a map's type, shape and device; nothing here looks at a voxel.
+
+    `channels`: how many it has, if that is known; else one, or as many as the input.
+    """
+    wanted = [input.shape[0], "1 or C" if channels is None else channels, *input.shape[2:]]
+    if found is None:
+        raise ValueError(
+            f"{name}: expected a map [B, C or 1, spatial...] beside the labels, got none. Make it in the loader "
+            f"with voxloss.transforms.{MADE_BY[name]}, and give it as {name}=..., or in the target's place "
+            f"voxloss.Target(labels, {name}=...)."
+        )
+    if not isinstance(found, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(found).__name__}.")
+    if found.device != input.device:
+        raise ValueError(
+            f"{name}: expected on the input's device {input.device}, got {found.device}. "
+            f"Move it with {name}.to(input.device)."
+        )
+    known = (1, input.shape[1]) if channels is None else (channels,)
+    fits = found.ndim == input.ndim and found.shape[0] == input.shape[0] and found.shape[2:] == input.shape[2:]
+    if not fits or found.shape[1] not in known:
+        raise ShapeError(
+            f"{name}: expected {wanted}, as input is {list(input.shape)}, got {list(found.shape)}. "
+            "It is cropped, flipped and rotated with the labels."
+        )
+    if found.requires_grad:
+        raise ValueError(f"{name}: expected a map that needs no gradient. Say {name}.detach().")
+    return found
+
+
+def require_all(holds: Tensor, message: str) -> None:
+    """Raise ValueError unless all elements are true; on CUDA without waiting for the device, which fails then."""
+    if holds.device.type == "cuda":
+        torch._assert_async(holds.all(), message)
+    elif not torch.compiler.is_compiling() and not holds.all():
+        place = [int(each) for each in (~holds).nonzero()[0]]
+        raise ValueError(f"{message} First at {place}; {int((~holds).sum())} in all.")
