@@ -344,9 +344,11 @@ def _explain(input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec)
             )
         elif spec.ignore_index is not None:
             ignored = masked | (exact == spec.ignore_index).all(1, keepdim=True)
+        if spec.signed:
+            _raise_if(~torch.isfinite(exact) & ~ignored, target, "distance: expected finite numbers", "")
         tolerance = range_tolerance(target.dtype)
         _raise_if(
-            ~((exact >= -tolerance) & (exact <= 1 + tolerance)) & ~ignored,
+            ~((exact >= -tolerance) & (exact <= 1 + tolerance)) & ~ignored & (not spec.signed),
             target,
             "target: expected values in [0, 1], one channel per class",
             "One channel is the foreground's mask: say (target > 0), or give the network one output per class."

@@ -15,7 +15,6 @@ from torch.nn import Parameter
 
 from voxloss import inputs
 from voxloss.backends import backend_for, voxels
-from voxloss.backends.voxels import PassSpec
 
 _VOLUMES = "Tensor input, Tensor target, Tensor? mask"
 _OPTIONS = "str activation, str[] sums, int? ignore_index, str? backend, float gamma, int[] regions"
@@ -35,7 +34,7 @@ def _sums(
     inplace: bool = False,
 ) -> Tensor:
     """Sums over the voxels, `[K, B, C]`, in the order of `sums`; `inplace`: see `StatisticsLoss`."""
-    spec = PassSpec(activation, sums, ignore_index, gamma, regions)
+    spec = voxels.spec_of(activation, sums, ignore_index, gamma, regions)
     voxels.require_spec(spec)
     result, valid = backend_for(backend, input.device.type, input.dtype).region_sums(input, target, spec, mask)
     inputs.require_valid(valid, input, target, mask, spec)
@@ -78,7 +77,7 @@ def _derivative(
     wrt: str,
 ) -> Tensor:
     """∂L/∂input or ∂L/∂target (`wrt`) from grad = ∂L/∂sums, `[K, B, C]`."""
-    spec = PassSpec(activation, sums, ignore_index, gamma, regions)
+    spec = voxels.spec_of(activation, sums, ignore_index, gamma, regions)
     return backend_for(backend, input.device.type, input.dtype).region_sums_backward(
         grad, input, target, spec, wrt, mask
     )
@@ -115,7 +114,7 @@ def region_sums_backward_(
     regions: Sequence[int],
 ) -> None:
     """Write ∂L/∂input over the input."""
-    spec = PassSpec(activation, sums, ignore_index, gamma, regions)
+    spec = voxels.spec_of(activation, sums, ignore_index, gamma, regions)
     chosen = backend_for(backend, input.device.type, input.dtype)
     chosen.region_sums_backward(grad, input, target, spec, "input", mask, out=input)
 
@@ -155,7 +154,7 @@ def _derivatives(ctx: Any, grad: Tensor, derivative: Callable[..., Tensor]) -> t
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, activation, sums, ignore_index, _, gamma, regions, ctx.wrt = inputs
-    ctx.spec = PassSpec(activation, sums, ignore_index, gamma, regions)
+    ctx.spec = voxels.spec_of(activation, sums, ignore_index, gamma, regions)
     ctx.save_for_backward(*tensors)
 
 
@@ -243,7 +242,7 @@ def voxel_terms(
     regions: Sequence[int],
 ) -> Tensor:
     """What each voxel adds to Σ factor·sum, `[B, 1, spatial...]`; `factors` `[K, B, C]`, without a gradient."""
-    spec = PassSpec(activation, sums, ignore_index, gamma, regions)
+    spec = voxels.spec_of(activation, sums, ignore_index, gamma, regions)
     voxels.require_spec(spec)
     chosen = backend_for(backend, input.device.type, input.dtype)
     result, valid = chosen.voxel_terms(factors, input, target, spec, mask)
@@ -277,7 +276,7 @@ def voxel_terms_backward(
     wrt: str,
 ) -> Tensor:
     """∂L/∂input or ∂L/∂target (`wrt`) from grad = ∂L/∂terms, `[B, 1, spatial...]`: the weights of the voxels."""
-    spec = PassSpec(activation, sums, ignore_index, gamma, regions)
+    spec = voxels.spec_of(activation, sums, ignore_index, gamma, regions)
     chosen = backend_for(backend, input.device.type, input.dtype)
     weights = grad if mask is None else grad * mask
     return chosen.region_sums_backward(factors, input, target, spec, wrt, weights)
@@ -307,7 +306,7 @@ def _terms_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 def _save_terms_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, activation, sums, ignore_index, _, gamma, regions, ctx.wrt = inputs
-    ctx.spec = PassSpec(activation, sums, ignore_index, gamma, regions)
+    ctx.spec = voxels.spec_of(activation, sums, ignore_index, gamma, regions)
     ctx.save_for_backward(*tensors)
 
 

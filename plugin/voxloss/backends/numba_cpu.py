@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from voxloss.backends.layout import flatten_spatial
-from voxloss.backends.voxels import TERMS, PassSpec, range_tolerance, without_differences
+from voxloss.backends.voxels import TERMS, PassSpec, range_tolerance, target_tolerance, without_differences
 
 # Voxels of an item that are summed by themselves, at least; see `_part`.
 PART = 1 << 15
@@ -262,7 +262,7 @@ def _config(input: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None) 
         ignores=spec.ignore_index is not None,
         ignore_index=spec.ignore_index or 0,
         slack=range_tolerance(input.dtype),
-        target_slack=range_tolerance(target.dtype),
+        target_slack=target_tolerance(target.dtype, spec),
         masked=mask is not None,
         weighted=mask is not None and mask.dtype != torch.bool,
     )

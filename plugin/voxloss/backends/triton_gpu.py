@@ -22,6 +22,7 @@ from voxloss.backends.voxels import (
     SMALLEST_LOGARITHM,
     PassSpec,
     range_tolerance,
+    target_tolerance,
     without_differences,
 )
 
@@ -272,7 +273,7 @@ def _planned(
     return _plan(
         tuple(map(_layout, volumes)),
         None if out is None else _layout(out),
-        PassSpec(spec.activation, tuple(spec.sums), spec.ignore_index, spec.gamma, tuple(spec.regions)),
+        spec._replace(sums=tuple(spec.sums), regions=tuple(spec.regions)),
         task,
         tiles,
         address % 16 == 0,
@@ -347,7 +348,7 @@ def _plan(
         log_n=any(name in NEGATIVE for name in spec.sums),
         kink="soft_intersection" in spec.sums,
         p_slack=range_tolerance(input.dtype),
-        g_slack=range_tolerance(target.dtype),
+        g_slack=target_tolerance(target.dtype, spec),
         by_target=task == "target",
         real=language.float64 if input.dtype == torch.float64 else language.float32,
         # Those first whose derivative has no target in it: their sum is the same in every voxel.

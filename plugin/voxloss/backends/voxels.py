@@ -70,10 +70,22 @@ class PassSpec(NamedTuple):
     ignore_index: int | None
     gamma: float = 2.0  # ≥ 0, the exponent of the focal sums and of the powers of logarithms
     regions: Sequence[int] = ()  # of a label map, for each label the channels that it belongs to, as bits
+    signed: bool = False  # the target is a distance φ: any finite numbers, one per channel
 
     def is_label_map(self, input: Tensor, target: Tensor) -> bool:
         """Whether the target has a label for each voxel, not a value for each channel."""
         return bool(self.regions) or target.shape[1] != input.shape[1]
+
+
+DISTANCE = "distance"  # a sum: Σ φ·p, which is the intersection with a target that need not be in [0, 1]
+
+
+def spec_of(
+    activation: str, sums: Sequence[str], ignore_index: int | None, gamma: float, regions: Sequence[int]
+) -> PassSpec:
+    """The pass that an operator is asked for."""
+    terms = ["intersection" if name == DISTANCE else name for name in sums]
+    return PassSpec(activation, terms, ignore_index, gamma, regions, DISTANCE in sums)
 
 
 def require_spec(spec: PassSpec) -> None:
@@ -189,6 +201,11 @@ def range_tolerance(dtype: torch.dtype) -> float:
     return 1e-2 if dtype in (torch.float16, torch.bfloat16) else 1e-3
 
 
+def target_tolerance(dtype: torch.dtype, spec: PassSpec) -> float:
+    """How far outside of [0, 1] a target may lie; a distance anywhere, if it is finite."""
+    return torch.finfo(torch.float32).max if spec.signed else range_tolerance(dtype)
+
+
 def prepare(input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec, dtype: torch.dtype) -> Voxels:
     """Apply the activation, compare the labels and take the ignored voxels out, all in `dtype`."""
     z = input.flatten(2).to(dtype)
@@ -256,7 +273,7 @@ def _encode(
         classes = torch.arange(channels, device=target.device).view(1, -1, 1)
         return (labels == classes).to(dtype), ignored, valid
     g = target.to(dtype)
-    tolerance = range_tolerance(target.dtype)
+    tolerance = target_tolerance(target.dtype, spec)
     valid = (g >= -tolerance) & (g <= 1 + tolerance)
     if ignore_index is not None and channels > 1 and 0 <= ignore_index < channels:
         channel = g[:, ignore_index, None]

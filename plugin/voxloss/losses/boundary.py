@@ -1,0 +1,174 @@
+"""Boundaries: what is predicted times its distance to the target's boundary, alone and beside Dice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from monai.utils.enums import LossReduction
+from torch import Tensor
+
+from voxloss import inputs
+from voxloss.backends.voxels import DISTANCE
+from voxloss.channels import ignored_voxels, of_classes
+from voxloss.losses.base import Annotated, Over, StatisticsLoss
+from voxloss.losses.compound import LossOfSeveralPasses
+from voxloss.losses.options import RegionOptions, VoxelOptions, Weight, pass_options, shared_options
+from voxloss.losses.overlap import DiceLoss
+from voxloss.maps import Target, require_map
+from voxloss.reduction import class_weights, factors_of_classes, reduce, require_classes, select_classes
+from voxloss.statistics import PassSums
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Schedule = Literal["constant", "increase", "rebalance"]
+
+
+class BoundaryLoss(StatisticsLoss):
+    """L = mean over samples, classes and voxels of φ·p; φ is the signed distance to the target's boundary.
+
+    Kervadec et al. 2019, "Boundary loss for highly unbalanced segmentation". φ is negative inside of the target,
+    so that the loss falls with what is predicted there, and rises with the distance of what is predicted outside.
+    Take it beside a region loss: `DiceBoundaryLoss`. The distance is a map of the target, made in the loader, for
+    example by `voxloss.transforms.SignedDistanced`, and given as `distance=` or in a `Target`. Any other numbers
+    weigh the voxels of each class: a weight map per class.
+
+    input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
+    `to_onehot_y`, else `[B, C, spatial...]`; of it the ignored voxels are left out. distance:
+    `[B, C, spatial...]`, or `[B, 1, spatial...]` for all classes, in whatever unit. `StatisticsLoss` explains the
+    arguments that all losses share, `VoxelOptions` those that others do not have.
+
+    Args:
+        reduction: "mean", "sum" over samples and classes, or "none", `[B, C]`.
+        weight: a factor ≥ 0 per channel.
+    """
+
+    one_pass = False
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[[Tensor], Tensor] | None = None,
+        reduction: LossReduction | str = LossReduction.MEAN,
+        *,
+        weight: Weight = None,
+        ignore_index: int | None = None,
+        **options: Unpack[VoxelOptions],
+    ) -> None:
+        shared = shared_options(to_onehot_y, sigmoid, softmax, other_act, reduction, ignore_index)
+        classes = options.pop("classes", None)
+        super().__init__(include_background=include_background, **shared, **options)
+        require_classes(classes, include_background)
+        self.register_buffer("class_weight", factors_of_classes(weight))
+        self.classes = classes
+
+    def needs(self, binary: bool) -> Sequence[str]:
+        """Σφp, and the number of voxels."""
+        return DISTANCE, "voxels"
+
+    def over(self, input: Tensor, target: Target, mask: Tensor | None, annotated: Annotated) -> Over:
+        """The distance in the place of the labels."""
+        distance = inputs.plain(require_map("distance", target.distance, input))
+        labels, channels = inputs.plain(target.labels), input.shape[1]
+        inputs.require_pair(inputs.plain(input), labels, None, softmax=self.activation == "softmax")
+        ignored = ignored_voxels(labels, channels, self.ignore_index, self.regions is not None)
+        if ignored is not None:
+            mask = ~ignored if mask is None else mask * ~ignored
+        return Over(distance.expand(-1, channels, *distance.shape[2:]), mask, False, (), None)
+
+    def compute(self, sums: PassSums) -> Tensor:
+        """The loss: `[]`, or `[B, C]` without reduction."""
+        total = sums.channels
+        chosen, counting = select_classes(total, self.classes, self.include_background, sums.ignored_class)
+        voxels = sums.per_sample("voxels", counting)
+        loss = sums.per_sample(DISTANCE, counting) / torch.where(voxels > 0, voxels, 1.0)
+        weight = self.following("class_weight", sums.tensor)
+        if weight is not None:
+            loss = loss * class_weights(weight, total, chosen, counting)
+        counts = sums.counts(False)
+        counts = None if counts is None else of_classes(counts, counting)
+        return reduce(loss, counts, self.reduction, None if sums.alone else sums.over_ranks)
+
+
+class DiceBoundaryLoss(LossOfSeveralPasses):
+    """L = λ_dice · Dice + λ_boundary · boundary loss: `DiceLoss` and `BoundaryLoss`.
+
+    Kervadec et al. 2019 begin with nearly nothing but Dice, and have two schedules: "increase",
+    λ_boundary = e · step beside a constant Dice, and "rebalance", λ_dice = max(step, 1 − e · step) and
+    λ_boundary = 1 − λ_dice. Call `at_epoch(e)` at the start of each epoch e = 1, 2, …. Arguments as `DiceLoss` but
+    for `inplace`; the distance as of `BoundaryLoss`. Two passes forward and two backward.
+
+    input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
+    `to_onehot_y`, else `[B, C, spatial...]`; distance: `[B, C, spatial...]` or `[B, 1, spatial...]`. `RegionLoss`
+    explains the arguments that all losses share, `RegionOptions` those that MONAI does not have.
+
+    Args:
+        reduction: "mean" or "sum".
+        smooth_nr, smooth_dr: s_n and s_d ≥ 0 of Dice, in voxels.
+        weight: a factor ≥ 0 per channel.
+        lambda_dice, lambda_boundary: λ ≥ 0; where there is a schedule, as `at_epoch` sets them.
+        schedule: "constant", "increase" or "rebalance".
+        step: by how much per epoch, 0.01 in the paper.
+    """
+
+    weighted_parts = (("lambda_dice", "dice"), ("lambda_boundary", "boundary"))
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: Callable[[Tensor], Tensor] | None = None,
+        reduction: LossReduction | str = LossReduction.MEAN,
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        batch: bool = False,
+        weight: Weight = None,
+        lambda_dice: float = 1.0,
+        lambda_boundary: float = 0.01,
+        *,
+        schedule: Schedule = "constant",
+        step: float = 0.01,
+        ignore_index: int | None = None,
+        **options: Unpack[RegionOptions],
+    ) -> None:
+        inputs.require_share(lambda_dice=lambda_dice, lambda_boundary=lambda_boundary, step=step)
+        if schedule not in get_args(Schedule):
+            raise ValueError(f"schedule: expected one of {get_args(Schedule)}, got {schedule!r}.")
+        if LossReduction(reduction) is LossReduction.NONE:
+            raise ValueError('reduction: expected "mean" or "sum", got "none".')
+        shared = shared_options(to_onehot_y, sigmoid, softmax, other_act, reduction, ignore_index)
+        super().__init__(include_background=include_background, **pass_options(options), **shared)
+        self.dice = DiceLoss(
+            include_background=include_background,
+            smooth_nr=smooth_nr,
+            smooth_dr=smooth_dr,
+            batch=batch,
+            weight=weight,
+            **shared,
+            **options,
+        )
+        self.boundary = BoundaryLoss(
+            include_background=include_background,
+            weight=weight,
+            classes=options.get("classes"),
+            **shared,
+            **pass_options(options),
+        )
+        self.lambda_dice, self.lambda_boundary = lambda_dice, lambda_boundary
+        self.schedule, self.step = schedule, step
+        self.at_epoch(1)
+
+    def at_epoch(self, epoch: int) -> None:
+        """Set the λ of an epoch, 1 for the first."""
+        if self.schedule == "increase":
+            self.lambda_boundary = epoch * self.step
+        elif self.schedule == "rebalance":
+            self.lambda_dice = max(self.step, 1 - epoch * self.step)
+            self.lambda_boundary = 1 - self.lambda_dice
