@@ -7,6 +7,7 @@ from typing import Any
 import monai.losses
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from every_loss import value_and_gradient
@@ -57,9 +58,16 @@ def test_one_map_for_all_classes() -> None:
 
 
 def test_monais_on_its_own_maps() -> None:
-    boundary = getattr(monai.losses, "BoundaryLoss", None)
-    if boundary is None:
+    kind = getattr(monai.losses, "BoundaryLoss", None)
+    if kind is None:
         pytest.skip("this MONAI has none")
+    x, labels, _ = data()
+    theirs = kind(**MAP, include_background=False)
+    distance = theirs.compute_distance_map(F.one_hot(labels[:, 0], 3).movedim(-1, 1))
+    ours = BoundaryLoss(**MAP, include_background=False)
+    torch.testing.assert_close(ours(x, labels, distance=distance), theirs(x, labels))
+    sums = BoundaryLoss(**MAP, reduction="none")(x, labels, distance=distance)
+    torch.testing.assert_close(sums, kind(**MAP, reduction="none")(x, labels))
 
 
 def test_ignored_voxels_and_masks() -> None:

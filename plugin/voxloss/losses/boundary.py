@@ -61,8 +61,8 @@ class BoundaryLoss(StatisticsLoss):
         **options: Unpack[VoxelOptions],
     ) -> None:
         shared = shared_options(to_onehot_y, sigmoid, softmax, other_act, reduction, ignore_index)
-        classes = options.pop("classes", None)
-        super().__init__(include_background=include_background, **shared, **options)
+        classes = options.get("classes")
+        super().__init__(include_background=include_background, **shared, **pass_options(options))
         require_classes(classes, include_background)
         self.register_buffer("class_weight", factors_of_classes(weight))
         self.classes = classes
@@ -100,8 +100,8 @@ class DiceBoundaryLoss(LossOfSeveralPasses):
 
     Kervadec et al. 2019 begin with nearly nothing but Dice, and have two schedules: "increase",
     λ_boundary = e · step beside a constant Dice, and "rebalance", λ_dice = max(step, 1 − e · step) and
-    λ_boundary = 1 − λ_dice. Call `at_epoch(e)` at the start of each epoch e = 1, 2, …. Arguments as `DiceLoss` but
-    for `inplace`; the distance as of `BoundaryLoss`. Two passes forward and two backward.
+    λ_boundary = 1 − λ_dice. Call `at_epoch(e)` at the start of each epoch e = 1, 2, …. Arguments as `DiceLoss`
+    but for `inplace`; the distance as of `BoundaryLoss`. Two passes forward and two backward.
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
     `to_onehot_y`, else `[B, C, spatial...]`; distance: `[B, C, spatial...]` or `[B, 1, spatial...]`. `RegionLoss`

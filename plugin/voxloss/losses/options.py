@@ -84,7 +84,7 @@ def shared_options(
     }
 
 
-def pass_options(options: RegionOptions) -> PassOptions:
+def pass_options(options: RegionOptions | VoxelOptions) -> PassOptions:
     """Those of the options that are about the pass, and not about a part of a compound."""
     chosen = {name: value for name, value in options.items() if name in PassOptions.__annotations__}
     return cast(PassOptions, chosen)

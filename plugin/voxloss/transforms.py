@@ -1,0 +1,169 @@
+"""Maps of labels for the loader, as MONAI dictionary transforms: `pip install 'voxloss[maps]'`.
+
+    Compose([LoadImaged(["image", "label"]), EnsureChannelFirstd(["image", "label"]), Skeletonized("label"), ...])
+
+Each adds an item, `label_skeleton` for "label", of the same kind as the label (a MetaTensor keeps affine and
+applied operations) and in its grid, so that the transforms that follow can treat it as a label. Everything here
+is deterministic: `CacheDataset` and `PersistentDataset` compute a map once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config.type_definitions import KeysCollection
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms.transform import MapTransform
+from monai.utils.enums import TransformBackends
+from monai.utils.module import optional_import
+from numpy.typing import NDArray
+from torch import Tensor
+
+from voxloss.inputs import ShapeError
+
+__all__ = ["SignedDistanced", "Skeletonized"]
+
+Image = NDArray[Any]
+
+
+class _Mapped(MapTransform):
+    """Adds a map of each label."""
+
+    backend = [TransformBackends.NUMPY]  # noqa: RUF012 # as MONAI has it
+    name: str
+
+    def __init__(self, keys: KeysCollection, ignore_index: int | None, allow_missing_keys: bool) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.ignore_index = ignore_index
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the items and the maps."""
+        found = dict(data)
+        for key in self.key_iterator(found):
+            label = found[key]
+            if label.ndim not in (3, 4) or label.shape[0] != 1:
+                raise ShapeError(
+                    f"{key}: expected a label map [1, spatial...] of two or three axes, got {list(label.shape)}. "
+                    "EnsureChannelFirstd adds the axis of channels."
+                )
+            values = np.asarray(label.detach().cpu() if isinstance(label, Tensor) else label)[0]
+            found[f"{key}_{self.name}"] = _like(label, self.map(values, _spacing(label)))
+        return found
+
+    def map(self, labels: Image, spacing: Sequence[float]) -> Image:
+        """The map, `[channels, spatial...]`, of labels `[spatial...]` in a grid of this spacing."""
+        raise NotImplementedError
+
+
+class Skeletonized(_Mapped):
+    """Add `{key}_skeleton`: the labels along the centre lines of everything that is no background, elsewhere 0.
+
+    As Kirchhoff et al. 2024 have it for `SkeletonRecallLoss`: the foreground as a whole is thinned to lines, which
+    are thickened to tubes, and a voxel of a tube keeps its label. So a line goes on where one class ends at
+    another.
+
+    Flipped labels have a flipped skeleton up to single voxels, as thinning has an order; cropped ones another one
+    near the border. Make it from the whole volume, and crop, flip and rotate it with the label, by nearest
+    neighbour.
+
+    Args:
+        keys: of the labels, `[1, spatial...]`, 0 for the background.
+        tube: by how many voxels lines are thickened; 2 in the paper's code.
+        ignore_index: a label that is no foreground.
+        allow_missing_keys: leave out a key that an item does not have.
+    """
+
+    name = "skeleton"
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        tube: int = 2,
+        ignore_index: int | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, ignore_index, allow_missing_keys)
+        if tube < 0:
+            raise ValueError(f"tube: expected a number of voxels ≥ 0, got {tube!r}.")
+        self.tube = tube
+
+    def map(self, labels: Image, spacing: Sequence[float]) -> Image:
+        """The labels on the tubes; the spacing plays no part."""
+        morphology = _required("skimage.morphology", "scikit-image")
+        inside = (labels != 0) & (labels != self.ignore_index)
+        lines = morphology.skeletonize(inside) > 0
+        for _ in range(self.tube):
+            lines = morphology.dilation(lines)
+        return np.where(lines & inside, labels, 0).astype(labels.dtype)[None]
+
+
+class SignedDistanced(_Mapped):
+    """Add `{key}_distance`: the distance to each class's boundary, `[channels, spatial...]`, negative inside.
+
+    For `BoundaryLoss` (Kervadec et al. 2019). Outside of a class it is the distance to the nearest voxel in it,
+    inside minus that to the nearest voxel outside, in the unit of the spacing that a MetaTensor's affine has,
+    else in voxels. A class that is nowhere, or everywhere, has no boundary and is 0.
+
+    Flips and rotations by right angles of the labels are those of the distance; a crop has other distances, as
+    boundaries outside of it are not known. Make it from the whole volume, and crop it with the label.
+
+    Args:
+        keys: of the labels, `[1, spatial...]`.
+        channels: how many classes there are, 0 for the background; or `regions` in their place.
+        regions: for each channel the labels that it is made of.
+        ignore_index: a label that is in no class.
+        allow_missing_keys: leave out a key that an item does not have.
+    """
+
+    name = "distance"
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        channels: int | None = None,
+        regions: Sequence[Sequence[int]] | None = None,
+        ignore_index: int | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, ignore_index, allow_missing_keys)
+        if (channels is None) == (regions is None):
+            raise ValueError("channels, regions: expected one of them, how many classes or the labels of each.")
+        self.regions = [[c] for c in range(channels or 0)] if regions is None else [[*each] for each in regions]
+
+    def map(self, labels: Image, spacing: Sequence[float]) -> Image:
+        """Distances, float32."""
+        edt = _required("edt", "edt").edt
+        found = np.zeros((len(self.regions), *labels.shape), np.float32)
+        for distance, region in zip(found, self.regions, strict=True):
+            inside = np.isin(labels, region) & (labels != self.ignore_index)
+            if inside.any() and not inside.all():
+                outer, inner = (edt(np.ascontiguousarray(part), anisotropy=spacing) for part in (~inside, inside))
+                distance[:] = outer - inner
+        return found
+
+
+def _required(module: str, package: str) -> Any:
+    found, there = optional_import(module)
+    if not there:
+        raise ImportError(f"the maps of voxloss.transforms need {package}: pip install 'voxloss[maps]'.")
+    return found
+
+
+def _spacing(label: Any) -> tuple[float, ...]:
+    """Of a MetaTensor's voxels, else 1."""
+    if isinstance(label, MetaTensor):
+        return tuple(float(size) for size in label.pixdim[: label.ndim - 1])
+    return tuple([1.0] * (label.ndim - 1))
+
+
+def _like(label: Any, values: Image) -> Any:
+    """A map as the label is: an array, a tensor or a MetaTensor with the same history."""
+    if not isinstance(label, Tensor):
+        return values
+    tensor = torch.as_tensor(values, device=label.device)
+    if not isinstance(label, MetaTensor):
+        return tensor
+    return MetaTensor(tensor, meta=dict(label.meta), applied_operations=list(label.applied_operations))
