@@ -19,40 +19,41 @@ SHAPE = (5, 6, 7)
 class Off(voxloss.DiceLoss):
     """Too large by a quarter."""
 
-    def forward(self, input: Tensor, target: Tensor, *_: Any, **__: Any) -> Tensor:
+    def forward(self, input: Tensor, target: Any, *_: Any, **__: Any) -> Tensor:
         return super().forward(input, target) + 0.25
 
 
 class NotANumber(voxloss.DiceLoss):
-    def forward(self, input: Tensor, target: Tensor, *_: Any, **__: Any) -> Tensor:
+    def forward(self, input: Tensor, target: Any, *_: Any, **__: Any) -> Tensor:
         return super().forward(input, target) * float("nan")
 
 
 class Forgetful(voxloss.DiceLoss):
     """Wrong on volumes of one shape only."""
 
-    def forward(self, input: Tensor, target: Tensor, *_: Any, **__: Any) -> Tensor:
+    def forward(self, input: Tensor, target: Any, *_: Any, **__: Any) -> Tensor:
         return super().forward(input, target) + (0.25 if input.shape[2:] == SHAPE else 0)
 
 
 class Ordered(voxloss.DiceLoss):
     """One voxel counts more than the others."""
 
-    def forward(self, input: Tensor, target: Tensor, *_: Any, **__: Any) -> Tensor:
-        return super().forward(input, target) + 0.25 * (target.flatten()[0] > 0)
+    def forward(self, input: Tensor, target: Any, *_: Any, **__: Any) -> Tensor:
+        loss: Tensor = super().forward(input, target) + 0.25 * (target.flatten()[0] > 0)
+        return loss
 
 
 class Imprecise(voxloss.DiceLoss):
     """Wrong in half precision only."""
 
-    def forward(self, input: Tensor, target: Tensor, *_: Any, **__: Any) -> Tensor:
+    def forward(self, input: Tensor, target: Any, *_: Any, **__: Any) -> Tensor:
         return super().forward(input, target) + (0.25 if input.dtype == torch.float16 else 0)
 
 
 class Warns(voxloss.DiceLoss):
     """Right, but noisy, even while it is differentiated."""
 
-    def forward(self, input: Tensor, target: Tensor, *_: Any, **__: Any) -> Tensor:
+    def forward(self, input: Tensor, target: Any, *_: Any, **__: Any) -> Tensor:
         if input.requires_grad:
             input.register_hook(self.complain)  # type: ignore[no-untyped-call]
         return super().forward(input, target)
@@ -62,7 +63,7 @@ class Warns(voxloss.DiceLoss):
 
 
 class Raises(nn.Module):
-    def forward(self, input: Tensor, target: Tensor, *_: Any, **__: Any) -> Tensor:
+    def forward(self, input: Tensor, target: Any, *_: Any, **__: Any) -> Tensor:
         raise RuntimeError("out of luck\nwith a second line")
 
 
@@ -74,7 +75,7 @@ class Fussy(nn.Module):
 class Interrupted(voxloss.DiceLoss):
     """As by Ctrl-C, in half precision."""
 
-    def forward(self, input: Tensor, target: Tensor, *_: Any, **__: Any) -> Tensor:
+    def forward(self, input: Tensor, target: Any, *_: Any, **__: Any) -> Tensor:
         if input.dtype == torch.float16:
             raise KeyboardInterrupt
         return super().forward(input, target)
@@ -83,7 +84,7 @@ class Interrupted(voxloss.DiceLoss):
 class Sleeps(voxloss.DiceLoss):
     """In half precision for a minute; says so with a file."""
 
-    def forward(self, input: Tensor, target: Tensor, *_: Any, **__: Any) -> Tensor:
+    def forward(self, input: Tensor, target: Any, *_: Any, **__: Any) -> Tensor:
         if input.dtype == torch.float16:
             Path("asleep").touch()
             time.sleep(60)

@@ -136,12 +136,12 @@ class WeightsNotRelative(voxloss.GeneralizedDiceLoss):
 
 
 class Nothing(voxloss.DiceLoss):
-    def forward(self, input: Tensor, target: Tensor, *_: Any, **__: Any) -> Tensor:
+    def forward(self, input: Tensor, target: Any, *_: Any, **__: Any) -> Tensor:
         return super().forward(input, target) * math.nan
 
 
 class SlightlyOff(voxloss.DiceLoss):
-    def forward(self, input: Tensor, target: Tensor, *_: Any, **__: Any) -> Tensor:
+    def forward(self, input: Tensor, target: Any, *_: Any, **__: Any) -> Tensor:
         return super().forward(input, target) + 2e-6
 
 

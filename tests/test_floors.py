@@ -26,7 +26,7 @@ ORDER = {
     "voxloss": [
         ["regions", "distributed", "backends"],
         ["channels", "inputs"],
-        ["metrics"],
+        ["metrics", "maps", "transforms"],
         ["operators"],
         ["statistics"],
         ["formulas", "reduction"],
@@ -47,7 +47,7 @@ ORDER = {
         ["region", "voxelwise"],
         ["overlap", "confusion"],
         ["overlap_variants", "compound"],
-        ["exponential_logarithmic", "unified_focal", "top_k"],
+        ["exponential_logarithmic", "unified_focal", "top_k", "skeleton", "boundary"],
     ],
     "voxloss_verify": [
         ["tolerances", "request", "configurations"],

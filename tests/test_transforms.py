@@ -61,8 +61,8 @@ def test_distances_are_those_of_scipy_in_the_units_of_the_grid(spacing: tuple[fl
         np.testing.assert_allclose(found[c], wanted, rtol=1e-5)
     assert not found[4].any()
     region = SignedDistanced("label", regions=[[1, 2], [3]])({"label": meta})["label_distance"]
-    inside = torch.isin(labels[0], torch.tensor([1, 2]))
-    assert ((region[0] < 0) == inside).all()
+    both = torch.isin(labels[0], torch.tensor([1, 2]))
+    assert ((region[0] < 0) == both).all()
     right = 30 * torch.nn.functional.one_hot(labels.long(), 5).movedim(-1, 1).float()
     loss = BoundaryLoss(softmax=True, to_onehot_y=True)
     assert loss(right, labels[None], distance=found[None]) < loss(-right, labels[None], distance=found[None])

@@ -61,8 +61,8 @@ class _Mapped(MapTransform):
 class Skeletonized(_Mapped):
     """Add `{key}_skeleton`: the labels along the centre lines of everything that is no background, elsewhere 0.
 
-    As Kirchhoff et al. 2024 have it for `SkeletonRecallLoss`: the foreground as a whole is thinned to lines, which
-    are thickened to tubes, and a voxel of a tube keeps its label. So a line goes on where one class ends at
+    As Kirchhoff et al. 2024 have it for `SkeletonRecallLoss`: the foreground as a whole is thinned to lines,
+    which are thickened to tubes, and a voxel of a tube keeps its label. So a line goes on where one class ends at
     another.
 
     Flipped labels have a flipped skeleton up to single voxels, as thinning has an order; cropped ones another one
