@@ -69,7 +69,7 @@ def test_the_same_bits_as_in_memory_of_its_own(options: dict[str, Any]) -> None:
 
 
 def test_of_two_passes_neither_may_write_over_the_logits() -> None:
-    with pytest.raises(ValueError, match="inplace: expected False, as the backward passes of both parts need"):
+    with pytest.raises(ValueError, match="inplace: expected False, as the backward passes of all parts need"):
         voxloss.DiceTopKLoss(**MAP, inplace=True)
 
 

@@ -34,6 +34,7 @@ from voxloss.losses.region import RegionLoss
 from voxloss.losses.top_k import DiceTopKLoss, TopKLoss
 from voxloss.losses.unified_focal import UnifiedFocalLoss
 from voxloss.losses.voxelwise import CrossEntropyLoss, FocalLoss
+from voxloss.maps import Target
 from voxloss.metrics import OverlapMetric
 from voxloss.statistics import RegionStatistics, region_statistics
 
@@ -67,6 +68,7 @@ __all__ = [
     "SensitivitySpecificityLoss",
     "ShapeError",
     "StatisticsLoss",
+    "Target",
     "TopKLoss",
     "TverskyCELoss",
     "TverskyLoss",

@@ -59,12 +59,8 @@ def with_maps(target: Tensor | Target, maps: Maps) -> Target:
     return Target(**both)
 
 
-def require_map(name: str, found: Tensor | None, input: Tensor, channels: int | None = None) -> Tensor:
-    """Check a map's type, shape and device; nothing here looks at a voxel.
-
-    `channels`: how many it has, if that is known; else one, or as many as the input.
-    """
-    wanted = [input.shape[0], "1 or C" if channels is None else channels, *input.shape[2:]]
+def require_map(name: str, found: Tensor | None, input: Tensor) -> Tensor:
+    """Check a map's type, shape and device; nothing here looks at a voxel."""
     if found is None:
         raise ValueError(
             f"{name}: expected a map [B, C or 1, spatial...] beside the labels, got none. Make it in the loader "
@@ -78,11 +74,16 @@ def require_map(name: str, found: Tensor | None, input: Tensor, channels: int | 
             f"{name}: expected on the input's device {input.device}, got {found.device}. "
             f"Move it with {name}.to(input.device)."
         )
-    known = (1, input.shape[1]) if channels is None else (channels,)
+    # Not with `in`, which torch.compile does not see through where shapes are dynamic.
+    own = found.ndim > 1 and (
+        found.shape[1] == channels
+        if channels is not None
+        else found.shape[1] == 1 or found.shape[1] == input.shape[1]
+    )
     fits = found.ndim == input.ndim and found.shape[0] == input.shape[0] and found.shape[2:] == input.shape[2:]
-    if not fits or found.shape[1] not in known:
+    if not fits or not own:
         raise ShapeError(
-            f"{name}: expected {wanted}, as input is {list(input.shape)}, got {list(found.shape)}. "
+            f"{name}: expected {[input.shape[0], '1 or C', *input.shape[2:]]}, as input is {list(input.shape)}, got {list(found.shape)}. "
             "It is cropped, flipped and rotated with the labels."
         )
     if found.requires_grad:
