@@ -75,16 +75,12 @@ def require_map(name: str, found: Tensor | None, input: Tensor) -> Tensor:
             f"Move it with {name}.to(input.device)."
         )
     # Not with `in`, which torch.compile does not see through where shapes are dynamic.
-    own = found.ndim > 1 and (
-        found.shape[1] == channels
-        if channels is not None
-        else found.shape[1] == 1 or found.shape[1] == input.shape[1]
-    )
+    own = found.ndim > 1 and (found.shape[1] == 1 or found.shape[1] == input.shape[1])
     fits = found.ndim == input.ndim and found.shape[0] == input.shape[0] and found.shape[2:] == input.shape[2:]
     if not fits or not own:
         raise ShapeError(
-            f"{name}: expected {[input.shape[0], '1 or C', *input.shape[2:]]}, as input is {list(input.shape)}, got {list(found.shape)}. "
-            "It is cropped, flipped and rotated with the labels."
+            f"{name}: expected {[input.shape[0], '1 or C', *input.shape[2:]]}, as input is {list(input.shape)}, "
+            f"got {list(found.shape)}. It is cropped, flipped and rotated with the labels."
         )
     if found.requires_grad:
         raise ValueError(f"{name}: expected a map that needs no gradient. Say {name}.detach().")
