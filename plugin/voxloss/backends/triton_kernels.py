@@ -192,7 +192,9 @@ def _tile_of_voxels(tile, CONFIG: tl.constexpr):
     voxels = tile.to(tl.int64) * CONFIG.block_v + tl.arange(0, CONFIG.block_v)
     if CONFIG.side_by_side and not CONFIG.few:
         number: tl.constexpr = CONFIG.neighbours
-        voxels = tl.max_contiguous(tl.multiple_of(voxels, number), number)
+        voxels = tl.multiple_of(voxels, number)
+        if CONFIG.neighbours > 1:
+            voxels = tl.max_contiguous(voxels, number)
     return voxels
 
 
