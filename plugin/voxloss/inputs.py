@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
 
-from voxloss.backends.voxels import PassSpec, range_tolerance, whole_labels
+from voxloss.backends.voxels import PassSpec, range_tolerance, target_tolerance, whole_labels
 
 
 class ShapeError(AssertionError, ValueError):
@@ -344,11 +344,13 @@ def _explain(input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec)
             )
         elif spec.ignore_index is not None:
             ignored = masked | (exact == spec.ignore_index).all(1, keepdim=True)
+        tolerance = target_tolerance(target.dtype, spec)
+        outside = ~((exact >= -tolerance) & (exact <= 1 + tolerance)) & ~ignored
         if spec.signed:
-            _raise_if(~torch.isfinite(exact) & ~ignored, target, "distance: expected finite numbers", "")
-        tolerance = range_tolerance(target.dtype)
+            remedy = "A class that is nowhere has no boundary: say 0 there."
+            _raise_if(outside, target, "distance: expected finite numbers", remedy)
         _raise_if(
-            ~((exact >= -tolerance) & (exact <= 1 + tolerance)) & ~ignored & (not spec.signed),
+            outside,
             target,
             "target: expected values in [0, 1], one channel per class",
             "One channel is the foreground's mask: say (target > 0), or give the network one output per class."

@@ -96,8 +96,8 @@ def tiling(
     Programs are small, so that some compute while others wait for memory: one warp where there is nothing to
     exchange, and fewer voxels where there would be more than four; with less to do for each byte there are more
     of them. All this depends on the problem alone, not on the device, and so does the order of the summation.
-    Measured on an H200 by `voxloss doctor --gpu --stage 4`; loading the next tiles meanwhile, into shared
-    memory, made whole tiles two to three times slower.
+    Measured on an H200 by `voxloss doctor --gpu --stage 4`, but for the pairs of neighbours; loading the next
+    tiles meanwhile, into shared memory, made whole tiles in float32 two to three times slower.
     """
     block = 1 << (classes - 1).bit_length()
     together = side_by_side and dtype.itemsize <= 4

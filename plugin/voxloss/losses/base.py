@@ -84,7 +84,7 @@ class StatisticsLoss(_Loss, ABC):
     """
 
     _what: str = ""  # what ranks compare
-    one_pass: ClassVar[bool] = True  # the sums are all that it needs to know
+    one_pass: ClassVar[bool] = True  # a compound may compute it from the sums of its own pass
 
     def __init__(
         self,

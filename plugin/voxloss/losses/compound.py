@@ -63,8 +63,8 @@ class CompoundLoss(StatisticsLoss):
         for _, part in self.parts():
             if not part.one_pass:
                 raise TypeError(
-                    f"parts: expected losses of one pass, got {type(part).__name__}, which first looks for the "
-                    "voxels that count. Add its value to the compound's: compound(x, y) + loss(x, y)."
+                    f"parts: expected losses of one pass, got {type(part).__name__}, which needs one of its own. "
+                    "Add its value to that of the compound: compound(x, y) + loss(x, y)."
                 )
         needed = {name for _, part in self.parts() for name in part.needs(binary)}
         return [name for name in TERMS if name in needed]
