@@ -165,9 +165,9 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     for name, backend in BACKENDS.items():
         for function in ("region_sums", "region_sums_backward", "voxel_terms"):
 
-            def spy(*args: Any, made_by: tuple[str, str], original: Any) -> Any:
+            def spy(*args: Any, made_by: tuple[str, str], original: Any, **arguments: Any) -> Any:
                 made.append(made_by)
-                return original(*args)
+                return original(*args, **arguments)
 
             original = getattr(backend, function)
             monkeypatch.setattr(backend, function, partial(spy, made_by=(name, function), original=original))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from volumes import label_map, logits, one_hot
 from voxloss.backends import BACKENDS, numba_cpu, reference
-from voxloss.backends.voxels import NEGATIVE, POSITIVE, TERMS, PassSpec
+from voxloss.backends.voxels import MAPPED, NEGATIVE, POSITIVE, TERMS, PassSpec
 from voxloss_verify.tolerances import GRADIENT, LOSS
 
 # numpy's, in Triton's interpreter: ∞ − ∞
@@ -31,8 +31,10 @@ SUMS = [
     ["focal", "focal_negative", "intersection"],
     ["log_power", "log_power_negative", "voxels"],
     ["sensitivity_error", "specificity_error"],
+    ["map_total", "intersection", "map_intersection", "voxels"],
     sorted(TERMS),
 ]
+WITHOUT_MAPS = [name for name in TERMS if name not in MAPPED]
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda x: x,
     "channels last": lambda x: x.to(memory_format=torch.channels_last_3d),
@@ -68,8 +70,8 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numba_cpu, "_scratch", poisoned)
 
 
-def volumes(options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None, PassSpec]:
-    """An input with NaN where ignored or of weight 0, a target, a mask, and what is asked of them; in float64."""
+def volumes(options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, PassSpec]:
+    """An input with NaN where ignored or of weight 0, a target, a mask, a map, and what is asked; in float64."""
     channels = options["channels"]
     # Few classes are often as good as sure, and a p that rounds to 1 is where min(p, 1) has two derivatives.
     x = (3 if channels == CHANNELS else 1) * logits(channels=channels, spatial=SPATIAL)
@@ -93,6 +95,10 @@ def volumes(options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None, Pas
         else:
             target[:, last:] = ignored.to(target)
         x = x.masked_fill(ignored, torch.nan)
+    of_label = options.get("map") == "of the label" and options["form"] == "label map"
+    given = torch.randn(x.shape[0], 1 if of_label else channels, *SPATIAL, dtype=torch.float64)
+    if ignore_index is not None:
+        given = given.masked_fill(ignored, torch.inf)
     mask = None
     if options["masked"] != "not":
         mask = 2 * torch.rand(x.shape[0], 1, *SPATIAL)
@@ -100,16 +106,24 @@ def volumes(options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None, Pas
         mask = MASK_LAYOUTS[options["mask_layout"]](mask if options["masked"] == "by weights" else mask > 0)
         x = x.masked_fill(mask == 0, torch.nan)
         target = target.masked_fill(mask == 0, 77)  # neither a class nor a probability
+        given = given.masked_fill(mask == 0, torch.nan)
     names = [name for name in options["sums"] if options["activation"] != "softmax" or name not in NEGATIVE]
-    return x, target, mask, PassSpec(options["activation"], names, ignore_index, options["gamma"])
+    needed = not set(names).isdisjoint(MAPPED)
+    spec = PassSpec(options["activation"], names, ignore_index, options["gamma"], (), of_label and needed)
+    return x, target, mask, given if needed else None, spec
 
 
 def assert_equal_passes(
-    backend: str, x: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None = None
+    backend: str,
+    x: Tensor,
+    target: Tensor,
+    spec: PassSpec,
+    mask: Tensor | None = None,
+    given: Tensor | None = None,
 ) -> None:
     name = str(x.dtype).removeprefix("torch.")
-    sums, valid = BACKENDS[backend].region_sums(x, target, spec, mask)
-    expected, _ = reference.region_sums(x.double(), target, spec, mask)
+    sums, valid = BACKENDS[backend].region_sums(x, target, spec, mask, given)
+    expected, _ = reference.region_sums(x.double(), target, spec, mask, given)
     assert valid
     assert sums.shape == expected.shape
     size = expected.abs().clamp(min=1)
@@ -118,9 +132,9 @@ def assert_equal_passes(
     for wrt, like in (("input", x), ("target", target)):
         if wrt == "target" and not (target.shape[1] == x.shape[1] and target.is_floating_point()):
             continue
-        gradient = BACKENDS[backend].region_sums_backward(grad, x, target, spec, wrt, mask)
+        gradient = BACKENDS[backend].region_sums_backward(grad, x, target, spec, wrt, mask, map=given)
         same = (x.double(), target) if wrt == "input" else (x.double(), target.double())
-        expected = reference.region_sums_backward(grad, *same, spec, wrt, mask)
+        expected = reference.region_sums_backward(grad, *same, spec, wrt, mask, map=given)
         assert gradient.dtype == like.dtype
         assert gradient.stride() == torch.empty_like(like).stride()
         tolerance = GRADIENT[str(like.dtype).removeprefix("torch.")] + GRADIENT[name]
@@ -146,9 +160,11 @@ def assert_equal_passes(
     target_layout=list(LAYOUTS),
     masked=["not", "by booleans", "by weights"],
     mask_layout=list(MASK_LAYOUTS),
+    map=["of the label", "of each channel"],
+    map_layout=list(LAYOUTS),
 )
 def test_equal_to_the_reference(options: dict[str, Any], wide: bool, poisoned_empty: None) -> None:
-    x, target, mask, spec = volumes(options)
+    x, target, mask, given, spec = volumes(options)
     if options["form"] != "label map" and options["dtype"] != torch.float64 and not wide:
         target = target.float()
     x = LAYOUTS[options["layout"]](x.to(options["dtype"]))
@@ -157,8 +173,11 @@ def test_equal_to_the_reference(options: dict[str, Any], wide: bool, poisoned_em
         mask = None if mask is None else mask.transpose(2, 4)
     if (options["layout"] == "transposed") != (options["target_layout"] == "transposed"):
         target = target.transpose(2, 4)
+    if given is not None:  # float32 is what loaders make
+        given = MASK_LAYOUTS[options["map_layout"]](given.float() if options["dtype"] != torch.float64 else given)
+        given = given.transpose(2, 4) if options["layout"] == "transposed" else given
     before = [x.clone(), target.clone()]
-    assert_equal_passes(options["backend"], x, target, spec, mask)
+    assert_equal_passes(options["backend"], x, target, spec, mask, given)
     torch.testing.assert_close([x, target], before, rtol=0, atol=0, equal_nan=True)
 
 
@@ -168,6 +187,7 @@ KNOWN_BY_LABEL = [
     ["cross_entropy", "cross_entropy_negative", "prediction", "intersection", "target"],
     ["focal", "focal_negative", "prediction_squared"],
     ["voxels", "focal", "cross_entropy", "soft_intersection"],
+    ["map_total", "map_intersection", "focal", "prediction", "intersection"],
 ]
 
 
@@ -177,9 +197,9 @@ KNOWN_BY_LABEL = [
 @pytest.mark.parametrize("ignored", ["nothing", "another value"])
 def test_every_sum_of_few_classes(ignored: str, sums: list[str], channels: int, backend: str) -> None:
     """Each with each: pairs of options alone would leave out many a sum of two classes."""
-    options = {"form": "label map", "activation": "softmax", "masked": "not", "gamma": 2.0}
-    x, target, _, spec = volumes({**options, "ignored": ignored, "sums": sums, "channels": channels})
-    assert_equal_passes(backend, x.float(), target, spec)
+    options = {"form": "label map", "activation": "softmax", "masked": "not", "gamma": 2.0, "map": "of the label"}
+    x, target, _, given, spec = volumes({**options, "ignored": ignored, "sums": sums, "channels": channels})
+    assert_equal_passes(backend, x.float(), target, spec, given=given)
 
 
 @pytest.mark.pairwise(
@@ -192,13 +212,14 @@ def test_every_sum_of_few_classes(ignored: str, sums: list[str], channels: int, 
     dtype=FLOATS,
     layout=["contiguous", "channels last"],
     masked=["not", "by booleans"],
+    map=["of the label", "of each channel"],
 )
 def test_label_maps_of_few_classes(options: dict[str, Any], poisoned_empty: None) -> None:
     """What needs only the probability of the label has code of its own, and so do two and three classes."""
     options = {**options, "form": "label map", "mask_layout": "contiguous"}
-    x, target, mask, spec = volumes(options)
+    x, target, mask, given, spec = volumes(options)
     x = LAYOUTS[options["layout"]](x.to(options["dtype"]))
-    assert_equal_passes(options["backend"], x, target, spec, mask)
+    assert_equal_passes(options["backend"], x, target, spec, mask, given)
 
 
 # Differences of logits: of p = 1e-30, of the smallest p that float32 has, and of none.
@@ -318,7 +339,7 @@ def test_a_nan_that_counts_reaches_the_sums_and_the_gradient(
     activation=["softmax", "sigmoid", "none"],
     form=["label map", "soft"],
     dtype=[torch.float64, torch.float32],
-    asked=[["prediction", "intersection", "cross_entropy", "voxels"], [*TERMS]],
+    asked=[["prediction", "intersection", "cross_entropy", "voxels"], WITHOUT_MAPS],
 )
 def test_a_voxel_of_weight_k_counts_k_times(options: dict[str, Any]) -> None:
     backend, activation, form, dtype, asked = options.values()
@@ -373,7 +394,7 @@ def test_a_nan_under_a_weight_reaches_the_loss_and_under_none_it_does_not(
     x, labels, mask = logits(spatial=(50,)), label_map(spatial=(50,)), torch.ones(2, 1, 50).double()
     x = x.sigmoid() if activation == "none" else x
     x[1, 2, 40], mask[1, 0, 40] = torch.nan, weight
-    names = [name for name in TERMS if activation != "softmax" or name not in NEGATIVE]
+    names = [name for name in WITHOUT_MAPS if activation != "softmax" or name not in NEGATIVE]
     spec = PassSpec(activation, names, None)
     sums, valid = BACKENDS[backend].region_sums(x, labels, spec, mask)
     assert valid
@@ -466,3 +487,19 @@ def test_one_hot_targets_of_whole_numbers_in_every_layout(dtype: torch.dtype, la
     if laid_out.shape != target.shape:  # cropped or transposed: so is the input
         x = LAYOUTS[layout](x)
     assert_equal_passes("numba_cpu", x, laid_out, PassSpec("softmax", SUMS[0], None, 2.0))
+
+
+@pytest.mark.parametrize("backend", ["reference", "eager", *FUSED])
+@pytest.mark.parametrize("activation", ["softmax", "none"])
+@pytest.mark.parametrize("of_label", [True, False])
+@pytest.mark.parametrize(("value", "valid"), [(-3e38, True), (torch.nan, False), (torch.inf, False)])
+def test_a_map_that_is_not_finite_is_seen(
+    value: float, valid: bool, of_label: bool, activation: str, backend: str
+) -> None:
+    x, labels = torch.full((2, 3, 40), 0.5), torch.zeros(2, 1, 40)
+    given = torch.ones(2, 1 if of_label else 3, 40)
+    given[1, -1, 39] = value
+    spec = PassSpec(activation, ["map_total"], 1, 0.0, (), of_label)
+    assert BACKENDS[backend].region_sums(x, labels, spec, None, given)[1].item() is valid
+    labels[1, :, 39] = 1  # ignored
+    assert BACKENDS[backend].region_sums(x, labels, spec, None, given)[1].item()

@@ -142,8 +142,8 @@ def test_law_28b_catches_a_wrong_backend(monkeypatch: pytest.MonkeyPatch, settin
         sums, valid = eager.region_sums(*spec)
         return sums * 1.001, valid
 
-    def region_sums_backward(*spec: Any) -> Tensor:
-        return eager.region_sums_backward(*spec) * 1.001
+    def region_sums_backward(*spec: Any, **arguments: Any) -> Tensor:
+        return eager.region_sums_backward(*spec, **arguments) * 1.001
 
     def statuses() -> Status:
         subject = subject_of(voxloss.DiceLoss, kwargs={**SOFTMAX, "smooth_nr": 1, "smooth_dr": 1})

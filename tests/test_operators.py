@@ -21,7 +21,7 @@ import voxloss
 from volumes import label_map, logits, one_hot
 from voxloss import RegionLoss, operators
 from voxloss.backends import BACKENDS, list_backends, select
-from voxloss.backends.voxels import NEGATIVE
+from voxloss.backends.voxels import MAPPED, NEGATIVE
 from voxloss_verify.tolerances import LOSS
 
 LOSSES = [
@@ -39,6 +39,7 @@ SUMS = [
     ["focal", "prediction"],
     ["cross_entropy", "cross_entropy_negative", "focal", "focal_negative"],  # not with softmax
     ["log_power", "log_power_negative", "sensitivity_error", "specificity_error", "voxels"],
+    ["map_intersection", "map_total", "intersection"],
 ]
 GAMMA = 1.5
 
@@ -84,6 +85,14 @@ def mask_for(x: Tensor, masked: str) -> Tensor | None:
     return {"not": None, "by booleans": weights > 0, "by weights": weights}[masked]
 
 
+def map_for(x: Tensor, sums: list[str], form: str) -> tuple[Tensor | None, bool]:
+    """A map if a sum needs one: of labels one number per voxel; and whether it is that."""
+    if set(sums).isdisjoint(MAPPED):
+        return None, False
+    of_label = form in ("label map", "regions")
+    return torch.randn(x.shape[0], 1 if of_label else x.shape[1], *x.shape[2:]).to(x), of_label
+
+
 def require_device(backend: str, device: str, dtype: torch.dtype) -> None:
     """Skip what the backend does not take."""
     takes, why = BACKENDS[backend].takes(device, dtype)
@@ -119,13 +128,16 @@ def test_opcheck(options: dict[str, Any], checks: tuple[str, ...], device: str) 
     x = x.to(memory_format=torch.channels_last).requires_grad_()
     target = target.requires_grad_(form == "soft")
     ignore_index = 1 if form == "label map" else None
-    given = (activation, sums, ignore_index, options["backend"], GAMMA, regions_for(form))
+    own_map, of_label = map_for(x.detach(), sums, form)
+    given = (activation, sums, ignore_index, options["backend"], GAMMA, regions_for(form), of_label)
     more: dict[str, Any] = {"test_utils": checks}
     more |= {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {}
-    torch.library.opcheck(operators.region_sums, (x, target, mask, *given), **more)
+    torch.library.opcheck(operators.region_sums, (x, target, mask, own_map, *given), **more)
     grad = torch.randn(len(sums), 2, 3, dtype=torch.float64, device=device, requires_grad=True)
     for wrt in ["input", "target"] if form == "soft" else ["input"]:
-        torch.library.opcheck(operators.region_sums_backward, (grad, x, target, mask, *given, wrt), **more)
+        torch.library.opcheck(
+            operators.region_sums_backward, (grad, x, target, mask, own_map, *given, wrt), **more
+        )
 
 
 @pytest.mark.sampled(3)
@@ -140,15 +152,15 @@ def test_gradcheck_once_and_twice(options: dict[str, Any]) -> None:
         x, target = x[:1, ..., :1], target[:1, ..., :1]
     ignore_index = 1 if form == "label map" else None
     mask = mask_for(x, options["masked"])
+    own_map, of_label = map_for(x, sums, form)
+    options_given = activation, sums, ignore_index, options["backend"], GAMMA, regions_for(form), of_label
     leaves = [x.requires_grad_()]
     if form == "soft":
         leaves.append(target.requires_grad_())
 
     def f(*given: Tensor) -> Any:
         input, other = given if len(given) == 2 else (given[0], target)
-        return operators.region_sums(
-            input, other, mask, activation, sums, ignore_index, options["backend"], GAMMA, regions_for(form)
-        )
+        return operators.region_sums(input, other, mask, own_map, *options_given)
 
     assert torch.autograd.gradcheck(f, leaves)
     assert torch.autograd.gradgradcheck(f, leaves)

@@ -21,7 +21,7 @@ from volumes import label_map, logits, one_hot
 from voxloss import operators
 from voxloss.backends import reference, select, triton_gpu
 from voxloss.backends.triton_gpu import LANES, Tiling, tiling
-from voxloss.backends.voxels import NEGATIVE, TERMS, PassSpec
+from voxloss.backends.voxels import MAPPED, NEGATIVE, TERMS, PassSpec
 from voxloss_verify.tolerances import GRADIENT, LOSS
 
 DICE = ["intersection", "prediction", "target"]
@@ -36,7 +36,8 @@ pytestmark = [
 
 
 def sums_for(activation: str) -> list[str]:
-    return [name for name in TERMS if activation != "softmax" or name not in NEGATIVE]
+    without = MAPPED if activation != "softmax" else (*MAPPED, *NEGATIVE)
+    return [name for name in TERMS if name not in without]
 
 
 def prediction(classes: int, spatial: tuple[int, ...], activation: str, items: int = 2) -> Tensor:
@@ -51,25 +52,27 @@ def compare(
     largest: int = triton_gpu.LARGEST_TILE,
     wrt: str = "input",
     mask: Tensor | None = None,
+    given: Tensor | None = None,
 ) -> None:
     """Hold sums, verdict and gradient against those of the reference; tiles have `largest` classes at most.
 
     Few classes are computed in whole tiles as well as by a vector for each.
     """
     name = str(x.dtype).removeprefix("torch.")
-    there = None if mask is None else mask.to(HOME)
-    wanted, wanted_valid = reference.region_sums(x, target, spec, mask)
+    there, own_map = (None if tensor is None else tensor.to(HOME) for tensor in (mask, given))
+    wanted, wanted_valid = reference.region_sums(x, target, spec, mask, given)
     scale = wanted.abs().amax(-1, keepdim=True).clamp(min=1)
     grad = torch.linspace(-1, 1, wanted.numel(), dtype=torch.float64).view_as(wanted)
-    wanted_gradient = reference.region_sums_backward(grad, x.double(), target, spec, wrt, mask)
+    wanted_gradient = reference.region_sums_backward(grad, x.double(), target, spec, wrt, mask, map=given)
     for tiles in tilings(x, spec, largest):
-        launch, partial, valid = triton_gpu.forward(x.to(HOME), target.to(HOME), spec, mask=there, tiles=tiles)
+        more: dict[str, Any] = {"mask": there, "map": own_map, "tiles": tiles}
+        launch, partial, valid = triton_gpu.forward(x.to(HOME), target.to(HOME), spec, **more)
         launch.start()
         got = partial.sum(0, dtype=torch.float64).cpu()
         assert ((got - wanted).abs() <= LOSS[name] * scale).all()
         assert bool(valid) == bool(wanted_valid)
         launch, result, written = triton_gpu.backward(
-            grad.to(HOME), x.to(HOME), target.to(HOME), spec, wrt, mask=there, tiles=tiles
+            grad.to(HOME), x.to(HOME), target.to(HOME), spec, wrt, **more
         )
         launch.start()
         gradient = (result if written is result else result.copy_(written)).cpu().double()
@@ -164,6 +167,33 @@ def test_masks(options: dict[str, Any], poisoned_empty: None) -> None:
     compare(x, target, spec, largest, mask=mask.to(weights))
     if form != "label map, ignore":
         compare(x, target, spec, largest, "target", mask.to(weights))
+
+
+@pytest.mark.sampled(6)
+@pytest.mark.pairwise(
+    largest=[512, 4],
+    activation=["softmax", "sigmoid", "none"],
+    form=["label map", "label map, ignore", "soft"],
+    map=["of the label", "of each channel"],
+    masked=[False, True],
+    dtype=[torch.bool, torch.uint8, torch.float32, torch.float64],
+)
+def test_maps(options: dict[str, Any], poisoned_empty: None) -> None:
+    largest, activation, form, kind, masked, dtype = options.values()
+    x, target = prediction(11, (5, 9), activation), label_map(2, 11, (5, 9))
+    of_label = kind == "of the label" and form != "soft"
+    given = 2 * torch.randn(2, 1 if of_label else 11, 5, 9)
+    given = given.abs() if dtype in (torch.bool, torch.uint8) else given
+    given = given.to(dtype)
+    if form == "label map, ignore":
+        hidden = torch.rand(2, 1, 5, 9) < 0.3
+        target, x = target.masked_fill(hidden, 255), x.masked_fill(hidden, math.nan)
+        given = given.masked_fill(hidden, math.nan) if dtype.is_floating_point else given
+    elif form == "soft":
+        target = logits(2, 11, (5, 9)).softmax(1)
+    mask = (torch.rand(2, 1, 5, 9) > 0.3) * torch.rand(2, 1, 5, 9).add(0.5) if masked else None
+    sums = [*sums_for(activation)[:6], *MAPPED]
+    compare(x, target, PassSpec(activation, sums, 255, 2.0, (), of_label), largest, mask=mask, given=given)
 
 
 def test_cross_entropy_and_focal_over_tiles_of_classes() -> None:
@@ -514,7 +544,9 @@ def test_the_operator_refuses_a_bad_label() -> None:
         pytest.skip("there it is an assertion on the device, which ends the process")
     labels = torch.tensor([[[0, 7]]])
     with pytest.raises(ValueError, match="labels 0…2"):
-        operators.region_sums(logits(1, 3, (2,)), labels, None, "softmax", DICE, None, "triton_gpu", 0.0, ())
+        operators.region_sums(
+            logits(1, 3, (2,)), labels, None, None, "softmax", DICE, None, "triton_gpu", 0.0, (), False
+        )
 
 
 def run(code: str, **environment: str) -> str:

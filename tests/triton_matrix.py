@@ -28,7 +28,7 @@ from allpairspy import AllPairs
 from platformdirs import user_cache_path
 
 from voxloss.backends import triton_gpu
-from voxloss.backends.voxels import NEGATIVE, TERMS, PassSpec
+from voxloss.backends.voxels import MAPPED, NEGATIVE, TERMS, PassSpec
 from voxloss_app.bench.gpu_resources import compiled, measured
 
 # torch 2.8, the oldest that voxloss supports, brings Triton 3.4.0; for Python 3.14 torch 2.9 and Triton 3.5.0.
@@ -39,7 +39,7 @@ NEWEST = "3.9.0"
 REGISTERS, SHARED = 1 << 16, 48 << 10
 
 DICE = ("intersection", "prediction", "target")
-EVERYTHING = tuple(TERMS)
+EVERYTHING = tuple(name for name in TERMS if name not in MAPPED)
 # Activation, sums, gamma, and whether the target has one channel per class.
 LOSSES: dict[str, tuple[str, tuple[str, ...], float, bool]] = {
     "Dice": ("softmax", DICE, 2.0, False),
@@ -59,6 +59,7 @@ OPTIONS: dict[str, Sequence[object]] = {
     "ignore": (None, -1, 255),
     "input": ("float32", "bfloat16", "float16", "float64"),
     "mask": (None, "bool", "float32"),
+    "map": (None, "bool of the label", "float32 of each channel"),
     "layout": ("contiguous", "channels last", "transposed"),
     "loss": tuple(LOSSES),
     "pass": ("forward", "backward by the input", "backward by the target"),
@@ -76,7 +77,7 @@ def cases(choice: str) -> Iterator[Case]:
 def _selected(values: list[Sequence[object]], random_ones: int) -> Iterator[Sequence[object]]:
     # Of few classes, as tiles and as vectors.
     for (classes, layout), target, ignore in product(((5, "channels last"), (2, "contiguous")), WHOLE, (-1, 255)):
-        yield [classes, target, ignore, "float32", None, layout, "Dice", "forward"]
+        yield [classes, target, ignore, "float32", None, None, layout, "Dice", "forward"]
     yield from AllPairs(values)
     chance = random.Random(0)
     for _ in range(random_ones):
@@ -96,15 +97,20 @@ def launch_of(case: Case) -> triton_gpu.Launch:
     """The launch of a case; by the input, where the target has no gradient."""
     classes, layout, ignore = int(str(case["classes"])), str(case["layout"]), case["ignore"]
     activation, sums, gamma, one_hot = LOSSES[str(case["loss"])]
-    spec = PassSpec(activation, sums, None if ignore is None else int(str(ignore)), gamma)
+    dtype, _, kind = str(case["map"] or "").partition(" ")
+    of_label = kind == "of the label" and not one_hot
+    sums = (*sums, *MAPPED) if kind else sums
+    spec = PassSpec(activation, sums, None if ignore is None else int(str(ignore)), gamma, (), of_label)
     input = laid_out(classes, str(case["input"]), layout)
+    own_map = laid_out(1 if of_label else classes, dtype, layout) if kind else None
     target = laid_out(classes if one_hot else 1, str(case["target"]), layout)
     mask = None if case["mask"] is None else laid_out(1, str(case["mask"]), layout)
     if case["pass"] == "forward":
-        return triton_gpu.forward(input, target, spec, mask=mask)[0]
+        return triton_gpu.forward(input, target, spec, mask=mask, map=own_map)[0]
     grad = torch.empty((len(sums), 2, classes), dtype=torch.float64, device="meta")
     by_target = case["pass"] == "backward by the target" and one_hot and target.is_floating_point()
-    return triton_gpu.backward(grad, input, target, spec, "target" if by_target else "input", mask=mask)[0]
+    wrt = "target" if by_target else "input"
+    return triton_gpu.backward(grad, input, target, spec, wrt, mask=mask, map=own_map)[0]
 
 
 def compile_all(chosen: Iterable[Case]) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
 
-from voxloss.backends.voxels import PassSpec, range_tolerance, target_tolerance, whole_labels
+from voxloss.backends.voxels import PassSpec, range_tolerance, whole_labels
 
 
 class ShapeError(AssertionError, ValueError):
@@ -279,7 +279,14 @@ def require_per_class(loss: Tensor, shape: torch.Size) -> None:
         )
 
 
-def require_valid(valid: Tensor, input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec) -> None:
+def require_valid(
+    valid: Tensor,
+    input: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    spec: PassSpec,
+    map: Tensor | None = None,
+) -> None:
     """Turn a pass's verdict on the values into an error, on CUDA without waiting for the device.
 
     There the assertion fails on the device, as for the labels of `torch.nn.functional.cross_entropy`.
@@ -287,17 +294,17 @@ def require_valid(valid: Tensor, input: Tensor, target: Tensor, mask: Tensor | N
     if valid.device.type == "cuda":
         torch._assert_async(valid, _DEVICE_MESSAGE)
     elif not valid:
-        _explain(input, target, mask, spec)
+        _explain(input, target, mask, spec, map)
 
 
 _DEVICE_MESSAGE = (
-    "voxloss: a label is not a whole number in 0..C-1 (or ignore_index), a probability is outside [0, 1], or a "
-    "mask's weight is negative or not finite; "
+    "voxloss: a label is not a whole number in 0..C-1 (or ignore_index), a probability is outside [0, 1], a "
+    "mask's weight is negative or not finite, or a distance is not finite; "
     "run the same tensors on the CPU to see which and where"
 )
 
 
-def _explain(input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec) -> NoReturn:
+def _explain(input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec, map: Tensor | None) -> NoReturn:
     input, target = input.detach(), target.detach()
     exact = target.double()  # torch does not compare uint16, uint32 and uint64 with other types
     channels = input.shape[1]
@@ -344,11 +351,8 @@ def _explain(input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec)
             )
         elif spec.ignore_index is not None:
             ignored = masked | (exact == spec.ignore_index).all(1, keepdim=True)
-        tolerance = target_tolerance(target.dtype, spec)
+        tolerance = range_tolerance(target.dtype)
         outside = ~((exact >= -tolerance) & (exact <= 1 + tolerance)) & ~ignored
-        if spec.signed:
-            remedy = "A class that is nowhere has no boundary: say 0 there."
-            _raise_if(outside, target, "distance: expected finite numbers", remedy)
         _raise_if(
             outside,
             target,
@@ -357,6 +361,9 @@ def _explain(input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec)
             if channels == 1 and bool(((exact == exact.round()) | ignored).all())
             else "Clip probabilities with target.clamp(0, 1); scale a mask of 0 and 255 by 1/255.",
         )
+    if map is not None:
+        remedy = "A class that is nowhere has no boundary: give 0 there."
+        _raise_if(~map.isfinite() & ~ignored, map, "distance: expected finite numbers", remedy)
     if spec.activation == "none":
         tolerance = range_tolerance(input.dtype)
         _raise_if(

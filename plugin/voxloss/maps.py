@@ -7,7 +7,8 @@ from typing import NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
-from voxloss.inputs import ShapeError
+from voxloss.channels import ignored_voxels
+from voxloss.inputs import ShapeError, plain
 
 
 class Target(NamedTuple):
@@ -59,7 +60,49 @@ def with_maps(target: Tensor | Target, maps: Maps) -> Target:
     return Target(**both)
 
 
-def require_map(name: str, found: Tensor | None, input: Tensor) -> Tensor:
+class PassMap(NamedTuple):
+    """A map as a pass takes it: the m of `voxloss.backends.voxels`.
+
+    Attributes:
+        values: `[B, C, spatial...]`, or `[B, 1, spatial...]` if `of_label`.
+        of_label: whether it holds for the channels of the voxel's label alone.
+    """
+
+    values: Tensor | None = None
+    of_label: bool = False
+
+
+def pass_map(name: str | None, input: Tensor, target: Target, ignore_index: int | None, regions: bool) -> PassMap:
+    """The map of this name as the pass takes it, checked; nothing if the sums need none.
+
+    Args:
+        regions: whether the labels are those of regions.
+    """
+    if name is None:
+        return PassMap()
+    given = _require_map(name, getattr(target, name), input)
+    channels = input.shape[1]
+    if name == "distance":
+        return PassMap(given.expand(-1, channels, *given.shape[2:]))
+    labels = plain(target.labels)
+    labelled = labels.shape[1] == 1 and (channels > 1 or regions)
+    ignored = ignored_voxels(labels, channels, ignore_index, regions)
+    if given.shape[1] == 1 and (channels > 1 or regions):
+        there = given != 0
+        if labelled:
+            fits = ~there | (given == labels)
+            fits = fits if ignored is None else fits | ignored
+            _require_all(fits, "skeleton: expected 0 or the label of the voxel, as it is the target's.")
+            return PassMap(there, of_label=True)
+        # Rare, and a one-hot in memory: labels that have channels already.
+        return PassMap(given == torch.arange(channels, device=given.device).view(1, -1, *[1] * (given.ndim - 2)))
+    if given.dtype != torch.bool:
+        fits = ((given >= 0) & (given <= 1)) | (False if ignored is None else ignored)
+        _require_all(fits, "skeleton: expected values in [0, 1], one channel per class.")
+    return PassMap(given)
+
+
+def _require_map(name: str, found: Tensor | None, input: Tensor) -> Tensor:
     """Check a map's type, shape and device; nothing here looks at a voxel."""
     if found is None:
         raise ValueError(
@@ -69,6 +112,7 @@ def require_map(name: str, found: Tensor | None, input: Tensor) -> Tensor:
         )
     if not isinstance(found, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(found).__name__}.")
+    found = plain(found)
     if found.device != input.device:
         raise ValueError(
             f"{name}: expected on the input's device {input.device}, got {found.device}. "
@@ -87,7 +131,7 @@ def require_map(name: str, found: Tensor | None, input: Tensor) -> Tensor:
     return found
 
 
-def require_all(holds: Tensor, message: str) -> None:
+def _require_all(holds: Tensor, message: str) -> None:
     """Raise ValueError unless all elements are true; on CUDA without waiting for the device, which fails then."""
     if holds.device.type == "cuda":
         torch._assert_async(holds.all(), message)

@@ -18,31 +18,36 @@ from voxloss.backends import backend_for, voxels
 
 _VOLUMES = "Tensor input, Tensor target, Tensor? mask"
 _OPTIONS = "str activation, str[] sums, int? ignore_index, str? backend, float gamma, int[] regions"
-_INPLACE = "bool inplace=False"
+_MAP, _OF_LABEL, _INPLACE = "Tensor? map", "bool map_of_label", "bool inplace=False"
 
 
 def _sums(
     input: Tensor,
     target: Tensor,
     mask: Tensor | None,
+    map: Tensor | None,
     activation: str,
     sums: Sequence[str],
     ignore_index: int | None,
     backend: str | None,
     gamma: float,
     regions: Sequence[int],
+    map_of_label: bool,
     inplace: bool = False,
 ) -> Tensor:
     """Sums over the voxels, `[K, B, C]`, in the order of `sums`; `inplace`: see `StatisticsLoss`."""
-    spec = voxels.spec_of(activation, sums, ignore_index, gamma, regions)
-    voxels.require_spec(spec)
-    result, valid = backend_for(backend, input.device.type, input.dtype).region_sums(input, target, spec, mask)
-    inputs.require_valid(valid, input, target, mask, spec)
+    spec = voxels.PassSpec(activation, sums, ignore_index, gamma, regions, map_of_label)
+    voxels.require_spec(spec, spec.is_label_map(input, target), map is not None)
+    chosen = backend_for(backend, input.device.type, input.dtype)
+    result, valid = chosen.region_sums(input, target, spec, mask, map)
+    inputs.require_valid(valid, input, target, mask, spec, map)
     return result
 
 
 region_sums = torch.library.custom_op(
-    "voxloss::region_sums", mutates_args=(), schema=f"({_VOLUMES}, {_OPTIONS}, {_INPLACE}) -> Tensor"
+    "voxloss::region_sums",
+    mutates_args=(),
+    schema=f"({_VOLUMES}, {_MAP}, {_OPTIONS}, {_OF_LABEL}, {_INPLACE}) -> Tensor",
 )(_sums)
 
 
@@ -51,12 +56,14 @@ def _(
     input: Tensor,
     target: Tensor,
     mask: Tensor | None,
+    map: Tensor | None,
     activation: str,
     sums: Sequence[str],
     ignore_index: int | None,
     backend: str | None,
     gamma: float,
     regions: Sequence[int],
+    map_of_label: bool,
     inplace: bool = False,
 ) -> Tensor:
     wide = torch.float32 if input.device.type == "mps" else torch.float64
@@ -68,25 +75,26 @@ def _derivative(
     input: Tensor,
     target: Tensor,
     mask: Tensor | None,
+    map: Tensor | None,
     activation: str,
     sums: Sequence[str],
     ignore_index: int | None,
     backend: str | None,
     gamma: float,
     regions: Sequence[int],
+    map_of_label: bool,
     wrt: str,
 ) -> Tensor:
     """∂L/∂input or ∂L/∂target (`wrt`) from grad = ∂L/∂sums, `[K, B, C]`."""
-    spec = voxels.spec_of(activation, sums, ignore_index, gamma, regions)
-    return backend_for(backend, input.device.type, input.dtype).region_sums_backward(
-        grad, input, target, spec, wrt, mask
-    )
+    spec = voxels.PassSpec(activation, sums, ignore_index, gamma, regions, map_of_label)
+    chosen = backend_for(backend, input.device.type, input.dtype)
+    return chosen.region_sums_backward(grad, input, target, spec, wrt, mask, map=map)
 
 
 region_sums_backward = torch.library.custom_op(
     "voxloss::region_sums_backward",
     mutates_args=(),
-    schema=f"(Tensor grad, {_VOLUMES}, {_OPTIONS}, str wrt) -> Tensor",
+    schema=f"(Tensor grad, {_VOLUMES}, {_MAP}, {_OPTIONS}, {_OF_LABEL}, str wrt) -> Tensor",
 )(_derivative)
 
 
@@ -99,24 +107,26 @@ def _(grad: Tensor, input: Tensor, target: Tensor, *others: Any) -> Tensor:
 @torch.library.custom_op(
     "voxloss::region_sums_backward_",
     mutates_args=("input",),
-    schema=f"(Tensor grad, Tensor(a!) input, Tensor target, Tensor? mask, {_OPTIONS}) -> ()",
+    schema=f"(Tensor grad, Tensor(a!) input, Tensor target, Tensor? mask, {_MAP}, {_OPTIONS}, {_OF_LABEL}) -> ()",
 )
 def region_sums_backward_(
     grad: Tensor,
     input: Tensor,
     target: Tensor,
     mask: Tensor | None,
+    map: Tensor | None,
     activation: str,
     sums: Sequence[str],
     ignore_index: int | None,
     backend: str | None,
     gamma: float,
     regions: Sequence[int],
+    map_of_label: bool,
 ) -> None:
     """Write ∂L/∂input over the input."""
-    spec = voxels.spec_of(activation, sums, ignore_index, gamma, regions)
+    spec = voxels.PassSpec(activation, sums, ignore_index, gamma, regions, map_of_label)
     chosen = backend_for(backend, input.device.type, input.dtype)
-    chosen.region_sums_backward(grad, input, target, spec, "input", mask, out=input)
+    chosen.region_sums_backward(grad, input, target, spec, "input", mask, out=input, map=map)
 
 
 @region_sums_backward_.register_fake
@@ -125,9 +135,9 @@ def _(grad: Tensor, input: Tensor, *others: Any) -> None:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor | None) -> None:
-    input, target, mask, *ctx.options, ctx.inplace = inputs
-    ctx.regions = ctx.options[-1]
-    ctx.save_for_backward(input, target, mask)
+    *volumes, activation, sums, ignore_index, backend, gamma, ctx.regions, map_of_label, ctx.inplace = inputs
+    ctx.options = activation, sums, ignore_index, backend, gamma, ctx.regions, map_of_label
+    ctx.save_for_backward(*volumes)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -135,43 +145,43 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _derivatives(ctx: Any, grad: Tensor, derivative: Callable[..., Tensor]) -> tuple[Tensor | None, ...]:
-    input, target, mask = ctx.saved_tensors
+    input, target, *others = ctx.saved_tensors
     by_input = by_target = None
     if ctx.needs_input_grad[1] and target.shape[1] == input.shape[1] and not ctx.regions:
-        by_target = derivative(grad, input, target, mask, *ctx.options, "target")
+        by_target = derivative(grad, input, target, *others, *ctx.options, "target")
     if ctx.needs_input_grad[0] and ctx.inplace:
         if torch.is_grad_enabled():
             raise NotImplementedError(
                 "inplace=True: expected no create_graph, as a second derivative needs the logits that the first "
                 "one has overwritten. Omit inplace."
             )
-        region_sums_backward_(grad, input, target, mask, *ctx.options)
+        region_sums_backward_(grad, input, target, *others, *ctx.options)
         by_input = input.detach()
     elif ctx.needs_input_grad[0]:
-        by_input = derivative(grad, input, target, mask, *ctx.options, "input")
-    return by_input, by_target, None, *[None] * len(ctx.options), None
+        by_input = derivative(grad, input, target, *others, *ctx.options, "input")
+    return by_input, by_target, *[None] * (len(others) + len(ctx.options) + 1)
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, activation, sums, ignore_index, _, gamma, regions, ctx.wrt = inputs
-    ctx.spec = voxels.spec_of(activation, sums, ignore_index, gamma, regions)
+    *tensors, activation, sums, ignore_index, _, gamma, regions, map_of_label, ctx.wrt = inputs
+    ctx.spec = voxels.PassSpec(activation, sums, ignore_index, gamma, regions, map_of_label)
     ctx.save_for_backward(*tensors)
 
 
 def _double_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     asked = ctx.needs_input_grad[:3]
-    *tensors, mask = ctx.saved_tensors
+    *tensors, mask, map = ctx.saved_tensors
     leaves = [t.detach().requires_grad_(need) for t, need in zip(tensors, asked, strict=True)]
     grad, input, target = leaves
     with torch.enable_grad():
-        derivative = voxels.gradient(grad, input, target, mask, ctx.spec, ctx.wrt, torch.float64)
+        derivative = voxels.gradient(grad, input, target, mask, ctx.spec, ctx.wrt, torch.float64, map)
     found = iter(
         torch.autograd.grad(
             derivative, [t for t in leaves if t.requires_grad], grad_output.double(), allow_unused=True
         )
     )
     given = tuple(next(found) if need else None for need in asked)
-    return *given, None, *[None] * (len(ctx.needs_input_grad) - 4)
+    return *given, *[None] * (len(ctx.needs_input_grad) - len(given))
 
 
 region_sums.register_autograd(_backward, setup_context=_save)
@@ -199,10 +209,10 @@ class RegionSums(torch.autograd.Function):
         return _derivatives(ctx, grad, _derivative)
 
 
-def sums_of(input: Tensor, target: Tensor, mask: Tensor | None, *options: Any) -> Tensor:
+def sums_of(input: Tensor, target: Tensor, mask: Tensor | None, map: Tensor | None, *options: Any) -> Tensor:
     """`region_sums`, past the dispatcher if nothing needs to see the operator."""
-    call = region_sums if _is_seen(input, target, mask) else RegionSums.apply
-    return cast(Tensor, call(input, target, mask, *options))  # type: ignore[no-untyped-call]
+    call = region_sums if _is_seen(input, target, mask, map) else RegionSums.apply
+    return cast(Tensor, call(input, target, mask, map, *options))  # type: ignore[no-untyped-call]
 
 
 def _is_seen(*tensors: Tensor | None) -> bool:
@@ -242,8 +252,8 @@ def voxel_terms(
     regions: Sequence[int],
 ) -> Tensor:
     """What each voxel adds to Σ factor·sum, `[B, 1, spatial...]`; `factors` `[K, B, C]`, without a gradient."""
-    spec = voxels.spec_of(activation, sums, ignore_index, gamma, regions)
-    voxels.require_spec(spec)
+    spec = voxels.PassSpec(activation, sums, ignore_index, gamma, regions)
+    voxels.require_spec(spec, spec.is_label_map(input, target), False)
     chosen = backend_for(backend, input.device.type, input.dtype)
     result, valid = chosen.voxel_terms(factors, input, target, spec, mask)
     inputs.require_valid(valid, input, target, mask, spec)
@@ -276,7 +286,7 @@ def voxel_terms_backward(
     wrt: str,
 ) -> Tensor:
     """∂L/∂input or ∂L/∂target (`wrt`) from grad = ∂L/∂terms, `[B, 1, spatial...]`: the weights of the voxels."""
-    spec = voxels.spec_of(activation, sums, ignore_index, gamma, regions)
+    spec = voxels.PassSpec(activation, sums, ignore_index, gamma, regions)
     chosen = backend_for(backend, input.device.type, input.dtype)
     weights = grad if mask is None else grad * mask
     return chosen.region_sums_backward(factors, input, target, spec, wrt, weights)
@@ -306,7 +316,7 @@ def _terms_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 def _save_terms_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, activation, sums, ignore_index, _, gamma, regions, ctx.wrt = inputs
-    ctx.spec = voxels.spec_of(activation, sums, ignore_index, gamma, regions)
+    ctx.spec = voxels.PassSpec(activation, sums, ignore_index, gamma, regions)
     ctx.save_for_backward(*tensors)
 
 
@@ -345,17 +355,17 @@ def _fold(tensor: Tensor | None, dim: int | None, size: int, items: int) -> Tens
 def _vmap(info: Any, in_dims: tuple[int | None, ...], *given: Any) -> tuple[Tensor, int]:
     """As items of one batch: the pass treats items apart from each other."""
     size = info.batch_size
-    folded = (_fold(tensor, dim, size, 0) for tensor, dim in zip(given[:3], in_dims, strict=False))
-    return region_sums(*folded, *given[3:]).unflatten(1, (size, -1)), 1
+    folded = (_fold(tensor, dim, size, 0) for tensor, dim in zip(given[:4], in_dims, strict=False))
+    return region_sums(*folded, *given[4:]).unflatten(1, (size, -1)), 1
 
 
 def _vmap_backward(info: Any, in_dims: tuple[int | None, ...], *given: Any) -> tuple[Tensor, int]:
     size = info.batch_size
     folded = (
         _fold(tensor, dim, size, items)
-        for tensor, dim, items in zip(given[:4], in_dims, (1, 0, 0, 0), strict=False)
+        for tensor, dim, items in zip(given[:5], in_dims, (1, 0, 0, 0, 0), strict=False)
     )
-    return region_sums_backward(*folded, *given[4:]).unflatten(0, (size, -1)), 0
+    return region_sums_backward(*folded, *given[5:]).unflatten(0, (size, -1)), 0
 
 
 torch.library.register_vmap(region_sums, _vmap)

@@ -234,15 +234,17 @@ def measure(
     what: str = "",
     inplace: bool = False,
     regions: Sequence[int] = (),
+    map: Tensor | None = None,
+    map_of_label: bool = False,
 ) -> PassSums:
     """Compute the sums of these names, out of `voxloss.backends.voxels.TERMS`, in one pass.
 
-    `what` is computed from them, as `sum_over_ranks` takes it.
+    `what` is computed from them, as `sum_over_ranks` takes it; `map` as `voxloss.backends.Backend` does.
     """
     input, target, mask, activation = volumes
     inplace = inplace and inputs.may_be_overwritten(input)
-    options = activation, list(names), ignore_index, backend, gamma, list(regions), inplace
-    tensor = operators.sums_of(input, target, mask, *options)
+    options = activation, list(names), ignore_index, backend, gamma, list(regions), map_of_label, inplace
+    tensor = operators.sums_of(input, target, mask, map, *options)
     return PassSums(
         names,
         tensor,
@@ -317,4 +319,4 @@ def region_statistics(
     )
     names = region_sums(squared, soft_label)
     sums = measure(volumes, names, ignore_index=ignore_index, backend=backend, regions=members)
-    return RegionStatistics(*map(sums.per_sample, names))
+    return RegionStatistics(*(sums.per_sample(name) for name in names))

@@ -33,11 +33,17 @@ class Backend(Protocol):
         ...
 
     def region_sums(
-        self, input: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None = None
+        self,
+        input: Tensor,
+        target: Tensor,
+        spec: PassSpec,
+        mask: Tensor | None = None,
+        map: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the sums `[K, B, C]` and a `[]` bool: every voxel that counts was valid.
 
-        `mask` `[B, 1, spatial...]`, floating point or bool, has the voxels' weights.
+        `mask` `[B, 1, spatial...]`, floating point or bool, has the voxels' weights; `map` is the m of
+        `voxels.MAPPED`, `[B, C, spatial...]`, or `[B, 1, spatial...]` if `spec.map_of_label`.
         """
         ...
 
@@ -59,6 +65,7 @@ class Backend(Protocol):
         wrt: str,
         mask: Tensor | None = None,
         out: Tensor | None = None,
+        map: Tensor | None = None,
     ) -> Tensor:
         """Return ∂L/∂input or ∂L/∂target as `torch.empty_like` of that tensor lays it out.
 

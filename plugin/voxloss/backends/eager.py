@@ -45,7 +45,7 @@ def _blocks(input: Tensor) -> Iterator[tuple[slice, ...]]:
 
 
 def region_sums(
-    input: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None = None
+    input: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None = None, map: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the sums `[K, B, C]` and whether every voxel was valid.
 
@@ -58,8 +58,8 @@ def region_sums(
     total = torch.zeros((len(spec.sums), *input.shape[:2]), dtype=wide, device=input.device)
     all_valid = torch.ones((), dtype=torch.bool, device=input.device)
     for block in _blocks(input):
-        here = None if mask is None else mask[block]
-        rows, valid = voxels.sums(input[block], target[block], here, spec, _precision(input))
+        here, there = (None if each is None else each[block] for each in (mask, map))
+        rows, valid = voxels.sums(input[block], target[block], here, spec, _precision(input), there)
         total += torch.stack(rows)
         all_valid &= valid
     return total, all_valid
@@ -87,6 +87,7 @@ def region_sums_backward(
     wrt: str,
     mask: Tensor | None = None,
     out: Tensor | None = None,
+    map: Tensor | None = None,
 ) -> Tensor:
     """∂L/∂input or ∂L/∂target (`wrt`) in that tensor's dtype and layout; p is computed again."""
     grad, spec = voxels.without_differences(grad, spec)
@@ -95,9 +96,9 @@ def region_sums_backward(
         by_label.gradient(grad, input, target, spec, result, CPU_BLOCK)
         return result
     for block in _blocks(input):
-        here = None if mask is None else mask[block]
-        derivative = voxels.gradient(grad, input[block], target[block], here, spec, wrt, _precision(input))
-        result[block].copy_(derivative)
+        here, there = (None if each is None else each[block] for each in (mask, map))
+        given = grad, input[block], target[block], here, spec, wrt, _precision(input), there
+        result[block].copy_(voxels.gradient(*given))
     return result
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from voxloss.backends.layout import flatten_spatial
-from voxloss.backends.voxels import TERMS, PassSpec, range_tolerance, target_tolerance, without_differences
+from voxloss.backends.voxels import MAPPED, TERMS, PassSpec, range_tolerance, without_differences
 
 # Voxels of an item that are summed by themselves, at least; see `_part`.
 PART = 1 << 15
@@ -45,15 +45,15 @@ def takes(device: str, dtype: torch.dtype) -> tuple[bool, str]:
 
 
 def region_sums(
-    input: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None = None
+    input: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None = None, map: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the sums `[K, B, C]` and whether every voxel was valid.
 
     Rows of up to 1024 voxels are summed in float32 (float64 for float64 input), the rows and parts in float64.
     """
     items, channels, *_ = input.shape
-    flat = flatten_spatial([input, target, _weights(mask, input)])
-    inputs, targets, masks = (_Items(tensor) for tensor in flat)
+    flat = flatten_spatial([input, target, _for_rows(mask, input), _for_rows(map, input)])
+    inputs, targets, masks, maps = (_Items(tensor) for tensor in flat)
     config = _config(input, target, spec, mask)
     target_of = _target_of(targets, target, channels, config, spec)
     parts = -(-inputs.voxels // _part(inputs.voxels, channels))
@@ -61,10 +61,8 @@ def region_sums(
     valid = np.zeros((items, parts), dtype=bool)
 
     def walk(item: int, part: int, start: int, stop: int, scratch: Any) -> None:
-        target = target_of(item, start, stop, scratch)
-        valid[item, part] = _kernels().forward(
-            inputs[item], target, masks[item], start, stop, config, *scratch[1:], sums[item, part]
-        )
+        given = inputs[item], target_of(item, start, stop, scratch), masks[item], maps[item], start, stop
+        valid[item, part] = _kernels().forward(*given, config, *scratch[1:], sums[item, part])
 
     _in_parallel(walk, inputs.voxels, input, target, spec)
     rows = [list(TERMS).index(name) for name in spec.sums]
@@ -77,7 +75,7 @@ def voxel_terms(
     """Return what each voxel adds to Σ factor·sum, `[B, 1, spatial...]`, and whether every voxel was valid."""
     items, channels, *_ = input.shape
     result = torch.empty((items, 1, *input.shape[2:]), dtype=torch.promote_types(input.dtype, torch.float32))
-    flat = flatten_spatial([result, input, target, _weights(mask, input)])
+    flat = flatten_spatial([result, input, target, _for_rows(mask, input)])
     results, inputs, targets, masks = (_Items(tensor) for tensor in flat)
     config = _config(input, target, spec, mask)
     target_of = _target_of(targets, target, channels, config, spec)
@@ -103,6 +101,7 @@ def region_sums_backward(
     wrt: str,
     mask: Tensor | None = None,
     out: Tensor | None = None,
+    map: Tensor | None = None,
 ) -> Tensor:
     """∂L/∂input or ∂L/∂target (`wrt`) in that tensor's dtype and layout; p is computed again."""
     grad, spec = without_differences(grad, spec)
@@ -112,8 +111,8 @@ def region_sums_backward(
     if flatten_spatial([written])[0].untyped_storage().data_ptr() != written.untyped_storage().data_ptr():
         # Axes in an order that no single stride can follow: the kernel writes elsewhere.
         written = torch.empty(like.shape, dtype=like.dtype)
-    flat = flatten_spatial([written, input, target, _weights(mask, input)])
-    results, inputs, targets, masks = (_Items(tensor) for tensor in flat)
+    flat = flatten_spatial([written, input, target, _for_rows(mask, input), _for_rows(map, input)])
+    results, inputs, targets, masks, maps = (_Items(tensor) for tensor in flat)
     config, by_target = _config(input, target, spec, mask), wrt == "target"
     target_of = _target_of(targets, target, channels, config, spec)
     weights = np.zeros((items, len(TERMS), channels), _precision(input))
@@ -125,6 +124,7 @@ def region_sums_backward(
             inputs[item],
             target_of(item, start, stop, scratch),
             masks[item],
+            maps[item],
             start,
             stop,
             config,
@@ -244,12 +244,12 @@ def _part_of(target: Tensor, input: Tensor, voxels: int, spec: PassSpec) -> NDAr
     return None if target.is_floating_point() else np.empty(voxels * target.shape[1], _precision(input))
 
 
-def _weights(mask: Tensor | None, input: Tensor) -> Tensor:
-    """The mask in the dtype of the rows; without one a number in its place, which the kernels do not look at."""
+def _for_rows(given: Tensor | None, input: Tensor) -> Tensor:
+    """A mask or map in the dtype of the rows; without one a number, which the kernels do not read."""
     dtype = torch.promote_types(input.dtype, torch.float32)
-    if mask is None:
+    if given is None:
         return torch.ones((), dtype=dtype).expand(len(input), 1, *input.shape[2:])
-    return mask.to(dtype)
+    return given.to(dtype)
 
 
 def _config(input: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None) -> Any:
@@ -262,9 +262,11 @@ def _config(input: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None) 
         ignores=spec.ignore_index is not None,
         ignore_index=spec.ignore_index or 0,
         slack=range_tolerance(input.dtype),
-        target_slack=target_tolerance(target.dtype, spec),
+        target_slack=range_tolerance(target.dtype),
         masked=mask is not None,
         weighted=mask is not None and mask.dtype != torch.bool,
+        mapped=not set(spec.sums).isdisjoint(MAPPED),
+        map_of_label=spec.map_of_label,
     )
 
 

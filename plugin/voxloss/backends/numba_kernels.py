@@ -40,10 +40,12 @@ INTERSECTION, SOFT_INTERSECTION, PREDICTION, PREDICTION_SQUARED, TARGET, TARGET_
 CROSS_ENTROPY, CROSS_ENTROPY_NEGATIVE, FOCAL, FOCAL_NEGATIVE, LOG_LOSS, LOG_LOSS_NEGATIVE = range(6, 12)
 LOG_POWER, LOG_POWER_NEGATIVE = range(12, 14)
 FALSE_POSITIVES, FALSE_NEGATIVES, TRUE_NEGATIVES, SENSITIVITY_ERROR, SPECIFICITY_ERROR, VOXELS = range(14, 20)
+MAP_INTERSECTION, MAP_TOTAL = range(20, 22)
 
 # Rows of voxels to work in: p, n, the target, …; SCALE is 1/Σ exp(z − max).
 P, N, G, LOG_P, LOG_N, FOCUS, OWN, MAXIMUM, SCALE, LOG_SUM, DOT, EXP, WEIGHT = range(13)
-ROWS = 13
+MAP, OF_VOXEL = range(13, 15)  # m of a channel; where the map has one number per voxel, this number
+ROWS = 15
 
 IGNORED, NO_CLASS = -1, -2  # in place of a label
 
@@ -71,6 +73,8 @@ class KernelConfig(NamedTuple):
     target_slack: float
     masked: bool  # voxels of weight 0 are ignored
     weighted: bool  # there may be other weights than 0 and 1
+    mapped: bool  # a sum needs the map
+    map_of_label: bool
 
 
 class _Notice(event.Listener):
@@ -498,6 +502,27 @@ def _load_weights(item, start, count, weight):
 
 
 @compiled
+def _load_map(item, c, start, count, all_count, labels, row):
+    """Fill a row with what the map has for channel c, 0 where ignored; return whether all is finite."""
+    memory, lines = item
+    zero, finite = row.dtype.type(0), True
+    first = lines.first + c * lines.per_channel + start * lines.per_voxel
+    if lines.per_voxel == 1:
+        line = memory[first : first + count]
+        for v in range(count):
+            row[v] = line[v]
+    else:
+        for v in range(count):
+            row[v] = memory[first + v * lines.per_voxel]
+    if not all_count:
+        for v in range(count):
+            row[v] = zero if labels[v] == IGNORED else row[v]
+    for v in range(count):
+        finite &= row[v] - row[v] == zero
+    return finite
+
+
+@compiled
 def _load_labels(item, start, count, config, weight, labels):
     """Write labels, IGNORED where they are; return whether all that count are classes, and whether all count."""
     memory, lines = item
@@ -572,6 +597,16 @@ def _clear(block, count, labels):
     for c in range(block.shape[0]):
         for v in range(count):
             block[c, v] = zero if labels[v] == IGNORED else block[c, v]
+
+
+@compiled
+def _map_of_channel(item, c, start, count, config, all_count, labels, rows):
+    """Fill the row MAP for channel c, from the row G or from memory; return whether all is finite."""
+    if config.map_of_label:
+        for v in range(count):
+            rows[MAP, v] = rows[OF_VOXEL, v] * rows[G, v]
+        return True
+    return _load_map(item, c, start, count, all_count, labels, rows[MAP])
 
 
 # What a row of voxels holds, adds to the sums, and gets as its derivative.
@@ -806,6 +841,14 @@ def _add(c, count, sums, gamma, rows, weight, out):
             outside += (one - g[v]) * squared
         out[SENSITIVITY_ERROR, c] += inside
         out[SPECIFICITY_ERROR, c] += outside
+    if sums[MAP_INTERSECTION] or sums[MAP_TOTAL]:
+        m = rows[MAP]
+        intersection, total = zero, zero
+        for v in range(count):
+            intersection += _times(p[v] * m[v], weight, v)
+            total += _times(m[v], weight, v)
+        out[MAP_INTERSECTION, c] += intersection
+        out[MAP_TOTAL, c] += total
 
 
 @compiled
@@ -905,6 +948,18 @@ def _add_by_error(count, activation, inside, outside, p, n, g, derivative):
 
 
 @compiled
+def _add_by_map(count, activation, factor, p, n, m, derivative):
+    """Add the derivative, by p, of factor·p·m, multiplied on as in `_by_own`."""
+    for v in range(count):
+        by_p = factor * m[v]
+        if activation == SOFTMAX:
+            by_p *= p[v]
+        elif activation == SIGMOID:
+            by_p *= p[v] * n[v]
+        derivative[v] += by_p
+
+
+@compiled
 def _derivative(c, count, activation, sums, gamma, weights, rows, derivative):
     """Fill `derivative`: q = p·∂L/∂p + ∂L/∂log p for a softmax, otherwise ∂L/∂input; `weights` is ∂L/∂sums."""
     p, n, g, log_p, log_n = rows[P], rows[N], rows[G], rows[LOG_P], rows[LOG_N]
@@ -931,6 +986,8 @@ def _derivative(c, count, activation, sums, gamma, weights, rows, derivative):
     if sums[SENSITIVITY_ERROR] or sums[SPECIFICITY_ERROR]:
         inside, outside = weights[SENSITIVITY_ERROR, c], weights[SPECIFICITY_ERROR, c]
         _add_by_error(count, activation, inside, outside, p, n, g, derivative)
+    if sums[MAP_INTERSECTION]:
+        _add_by_map(count, activation, weights[MAP_INTERSECTION, c], p, n, rows[MAP], derivative)
 
 
 @compiled
@@ -1024,6 +1081,15 @@ def _add_at_labels(count, sums, channels, labels, rows, out):
                 g = one if labels[v] == label else zero
                 total -= log_p[v] * focus[v] * g
             out[FOCAL, c] += total
+        if sums[MAP_INTERSECTION] or sums[MAP_TOTAL]:
+            m = rows[OF_VOXEL]
+            intersection, total = zero, zero
+            for v in range(count):
+                here = m[v] if labels[v] == label else zero
+                intersection += exps[v] * scale[v] * here
+                total += here
+            out[MAP_INTERSECTION, c] += intersection
+            out[MAP_TOTAL, c] += total
 
 
 @compiled
@@ -1041,6 +1107,10 @@ def _slope_at_labels(count, sums, gamma, weights, channels, labels, rows):
             ratio = -one if n <= zero else rows[P, v] * rows[LOG_P, v] / n  # its limit
             # What q has of the focal term.
             own[v] = -weights[FOCAL, max(labels[v], 0)] * rows[FOCUS, v] * (one - gamma * ratio)
+    if sums[MAP_INTERSECTION]:
+        for v in range(count):
+            label = max(labels[v], 0)
+            own[v] += weights[MAP_INTERSECTION, label] * rows[OF_VOXEL, v] * channels[label, v] * scale[v]
     for c in range(channels.shape[0]):
         exps, label = channels[c], np.int32(c)
         constant, twice = weights[PREDICTION, c], weights[PREDICTION_SQUARED, c] + weights[PREDICTION_SQUARED, c]
@@ -1194,7 +1264,8 @@ def _knows_by_label(config):
     logs = sums[LOG_LOSS] or sums[LOG_LOSS_NEGATIVE] or sums[LOG_POWER] or sums[LOG_POWER_NEGATIVE]
     entries = sums[FALSE_POSITIVES] or sums[FALSE_NEGATIVES] or sums[TRUE_NEGATIVES]
     errors = sums[SENSITIVITY_ERROR] or sums[SPECIFICITY_ERROR]
-    return config.is_map and not (config.weighted or logs or entries or errors)
+    mapped = config.mapped and not (config.map_of_label and config.activation == SOFTMAX)
+    return config.is_map and not (config.weighted or logs or entries or errors or mapped)
 
 
 @compiled
@@ -1235,7 +1306,7 @@ def _load_voxels(input, target, mask, first, count, config, with_logs, by_label,
 
 
 @compiled
-def forward(input, target, mask, start, stop, config, blocks, rows, scratch, out):
+def forward(input, target, mask, map, start, stop, config, blocks, rows, scratch, out):
     """Add the sums over voxels start…stop of an item to `out` [SUMS, C]; return whether they were valid."""
     block, other, soft = blocks
     found = scratch[0]
@@ -1244,7 +1315,7 @@ def forward(input, target, mask, start, stop, config, blocks, rows, scratch, out
     for k in range(CROSS_ENTROPY, FALSE_POSITIVES):
         with_logs |= sums[k]
     is_map, by_label = config.is_map, _knows_by_label(config)
-    two = by_label and activation == SOFTMAX and block.shape[0] == 2
+    two = by_label and activation == SOFTMAX and block.shape[0] == 2 and not config.mapped
     all_valid = True
     for first in range(start, stop, rows.shape[1]):
         count = min(rows.shape[1], stop - first)
@@ -1254,6 +1325,8 @@ def forward(input, target, mask, start, stop, config, blocks, rows, scratch, out
             input, target, mask, first, count, config, with_logs, by_label, two, blocks, rows, found
         )
         all_valid &= valid
+        if config.map_of_label:
+            all_valid &= _load_map(map, 0, first, count, all_count, found, rows[OF_VOXEL])
         if sums[VOXELS] and config.weighted:
             total = rows.dtype.type(0)
             for v in range(count):
@@ -1273,6 +1346,8 @@ def forward(input, target, mask, start, stop, config, blocks, rows, scratch, out
                 _add_answers(c, count, sums, labels, rows, out)
                 continue
             _fill(c, count, activation, with_logs, all_count, block, other, labels, soft, is_map, rows)
+            if config.mapped:
+                all_valid &= _map_of_channel(map, c, first, count, config, all_count, found, rows)
             if config.weighted:
                 _add(c, count, sums, gamma, rows, rows[WEIGHT], out)
             else:
@@ -1341,7 +1416,7 @@ def each(input, target, mask, start, stop, config, blocks, rows, scratch, factor
 
 
 @compiled
-def backward(input, target, mask, start, stop, config, blocks, rows, scratch, weights, by_target, result):
+def backward(input, target, mask, map, start, stop, config, blocks, rows, scratch, weights, by_target, result):
     """Write ∂L/∂input, or ∂L/∂target, of voxels start…stop of an item; `weights` is ∂L/∂sums [SUMS, C]."""
     block, other, soft = blocks
     found = scratch[0]
@@ -1355,7 +1430,7 @@ def backward(input, target, mask, start, stop, config, blocks, rows, scratch, we
         or sums[LOG_POWER_NEGATIVE]
     )
     is_map, by_label = config.is_map, _knows_by_label(config)
-    two = by_label and activation == SOFTMAX and block.shape[0] == 2
+    two = by_label and activation == SOFTMAX and block.shape[0] == 2 and not config.mapped
     dot = rows[DOT]
     for first in range(start, stop, rows.shape[1]):
         count = min(rows.shape[1], stop - first)
@@ -1365,6 +1440,8 @@ def backward(input, target, mask, start, stop, config, blocks, rows, scratch, we
         _, all_count = _load_voxels(
             input, target, mask, first, count, config, with_logs, by_label, two, blocks, rows, found
         )
+        if config.map_of_label:
+            _load_map(map, 0, first, count, all_count, found, rows[OF_VOXEL])
         if by_label and activation == SOFTMAX and not two:
             _fill_at_labels(count, sums, gamma, with_logs, block, found, rows)
             _slope_at_labels(count, sums, gamma, weights, block, found, rows)
@@ -1385,6 +1462,8 @@ def backward(input, target, mask, start, stop, config, blocks, rows, scratch, we
                     _slope_of_answers(c, count, factors, block, labels, other[c])
                 continue
             _fill(c, count, activation, with_logs, all_count, block, other, labels, soft, is_map, rows)
+            if config.mapped:
+                _map_of_channel(map, c, first, count, config, all_count, found, rows)
             if by_target:
                 _derivative_by_target(c, count, sums, gamma, weights, rows, other[c])
             else:

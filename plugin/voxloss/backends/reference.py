@@ -20,10 +20,10 @@ def takes(device: str, dtype: torch.dtype) -> tuple[bool, str]:
 
 
 def region_sums(
-    input: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None = None
+    input: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None = None, map: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the sums `[K, B, C]` in float64 and whether every voxel was valid."""
-    rows, valid = voxels.sums(input, target, mask, spec, torch.float64)
+    rows, valid = voxels.sums(input, target, mask, spec, torch.float64, map)
     return torch.stack(rows), valid
 
 
@@ -43,7 +43,8 @@ def region_sums_backward(
     wrt: str,
     mask: Tensor | None = None,
     out: Tensor | None = None,
+    map: Tensor | None = None,
 ) -> Tensor:
     """∂L/∂input or ∂L/∂target (`wrt`) in that tensor's dtype and layout."""
     result = torch.empty_like(input if wrt == "input" else target) if out is None else out
-    return result.copy_(voxels.gradient(grad, input, target, mask, spec, wrt, torch.float64))
+    return result.copy_(voxels.gradient(grad, input, target, mask, spec, wrt, torch.float64, map))

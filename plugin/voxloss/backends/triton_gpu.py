@@ -8,7 +8,7 @@ run. With TRITON_INTERPRET=1 in the environment Triton runs the kernels on the C
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -17,12 +17,12 @@ from torch import Tensor
 
 from voxloss.backends.layout import flatten_spatial
 from voxloss.backends.voxels import (
+    MAPPED,
     NEGATIVE,
     POSITIVE,
     SMALLEST_LOGARITHM,
     PassSpec,
     range_tolerance,
-    target_tolerance,
     without_differences,
 )
 
@@ -153,13 +153,13 @@ Layout = tuple[torch.dtype, tuple[int, ...], tuple[int, ...]]
 
 
 def region_sums(
-    input: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None = None
+    input: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None = None, map: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the sums `[K, B, C]` and whether every voxel was valid.
 
     Float32 for a few voxels (float64 for float64 input), float64 from program to program.
     """
-    launch, partial, valid = forward(input, target, spec, mask=mask)
+    launch, partial, valid = forward(input, target, spec, mask=mask, map=map)
     launch.start()
     return partial.sum(0, dtype=torch.float64), valid
 
@@ -181,18 +181,25 @@ def region_sums_backward(
     wrt: str,
     mask: Tensor | None = None,
     out: Tensor | None = None,
+    map: Tensor | None = None,
 ) -> Tensor:
     """∂L/∂input or ∂L/∂target (`wrt`) in that tensor's dtype and layout; p is computed again."""
-    launch, result, written = backward(grad, input, target, spec, wrt, mask=mask, out=out)
+    launch, result, written = backward(grad, input, target, spec, wrt, mask=mask, out=out, map=map)
     launch.start()
     return result if written is result else result.copy_(written)
 
 
 def forward(
-    input: Tensor, target: Tensor, spec: PassSpec, *, mask: Tensor | None = None, tiles: Tiling | None = None
+    input: Tensor,
+    target: Tensor,
+    spec: PassSpec,
+    *,
+    mask: Tensor | None = None,
+    map: Tensor | None = None,
+    tiles: Tiling | None = None,
 ) -> tuple[Launch, Tensor, Tensor]:
     """Prepare the forward pass: its launch, the partial sums `[rows, K, B, C]` and the verdict it writes."""
-    volumes = (input, target) if mask is None else (input, target, mask)
+    volumes = {"input": input, "target": target, "mask": mask, "map": map}
     plan = _planned(volumes, spec, "sums", tiles)
     partial = torch.empty(
         (plan.rows, len(spec.sums), *input.shape[:2]),
@@ -216,7 +223,7 @@ def each(
     tiles: Tiling | None = None,
 ) -> tuple[Launch, Tensor, Tensor]:
     """Prepare the pass that writes the terms of each voxel: its launch, the terms and the verdict it writes."""
-    volumes = (input, target) if mask is None else (input, target, mask)
+    volumes = {"input": input, "target": target, "mask": mask}
     plan = _planned(volumes, spec, "terms", tiles)
     dtype = torch.promote_types(input.dtype, torch.float32)
     result = torch.empty((len(input), 1, *input.shape[2:]), dtype=dtype, device=input.device)
@@ -234,6 +241,7 @@ def backward(
     wrt: str,
     *,
     mask: Tensor | None = None,
+    map: Tensor | None = None,
     out: Tensor | None = None,
     tiles: Tiling | None = None,
 ) -> tuple[Launch, Tensor, Tensor]:
@@ -242,7 +250,7 @@ def backward(
     That is another one only where the gradient's voxels have no common stride; it is then to be copied.
     """
     grad, spec = without_differences(grad, spec)
-    volumes = (input, target) if mask is None else (input, target, mask)
+    volumes = {"input": input, "target": target, "mask": mask, "map": map}
     plan = _planned(volumes, spec, wrt, tiles, out)
     own = input if wrt == "input" else target
     result = written = torch.empty_like(own) if out is None else out
@@ -253,25 +261,30 @@ def backward(
     return launch, result, written
 
 
-def _pointers(volumes: Sequence[Tensor], plan: _Plan, written: Tensor | None = None) -> dict[str, Tensor]:
+def _pointers(
+    volumes: Mapping[str, Tensor | None], plan: _Plan, written: Tensor | None = None
+) -> dict[str, Tensor]:
     """The volumes as a kernel takes them. Strides are given to it, so that it needs no view."""
-    lines = list(volumes)
+    lines = [volume for volume in volumes.values() if volume is not None]
     if not plan.views:
         lines = flatten_spatial(lines if written is None else [written, *lines])[-len(lines) :]
-    for index, line in enumerate(lines):
-        if line.dtype == torch.bool:
-            lines[index] = line.view(torch.uint8)
-    return {"input": lines[0], "target": lines[1], "mask": lines[-1]}  # without a mask nothing reads it
+    given = iter([line.view(torch.uint8) if line.dtype == torch.bool else line for line in lines])
+    # Nothing reads what stands in the place of a mask or map that is not there.
+    return {name: lines[1] if volume is None else next(given) for name, volume in volumes.items()}
 
 
 def _planned(
-    volumes: Sequence[Tensor], spec: PassSpec, task: str, tiles: Tiling | None, out: Tensor | None = None
+    volumes: Mapping[str, Tensor | None],
+    spec: PassSpec,
+    task: str,
+    tiles: Tiling | None,
+    out: Tensor | None = None,
 ) -> _Plan:
     address = 0
-    for tensor in volumes:
-        address |= tensor.data_ptr()
+    for tensor in volumes.values():
+        address |= 0 if tensor is None else tensor.data_ptr()
     return _plan(
-        tuple(map(_layout, volumes)),
+        tuple(None if volume is None else _layout(volume) for volume in volumes.values()),
         None if out is None else _layout(out),
         spec._replace(sums=tuple(spec.sums), regions=tuple(spec.regions)),
         task,
@@ -282,7 +295,7 @@ def _planned(
 
 @lru_cache(maxsize=256)
 def _plan(
-    layouts: tuple[Layout, ...],
+    layouts: tuple[Layout | None, ...],  # of the input, the target, the mask and, of sums, the map
     of_result: Layout | None,
     spec: PassSpec,
     task: str,
@@ -293,7 +306,7 @@ def _plan(
 
     from voxloss.backends import triton_kernels
 
-    volumes = [*map(_without_memory, layouts)]
+    volumes = [_without_memory(layout) for layout in layouts if layout is not None]
     in_place = True
     written = []
     if task in ("input", "target"):
@@ -304,8 +317,11 @@ def _plan(
             written = [torch.empty_like(own, memory_format=torch.contiguous_format)]
     lines = flatten_spatial([*written, *volumes])
     views = all(map(_is_view, lines[len(written) :], volumes))
-    input, target = lines[len(written)], lines[len(written) + 1]
-    mask = lines[-1]
+    found = iter(lines[len(written) :])
+    input, target, mask, *maps = (None if layout is None else next(found) for layout in layouts)
+    assert input is not None
+    assert target is not None
+    own_map = maps[0] if maps and not set(spec.sums).isdisjoint(MAPPED) else None
     items, channels, count = input.shape
     labels = spec.is_label_map(input, target)
     side_by_side = all(line.stride(2) == 1 for line in lines)
@@ -316,7 +332,7 @@ def _plan(
             len(spec.sums),
             backward=bool(written),
             side_by_side=side_by_side,
-            weighted=len(volumes) == 3,
+            weighted=mask is not None or own_map is not None,
             powers=spec.gamma not in (0, 1, 2) and not set(POWERS).isdisjoint(spec.sums),
         )
     number = -(-count // tiles.voxels)  # of tiles
@@ -342,13 +358,15 @@ def _plan(
         known=len(spec.regions) or channels,
         ignore=ignore,
         index=spec.ignore_index or 0,
-        weighted=len(volumes) == 3,
+        weighted=mask is not None,
+        map="no" if own_map is None else "voxel" if spec.map_of_label else "channel",
         classes=channels,
         log_p=any(name in POSITIVE for name in spec.sums),
         log_n=any(name in NEGATIVE for name in spec.sums),
         kink="soft_intersection" in spec.sums,
         p_slack=range_tolerance(input.dtype),
-        g_slack=target_tolerance(target.dtype, spec),
+        g_slack=range_tolerance(target.dtype),
+        ranged=not labels or spec.activation == "none" or (own_map is not None and not spec.map_of_label),
         by_target=task == "target",
         real=language.float64 if input.dtype == torch.float64 else language.float32,
         # Those first whose derivative has no target in it: their sum is the same in every voxel.
@@ -370,9 +388,12 @@ def _plan(
         "count": count,
         **dict(zip(("input_b", "input_c", "input_v"), input.stride(), strict=True)),
         **dict(zip(("target_b", "target_c", "target_v"), target.stride(), strict=True)),
-        **dict(zip(("mask_b", "mask_v"), mask.stride()[::2], strict=True)),
+        **dict(zip(("mask_b", "mask_v"), (target if mask is None else mask).stride()[::2], strict=True)),
         "CONFIG": config,
     }
+    if maps:
+        strides = (target if own_map is None else own_map).stride()
+        arguments |= dict(zip(("map_b", "map_c", "map_v"), strides, strict=True))
     if written:
         arguments |= dict(zip(("result_b", "result_c", "result_v"), lines[0].stride(), strict=True))
     kernels = {

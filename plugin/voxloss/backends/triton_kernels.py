@@ -31,12 +31,14 @@ class KernelConfig(NamedTuple):
     ignore: str  # "no", "label", "channel" (that one is 1) or "sentinel" (all channels are `index`)
     index: int
     weighted: bool  # there is a mask
+    map: str  # "no", "voxel" (one number, of the label's channels) or "channel"
     classes: int
     log_p: bool  # some sum needs it
     log_n: bool
     kink: bool  # soft_intersection is asked for
     p_slack: float  # how far outside [0, 1] a prediction may lie, and a target
     g_slack: float
+    ranged: bool  # values of each class can be wrong, not only a label
     by_target: bool  # ∂L/∂target is asked for
     real: tl.dtype  # what is computed in
     order: tuple[int, ...]  # of the sums in the backward pass
@@ -263,14 +265,55 @@ def _load_target(target, label, classes, voxels, stride_c, stride_v, inside, liv
 
 
 @triton.jit
-def _out_of_range(p, g, CONFIG: tl.constexpr):
-    """Say where a probability is outside [0, 1]; a NaN is an error in a target, and passes in a prediction."""
-    if CONFIG.labels:
-        wrong = (p < -CONFIG.p_slack) | (p > 1 + CONFIG.p_slack)
+def _load_map_of_voxels(map, voxels, stride_v, inside, live, CONFIG: tl.constexpr):
+    """What a map has for each voxel, 0 where ignored; without such a map it stands for nothing."""
+    if CONFIG.map == "voxel":
+        m = tl.load(map + voxels * stride_v, mask=inside, other=0).to(CONFIG.real)
+        if CONFIG.ignore != "no":
+            m = tl.where(live, m, 0)
     else:
+        m = inside
+    return m
+
+
+@triton.jit
+def _is_not_finite(of_voxel, CONFIG: tl.constexpr):
+    if CONFIG.map == "voxel":
+        wrong = (of_voxel - of_voxel) != 0
+    else:
+        wrong = of_voxel & False
+    return wrong
+
+
+@triton.jit
+def _load_map(map, g, of_voxel, classes, voxels, stride_c, stride_v, inside, live, CONFIG: tl.constexpr):
+    """What a map has for each class; without a map it stands for nothing."""
+    if CONFIG.map == "voxel":
+        m = _across(of_voxel, CONFIG) * g
+    elif CONFIG.map == "channel":
+        m = _load(map, classes, voxels, stride_c, stride_v, inside, 0, CONFIG)
+        if CONFIG.ignore != "no":
+            m = tl.where(_across(live, CONFIG), m, 0)
+    else:
+        m = g
+    return m
+
+
+@triton.jit
+def _out_of_range(p, g, m, CONFIG: tl.constexpr):
+    """Where a probability is outside [0, 1] or a map not finite; NaN passes in a prediction alone."""
+    if not CONFIG.labels:
         wrong = ((g >= -CONFIG.g_slack) & (g <= 1 + CONFIG.g_slack)) == 0
         if CONFIG.activation == "none":
             wrong = wrong | (p < -CONFIG.p_slack) | (p > 1 + CONFIG.p_slack)
+        if CONFIG.map == "channel":
+            wrong = wrong | ((m - m) != 0)
+    elif CONFIG.activation == "none":
+        wrong = (p < -CONFIG.p_slack) | (p > 1 + CONFIG.p_slack)
+        if CONFIG.map == "channel":
+            wrong = wrong | ((m - m) != 0)
+    else:
+        wrong = (m - m) != 0
     return wrong
 
 
@@ -280,7 +323,7 @@ def _flags(errors, CONFIG: tl.constexpr):
 
     AMD's compiler would keep truth values in scalar registers, of which there are not enough for so many.
     """
-    if not CONFIG.labels:
+    if CONFIG.ranged and (not CONFIG.labels or CONFIG.map == "channel"):
         errors = errors.to(tl.int32)
     return errors
 
@@ -426,7 +469,7 @@ def _times(g, log):
 
 
 @triton.jit
-def _term(NAME: tl.constexpr, p, g, log_p, log_n, live, CONFIG: tl.constexpr):
+def _term(NAME: tl.constexpr, p, g, m, log_p, log_n, live, CONFIG: tl.constexpr):
     """What a voxel adds to a sum."""
     if NAME == "intersection":
         term = p * g
@@ -468,6 +511,10 @@ def _term(NAME: tl.constexpr, p, g, log_p, log_n, live, CONFIG: tl.constexpr):
         term = (1 - g) * (g - p) * (g - p)
     elif NAME == "voxels":
         term = tl.where(_across(live, CONFIG), tl.full(p.shape, 1, p.dtype), 0)
+    elif NAME == "map_intersection":
+        term = p * m
+    elif NAME == "map_total":
+        term = m
     return term
 
 
@@ -484,7 +531,7 @@ def _focal_slope(p, n, log_p, CONFIG: tl.constexpr):
 
 @triton.jit
 def _by_prediction(
-    NAME: tl.constexpr, weight, p, g, log_p, log_n, derivative, kink, by_log_p, by_log_n, CONFIG: tl.constexpr
+    NAME: tl.constexpr, weight, p, g, m, log_p, log_n, derivative, kink, by_log_p, by_log_n, CONFIG: tl.constexpr
 ):
     """Add the derivatives of weight·term by p, by min(p, g), by log p and by log n."""
     if NAME == "intersection":
@@ -517,6 +564,8 @@ def _by_prediction(
         derivative += 2 * weight * g * (p - g)
     elif NAME == "specificity_error":
         derivative += 2 * weight * (1 - g) * (p - g)
+    elif NAME == "map_intersection":
+        derivative += weight * m
     return derivative, kink, by_log_p, by_log_n
 
 
@@ -591,7 +640,7 @@ def _over(by_log, p):
 
 
 @triton.jit
-def _derivative_of_input(weights, p, g, log_p, log_n, CONFIG: tl.constexpr):
+def _derivative_of_input(weights, p, g, m, log_p, log_n, CONFIG: tl.constexpr):
     """Return ∂L/∂z, or of a softmax q = p·∂L/∂p + ∂L/∂log p, which still lacks −p·Σq."""
     derivative = tl.zeros_like(p)
     by_log_p = tl.zeros_like(p)
@@ -603,6 +652,7 @@ def _derivative_of_input(weights, p, g, log_p, log_n, CONFIG: tl.constexpr):
             _down(weights[CONFIG.order[k]], CONFIG),
             p,
             g,
+            m,
             log_p,
             log_n,
             derivative,
@@ -631,11 +681,11 @@ def _derivative_of_input(weights, p, g, log_p, log_n, CONFIG: tl.constexpr):
 
 
 @triton.jit
-def _derivative_of(weights, p, g, log_p, log_n, CONFIG: tl.constexpr):
+def _derivative_of(weights, p, g, m, log_p, log_n, CONFIG: tl.constexpr):
     if CONFIG.by_target:
         derivative = _derivative_of_target(weights, p, g, log_p, log_n, CONFIG)
     else:
-        derivative = _derivative_of_input(weights, p, g, log_p, log_n, CONFIG)
+        derivative = _derivative_of_input(weights, p, g, m, log_p, log_n, CONFIG)
     return derivative
 
 
@@ -684,7 +734,7 @@ def _weighed_terms(weights, p, g, log_p, log_n, live, weight, classes, existing,
     """What each voxel adds to Σ weight·sum in each of some classes; 0 in a class that there is not."""
     total = tl.zeros_like(p)
     for k in tl.static_range(len(CONFIG.sums)):
-        term = _term(tl.constexpr(CONFIG.sums[k]), p, g, log_p, log_n, live, CONFIG)
+        term = _term(tl.constexpr(CONFIG.sums[k]), p, g, g, log_p, log_n, live, CONFIG)
         total += _down(weights[k], CONFIG) * term
     return tl.where(_mask(classes, existing & live, CONFIG), _times_weight(total, weight, CONFIG), 0)
 
@@ -699,6 +749,7 @@ def sums_of_few(
     input,
     target,
     mask,
+    map,
     partial,
     valid,
     items,
@@ -712,6 +763,9 @@ def sums_of_few(
     target_v,
     mask_b,
     mask_v,
+    map_b,
+    map_c,
+    map_v,
     CONFIG: tl.constexpr,
 ):
     """As `sums`, for few classes: each is a vector over the voxels, so that nothing is exchanged or filled up."""
@@ -720,6 +774,7 @@ def sums_of_few(
     input += item.to(tl.int64) * input_b
     target += item.to(tl.int64) * target_b
     mask += item.to(tl.int64) * mask_b
+    map += item.to(tl.int64) * map_b
     wrong = _flags(tl.full((CONFIG.block_v,), 0, tl.int1), CONFIG)
     totals = ()
     for _ in tl.static_range(len(CONFIG.sums) * CONFIG.classes):
@@ -730,6 +785,8 @@ def sums_of_few(
         label, weight, inside, live, bad = _look_at(
             target, mask, voxels, target_c, target_v, mask_v, existing, CONFIG
         )
+        of_voxel = _load_map_of_voxels(map, voxels, map_v, inside, live, CONFIG)
+        bad = bad | _is_not_finite(of_voxel, CONFIG)
         wrong = wrong | _flags(bad, CONFIG)
         z = ()
         for c in tl.static_range(tl.constexpr(CONFIG.classes)):
@@ -738,11 +795,12 @@ def sums_of_few(
         longer = ()
         for c in tl.static_range(tl.constexpr(CONFIG.classes)):
             g = _load_target(target, label, c, voxels, target_c, target_v, inside, live, CONFIG)
+            m = _load_map(map, g, of_voxel, c, voxels, map_c, map_v, inside, live, CONFIG)
             p, log_p, log_n = _activate(z[c], largest, total, CONFIG)
-            if not CONFIG.labels or CONFIG.activation == "none":
-                wrong = wrong | _flags(_out_of_range(p, g, CONFIG), CONFIG)
+            if CONFIG.ranged:
+                wrong = wrong | _flags(_out_of_range(p, g, m, CONFIG), CONFIG)
             for k in tl.static_range(len(CONFIG.sums)):
-                term = _term(tl.constexpr(CONFIG.sums[k]), p, g, log_p, log_n, live, CONFIG)
+                term = _term(tl.constexpr(CONFIG.sums[k]), p, g, m, log_p, log_n, live, CONFIG)
                 term = _sum_of_neighbours(_times_weight(term, weight, CONFIG), CONFIG)
                 longer = longer + (totals[c * len(CONFIG.sums) + k] + term,)
         totals = longer
@@ -758,6 +816,7 @@ def sums(
     input,
     target,
     mask,
+    map,
     partial,
     valid,
     items,
@@ -771,6 +830,9 @@ def sums(
     target_v,
     mask_b,
     mask_v,
+    map_b,
+    map_c,
+    map_v,
     CONFIG: tl.constexpr,
 ):
     """Write the sums over some tiles to partial `[chunks, K, items, classes]`, and on an error 0 to `valid`.
@@ -783,9 +845,10 @@ def sums(
     input += item.to(tl.int64) * input_b
     target += item.to(tl.int64) * target_b
     mask += item.to(tl.int64) * mask_b
+    map += item.to(tl.int64) * map_b
     classes = tl.arange(0, CONFIG.block_c)
     # A label map alone can be wrong once per voxel.
-    if CONFIG.labels and CONFIG.activation != "none":
+    if not CONFIG.ranged:
         wrong = _flags(tl.full((1, CONFIG.block_v), 0, tl.int1), CONFIG)
     else:
         wrong = _flags(tl.full((CONFIG.block_c, CONFIG.block_v), 0, tl.int1), CONFIG)
@@ -798,16 +861,19 @@ def sums(
         label, weight, inside, live, bad = _look_at(
             target, mask, voxels, target_c, target_v, mask_v, existing, CONFIG
         )
+        of_voxel = _load_map_of_voxels(map, voxels, map_v, inside, live, CONFIG)
+        bad = bad | _is_not_finite(of_voxel, CONFIG)
         g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, CONFIG)
+        m = _load_map(map, g, of_voxel, classes, voxels, map_c, map_v, inside, live, CONFIG)
         z = _load_input(input, classes, voxels, input_c, input_v, inside, live, CONFIG)
         largest, total = _normaliser(z, live, CONFIG)
         p, log_p, log_n = _activate(z, largest, total, CONFIG)
         wrong = wrong | _flags(bad[None, :], CONFIG)
-        if not CONFIG.labels or CONFIG.activation == "none":
-            wrong = wrong | _flags(_out_of_range(p, g, CONFIG), CONFIG)
+        if CONFIG.ranged:
+            wrong = wrong | _flags(_out_of_range(p, g, m, CONFIG), CONFIG)
         longer = ()
         for k in tl.static_range(len(CONFIG.sums)):
-            term = _term(tl.constexpr(CONFIG.sums[k]), p, g, log_p, log_n, live, CONFIG)
+            term = _term(tl.constexpr(CONFIG.sums[k]), p, g, m, log_p, log_n, live, CONFIG)
             longer = longer + (totals[k] + _times_weight(term, weight, CONFIG),)
         totals = longer
     for k in tl.static_range(len(CONFIG.sums)):
@@ -822,6 +888,7 @@ def sums_of_many(
     input,
     target,
     mask,
+    map,
     partial,
     valid,
     items,
@@ -835,6 +902,9 @@ def sums_of_many(
     target_v,
     mask_b,
     mask_v,
+    map_b,
+    map_c,
+    map_v,
     CONFIG: tl.constexpr,
 ):
     """As `sums`, for one tile of voxels and any number of classes."""
@@ -843,22 +913,26 @@ def sums_of_many(
     input += item.to(tl.int64) * input_b
     target += item.to(tl.int64) * target_b
     mask += item.to(tl.int64) * mask_b
+    map += item.to(tl.int64) * map_b
     voxels = _tile_of_voxels(chunk, CONFIG)
     existing = _existing(voxels, count, CONFIG)
     label, weight, inside, live, bad = _look_at(
         target, mask, voxels, target_c, target_v, mask_v, existing, CONFIG
     )
+    of_voxel = _load_map_of_voxels(map, voxels, map_v, inside, live, CONFIG)
+    bad = bad | _is_not_finite(of_voxel, CONFIG)
     largest, total = _normaliser_of_many(input, voxels, input_c, input_v, inside, live, CONFIG)
     wrong = bad.to(tl.int32)
     for first in tl.range(0, CONFIG.classes, CONFIG.block_c):
         classes = first + tl.arange(0, CONFIG.block_c)
         g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, CONFIG)
+        m = _load_map(map, g, of_voxel, classes, voxels, map_c, map_v, inside, live, CONFIG)
         z = _load_input(input, classes, voxels, input_c, input_v, inside, live, CONFIG)
         p, log_p, log_n = _activate(z, largest, total, CONFIG)
-        if not CONFIG.labels or CONFIG.activation == "none":
-            wrong = tl.maximum(wrong, tl.max(_out_of_range(p, g, CONFIG).to(tl.int32), 0))
+        if CONFIG.ranged:
+            wrong = tl.maximum(wrong, tl.max(_out_of_range(p, g, m, CONFIG).to(tl.int32), 0))
         for k in tl.static_range(len(CONFIG.sums)):
-            term = _term(tl.constexpr(CONFIG.sums[k]), p, g, log_p, log_n, live, CONFIG)
+            term = _term(tl.constexpr(CONFIG.sums[k]), p, g, m, log_p, log_n, live, CONFIG)
             place = _place_of_sum(partial, chunk, k, item, items, CONFIG)
             total_of_term = tl.sum(_times_weight(term, weight, CONFIG), 1)
             tl.store(place + classes, total_of_term, mask=classes < CONFIG.classes)
@@ -912,8 +986,8 @@ def terms_of_few(
         for c in tl.static_range(tl.constexpr(CONFIG.classes)):
             g = _load_target(target, label, c, voxels, target_c, target_v, inside, live, CONFIG)
             p, log_p, log_n = _activate(z[c], largest, total, CONFIG)
-            if not CONFIG.labels or CONFIG.activation == "none":
-                wrong = wrong | _flags(_out_of_range(p, g, CONFIG), CONFIG)
+            if CONFIG.ranged:
+                wrong = wrong | _flags(_out_of_range(p, g, g, CONFIG), CONFIG)
             found += _weighed_terms(rows[c], p, g, log_p, log_n, live, weight, c, existing, CONFIG)
         tl.store(result + voxels, found, mask=existing)
     tl.store(valid, 0, mask=tl.max(wrong.to(tl.int32), 0) > 0)
@@ -961,8 +1035,8 @@ def terms(
         largest, total = _normaliser(z, live, CONFIG)
         p, log_p, log_n = _activate(z, largest, total, CONFIG)
         wrong = tl.maximum(wrong, bad.to(tl.int32))
-        if not CONFIG.labels or CONFIG.activation == "none":
-            wrong = tl.maximum(wrong, tl.max(_out_of_range(p, g, CONFIG).to(tl.int32), 0))
+        if CONFIG.ranged:
+            wrong = tl.maximum(wrong, tl.max(_out_of_range(p, g, g, CONFIG).to(tl.int32), 0))
         found = tl.sum(_weighed_terms(rows, p, g, log_p, log_n, live, weight, classes, existing, CONFIG), 0)
         tl.store(result + voxels, found, mask=existing)
     tl.store(valid, 0, mask=tl.max(wrong, 0) > 0)
@@ -1010,8 +1084,8 @@ def terms_of_many(
         g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, CONFIG)
         z = _load_input(input, classes, voxels, input_c, input_v, inside, live, CONFIG)
         p, log_p, log_n = _activate(z, largest, total, CONFIG)
-        if not CONFIG.labels or CONFIG.activation == "none":
-            wrong = tl.maximum(wrong, tl.max(_out_of_range(p, g, CONFIG).to(tl.int32), 0))
+        if CONFIG.ranged:
+            wrong = tl.maximum(wrong, tl.max(_out_of_range(p, g, g, CONFIG).to(tl.int32), 0))
         found += tl.sum(_weighed_terms(rows, p, g, log_p, log_n, live, weight, classes, existing, CONFIG), 0)
     tl.store(result + voxels, found, mask=existing)
     tl.store(valid, 0, mask=tl.max(wrong, 0) > 0)
@@ -1022,6 +1096,7 @@ def gradient_of_few(
     input,
     target,
     mask,
+    map,
     weights,
     result,
     items,
@@ -1035,6 +1110,9 @@ def gradient_of_few(
     target_v,
     mask_b,
     mask_v,
+    map_b,
+    map_c,
+    map_v,
     result_b,
     result_c,
     result_v,
@@ -1046,6 +1124,7 @@ def gradient_of_few(
     input += item.to(tl.int64) * input_b
     target += item.to(tl.int64) * target_b
     mask += item.to(tl.int64) * mask_b
+    map += item.to(tl.int64) * map_b
     result += item.to(tl.int64) * result_b
     rows = ()
     for c in tl.static_range(tl.constexpr(CONFIG.classes)):
@@ -1056,6 +1135,7 @@ def gradient_of_few(
         label, weight, inside, live, _ = _look_at(
             target, mask, voxels, target_c, target_v, mask_v, existing, CONFIG
         )
+        of_voxel = _load_map_of_voxels(map, voxels, map_v, inside, live, CONFIG)
         z = ()
         for c in tl.static_range(tl.constexpr(CONFIG.classes)):
             z = z + (_load_input(input, c, voxels, input_c, input_v, inside, live, CONFIG),)
@@ -1065,8 +1145,9 @@ def gradient_of_few(
         sum_q = tl.zeros_like(largest)
         for c in tl.static_range(tl.constexpr(CONFIG.classes)):
             g = _load_target(target, label, c, voxels, target_c, target_v, inside, live, CONFIG)
+            m = _load_map(map, g, of_voxel, c, voxels, map_c, map_v, inside, live, CONFIG)
             p, log_p, log_n = _activate(z[c], largest, total, CONFIG)
-            derivative = _derivative_of(rows[c], p, g, log_p, log_n, CONFIG)
+            derivative = _derivative_of(rows[c], p, g, m, log_p, log_n, CONFIG)
             sum_q += derivative
             predictions = predictions + (p,)
             derivatives = derivatives + (derivative,)
@@ -1082,6 +1163,7 @@ def gradient(
     input,
     target,
     mask,
+    map,
     weights,
     result,
     items,
@@ -1095,6 +1177,9 @@ def gradient(
     target_v,
     mask_b,
     mask_v,
+    map_b,
+    map_c,
+    map_v,
     result_b,
     result_c,
     result_v,
@@ -1106,6 +1191,7 @@ def gradient(
     input += item.to(tl.int64) * input_b
     target += item.to(tl.int64) * target_b
     mask += item.to(tl.int64) * mask_b
+    map += item.to(tl.int64) * map_b
     result += item.to(tl.int64) * result_b
     classes = tl.arange(0, CONFIG.block_c)
     rows = _load_weights(weights, item, items, classes, CONFIG)
@@ -1115,11 +1201,13 @@ def gradient(
         label, weight, inside, live, _ = _look_at(
             target, mask, voxels, target_c, target_v, mask_v, existing, CONFIG
         )
+        of_voxel = _load_map_of_voxels(map, voxels, map_v, inside, live, CONFIG)
         g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, CONFIG)
+        m = _load_map(map, g, of_voxel, classes, voxels, map_c, map_v, inside, live, CONFIG)
         z = _load_input(input, classes, voxels, input_c, input_v, inside, live, CONFIG)
         largest, total = _normaliser(z, live, CONFIG)
         p, log_p, log_n = _activate(z, largest, total, CONFIG)
-        derivative = _derivative_of(rows, p, g, log_p, log_n, CONFIG)
+        derivative = _derivative_of(rows, p, g, m, log_p, log_n, CONFIG)
         if CONFIG.activation == "softmax" and not CONFIG.by_target:
             derivative -= p * tl.sum(derivative, 0)[None, :]
         _store_derivative(result, derivative, classes, voxels, result_c, result_v, existing, live, weight, CONFIG)
@@ -1130,6 +1218,7 @@ def gradient_of_many(
     input,
     target,
     mask,
+    map,
     weights,
     result,
     items,
@@ -1143,6 +1232,9 @@ def gradient_of_many(
     target_v,
     mask_b,
     mask_v,
+    map_b,
+    map_c,
+    map_v,
     result_b,
     result_c,
     result_v,
@@ -1154,10 +1246,12 @@ def gradient_of_many(
     input += item.to(tl.int64) * input_b
     target += item.to(tl.int64) * target_b
     mask += item.to(tl.int64) * mask_b
+    map += item.to(tl.int64) * map_b
     result += item.to(tl.int64) * result_b
     voxels = _tile_of_voxels(chunk, CONFIG)
     existing = _existing(voxels, count, CONFIG)
     label, weight, inside, live, _ = _look_at(target, mask, voxels, target_c, target_v, mask_v, existing, CONFIG)
+    of_voxel = _load_map_of_voxels(map, voxels, map_v, inside, live, CONFIG)
     largest, total = _normaliser_of_many(input, voxels, input_c, input_v, inside, live, CONFIG)
     sum_q = tl.full((CONFIG.block_v,), 0, CONFIG.real)
     if CONFIG.activation == "softmax" and not CONFIG.by_target:
@@ -1165,16 +1259,18 @@ def gradient_of_many(
             classes = first + tl.arange(0, CONFIG.block_c)
             rows = _load_weights(weights, item, items, classes, CONFIG)
             g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, CONFIG)
+            m = _load_map(map, g, of_voxel, classes, voxels, map_c, map_v, inside, live, CONFIG)
             z = _load_input(input, classes, voxels, input_c, input_v, inside, live, CONFIG)
             p, log_p, log_n = _activate(z, largest, total, CONFIG)
-            sum_q += tl.sum(_derivative_of(rows, p, g, log_p, log_n, CONFIG), 0)
+            sum_q += tl.sum(_derivative_of(rows, p, g, m, log_p, log_n, CONFIG), 0)
     for first in tl.range(0, CONFIG.classes, CONFIG.block_c):
         classes = first + tl.arange(0, CONFIG.block_c)
         rows = _load_weights(weights, item, items, classes, CONFIG)
         g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, CONFIG)
+        m = _load_map(map, g, of_voxel, classes, voxels, map_c, map_v, inside, live, CONFIG)
         z = _load_input(input, classes, voxels, input_c, input_v, inside, live, CONFIG)
         p, log_p, log_n = _activate(z, largest, total, CONFIG)
-        derivative = _derivative_of(rows, p, g, log_p, log_n, CONFIG)
+        derivative = _derivative_of(rows, p, g, m, log_p, log_n, CONFIG)
         if CONFIG.activation == "softmax" and not CONFIG.by_target:
             derivative -= p * sum_q[None, :]
         _store_derivative(result, derivative, classes, voxels, result_c, result_v, existing, live, weight, CONFIG)

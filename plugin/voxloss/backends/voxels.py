@@ -23,8 +23,11 @@ fused backends are held to it. Shapes are `[B, C, N]` with N voxels, n = 1 − p
 | `sensitivity_error` | g·(g − p)² | by p: 2g·(p − g) | (g − p)·(3g − p) |
 | `specificity_error` | (1−g)·(g − p)² | by p: 2(1−g)·(p − g) | (g − p)·(2 − 3g + p) |
 | `voxels` | 1 | 0 | 0 |
+| `map_intersection` | p·m | by p: m | 0 |
+| `map_total` | m | 0 | 0 |
 
-Where voxels have weights, all that is multiplied by them; a voxel of weight 0 is ignored.
+m is a map that the loader makes, `[B, C, N]`; or `[B, 1, N]`, and then 0 in all channels but those that the voxel
+is in: m·g. Where voxels have weights, all that is multiplied by them; a voxel of weight 0 is ignored.
 
 min(p, g) = (p + g − |p − g|)/2 is the intersection of soft labels (Wang et al. 2023, "Jaccard Metric Losses",
 "Dice Semimetric Losses") without the cancellation of the right-hand side. The focal terms are those of Lin et al.
@@ -70,26 +73,15 @@ class PassSpec(NamedTuple):
     ignore_index: int | None
     gamma: float = 2.0  # ≥ 0, the exponent of the focal sums and of the powers of logarithms
     regions: Sequence[int] = ()  # of a label map, for each label the channels that it belongs to, as bits
-    signed: bool = False  # the target is a distance φ: any finite numbers, one per channel
+    map_of_label: bool = False  # the map has one number per voxel, which is that of the label's channels
 
     def is_label_map(self, input: Tensor, target: Tensor) -> bool:
         """Whether the target has a label for each voxel, not a value for each channel."""
         return bool(self.regions) or target.shape[1] != input.shape[1]
 
 
-DISTANCE = "distance"  # a sum: Σ φ·p, which is the intersection with a target that need not be in [0, 1]
-
-
-def spec_of(
-    activation: str, sums: Sequence[str], ignore_index: int | None, gamma: float, regions: Sequence[int]
-) -> PassSpec:
-    """The pass that an operator is asked for."""
-    terms = ["intersection" if name == DISTANCE else name for name in sums]
-    return PassSpec(activation, terms, ignore_index, gamma, regions, DISTANCE in sums)
-
-
-def require_spec(spec: PassSpec) -> None:
-    """Check that a pass is asked for what it can do."""
+def require_spec(spec: PassSpec, labels: bool, mapped: bool) -> None:
+    """Check that a pass is asked for what it can do: of a label map or not, with a map or without one."""
     unknown = sorted(set(spec.sums) - set(TERMS))
     if unknown:
         raise ValueError(f"sums: expected names out of {sorted(TERMS)}, got {unknown}.")
@@ -102,6 +94,10 @@ def require_spec(spec: PassSpec) -> None:
         raise ValueError(
             'regions: expected activation="sigmoid" or "none", as regions may overlap, got "softmax".'
         )
+    if not mapped and not set(spec.sums).isdisjoint(MAPPED):
+        raise ValueError(f"sums: {[name for name in spec.sums if name in MAPPED]} need a map, got none.")
+    if spec.map_of_label and not labels:
+        raise ValueError("map: expected one number per channel, as the target is no label map.")
     if not 0 <= spec.gamma < float("inf"):
         raise ValueError(f"gamma: expected a finite number ≥ 0, got {spec.gamma!r}.")
 
@@ -115,16 +111,17 @@ class Voxels(NamedTuple):
     log_n: Tensor | None
     ignored: Tensor | None  # [B, 1, N]
     weight: Tensor | None  # [B, 1, N]
-    valid: Tensor  # []: labels are classes, probabilities lie in [0, 1], weights are finite and ≥ 0
+    m: Tensor | None  # [B, C, N] where a sum asks for it
+    valid: Tensor  # []: labels are classes, probabilities lie in [0, 1], weights are ≥ 0, all are finite
 
 
 def _power(base: Tensor, gamma: float) -> Tensor:
     return base.clamp(min=0) ** gamma  # rounding may have carried a given probability over 1
 
 
-def _given(log: Tensor | None) -> Tensor:
-    assert log is not None
-    return log
+def _given(found: Tensor | None) -> Tensor:
+    assert found is not None
+    return found
 
 
 def _there(v: Voxels) -> Tensor:
@@ -166,12 +163,15 @@ TERMS: dict[str, Callable[[Voxels, float], Tensor]] = {
     "sensitivity_error": lambda v, _: v.g * (v.g - v.p) ** 2,
     "specificity_error": lambda v, _: (1 - v.g) * (v.g - v.p) ** 2,
     "voxels": lambda v, _: _there(v),
+    "map_intersection": lambda v, _: v.p * _given(v.m),
+    "map_total": lambda v, _: _given(v.m),
 }
+MAPPED = ("map_intersection", "map_total")
 POSITIVE = ("cross_entropy", "focal", "log_loss", "log_power")
 # Those that are asked for voxel by voxel.
 EACH = ("cross_entropy", "focal", "log_loss", "cross_entropy_negative", "focal_negative", "log_loss_negative")
 # Those whose derivative by the prediction is 0.
-SUMS_OF_TARGET = ("target", "target_squared", "voxels")
+SUMS_OF_TARGET = ("target", "target_squared", "voxels", "map_total")
 NEGATIVE = ("cross_entropy_negative", "focal_negative", "log_loss_negative", "log_power_negative")
 
 
@@ -201,12 +201,14 @@ def range_tolerance(dtype: torch.dtype) -> float:
     return 1e-2 if dtype in (torch.float16, torch.bfloat16) else 1e-3
 
 
-def target_tolerance(dtype: torch.dtype, spec: PassSpec) -> float:
-    """How far outside of [0, 1] a target may lie; a distance anywhere, if it is finite."""
-    return torch.finfo(torch.float32).max if spec.signed else range_tolerance(dtype)
-
-
-def prepare(input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec, dtype: torch.dtype) -> Voxels:
+def prepare(
+    input: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    spec: PassSpec,
+    dtype: torch.dtype,
+    map: Tensor | None = None,
+) -> Voxels:
     """Apply the activation, compare the labels and take the ignored voxels out, all in `dtype`."""
     z = input.flatten(2).to(dtype)
     if spec.activation != "none":
@@ -235,12 +237,18 @@ def prepare(input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec, 
         log_p = None if log_p is None else log_p.masked_fill(ignored, 0)
         log_n = None if log_n is None else log_n.masked_fill(ignored, 0)
         valid = valid | ignored
+    m = None
+    if map is not None:
+        m = map.flatten(2).to(dtype)
+        m = m if ignored is None else m.masked_fill(ignored, 0)
+        valid = valid & m.isfinite()
+        m = torch.where(g == 0, 0, m * g) if spec.map_of_label else m
     valid = valid.all() if weighed is None else valid.all() & weighed
     if spec.activation == "none":
         tolerance = range_tolerance(input.dtype)
         # Written so that NaN passes: in a prediction it must reach the loss, where GradScaler looks for it.
         valid = valid & ~((p < -tolerance) | (p > 1 + tolerance)).any()
-    return Voxels(p, g, log_p, log_n, ignored, weight, valid)
+    return Voxels(p, g, log_p, log_n, ignored, weight, m, valid)
 
 
 def whole_labels(target: Tensor) -> Tensor:
@@ -273,7 +281,7 @@ def _encode(
         classes = torch.arange(channels, device=target.device).view(1, -1, 1)
         return (labels == classes).to(dtype), ignored, valid
     g = target.to(dtype)
-    tolerance = target_tolerance(target.dtype, spec)
+    tolerance = range_tolerance(target.dtype)
     valid = (g >= -tolerance) & (g <= 1 + tolerance)
     if ignore_index is not None and channels > 1 and 0 <= ignore_index < channels:
         channel = g[:, ignore_index, None]
@@ -285,10 +293,15 @@ def _encode(
 
 
 def sums(
-    input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec, dtype: torch.dtype
+    input: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    spec: PassSpec,
+    dtype: torch.dtype,
+    map: Tensor | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """Return each sum `[B, C]` over the given voxels, in `dtype`, and whether all of them were valid."""
-    voxels = prepare(input, target, mask, spec, dtype)
+    voxels = prepare(input, target, mask, spec, dtype, map)
     terms = (TERMS[name](voxels, spec.gamma) for name in spec.sums)
     weight = voxels.weight
     return [(term if weight is None else weight * term).sum(-1) for term in terms], voxels.valid
@@ -311,11 +324,18 @@ def each(
 
 
 def gradient(
-    grad: Tensor, input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec, wrt: str, dtype: torch.dtype
+    grad: Tensor,
+    input: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    spec: PassSpec,
+    wrt: str,
+    dtype: torch.dtype,
+    map: Tensor | None = None,
 ) -> Tensor:
     """∂L/∂input (`wrt="input"`) or ∂L/∂target from grad = ∂L/∂sums `[K, B, C]`, in `dtype`."""
     grad, spec = without_differences(grad, spec)
-    voxels = prepare(input, target, mask, spec, dtype)
+    voxels = prepare(input, target, mask, spec, dtype, map)
     weights = {name: row.to(dtype).unsqueeze(-1) for name, row in zip(spec.sums, grad, strict=True)}
     derivative = _by_target(weights, voxels, spec.gamma) if wrt == "target" else _by_input(weights, voxels, spec)
     if voxels.weight is not None:
@@ -330,6 +350,8 @@ def _by_input(weights: dict[str, Tensor], v: Voxels, spec: PassSpec) -> Tensor:
     for name, share in (("sensitivity_error", v.g), ("specificity_error", 1 - v.g)):
         if name in weights:
             by_p = by_p + 2 * weights[name] * share * (v.p - v.g)
+    if "map_intersection" in weights:
+        by_p = by_p + weights["map_intersection"] * _given(v.m)
     n = 1 - v.p
     by_log_p = _by_log(weights, POSITIVE, v.g, v.p, n, v.log_p, spec.gamma)
     by_log_n = _by_log(weights, NEGATIVE, 1 - v.g, n, v.p, v.log_n, spec.gamma)

@@ -19,7 +19,7 @@ from voxloss.backends import require_backend
 from voxloss.channels import annotated_channels
 from voxloss.distributed import Group, Shard, failing_together, require_group
 from voxloss.losses.options import Regions, option_names, refusing_others
-from voxloss.maps import Maps, Target, with_maps
+from voxloss.maps import Maps, Target, pass_map, with_maps
 from voxloss.regions import memberships
 from voxloss.statistics import Activation, PassSums, Volumes, fitting_volumes, measure
 
@@ -28,22 +28,6 @@ if TYPE_CHECKING:
 
 Annotated = Sequence[Sequence[int]] | Tensor | None
 Result = TypeVar("Result")
-
-
-class Over(NamedTuple):
-    """What a pass goes over beside the input.
-
-    Attributes:
-        target: the labels, or a map in their place.
-        label_map: whether it is one; None if the shape decides.
-        regions: of a label map, see `PassSpec`.
-    """
-
-    target: Tensor
-    mask: Tensor | None
-    label_map: bool | None
-    regions: Sequence[int]
-    ignore_index: int | None
 
 
 class LossTerm(NamedTuple):
@@ -85,6 +69,7 @@ class StatisticsLoss(_Loss, ABC):
 
     _what: str = ""  # what ranks compare
     one_pass: ClassVar[bool] = True  # a compound may compute it from the sums of its own pass
+    map_name: str | None = None  # of the map that its sums need: "skeleton" or "distance"
 
     def __init__(
         self,
@@ -257,19 +242,21 @@ class StatisticsLoss(_Loss, ABC):
         with failing_together(self.group, getattr(input, "device", torch.device("cpu"))):
             return compute(self._measured(input, target, mask, annotated))
 
-    def over(self, input: Tensor, target: Target, mask: Tensor | None, annotated: Annotated) -> Over:
-        """What the pass goes over: the labels, or a map in their place; all voxels, or those that are chosen."""
-        return Over(target.labels, mask, self.to_onehot_y, self._memberships, self.ignore_index)
+    def counting(self, input: Tensor, target: Target, mask: Tensor | None, annotated: Annotated) -> Tensor | None:
+        """The mask of the pass: which voxels count, of those that the call's mask lets count."""
+        return mask
 
-    def _volumes(self, input: Tensor, over: Over, annotated: Annotated) -> tuple[Volumes, Tensor | None]:
+    def _volumes(
+        self, input: Tensor, target: Target, mask: Tensor | None, annotated: Annotated
+    ) -> tuple[Volumes, Tensor | None]:
         """Tensors that fit together, and which channels were annotated, `[B, C]`."""
         volumes = fitting_volumes(
             input,
-            over.target,
-            over.mask,
+            target.labels,
+            mask,
             activation=self.activation,
-            label_map=over.label_map,
-            regions=len(self.regions or ()) if over.regions else 0,
+            label_map=self.to_onehot_y,
+            regions=len(self.regions or ()),
         )
         if annotated is None:
             return volumes, None
@@ -277,15 +264,18 @@ class StatisticsLoss(_Loss, ABC):
         return volumes, annotated_channels(annotated, items, channels, volumes.input.device)
 
     def _measured(self, input: Tensor, target: Target, mask: Tensor | None, annotated: Annotated) -> PassSums:
-        over = self.over(input, target, mask, annotated)
-        volumes, annotated = self._volumes(input, over, annotated)
+        mask = self.counting(input, target, mask, annotated)
+        volumes, annotated = self._volumes(input, target, mask, annotated)
+        values, of_label = pass_map(
+            self.map_name, volumes.input, target, self.ignore_index, self.regions is not None
+        )
         names = self.needs(volumes.binary)
         if annotated is not None:
             names = names if "target" in names else [*names, "target"]
         return measure(
             volumes,
             names,
-            ignore_index=over.ignore_index,
+            ignore_index=self.ignore_index,
             ignored_class=None if self.regions is not None else self.ignore_index,
             backend=self.backend,
             gamma=self.pass_gamma or 0.0,
@@ -294,7 +284,9 @@ class StatisticsLoss(_Loss, ABC):
             shard=self.shard,
             what=self._what,
             inplace=self.inplace,
-            regions=over.regions,
+            regions=self._memberships,
+            map=values,
+            map_of_label=of_label,
         )
 
 

@@ -10,13 +10,11 @@ from monai.utils.enums import LossReduction
 from torch import Tensor
 
 from voxloss import inputs
-from voxloss.backends.voxels import DISTANCE
-from voxloss.channels import ignored_voxels, of_classes
-from voxloss.losses.base import Annotated, Over, StatisticsLoss
-from voxloss.losses.compound import LossOfSeveralPasses
+from voxloss.channels import of_classes
+from voxloss.losses.base import StatisticsLoss
+from voxloss.losses.compound import CompoundLoss
 from voxloss.losses.options import RegionOptions, VoxelOptions, Weight, pass_options, shared_options
 from voxloss.losses.overlap import DiceLoss
-from voxloss.maps import Target, require_map
 from voxloss.reduction import class_weights, factors_of_classes, reduce, require_classes, select_classes
 from voxloss.statistics import PassSums
 
@@ -45,7 +43,7 @@ class BoundaryLoss(StatisticsLoss):
         weight: a factor ≥ 0 per channel.
     """
 
-    one_pass = False
+    map_name = "distance"
 
     def __init__(
         self,
@@ -69,24 +67,14 @@ class BoundaryLoss(StatisticsLoss):
 
     def needs(self, binary: bool) -> Sequence[str]:
         """Σφp, and the number of voxels."""
-        return DISTANCE, "voxels"
-
-    def over(self, input: Tensor, target: Target, mask: Tensor | None, annotated: Annotated) -> Over:
-        """The distance in the place of the labels."""
-        distance = inputs.plain(require_map("distance", target.distance, input))
-        labels, channels = inputs.plain(target.labels), input.shape[1]
-        inputs.require_pair(inputs.plain(input), labels, None, softmax=self.activation == "softmax")
-        ignored = ignored_voxels(labels, channels, self.ignore_index, self.regions is not None)
-        if ignored is not None:
-            mask = ~ignored if mask is None else mask * ~ignored
-        return Over(distance.expand(-1, channels, *distance.shape[2:]), mask, False, (), None)
+        return "map_intersection", "voxels"
 
     def compute(self, sums: PassSums) -> Tensor:
         """The loss: `[]`, or `[B, C]` without reduction."""
         total = sums.channels
         chosen, counting = select_classes(total, self.classes, self.include_background, sums.ignored_class)
         voxels = sums.per_sample("voxels", counting)
-        loss = sums.per_sample(DISTANCE, counting) / torch.where(voxels > 0, voxels, 1.0)
+        loss = sums.per_sample("map_intersection", counting) / torch.where(voxels > 0, voxels, 1.0)
         weight = self.following("class_weight", sums.tensor)
         if weight is not None:
             loss = loss * class_weights(weight, total, chosen, counting)
@@ -95,13 +83,13 @@ class BoundaryLoss(StatisticsLoss):
         return reduce(loss, counts, self.reduction, None if sums.alone else sums.over_ranks)
 
 
-class DiceBoundaryLoss(LossOfSeveralPasses):
-    """L = λ_dice · Dice + λ_boundary · boundary loss: `DiceLoss` and `BoundaryLoss`.
+class DiceBoundaryLoss(CompoundLoss):
+    """L = λ_dice · Dice + λ_boundary · boundary loss, in one pass: `DiceLoss` and `BoundaryLoss`.
 
     Kervadec et al. 2019 begin with nearly nothing but Dice, and have two schedules: "increase",
     λ_boundary = e · step beside a constant Dice, and "rebalance", λ_dice = max(step, 1 − e · step) and
-    λ_boundary = 1 − λ_dice. Call `at_epoch(e)` at the start of each epoch e = 1, 2, …. Arguments as `DiceLoss`
-    but for `inplace`; the distance as of `BoundaryLoss`. Two passes forward and two backward.
+    λ_boundary = 1 − λ_dice. Call `at_epoch(e)` at the start of each epoch e = 1, 2, …. Arguments as `DiceLoss`;
+    the distance as of `BoundaryLoss`.
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
     `to_onehot_y`, else `[B, C, spatial...]`; distance: `[B, C, spatial...]` or `[B, 1, spatial...]`. `RegionLoss`

@@ -51,6 +51,14 @@ class CompoundLoss(StatisticsLoss):
         return [(getattr(self, factor), getattr(self, part)) for factor, part in self.weighted_parts]
 
     @property
+    def map_name(self) -> str | None:  # type: ignore[override]
+        """The map of those parts that need one."""
+        found = {part.map_name for _, part in self.parts()} - {None}
+        if len(found) > 1:
+            raise ValueError(f"parts: expected losses that need the same map, got {sorted(map(str, found))}.")
+        return found.pop() if found else None
+
+    @property
     def pass_gamma(self) -> float | None:
         """The γ of those parts that have one."""
         found = {part.pass_gamma for _, part in self.parts()} - {None}
@@ -99,7 +107,7 @@ class CompoundLoss(StatisticsLoss):
 
 
 class LossOfSeveralPasses(StatisticsLoss):
-    """L = Σ_k λ_k L_k, where each L_k makes a pass of its own, over other voxels or over a map.
+    """L = Σ_k λ_k L_k, where each L_k makes a pass of its own, over other voxels.
 
     A subclass names its losses and their λ in `weighted_parts`, as one of `CompoundLoss` does. The gradient takes
     the memory of the logits twice, as torch adds up those of the parts.

@@ -134,9 +134,14 @@ class RegionLoss(StatisticsLoss):
         inputs.require_per_class(loss, statistics.target.shape)
         return loss if weight is None else loss * weight, counts
 
+    @property
+    def statistics_sums(self) -> tuple[str, str, str]:
+        """The sums that are intersection, prediction and target."""
+        return region_sums(self.squared_pred, self.soft_label)
+
     def needs(self, binary: bool) -> Sequence[str]:
         """Intersection, prediction and target, and the `extra_sums`."""
-        three = region_sums(self.squared_pred, self.soft_label)
+        three = self.statistics_sums
         return *three, *(name for name in self.extra_sums if name not in three)
 
     def compute(self, sums: PassSums) -> Tensor:
@@ -144,8 +149,7 @@ class RegionLoss(StatisticsLoss):
         total = sums.channels
         chosen, counting = select_classes(total, self.classes, self.include_background, sums.ignored_class)
         found = sums.over_batch if self.batch else sums.per_sample
-        three = region_sums(self.squared_pred, self.soft_label)
-        statistics = RegionStatistics(*(found(name, counting) for name in three))
+        statistics = RegionStatistics(*(found(name, counting) for name in self.statistics_sums))
         arguments: dict[str, Any] = {name: found(name, counting) for name in self.extra_sums}
         if self._takes_channels:
             arguments["channels"] = Channels(counting, total, sums.binary)

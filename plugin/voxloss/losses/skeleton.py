@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from monai.utils.enums import LossReduction
 from torch import Tensor
 
 from voxloss import inputs
-from voxloss.channels import ignored_voxels
-from voxloss.losses.base import Annotated, Over
-from voxloss.losses.compound import DiceCELoss, LossOfSeveralPasses
+from voxloss.losses.compound import CompoundLoss
 from voxloss.losses.options import RegionOptions, Weight, pass_options, shared_options
+from voxloss.losses.overlap import DiceLoss
 from voxloss.losses.region import RegionLoss
-from voxloss.maps import Target, require_all, require_map
+from voxloss.losses.voxelwise import CrossEntropyLoss
 from voxloss.statistics import RegionStatistics
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ class SkeletonRecallLoss(RegionLoss):
         smooth_nr, smooth_dr: s_n and s_d ≥ 0, in voxels.
     """
 
-    one_pass = False
+    map_name = "skeleton"
 
     def __init__(
         self,
@@ -64,23 +63,10 @@ class SkeletonRecallLoss(RegionLoss):
         self.smooth_nr = float(smooth_nr)
         self.smooth_dr = float(smooth_dr)
 
-    def over(self, input: Tensor, target: Target, mask: Tensor | None, annotated: Annotated) -> Over:
-        """The skeleton in the place of the labels."""
-        skeleton = inputs.plain(require_map("skeleton", target.skeleton, input))
-        labels, channels = inputs.plain(target.labels), input.shape[1]
-        is_map = skeleton.shape[1] == 1 and (channels > 1 or self.regions is not None)
-        inputs.require_pair(inputs.plain(input), labels, None, softmax=self.activation == "softmax")
-        ignored = ignored_voxels(labels, channels, self.ignore_index, self.regions is not None)
-        if ignored is not None:
-            mask = ~ignored if mask is None else mask * ~ignored
-        if is_map and labels.shape[1] == 1:
-            fits = (skeleton == 0) | (skeleton == labels)
-            fits = fits if ignored is None else fits | ignored
-            require_all(fits, "skeleton: expected 0 or the label of the voxel, as it is the target's.")
-        elif skeleton.dtype != torch.bool:
-            fits = ((skeleton >= 0) & (skeleton <= 1)) | (False if ignored is None else ignored)
-            require_all(fits, "skeleton: expected values in [0, 1], one channel per class.")
-        return Over(skeleton, mask, is_map, self._memberships if is_map else (), None)
+    @property
+    def statistics_sums(self) -> tuple[str, str, str]:
+        """Those of the skeleton in the place of the target's."""
+        return "map_intersection", "prediction", "map_total"
 
     def per_class(self, statistics: RegionStatistics) -> Tensor:
         """1 − recall."""
@@ -92,11 +78,11 @@ def _divisor(denominator: Tensor) -> Tensor:
     return torch.where(denominator > 0, denominator, 1.0)
 
 
-class DiceCESkeletonRecallLoss(LossOfSeveralPasses):
-    """L = λ_dice · Dice + λ_ce · cross entropy + λ_skeleton · recall: `DiceCELoss` and `SkeletonRecallLoss`.
+class DiceCESkeletonRecallLoss(CompoundLoss):
+    """L = λ_dice · Dice + λ_ce · cross entropy + λ_skeleton · recall, in one pass: with `SkeletonRecallLoss`.
 
     The loss of Kirchhoff et al. 2024 for vessels, roots, roads and nerves, with all λ = 1. Arguments as
-    `DiceCELoss` but for `inplace`; the skeleton as of `SkeletonRecallLoss`. Two passes forward and two backward.
+    `DiceCELoss`; the skeleton as of `SkeletonRecallLoss`.
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
     `to_onehot_y`, else `[B, C, spatial...]`; skeleton: `[B, 1, spatial...]` or `[B, C, spatial...]`. `RegionLoss`
@@ -111,8 +97,11 @@ class DiceCESkeletonRecallLoss(LossOfSeveralPasses):
         label_smoothing: of cross entropy.
     """
 
-    weighted_parts = (("_one", "dice_ce"), ("lambda_skeleton", "skeleton_recall"))
-    _one = 1.0
+    weighted_parts = (
+        ("lambda_dice", "dice"),
+        ("lambda_ce", "cross_entropy"),
+        ("lambda_skeleton", "skeleton_recall"),
+    )
 
     def __init__(
         self,
@@ -134,22 +123,11 @@ class DiceCESkeletonRecallLoss(LossOfSeveralPasses):
         ignore_index: int | None = None,
         **options: Unpack[RegionOptions],
     ) -> None:
-        inputs.require_share(lambda_skeleton=lambda_skeleton)
+        inputs.require_share(lambda_dice=lambda_dice, lambda_ce=lambda_ce, lambda_skeleton=lambda_skeleton)
         shared = shared_options(to_onehot_y, sigmoid, softmax, other_act, reduction, ignore_index)
         super().__init__(include_background=include_background, **pass_options(options), **shared)
-        self.dice_ce = DiceCELoss(
-            include_background=include_background,
-            smooth_nr=smooth_nr,
-            smooth_dr=smooth_dr,
-            batch=batch,
-            weight=weight,
-            lambda_dice=lambda_dice,
-            lambda_ce=lambda_ce,
-            label_smoothing=label_smoothing,
-            **shared,
-            **options,
-        )
-        self.skeleton_recall = SkeletonRecallLoss(
-            smooth_nr=smooth_nr, smooth_dr=smooth_dr, batch=batch, weight=weight, **shared, **options
-        )
-        self.lambda_skeleton = lambda_skeleton
+        region: dict[str, Any] = {"smooth_nr": smooth_nr, "smooth_dr": smooth_dr, "batch": batch}
+        self.dice = DiceLoss(include_background=include_background, weight=weight, **region, **shared, **options)
+        self.cross_entropy = CrossEntropyLoss(weight=weight, label_smoothing=label_smoothing, **shared)
+        self.skeleton_recall = SkeletonRecallLoss(weight=weight, **region, **shared, **options)
+        self.lambda_dice, self.lambda_ce, self.lambda_skeleton = lambda_dice, lambda_ce, lambda_skeleton

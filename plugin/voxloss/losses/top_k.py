@@ -11,7 +11,7 @@ from torch import Tensor
 from voxloss import inputs
 from voxloss.channels import ignored_voxels
 from voxloss.distributed import has_ranks, sum_over_ranks
-from voxloss.losses.base import Annotated, Over
+from voxloss.losses.base import Annotated
 from voxloss.losses.compound import LossOfSeveralPasses
 from voxloss.losses.options import RegionOptions, VoxelOptions, Weight, pass_options, shared_options
 from voxloss.losses.overlap import DiceLoss
@@ -71,10 +71,10 @@ class TopKLoss(CrossEntropyLoss):
         inputs.require_percent(k=k)
         self.k = k
 
-    def over(self, input: Tensor, target: Target, mask: Tensor | None, annotated: Annotated) -> Over:
-        """The labels, and of all voxels the hardest."""
+    def counting(self, input: Tensor, target: Target, mask: Tensor | None, annotated: Annotated) -> Tensor:
+        """The hardest voxels."""
         chosen = self.hardest(input, target, mask, annotated)
-        return super().over(input, target, chosen if mask is None else chosen * mask, annotated)
+        return chosen if mask is None else chosen * mask
 
     @torch.no_grad()
     def hardest(

@@ -111,8 +111,7 @@ class VoxelLoss(StatisticsLoss):
         self, input: Tensor, target: Target, mask: Tensor | None = None, annotated: Annotated = None
     ) -> Tensor:
         """The loss of each voxel, `[B, 1, spatial...]`, whatever the reduction."""
-        over = VoxelLoss.over(self, input, target, mask, annotated)  # also of a subclass that looks here first
-        volumes, chosen = self._volumes(input, over, annotated)
+        volumes, chosen = self._volumes(input, target, mask, annotated)
         input, labels, mask, activation = volumes
         wide = torch.float32 if input.device.type == "mps" else torch.float64
         ignored = None if self.regions is not None else self.ignore_index

@@ -22,13 +22,13 @@ from torch import Tensor
 
 from voxloss.backends import triton_gpu
 from voxloss.backends.triton_gpu import Launch
-from voxloss.backends.voxels import NEGATIVE, TERMS, PassSpec
+from voxloss.backends.voxels import MAPPED, NEGATIVE, TERMS, PassSpec
 
 DICE = ("intersection", "prediction", "target")
 SOFT = ("soft_intersection", "prediction", "target")
 FOCAL = ("focal", "focal_negative")
-EVERYTHING = tuple(TERMS)
-EVERYTHING_OF_SOFTMAX = tuple(name for name in TERMS if name not in NEGATIVE)
+EVERYTHING = tuple(name for name in TERMS if name not in MAPPED)
+EVERYTHING_OF_SOFTMAX = tuple(name for name in EVERYTHING if name not in NEGATIVE)
 
 
 class KernelCase(NamedTuple):
@@ -40,6 +40,7 @@ class KernelCase(NamedTuple):
     spec: PassSpec
     target: torch.dtype | None = None  # of one channel per class; None: a label map of bytes
     memory_format: torch.memory_format = torch.contiguous_format
+    map: torch.dtype | None = None  # of the label, or of each class, as `spec` says
 
 
 CASES = [
@@ -52,6 +53,23 @@ CASES = [
     KernelCase("Dice, ignore", 118, torch.float32, PassSpec("softmax", DICE, 255)),
     KernelCase("Dice, cross entropy", 14, torch.float32, PassSpec("softmax", (*DICE, "cross_entropy"), None)),
     KernelCase("Dice, cross entropy", 118, torch.float32, PassSpec("softmax", (*DICE, "cross_entropy"), None)),
+    *(
+        KernelCase(
+            "Dice, cross entropy, skeleton",
+            classes,
+            torch.float32,
+            PassSpec("softmax", (*DICE, "cross_entropy", *MAPPED), None, map_of_label=True),
+            map=torch.uint8,
+        )
+        for classes in (2, 14, 118)
+    ),
+    KernelCase(
+        "Dice, distance",
+        14,
+        torch.float32,
+        PassSpec("softmax", (*DICE, "map_intersection", "voxels"), None),
+        map=torch.float32,
+    ),
     KernelCase("Dice, focal 1.5", 118, torch.float32, PassSpec("softmax", (*DICE, "focal"), None, 1.5)),
     KernelCase("soft labels", 14, torch.float32, PassSpec("softmax", SOFT, None), torch.float32),
     KernelCase("soft labels", 118, torch.bfloat16, PassSpec("softmax", SOFT, None), torch.bfloat16),
@@ -92,10 +110,12 @@ def launches(case: KernelCase, side: int = 128) -> Iterator[Launch]:
     channels = 1 if case.target is None else case.classes
     target = torch.empty((2, channels, *shape[2:]), dtype=case.target or torch.uint8, device="meta")
     grad = torch.empty((len(case.spec.sums), *shape[:2]), dtype=torch.float64, device="meta")
-    yield triton_gpu.forward(input, target, case.spec)[0]
-    yield triton_gpu.backward(grad, input, target, case.spec, "input")[0]
+    of_map = (2, 1 if case.spec.map_of_label else case.classes, *shape[2:])
+    own_map = None if case.map is None else torch.empty(of_map, dtype=case.map, device="meta")
+    yield triton_gpu.forward(input, target, case.spec, map=own_map)[0]
+    yield triton_gpu.backward(grad, input, target, case.spec, "input", map=own_map)[0]
     if target.is_floating_point() and case.target is not None:
-        yield triton_gpu.backward(grad, input, target, case.spec, "target")[0]
+        yield triton_gpu.backward(grad, input, target, case.spec, "target", map=own_map)[0]
 
 
 def resources(case: KernelCase, architecture: int | str = 90) -> list[Resources]:

@@ -58,8 +58,8 @@ def _walk(input: Tensor, target: Tensor, spec: PassSpec) -> Callable[[], None]:
         numba_cpu._config(input, target, spec, None),
         numba_cpu._scratch(input, target, voxels, spec),
     )
-    volumes = (input, target, numba_cpu._weights(None, input), torch.zeros_like(input))
-    inputs, _, masks, results = (numba_cpu._Items(each)[0] for each in volumes)
+    volumes = (input, target, numba_cpu._for_rows(None, input), torch.zeros_like(input))
+    inputs, _, nothing, results = (numba_cpu._Items(each)[0] for each in volumes)
     target_of = numba_cpu._target_of(numba_cpu._Items(target), target, channels, config, spec)
     sums = np.zeros((len(TERMS), channels))
     weights = np.full((len(TERMS), channels), 1e-6, numba_cpu._precision(input))
@@ -67,6 +67,6 @@ def _walk(input: Tensor, target: Tensor, spec: PassSpec) -> Callable[[], None]:
     def walk() -> None:
         for kernel, more in ((kernels.forward, (sums,)), (kernels.backward, (weights, False, results))):
             wanted = target_of(0, 0, voxels, scratch)
-            kernel(inputs, wanted, masks, 0, voxels, config, *scratch[1:], *more)
+            kernel(inputs, wanted, nothing, nothing, 0, voxels, config, *scratch[1:], *more)
 
     return walk
