@@ -10,6 +10,7 @@ from torch import Tensor
 
 import voxloss
 from voxloss import StatisticsLoss
+from voxloss_verify.subject.maps import MapOfTarget
 
 LOSSES: dict[str, type[StatisticsLoss]] = {
     name: item
@@ -28,6 +29,8 @@ def make(name: str, activation: str, **options: Any) -> StatisticsLoss:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loss: StatisticsLoss = LOSSES[name](**shared, **options)  # type: ignore[arg-type]
+    if loss.map_name is not None:
+        loss.register_forward_pre_hook(MapOfTarget(loss.map_name, loss.regions))  # type: ignore[arg-type]
     return loss
 
 

@@ -83,6 +83,33 @@ class Case:
     layouts: dict[str, str] = field(default_factory=dict)  # of input, target and mask
     by_target: bool = False
     wrong: str | None = None
+    form: str = "channels"  # of a map: "channels", "floats" in them, "labels" or "one for all"
+
+    @property
+    def maps(self) -> dict[str, Tensor]:
+        """The map that the loss needs, by its name: of these tensors always the same."""
+        name = LOSSES[self.loss](**self.options).map_name
+        chance = torch.Generator().manual_seed(0)
+        one_region = self.channels == 1 and "regions" in self.options  # of which a channel would be a label map
+        if name == "skeleton" and (self.form == "labels" or one_region):
+            shape = (len(self.input), 1, *self.input.shape[2:])
+            labels = self.target
+            if labels.shape != shape:
+                labels = torch.randint(self.channels, shape, generator=chance)
+            return {name: torch.where(torch.rand(labels.shape, generator=chance) < 0.5, labels, 0)}
+        if name == "skeleton":
+            found = torch.rand(self.input.shape, generator=chance)
+            return {name: found if self.form == "floats" else found < 0.5}
+        if name == "distance":
+            channels = 1 if self.form == "one for all" else self.channels
+            shape = (len(self.input), channels, *self.input.shape[2:])
+            found = torch.randn(
+                shape, generator=chance, dtype=torch.promote_types(self.input.dtype, torch.float32)
+            )
+            if self.mask is not None and self.wrong is None:
+                found = torch.where(self.mask == 0, torch.nan, found)
+            return {name: found}
+        return {}
 
     @property
     def channels(self) -> int:
@@ -145,7 +172,8 @@ class Draw:
         """The channels that are chosen so far."""
         if self.channels == 1:
             return [0]
-        first = 0 if self.options.get("include_background", True) else 1
+        foreground = "SkeletonRecall" in self.loss or not self.options.get("include_background", True)
+        first = 1 if foreground else 0
         return list(self.options.get("classes") or range(first, self.channels))
 
 
@@ -226,6 +254,10 @@ OPTIONS: dict[str, Callable[[Draw], Any]] = {
     "lambda_focal": _one_of(0.0, 0.75),
     "lambda_gdl": _one_of(0.0, 0.5),
     "lambda_top_k": _one_of(0.0, 0.5),
+    "lambda_skeleton": _one_of(0.0, 2.0),
+    "lambda_boundary": _one_of(0.0, 0.5),
+    "schedule": _one_of("increase", "rebalance"),
+    "step": _one_of(0.25, 1.0),
     "lambda_tversky": _one_of(0.0, 0.5),
     "inplace": _one_of(True),
 }
@@ -310,6 +342,8 @@ def draw_case(seed: int, number: int, losses: Sequence[str], backends: Sequence[
     by_target = soft and draw.chance(0.5)
     mask = None if mask is None else _compact(mask)
     case = Case(draw.loss, options, backend, input, target, mask, annotated, layouts, by_target)
+    if LOSSES[draw.loss](**options).map_name is not None:
+        case = case.but(form=draw.one(["channels", "floats", "labels", "one for all"]))
     return _with_a_fault(draw, case) if draw.chance(0.03) else case
 
 
@@ -570,7 +604,7 @@ def check(case: Case, widened: Counter[str] | None = None) -> Failure | None:
             loss = LOSSES[case.loss](**case.options, backend=case.backend)
             if "inplace" in case.options and case.wrong is None:
                 leaves[0] = leaves[0] * 1.0  # no leaf of autograd's
-            value = loss(leaves[0], target, mask, case.annotated)
+            value = loss(leaves[0], target, mask, case.annotated, **case.maps)
         if case.wrong is None:
             found = torch.autograd.grad(upstream(value), leaves, allow_unused=True, materialize_grads=True)
     except Exception as error:
@@ -651,6 +685,7 @@ def _expected(case: Case, **rounding: Any) -> fuzz_oracle.Expected:
         case.target,
         case.mask,
         case.annotated,
+        maps=case.maps,
         upstream=upstream,
         by_target=case.by_target,
         **rounding,
@@ -878,6 +913,7 @@ def program(case: Case) -> str:
     given = ["input * 1.0" if "inplace" in case.options else "input", "target"]
     given += ["mask"] if case.mask is not None else []
     given += [f"annotated={_literal(case.annotated)}"] if case.annotated is not None else []
+    given += [f"{name}={_literal(tensor)}" for name, tensor in case.maps.items()]
     leaves = "[input, target]" if case.by_target else "input"
     lines += [f"loss = voxloss.{case.loss}({arguments})", f"value = loss({', '.join(given)})", "print(value)"]
     if case.wrong is None:

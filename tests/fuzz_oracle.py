@@ -6,7 +6,7 @@ a function of `Voxels` and of the options of its constructor, with their default
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +40,8 @@ class Voxels:
         ignore_index: int | None,
         regions: Sequence[Sequence[int]] | None,
         rounding: Rounding,
+        skeleton: Tensor | None = None,
+        distance: Tensor | None = None,
     ) -> None:
         self.channels = input.shape[1]
         self.binary = activation == "sigmoid" or self.channels == 1
@@ -65,6 +67,17 @@ class Voxels:
             self.counts = torch.where((g == ignore_index).all(1, keepdim=True), 0.0, self.counts)
         there = self.counts > 0
         self.g = torch.where(there, g, 0.0)
+        self.regions = regions
+        self.m = torch.zeros_like(self.g)  # of the map
+        if skeleton is not None:
+            m = skeleton.flatten(2).double()
+            if m.shape[1] == 1 and (self.channels > 1 or regions is not None):
+                classes = torch.arange(self.channels).view(1, -1, 1)
+                of_label = target.shape[1] == 1
+                m = (m != 0) * g if of_label else ((m == classes) & (classes != 0)).double()
+            self.m = torch.where(there, m, 0.0).detach()
+        elif distance is not None:
+            self.m = torch.where(there, distance.flatten(2).double(), 0.0)
         z = torch.where(there, input.flatten(2).double(), 0.5)
         if activation == "softmax":
             self.log_p = z.log_softmax(1)
@@ -560,6 +573,81 @@ def focal_tversky_ce(
     return _with_cross_entropy(v, focal_tversky, lambda_tversky, lambda_ce, label_smoothing, **options)
 
 
+def skeleton_recall(
+    v: Voxels,
+    *,
+    classes: Classes = None,
+    absent: str = "count",
+    batch: bool = False,
+    weight: Weight = None,
+    reduction: str = "mean",
+    smooth_nr: float = 1e-5,
+    smooth_dr: float = 1e-5,
+) -> Tensor:
+    """1 − (Σps + s_n) / (Σs + s_d) of the foreground, or of the classes that are chosen."""
+    chosen = v.chosen(classes is not None or v.regions is not None, classes)
+    counting = v.counting(chosen)
+    none = torch.empty(0)
+    sums = Sums(none, none, none, v, counting, batch)
+    found, whole = sums.further(v.p * v.m), sums.further(v.m)
+    loss = 1 - _ratio(found + smooth_nr, whole + smooth_dr)
+    counts = _counts(sums._replace(target=whole), absent)
+    return _reduce(loss * v.factor(weight, chosen, counting), counts, reduction, batch)
+
+
+def dice_ce_skeleton_recall(
+    v: Voxels,
+    *,
+    lambda_skeleton: float = 1.0,
+    include_background: bool = True,
+    lambda_dice: float = 1.0,
+    lambda_ce: float = 1.0,
+    label_smoothing: float = 0.0,
+    **options: Any,
+) -> Tensor:
+    """Dice, cross entropy and the recall of the skeleton."""
+    own = {"include_background": include_background, "lambda_dice": lambda_dice, "lambda_ce": lambda_ce}
+    both = dice_ce(v, **own, label_smoothing=label_smoothing, **options)
+    return both + lambda_skeleton * skeleton_recall(v, **options)
+
+
+def boundary(
+    v: Voxels,
+    *,
+    include_background: bool = True,
+    classes: Classes = None,
+    weight: Weight = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """The mean over samples, classes and voxels of φp."""
+    chosen = v.chosen(include_background, classes)
+    counting = v.counting(chosen)
+    found, voxels = v.sum(v.p * v.m)[:, counting], v.sum_of_voxels()[:, counting]
+    loss = found / voxels.clamp(min=1e-300) * v.factor(weight, chosen, counting)
+    there = torch.ones_like(loss, dtype=torch.bool) if v.annotated is None else v.annotated[:, counting]
+    return _reduce(torch.where(voxels > 0, loss, 0.0), there, reduction, False)
+
+
+def dice_boundary(
+    v: Voxels,
+    *,
+    lambda_dice: float = 1.0,
+    lambda_boundary: float = 0.01,
+    schedule: str = "constant",
+    step: float = 0.01,
+    **options: Any,
+) -> Tensor:
+    """Dice and boundary loss, of the first epoch if there is a schedule."""
+    if schedule == "increase":
+        lambda_boundary = step
+    elif schedule == "rebalance":
+        lambda_dice = max(step, 1 - step)
+        lambda_boundary = 1 - lambda_dice
+    names = ("include_background", "classes", "weight", "reduction")
+    second = boundary(v, **{name: options[name] for name in names if name in options})
+    return lambda_dice * region(v, dice, **options) + lambda_boundary * second
+
+
 def dice_focal(
     v: Voxels,
     *,
@@ -660,9 +748,12 @@ def _region(formula: Formula) -> Callable[..., Tensor]:
 
 ORACLES: dict[str, Callable[..., Tensor]] = {
     "AsymmetricSimilarityLoss": _region(asymmetric_similarity),
+    "BoundaryLoss": boundary,
     "ComboLoss": combo,
     "CrossEntropyLoss": cross_entropy,
+    "DiceBoundaryLoss": dice_boundary,
     "DiceCELoss": dice_ce,
+    "DiceCESkeletonRecallLoss": dice_ce_skeleton_recall,
     "DiceFocalLoss": dice_focal,
     "DiceLoss": _region(dice),
     "DiceTopKLoss": dice_top_k,
@@ -678,6 +769,7 @@ ORACLES: dict[str, Callable[..., Tensor]] = {
     "MCCLoss": _region(matthews),
     "PenaltyGeneralizedDiceLoss": penalty_generalized_dice,
     "SensitivitySpecificityLoss": _region(sensitivity_specificity),
+    "SkeletonRecallLoss": skeleton_recall,
     "TopKLoss": top_k,
     "TverskyCELoss": tversky_ce,
     "TverskyLoss": _region(tversky),
@@ -716,6 +808,7 @@ def evaluate(
     mask: Tensor | None = None,
     annotated: Sequence[Sequence[int]] | Tensor | None = None,
     *,
+    maps: Mapping[str, Tensor] | None = None,
     upstream: Callable[[Tensor], Tensor] = torch.sum,
     by_target: bool = False,
     rounding: Rounding = exactly,
@@ -741,6 +834,7 @@ def evaluate(
         ignore_index=options.pop("ignore_index", None),
         regions=options.pop("regions", None),
         rounding=rounding,
+        **(maps or {}),
     )
     value = ORACLES[name](voxels, **options)
     leaves = [leaf, wanted] if by_target else [leaf]

@@ -21,6 +21,7 @@ from test_monai_parity import assert_equal
 from volumes import SHAPES, label_map, logits, one_hot
 from voxloss import CrossEntropyLoss, DiceCELoss, DiceFocalLoss, FocalLoss, StatisticsLoss
 from voxloss.backends import BACKENDS
+from voxloss_verify.subject.maps import MapOfTarget
 from voxloss_verify.tolerances import PARITY
 
 COMPOUNDS = [
@@ -510,9 +511,12 @@ def test_terms_are_the_parts_of_the_same_pass(
     x, labels = logits(dtype=dtype), label_map()
     mask, annotated = torch.rand(2, 1, *x.shape[2:]) > 0.2, [[0, 1, 2, 3], [1, 2]]
     x.requires_grad_()
-    total, terms = loss.with_terms(x, labels, mask, annotated)
+    given: Any = labels
+    if loss.map_name is not None:  # no hooks are called
+        _, given = MapOfTarget(loss.map_name)(loss, (x.detach(), labels))  # type: ignore[arg-type]
+    total, terms = loss.with_terms(x, given, mask, annotated)
     assert passes == [("numba_cpu", "region_sums")]
-    plain = loss(x, labels, mask, annotated)
+    plain = loss(x, given, mask, annotated)
     assert torch.equal(total, plain)
     assert torch.equal(*(torch.autograd.grad(each, x)[0] for each in (total, plain)))
     assert total.dtype == torch.promote_types(dtype, torch.float32)
@@ -520,7 +524,7 @@ def test_terms_are_the_parts_of_the_same_pass(
     for (factor, part), (_, alone) in zip(loss.weighted_parts, loss.parts(), strict=True):
         term = terms[part]
         assert not any(each.requires_grad for each in term)
-        torch.testing.assert_close(term.value, alone(x, labels, mask, annotated).detach(), rtol=1e-6, atol=0)
+        torch.testing.assert_close(term.value, alone(x, given, mask, annotated).detach(), rtol=1e-6, atol=0)
         torch.testing.assert_close(term.weighted, getattr(loss, factor) * term.value, rtol=1e-6, atol=0)
         assert term.value.dtype == total.dtype
     torch.testing.assert_close(sum(term.weighted for term in terms.values()), total.detach(), rtol=1e-6, atol=0)

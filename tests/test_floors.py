@@ -68,7 +68,7 @@ ORDER = {
         ["exact", "generated"],
     ],
     "voxloss_verify.subject": [
-        ["", "formula", "ranks", "devices"],
+        ["", "formula", "maps", "ranks", "devices"],
         ["readers", "functions"],
         ["subject"],
         ["metric"],

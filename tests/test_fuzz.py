@@ -132,7 +132,7 @@ def test_a_layout_that_one_backend_misreads_is_found(monkeypatch: pytest.MonkeyP
 def test_a_block_that_is_left_out_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     forward = numba_cpu.region_sums
 
-    def broken(input: Tensor, target: Tensor, spec: Any, mask: Tensor | None = None) -> Any:
+    def broken(input: Tensor, target: Tensor, spec: Any, mask: Tensor | None = None, map: Any = None) -> Any:
         if input[0, 0].numel() > 1024 and input.ndim == 3:
             input, target, mask = (
                 input[..., :1024],

@@ -9,6 +9,7 @@ Start reading in `voxloss.statistics`.
 from voxloss import formulas
 from voxloss.inputs import ShapeError
 from voxloss.losses.base import LossTerm, StatisticsLoss
+from voxloss.losses.boundary import BoundaryLoss, DiceBoundaryLoss
 from voxloss.losses.compound import (
     ComboLoss,
     CompoundLoss,
@@ -31,6 +32,7 @@ from voxloss.losses.overlap import (
 )
 from voxloss.losses.overlap_variants import AsymmetricSimilarityLoss, LogCoshDiceLoss, PenaltyGeneralizedDiceLoss
 from voxloss.losses.region import RegionLoss
+from voxloss.losses.skeleton import DiceCESkeletonRecallLoss, SkeletonRecallLoss
 from voxloss.losses.top_k import DiceTopKLoss, TopKLoss
 from voxloss.losses.unified_focal import UnifiedFocalLoss
 from voxloss.losses.voxelwise import CrossEntropyLoss, FocalLoss
@@ -42,10 +44,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AsymmetricSimilarityLoss",
+    "BoundaryLoss",
     "ComboLoss",
     "CompoundLoss",
     "CrossEntropyLoss",
+    "DiceBoundaryLoss",
     "DiceCELoss",
+    "DiceCESkeletonRecallLoss",
     "DiceFocalLoss",
     "DiceLoss",
     "DiceTopKLoss",
@@ -67,6 +72,7 @@ __all__ = [
     "RegionStatistics",
     "SensitivitySpecificityLoss",
     "ShapeError",
+    "SkeletonRecallLoss",
     "StatisticsLoss",
     "Target",
     "TopKLoss",

@@ -72,8 +72,10 @@ class PassMap(NamedTuple):
     of_label: bool = False
 
 
-def pass_map(name: str | None, input: Tensor, target: Target, ignore_index: int | None, regions: bool) -> PassMap:
-    """The map of this name as the pass takes it, checked; nothing if the sums need none.
+def pass_map(
+    name: str | None, input: Tensor, target: Target, mask: Tensor | None, ignore_index: int | None, regions: bool
+) -> PassMap:
+    """The map of this name as the pass takes it, checked where voxels count; nothing if the sums need none.
 
     Args:
         regions: whether the labels are those of regions.
@@ -85,21 +87,21 @@ def pass_map(name: str | None, input: Tensor, target: Target, ignore_index: int 
     if name == "distance":
         return PassMap(given.expand(-1, channels, *given.shape[2:]))
     labels = plain(target.labels)
-    labelled = labels.shape[1] == 1 and (channels > 1 or regions)
     ignored = ignored_voxels(labels, channels, ignore_index, regions)
-    if given.shape[1] == 1 and (channels > 1 or regions):
-        there = given != 0
-        if labelled:
-            fits = ~there | (given == labels)
-            fits = fits if ignored is None else fits | ignored
-            _require_all(fits, "skeleton: expected 0 or the label of the voxel, as it is the target's.")
-            return PassMap(there, of_label=True)
-        # Rare, and a one-hot in memory: labels that have channels already.
-        return PassMap(given == torch.arange(channels, device=given.device).view(1, -1, *[1] * (given.ndim - 2)))
-    if given.dtype != torch.bool:
-        fits = ((given >= 0) & (given <= 1)) | (False if ignored is None else ignored)
-        _require_all(fits, "skeleton: expected values in [0, 1], one channel per class.")
-    return PassMap(given)
+    if mask is not None:
+        ignored = mask == 0 if ignored is None else ignored | (mask == 0)
+    if given.shape[1] == channels and not (channels == 1 and regions):
+        if given.dtype != torch.bool:
+            message = "skeleton: expected values in [0, 1], one channel per class."
+            _require_all((given >= 0) & (given <= 1), ignored, message)
+        return PassMap(given)
+    if labels.shape[1] != 1:  # rare, and a one-hot in memory, as the labels are
+        classes = torch.arange(channels, device=given.device).view(1, -1, *[1] * (given.ndim - 2))
+        return PassMap((given == classes) & (classes != 0))
+    there = given != 0
+    message = "skeleton: expected 0 or the label of the voxel, as it is the target's."
+    _require_all(~there | (given == labels), ignored, message)
+    return PassMap(there, of_label=True)
 
 
 def _require_map(name: str, found: Tensor | None, input: Tensor) -> Tensor:
@@ -131,8 +133,9 @@ def _require_map(name: str, found: Tensor | None, input: Tensor) -> Tensor:
     return found
 
 
-def _require_all(holds: Tensor, message: str) -> None:
-    """Raise ValueError unless all elements are true; on CUDA without waiting for the device, which fails then."""
+def _require_all(holds: Tensor, ignored: Tensor | None, message: str) -> None:
+    """Raise ValueError unless it holds where voxels count; on CUDA the device fails, later."""
+    holds = holds if ignored is None else holds | ignored
     if holds.device.type == "cuda":
         torch._assert_async(holds.all(), message)
     elif not torch.compiler.is_compiling() and not holds.all():

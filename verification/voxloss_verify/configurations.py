@@ -191,6 +191,32 @@ CONFIGURATIONS: Mapping[str, Mapping[str, Arguments]] = {
             {**LABELS, **UNSMOOTHED, "k": 30.0, "batch": True, "include_background": False, "lambda_top_k": 0.5}
         ),
     },
+    "SkeletonRecallLoss": {
+        **shared("softmax", "sigmoid", "softmax, s = 0", "batch", "ignore 255", "class weights"),
+        **_own(_UNEQUAL, _IGNORED_CLASS, {}, {**_REGIONS, "batch": True}, {**LABELS, "classes": [3, 1]}),
+    },
+    "DiceCESkeletonRecallLoss": {
+        **shared("softmax", "sigmoid", "batch", "ignore 255", "no background"),
+        **_own(
+            _IGNORED_CLASS,
+            _SUM,
+            {**LABELS, **UNSMOOTHED, "lambda_skeleton": 0.5, "lambda_dice": 2.0, "label_smoothing": 0.1},
+            _REGIONS,
+        ),
+    },
+    "BoundaryLoss": {
+        **shared("softmax", "sigmoid", "ignore 255", "no background", "class weights"),
+        **_own(_IGNORED_CLASS, _SUM, {}, _REGIONS, {**LABELS, "classes": [2, 0]}),
+    },
+    "DiceBoundaryLoss": {
+        **shared("softmax", "sigmoid", "batch", "ignore 255", "no background"),
+        **_own(
+            _IGNORED_CLASS,
+            _SUM,
+            {**LABELS, "schedule": "rebalance", "step": 0.25},
+            {**_REGIONS, "lambda_boundary": 0.5},
+        ),
+    },
     "DiceFocalLoss": {
         **shared(*COMPOUND),
         **_own(_IGNORED_CLASS, _FOREGROUND, _SUM, {**LABELS, "gamma": 0.5, "lambda_focal": 0.5}),

@@ -267,7 +267,7 @@ class StatisticsLoss(_Loss, ABC):
         mask = self.counting(input, target, mask, annotated)
         volumes, annotated = self._volumes(input, target, mask, annotated)
         values, of_label = pass_map(
-            self.map_name, volumes.input, target, self.ignore_index, self.regions is not None
+            self.map_name, volumes.input, target, volumes.mask, self.ignore_index, self.regions is not None
         )
         names = self.needs(volumes.binary)
         if annotated is not None:

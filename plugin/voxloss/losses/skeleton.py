@@ -40,6 +40,7 @@ class SkeletonRecallLoss(RegionLoss):
     """
 
     map_name = "skeleton"
+    keeps_spatial_axes = False
 
     def __init__(
         self,
@@ -69,13 +70,9 @@ class SkeletonRecallLoss(RegionLoss):
         return "map_intersection", "prediction", "map_total"
 
     def per_class(self, statistics: RegionStatistics) -> Tensor:
-        """1 − recall."""
-        return 1 - (statistics.intersection + self.smooth_nr) / _divisor(statistics.target + self.smooth_dr)
-
-
-def _divisor(denominator: Tensor) -> Tensor:
-    """Without a skeleton, and without smoothing, nothing can be missed: 0/1."""
-    return torch.where(denominator > 0, denominator, 1.0)
+        """1 − recall; without a skeleton, and without smoothing, nothing can be missed."""
+        found, whole = statistics.intersection + self.smooth_nr, statistics.target + self.smooth_dr
+        return 1 - torch.where(whole > 0, found / torch.where(whole > 0, whole, 1.0), 1.0)
 
 
 class DiceCESkeletonRecallLoss(CompoundLoss):

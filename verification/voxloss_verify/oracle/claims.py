@@ -62,6 +62,7 @@ OF_THE_CALL = (
     "channels",
     "reduction",
     "ignore_index",
+    "map",
     "dtypes",
     "precision",
     "shards",
@@ -162,6 +163,8 @@ class Claims:
             without reduction neither is claimed, nor a compound.
         offset: 1 for 1 − score, 0 for −score.
         ignore_index: voxels with this label count as deleted, and the class does not count.
+        map: what the loss is given beside the target: the checks make it of the target, the "skeleton" as the
+            whole of it, the "distance" as 1 − 2g.
         empty: the score where the denominator is 0; of a metric, where prediction and reference are empty.
         absent: whether classes without target count; else they are left out of the mean over items and classes,
             or of the mean over the classes of each item, which then are averaged. Of a metric, they are NaN.
@@ -214,6 +217,7 @@ class Claims:
     unreduced: str = "B C"
     offset: Literal[0, 1] = 1
     ignore_index: int | None = None
+    map: Literal["skeleton", "distance"] | None = None
     empty: Literal["perfect", "worst", "nan"] = "perfect"
     absent: Literal["count", "perfect", "skip", "skip per item"] = "count"
     dtypes: tuple[str, ...] = DTYPES

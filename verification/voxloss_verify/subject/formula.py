@@ -37,3 +37,23 @@ class OwnFormula:
             total = (losses * losses.new_tensor(weights)).sum()
             derivatives = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
         return losses[0].tolist(), torch.cat(derivatives).T.tolist()
+
+
+class MeanOfDistance:
+    """The mean over voxels of φ·p for the distance that checks are made with, φ = 1 − 2g: (Σp − 2Σpg)/N."""
+
+    extra_sums = ("voxels",)
+
+    def __repr__(self) -> str:
+        return "(Σp − 2Σpg)/N"
+
+    def __call__(
+        self, sums: Sequence[Sequence[float]], weights: Sequence[float], counting: Sequence[int], channels: int
+    ) -> tuple[list[float], list[list[float]]]:
+        """The loss of each class, and the derivatives of Σ weight·loss."""
+        losses, derivatives = [], []
+        for (intersection, prediction, _, voxels), weight in zip(sums, weights, strict=True):
+            share = 1 / voxels if voxels else 0.0
+            losses.append((prediction - 2 * intersection) * share)
+            derivatives.append([-2 * weight * share, weight * share, 0.0, 0.0])
+        return losses, derivatives

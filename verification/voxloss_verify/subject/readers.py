@@ -57,6 +57,7 @@ def _call(loss: Any) -> dict[str, Any]:
         "activation": activation,
         **_target(loss),
         "reduction": loss.reduction,
+        "map": getattr(loss, "map_name", None),
         "shards": None if getattr(loss, "group", None) is None else shards,
     }
 
@@ -231,6 +232,25 @@ def _focal_tversky(loss: Any) -> Claims:
 def _f_beta(loss: Any) -> Claims:
     squared = float(loss.f_beta) ** 2
     return _monai_like(loss, "tversky", alpha=1 / (1 + squared), beta=squared / (1 + squared))
+
+
+def _skeleton_recall(loss: Any) -> Claims:
+    """The recall of a skeleton that is the whole target: TP / (TP + FN)."""
+    return _monai_like(loss, "tversky", alpha=0.0, beta=1.0)
+
+
+def _boundary(loss: Any) -> Claims:
+    from voxloss_verify.subject.formula import MeanOfDistance
+
+    claims = Claims(
+        family="formula",
+        formula=MeanOfDistance(),
+        class_weight=_numbers(loss.class_weight),
+        include_background=loss.include_background,
+        classes=_classes(loss),
+        **_call(loss),
+    )
+    return _per_channel_if_ignored(claims)
 
 
 def _log_cosh_dice(loss: Any) -> Claims:
@@ -577,6 +597,8 @@ READERS: dict[tuple[str, str], Callable[[Any], Claims | None]] = {
     ("voxloss", "CrossEntropyLoss"): _cross_entropy,
     ("voxloss", "TopKLoss"): _cross_entropy,
     ("voxloss", "DiceTopKLoss"): _compound,
+    ("voxloss", "SkeletonRecallLoss"): _skeleton_recall,
+    ("voxloss", "BoundaryLoss"): _boundary,
     ("voxloss", "PenaltyGeneralizedDiceLoss"): _penalty,
     **{(library, "MCCLoss"): lambda loss: _monai_like(loss, "mcc") for library in ("voxloss", "monai")},
     ("voxloss", "SensitivitySpecificityLoss"): _sensitivity_specificity,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from voxloss_verify.oracle.claims import Claims
 from voxloss_verify.oracle.volumes import Volume, as_given
 from voxloss_verify.subject.functions import adapted, claims_of_function
+from voxloss_verify.subject.maps import MapOfTarget
 from voxloss_verify.subject.readers import claims_of
 
 
@@ -77,8 +78,8 @@ class Subject:
         if self.make is None or not all(map(self.takes, arguments)):
             return None
         kwargs = {**(self.kwargs or {}), **arguments}
-        imports, _, expression = self.source.rpartition("\nloss = ")
-        source = f"{imports}\nloss = {expression.partition('(')[0]}({_spelled(kwargs)})"
+        imports, _, expression = self.source.removesuffix(_hook_source(self.claims)).rpartition("\nloss = ")
+        source = f"{imports}\nloss = {expression.partition('(')[0]}({_spelled(kwargs)}){_hook_source(claims)}"
         try:
             loss = _made(self.make, kwargs, self.name)
         except TargetError as error:
@@ -87,7 +88,7 @@ class Subject:
             ):  # an argument of a base class, which this one does not pass on
                 return None
             raise
-        return replace(self, loss=loss, claims=claims, kwargs=kwargs, source=source)
+        return replace(self, loss=_with_map(loss, claims), claims=claims, kwargs=kwargs, source=source)
 
     def tensors(self, volume: Volume) -> tuple[Tensor, Tensor]:
         """Input and target as the loss takes them, on the device."""
@@ -208,7 +209,24 @@ def subject_of(
         raise TargetError(
             f"{name}: what it claims to be cannot be read off a {type(instance).__name__}: give claims."
         )
+    instance, source = _with_map(instance, claims), source + _hook_source(claims)
     return Subject(name, instance, claims, source, torch.device(device), make, kwargs)
+
+
+def _with_map(loss: Any, claims: Claims) -> Any:
+    """A loss that needs a map, given one at every call."""
+    if claims.map is not None:
+        if not isinstance(loss, nn.Module):
+            raise TargetError(f"claim map: expected it of a torch.nn.Module, got {type(loss).__name__}.")
+        loss.register_forward_pre_hook(MapOfTarget(claims.map, claims.regions))
+    return loss
+
+
+def _hook_source(claims: Claims) -> str:
+    if claims.map is None:
+        return ""
+    hook = f"MapOfTarget({claims.map!r}, {claims.regions!r})"
+    return f"\nfrom voxloss_verify.subject.maps import MapOfTarget\nloss.register_forward_pre_hook({hook})"
 
 
 def _spelled(kwargs: Mapping[str, Any]) -> str:
