@@ -181,7 +181,8 @@ def _weight(draw: Draw) -> Any:
     kind = draw.one(["number", "per channel", "per class"])
     if kind == "number":
         return draw.one([0.0, 0.5, 3])
-    per_class = kind == "per class" and issubclass(LOSSES[draw.loss], _SINGLE)
+    single = issubclass(LOSSES[draw.loss], _SINGLE) and draw.loss != "SkeletonRecallLoss"  # but for regions
+    per_class = kind == "per class" and single
     found = draw.factors(len(draw.chosen()) if per_class else draw.channels)
     return torch.tensor(found, dtype=torch.float64) if draw.chance(0.2) else found
 

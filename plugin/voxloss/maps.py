@@ -24,11 +24,14 @@ class Target(NamedTuple):
             there is none; or `[B, C, spatial...]` with 1 on the lines.
         distance: the signed distance φ to each class's boundary, negative inside, `[B, C, spatial...]`, or
             `[B, 1, spatial...]` for all classes.
+        partition: the number of the cell that each voxel is in, whole numbers ≥ 0, `[B, 1, spatial...]`: the
+            component that is nearest to it, or 1 + the component that it is part of and 0 elsewhere.
     """
 
     labels: Tensor
     skeleton: Tensor | None = None
     distance: Tensor | None = None
+    partition: Tensor | None = None
 
 
 class Maps(TypedDict, total=False):
@@ -36,9 +39,14 @@ class Maps(TypedDict, total=False):
 
     skeleton: Tensor | None
     distance: Tensor | None
+    partition: Tensor | None
 
 
-MADE_BY = {"skeleton": "Skeletonized", "distance": "SignedDistanced"}
+MADE_BY = {
+    "skeleton": "Skeletonized",
+    "distance": "SignedDistanced",
+    "partition": "NearestComponentd, or for BlobLoss Componentsd",
+}
 
 
 def with_maps(target: Tensor | Target, maps: Maps) -> Target:
@@ -102,6 +110,22 @@ def pass_map(
     message = "skeleton: expected 0 or the label of the voxel, as it is the target's."
     _require_all(~there | (given == labels), ignored, message)
     return PassMap(there, of_label=True)
+
+
+def pass_cells(input: Tensor, target: Target, mask: Tensor | None, cells: int | None) -> tuple[Tensor, int]:
+    """The partition as the pass takes it, int64, and the number of its cells, checked where voxels count."""
+    given = _require_map("partition", target.partition, input)
+    if given.shape[1] != 1:
+        raise ShapeError(f"partition: expected one channel, got {list(given.shape)}.")
+    numbers = given.to(torch.int64)
+    if cells is None:
+        if torch.compiler.is_compiling():
+            raise ValueError("cells: expected how many cells there are at most, as torch.compile cannot look.")
+        cells = 1 + int(numbers.max().clamp(min=0)) if numbers.numel() else 1
+    fits = (numbers >= 0) & (numbers < cells) & (numbers == given)
+    message = f"partition: expected whole numbers 0…{cells - 1}, one per cell."
+    _require_all(fits, None if mask is None else mask == 0, message)
+    return numbers.clamp(0, cells - 1), cells
 
 
 def _require_map(name: str, found: Tensor | None, input: Tensor) -> Tensor:

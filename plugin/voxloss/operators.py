@@ -18,7 +18,7 @@ from voxloss.backends import backend_for, voxels
 
 _VOLUMES = "Tensor input, Tensor target, Tensor? mask"
 _OPTIONS = "str activation, str[] sums, int? ignore_index, str? backend, float gamma, int[] regions"
-_MAP, _OF_LABEL, _INPLACE = "Tensor? map", "bool map_of_label", "bool inplace=False"
+_MAPS, _OF_MAPS, _INPLACE = "Tensor? map, Tensor? partition", "bool map_of_label, int cells", "bool inplace=False"
 
 
 def _sums(
@@ -26,6 +26,7 @@ def _sums(
     target: Tensor,
     mask: Tensor | None,
     map: Tensor | None,
+    partition: Tensor | None,
     activation: str,
     sums: Sequence[str],
     ignore_index: int | None,
@@ -33,13 +34,14 @@ def _sums(
     gamma: float,
     regions: Sequence[int],
     map_of_label: bool,
+    cells: int,
     inplace: bool = False,
 ) -> Tensor:
-    """Sums over the voxels, `[K, B, C]`, in the order of `sums`; `inplace`: see `StatisticsLoss`."""
-    spec = voxels.PassSpec(activation, sums, ignore_index, gamma, regions, map_of_label)
+    """Sums over the voxels, `[K, B, C]` or `[K, B * cells, C]`; `inplace`: see `StatisticsLoss`."""
+    spec = voxels.PassSpec(activation, sums, ignore_index, gamma, regions, map_of_label, cells)
     voxels.require_spec(spec, spec.is_label_map(input, target), map is not None)
     chosen = backend_for(backend, input.device.type, input.dtype)
-    result, valid = chosen.region_sums(input, target, spec, mask, map)
+    result, valid = chosen.region_sums(input, target, spec, mask, map, partition)
     inputs.require_valid(valid, input, target, mask, spec, map)
     return result
 
@@ -47,7 +49,7 @@ def _sums(
 region_sums = torch.library.custom_op(
     "voxloss::region_sums",
     mutates_args=(),
-    schema=f"({_VOLUMES}, {_MAP}, {_OPTIONS}, {_OF_LABEL}, {_INPLACE}) -> Tensor",
+    schema=f"({_VOLUMES}, {_MAPS}, {_OPTIONS}, {_OF_MAPS}, {_INPLACE}) -> Tensor",
 )(_sums)
 
 
@@ -57,6 +59,7 @@ def _(
     target: Tensor,
     mask: Tensor | None,
     map: Tensor | None,
+    partition: Tensor | None,
     activation: str,
     sums: Sequence[str],
     ignore_index: int | None,
@@ -64,10 +67,11 @@ def _(
     gamma: float,
     regions: Sequence[int],
     map_of_label: bool,
+    cells: int,
     inplace: bool = False,
 ) -> Tensor:
     wide = torch.float32 if input.device.type == "mps" else torch.float64
-    return input.new_empty((len(sums), *input.shape[:2]), dtype=wide)
+    return input.new_empty((len(sums), input.shape[0] * max(1, cells), input.shape[1]), dtype=wide)
 
 
 def _derivative(
@@ -76,6 +80,7 @@ def _derivative(
     target: Tensor,
     mask: Tensor | None,
     map: Tensor | None,
+    partition: Tensor | None,
     activation: str,
     sums: Sequence[str],
     ignore_index: int | None,
@@ -83,18 +88,19 @@ def _derivative(
     gamma: float,
     regions: Sequence[int],
     map_of_label: bool,
+    cells: int,
     wrt: str,
 ) -> Tensor:
     """∂L/∂input or ∂L/∂target (`wrt`) from grad = ∂L/∂sums, `[K, B, C]`."""
-    spec = voxels.PassSpec(activation, sums, ignore_index, gamma, regions, map_of_label)
+    spec = voxels.PassSpec(activation, sums, ignore_index, gamma, regions, map_of_label, cells)
     chosen = backend_for(backend, input.device.type, input.dtype)
-    return chosen.region_sums_backward(grad, input, target, spec, wrt, mask, map=map)
+    return chosen.region_sums_backward(grad, input, target, spec, wrt, mask, map=map, partition=partition)
 
 
 region_sums_backward = torch.library.custom_op(
     "voxloss::region_sums_backward",
     mutates_args=(),
-    schema=f"(Tensor grad, {_VOLUMES}, {_MAP}, {_OPTIONS}, {_OF_LABEL}, str wrt) -> Tensor",
+    schema=f"(Tensor grad, {_VOLUMES}, {_MAPS}, {_OPTIONS}, {_OF_MAPS}, str wrt) -> Tensor",
 )(_derivative)
 
 
@@ -107,7 +113,7 @@ def _(grad: Tensor, input: Tensor, target: Tensor, *others: Any) -> Tensor:
 @torch.library.custom_op(
     "voxloss::region_sums_backward_",
     mutates_args=("input",),
-    schema=f"(Tensor grad, Tensor(a!) input, Tensor target, Tensor? mask, {_MAP}, {_OPTIONS}, {_OF_LABEL}) -> ()",
+    schema=f"(Tensor grad, Tensor(a!) input, Tensor target, Tensor? mask, {_MAPS}, {_OPTIONS}, {_OF_MAPS}) -> ()",
 )
 def region_sums_backward_(
     grad: Tensor,
@@ -115,6 +121,7 @@ def region_sums_backward_(
     target: Tensor,
     mask: Tensor | None,
     map: Tensor | None,
+    partition: Tensor | None,
     activation: str,
     sums: Sequence[str],
     ignore_index: int | None,
@@ -122,11 +129,12 @@ def region_sums_backward_(
     gamma: float,
     regions: Sequence[int],
     map_of_label: bool,
+    cells: int,
 ) -> None:
     """Write ∂L/∂input over the input."""
-    spec = voxels.PassSpec(activation, sums, ignore_index, gamma, regions, map_of_label)
+    spec = voxels.PassSpec(activation, sums, ignore_index, gamma, regions, map_of_label, cells)
     chosen = backend_for(backend, input.device.type, input.dtype)
-    chosen.region_sums_backward(grad, input, target, spec, "input", mask, out=input, map=map)
+    chosen.region_sums_backward(grad, input, target, spec, "input", mask, out=input, map=map, partition=partition)
 
 
 @region_sums_backward_.register_fake
@@ -134,10 +142,13 @@ def _(grad: Tensor, input: Tensor, *others: Any) -> None:
     return None
 
 
+_TENSORS = 5  # the first arguments
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor | None) -> None:
-    *volumes, activation, sums, ignore_index, backend, gamma, ctx.regions, map_of_label, ctx.inplace = inputs
-    ctx.options = activation, sums, ignore_index, backend, gamma, ctx.regions, map_of_label
-    ctx.save_for_backward(*volumes)
+    *ctx.options, ctx.inplace = inputs[_TENSORS:]
+    ctx.regions = ctx.options[5]
+    ctx.save_for_backward(*inputs[:_TENSORS])
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -163,18 +174,18 @@ def _derivatives(ctx: Any, grad: Tensor, derivative: Callable[..., Tensor]) -> t
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, activation, sums, ignore_index, _, gamma, regions, map_of_label, ctx.wrt = inputs
-    ctx.spec = voxels.PassSpec(activation, sums, ignore_index, gamma, regions, map_of_label)
+    *tensors, activation, sums, ignore_index, _, gamma, regions, map_of_label, cells, ctx.wrt = inputs
+    ctx.spec = voxels.PassSpec(activation, sums, ignore_index, gamma, regions, map_of_label, cells)
     ctx.save_for_backward(*tensors)
 
 
 def _double_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     asked = ctx.needs_input_grad[:3]
-    *tensors, mask, map = ctx.saved_tensors
+    *tensors, mask, map, partition = ctx.saved_tensors
     leaves = [t.detach().requires_grad_(need) for t, need in zip(tensors, asked, strict=True)]
     grad, input, target = leaves
     with torch.enable_grad():
-        derivative = voxels.gradient(grad, input, target, mask, ctx.spec, ctx.wrt, torch.float64, map)
+        derivative = voxels.gradient(grad, input, target, mask, ctx.spec, ctx.wrt, torch.float64, map, partition)
     found = iter(
         torch.autograd.grad(
             derivative, [t for t in leaves if t.requires_grad], grad_output.double(), allow_unused=True
@@ -209,10 +220,10 @@ class RegionSums(torch.autograd.Function):
         return _derivatives(ctx, grad, _derivative)
 
 
-def sums_of(input: Tensor, target: Tensor, mask: Tensor | None, map: Tensor | None, *options: Any) -> Tensor:
+def sums_of(*given: Any) -> Tensor:
     """`region_sums`, past the dispatcher if nothing needs to see the operator."""
-    call = region_sums if _is_seen(input, target, mask, map) else RegionSums.apply
-    return cast(Tensor, call(input, target, mask, map, *options))  # type: ignore[no-untyped-call]
+    call = region_sums if _is_seen(*given[:_TENSORS]) else RegionSums.apply
+    return cast(Tensor, call(*given))  # type: ignore[no-untyped-call]
 
 
 def _is_seen(*tensors: Tensor | None) -> bool:
@@ -355,17 +366,17 @@ def _fold(tensor: Tensor | None, dim: int | None, size: int, items: int) -> Tens
 def _vmap(info: Any, in_dims: tuple[int | None, ...], *given: Any) -> tuple[Tensor, int]:
     """As items of one batch: the pass treats items apart from each other."""
     size = info.batch_size
-    folded = (_fold(tensor, dim, size, 0) for tensor, dim in zip(given[:4], in_dims, strict=False))
-    return region_sums(*folded, *given[4:]).unflatten(1, (size, -1)), 1
+    folded = (_fold(tensor, dim, size, 0) for tensor, dim in zip(given[:_TENSORS], in_dims, strict=False))
+    return region_sums(*folded, *given[_TENSORS:]).unflatten(1, (size, -1)), 1
 
 
 def _vmap_backward(info: Any, in_dims: tuple[int | None, ...], *given: Any) -> tuple[Tensor, int]:
     size = info.batch_size
     folded = (
         _fold(tensor, dim, size, items)
-        for tensor, dim, items in zip(given[:5], in_dims, (1, 0, 0, 0, 0), strict=False)
+        for tensor, dim, items in zip(given, in_dims, (1, *[0] * _TENSORS), strict=False)
     )
-    return region_sums_backward(*folded, *given[5:]).unflatten(0, (size, -1)), 0
+    return region_sums_backward(*folded, *given[1 + _TENSORS :]).unflatten(0, (size, -1)), 0
 
 
 torch.library.register_vmap(region_sums, _vmap)

@@ -103,8 +103,13 @@ class PassSums:
         group: Group = None,
         shard: Shard = "batch",
         what: str = "",
+        cells: int = 0,
     ) -> None:
-        """`constant`: the sums that no gradient is wanted of."""
+        """`constant`: the sums that no gradient is wanted of; `cells`: of a partition, `[K, B * cells, C]`."""
+        self._by_cell: Tensor | None = None
+        if cells:
+            self._by_cell = tensor.view(len(tensor), -1, cells, tensor.shape[2])
+            tensor = self._by_cell.sum(2)
         if shard == "volume":
             tensor = sum_over_ranks(tensor, group, what)
         if annotated is not None:
@@ -149,6 +154,35 @@ class PassSums:
         if self.annotated is None:
             return None
         return self._batch()[-1] > 0 if batch else self.annotated
+
+    def of_cells(self, first: int = 0) -> tuple[PassSums, int]:
+        """The sums of the cells from the `first` one on, each as a sample; and how many a sample has.
+
+        From 1 on each is joined with the first cell, number 0, which is that of no component.
+        """
+        if self._by_cell is None:
+            raise ValueError("partition: expected a pass by cell, got one by sample.")
+        tensor = self._by_cell
+        if first:
+            tensor = tensor[:, :, 1:] + tensor[:, :, :1]
+        cells = tensor.shape[2]
+        annotated = None if self.annotated is None else self.annotated.repeat_interleave(cells, 0)
+        sums = PassSums(
+            self.names,
+            tensor.flatten(1, 2),
+            binary=self.binary,
+            spatial_axes=self.spatial_axes,
+            annotated=annotated,
+            label_map=self.label_map,
+            ignored_class=self.ignored_class,
+            constant=self._constant,
+        )
+        return sums, cells
+
+    def has_voxels(self) -> Tensor:
+        """Which cells have a voxel that counts, bool `[B, cells]`; of the sum `voxels`."""
+        assert self._by_cell is not None
+        return self._by_cell[self.names.index("voxels"), :, :, 0] > 0
 
     def over_ranks(self, tensor: Tensor) -> Tensor:
         """Add up a sum over samples over those of all ranks."""
@@ -236,6 +270,8 @@ def measure(
     regions: Sequence[int] = (),
     map: Tensor | None = None,
     map_of_label: bool = False,
+    partition: Tensor | None = None,
+    cells: int = 0,
 ) -> PassSums:
     """Compute the sums of these names, out of `voxloss.backends.voxels.TERMS`, in one pass.
 
@@ -243,8 +279,8 @@ def measure(
     """
     input, target, mask, activation = volumes
     inplace = inplace and inputs.may_be_overwritten(input)
-    options = activation, list(names), ignore_index, backend, gamma, list(regions), map_of_label, inplace
-    tensor = operators.sums_of(input, target, mask, map, *options)
+    options = activation, list(names), ignore_index, backend, gamma, list(regions), map_of_label, cells, inplace
+    tensor = operators.sums_of(input, target, mask, map, partition, *options)
     return PassSums(
         names,
         tensor,
@@ -258,6 +294,7 @@ def measure(
         group=group,
         shard=shard,
         what=what,
+        cells=cells,
     )
 
 

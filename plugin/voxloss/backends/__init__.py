@@ -39,11 +39,14 @@ class Backend(Protocol):
         spec: PassSpec,
         mask: Tensor | None = None,
         map: Tensor | None = None,
+        partition: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the sums `[K, B, C]` and a `[]` bool: every voxel that counts was valid.
 
         `mask` `[B, 1, spatial...]`, floating point or bool, has the voxels' weights; `map` is the m of
-        `voxels.MAPPED`, `[B, C, spatial...]`, or `[B, 1, spatial...]` if `spec.map_of_label`.
+        `voxels.MAPPED`, `[B, C, spatial...]`, or `[B, 1, spatial...]` if `spec.map_of_label`. `partition`
+        `[B, 1, spatial...]`, int64 in [0, cells), has the cell of each voxel; then the sums are those of the
+        cells, `[K, B * cells, C]`, one after the other for each sample.
         """
         ...
 
@@ -66,6 +69,7 @@ class Backend(Protocol):
         mask: Tensor | None = None,
         out: Tensor | None = None,
         map: Tensor | None = None,
+        partition: Tensor | None = None,
     ) -> Tensor:
         """Return ∂L/∂input or ∂L/∂target as `torch.empty_like` of that tensor lays it out.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,29 +38,36 @@ def boxes(shape: Sequence[int], most: int) -> Iterator[tuple[slice, ...]]:
             yield (here, *inside)
 
 
-def _blocks(input: Tensor) -> Iterator[tuple[slice, ...]]:
+def _blocks(input: Tensor, cells: int = 0) -> Iterator[tuple[slice, ...]]:
     items, channels, *spatial = input.shape
-    elements = CPU_BLOCK if input.device.type == "cpu" else DEVICE_BLOCK
-    for box in boxes(spatial, max(1, elements // (items * channels))):
+    on_cpu = input.device.type == "cpu"
+    elements = CPU_BLOCK if on_cpu else DEVICE_BLOCK
+    for box in boxes(spatial, max(1, elements // (items * max(channels, 0 if on_cpu else cells)))):
         yield (slice(None), slice(None), *box)
 
 
 def region_sums(
-    input: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None = None, map: Tensor | None = None
+    input: Tensor,
+    target: Tensor,
+    spec: PassSpec,
+    mask: Tensor | None = None,
+    map: Tensor | None = None,
+    partition: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the sums `[K, B, C]` and whether every voxel was valid.
 
     A block is summed in float32 (float64 for float64 input) by torch's pairwise sum, the blocks in float64
     (in float32 on a device that has no float64).
     """
-    if by_label.takes(input, target, mask, spec):
+    if partition is None and by_label.takes(input, target, mask, spec):
         return by_label.sums(input, target, spec, CPU_BLOCK)
     wide = torch.float32 if input.device.type == "mps" else torch.float64
-    total = torch.zeros((len(spec.sums), *input.shape[:2]), dtype=wide, device=input.device)
+    rows_of = len(input) * max(1, spec.cells)
+    total = torch.zeros((len(spec.sums), rows_of, input.shape[1]), dtype=wide, device=input.device)
     all_valid = torch.ones((), dtype=torch.bool, device=input.device)
-    for block in _blocks(input):
-        here, there = (None if each is None else each[block] for each in (mask, map))
-        rows, valid = voxels.sums(input[block], target[block], here, spec, _precision(input), there)
+    for block in _blocks(input, spec.cells):
+        here, *others = (None if each is None else each[block] for each in (mask, map, partition))
+        rows, valid = voxels.sums(input[block], target[block], here, spec, _precision(input), *others)
         total += torch.stack(rows)
         all_valid &= valid
     return total, all_valid
@@ -88,16 +96,17 @@ def region_sums_backward(
     mask: Tensor | None = None,
     out: Tensor | None = None,
     map: Tensor | None = None,
+    partition: Tensor | None = None,
 ) -> Tensor:
     """∂L/∂input or ∂L/∂target (`wrt`) in that tensor's dtype and layout; p is computed again."""
     grad, spec = voxels.without_differences(grad, spec)
     result = torch.empty_like(input if wrt == "input" else target) if out is None else out
-    if wrt == "input" and by_label.takes(input, target, mask, spec, result):
+    if wrt == "input" and partition is None and by_label.takes(input, target, mask, spec, result):
         by_label.gradient(grad, input, target, spec, result, CPU_BLOCK)
         return result
     for block in _blocks(input):
-        here, there = (None if each is None else each[block] for each in (mask, map))
-        given = grad, input[block], target[block], here, spec, wrt, _precision(input), there
+        here, *others = (None if each is None else each[block] for each in (mask, map, partition))
+        given: tuple[Any, ...] = grad, input[block], target[block], here, spec, wrt, _precision(input), *others
         result[block].copy_(voxels.gradient(*given))
     return result
 

@@ -23,6 +23,8 @@ from voxloss.backends.voxels import MAPPED, TERMS, PassSpec, range_tolerance, wi
 
 # Voxels of an item that are summed by themselves, at least; see `_part`.
 PART = 1 << 15
+# Bytes for the sums of all parts of an item, where there are many cells.
+LARGEST_SUMS = 1 << 25
 # Voxels that are worked on at once: with some hundred channels they still fit into the second cache.
 WIDTH = 1024
 
@@ -45,28 +47,42 @@ def takes(device: str, dtype: torch.dtype) -> tuple[bool, str]:
 
 
 def region_sums(
-    input: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None = None, map: Tensor | None = None
+    input: Tensor,
+    target: Tensor,
+    spec: PassSpec,
+    mask: Tensor | None = None,
+    map: Tensor | None = None,
+    partition: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the sums `[K, B, C]` and whether every voxel was valid.
 
     Rows of up to 1024 voxels are summed in float32 (float64 for float64 input), the rows and parts in float64.
     """
     items, channels, *_ = input.shape
-    flat = flatten_spatial([input, target, _for_rows(mask, input), _for_rows(map, input)])
+    *flat, numbers = flatten_spatial(
+        [input, target, _for_rows(mask, input), _for_rows(map, input), _numbers(partition, input)]
+    )
     inputs, targets, masks, maps = (_Items(tensor) for tensor in flat)
     config = _config(input, target, spec, mask)
     target_of = _target_of(targets, target, channels, config, spec)
-    parts = -(-inputs.voxels // _part(inputs.voxels, channels))
-    sums = np.zeros((items, parts, len(TERMS), channels))
+    part = _part(inputs.voxels, channels, spec.cells)
+    parts, cells = -(-inputs.voxels // part), max(1, spec.cells)
+    sums = np.zeros((items, parts, cells, len(TERMS), channels))
     valid = np.zeros((items, parts), dtype=bool)
 
     def walk(item: int, part: int, start: int, stop: int, scratch: Any) -> None:
-        given = inputs[item], target_of(item, start, stop, scratch), masks[item], maps[item], start, stop
-        valid[item, part] = _kernels().forward(*given, config, *scratch[1:], sums[item, part])
+        given = inputs[item], target_of(item, start, stop, scratch), masks[item], maps[item]
+        more = start, stop, config, *scratch[1:]
+        if partition is None:
+            valid[item, part] = _kernels().forward(*given, *more, sums[item, part, 0])
+        else:
+            of_item = numbers[item, 0].numpy()
+            valid[item, part] = _kernels().forward_by_cell(*given, of_item, *more, sums[item, part])
 
     _in_parallel(walk, inputs.voxels, input, target, spec)
     rows = [list(TERMS).index(name) for name in spec.sums]
-    return torch.from_numpy(sums.sum(1)[:, rows].swapaxes(0, 1).copy()), torch.tensor(bool(valid.all()))
+    total = sums.sum(1)[:, :, rows].reshape(items * cells, len(rows), channels)
+    return torch.from_numpy(total.swapaxes(0, 1).copy()), torch.tensor(bool(valid.all()))
 
 
 def voxel_terms(
@@ -79,7 +95,7 @@ def voxel_terms(
     results, inputs, targets, masks = (_Items(tensor) for tensor in flat)
     config = _config(input, target, spec, mask)
     target_of = _target_of(targets, target, channels, config, spec)
-    valid = np.zeros((items, -(-inputs.voxels // _part(inputs.voxels, channels))), dtype=bool)
+    valid = np.zeros((items, -(-inputs.voxels // _part(inputs.voxels, channels, 0))), dtype=bool)
     weights = np.zeros((items, len(TERMS), channels), _precision(input))
     for name, row in zip(spec.sums, factors, strict=True):
         weights[:, list(TERMS).index(name)] += row.detach().numpy()
@@ -102,6 +118,7 @@ def region_sums_backward(
     mask: Tensor | None = None,
     out: Tensor | None = None,
     map: Tensor | None = None,
+    partition: Tensor | None = None,
 ) -> Tensor:
     """∂L/∂input or ∂L/∂target (`wrt`) in that tensor's dtype and layout; p is computed again."""
     grad, spec = without_differences(grad, spec)
@@ -111,28 +128,25 @@ def region_sums_backward(
     if flatten_spatial([written])[0].untyped_storage().data_ptr() != written.untyped_storage().data_ptr():
         # Axes in an order that no single stride can follow: the kernel writes elsewhere.
         written = torch.empty(like.shape, dtype=like.dtype)
-    flat = flatten_spatial([written, input, target, _for_rows(mask, input), _for_rows(map, input)])
+    *flat, numbers = flatten_spatial(
+        [written, input, target, _for_rows(mask, input), _for_rows(map, input), _numbers(partition, input)]
+    )
     results, inputs, targets, masks, maps = (_Items(tensor) for tensor in flat)
     config, by_target = _config(input, target, spec, mask), wrt == "target"
     target_of = _target_of(targets, target, channels, config, spec)
-    weights = np.zeros((items, len(TERMS), channels), _precision(input))
+    cells = max(1, spec.cells)
+    weights = np.zeros((items, cells, len(TERMS), channels), _precision(input))
     for name, row in zip(spec.sums, grad, strict=True):
-        weights[:, list(TERMS).index(name)] += row.detach().numpy()
+        weights[:, :, list(TERMS).index(name)] += row.detach().view(items, cells, channels).numpy()
 
     def walk(item: int, part: int, start: int, stop: int, scratch: Any) -> None:
-        _kernels().backward(
-            inputs[item],
-            target_of(item, start, stop, scratch),
-            masks[item],
-            maps[item],
-            start,
-            stop,
-            config,
-            *scratch[1:],
-            weights[item],
-            by_target,
-            results[item],
-        )
+        given = inputs[item], target_of(item, start, stop, scratch), masks[item], maps[item]
+        more = start, stop, config, *scratch[1:]
+        if partition is None:
+            _kernels().backward(*given, *more, weights[item, 0], by_target, results[item])
+        else:
+            of_item = numbers[item, 0].numpy()
+            _kernels().backward_by_cell(*given, of_item, *more, weights[item], by_target, results[item])
 
     _in_parallel(walk, inputs.voxels, input, target, spec)
     return result if result is written else result.copy_(written)
@@ -181,19 +195,22 @@ def _target_of(
     return (lambda item, start, stop, scratch: targets[item]) if target.is_floating_point() else values_of
 
 
-def _part(voxels: int, channels: int) -> int:
+def _part(voxels: int, channels: int, cells: int) -> int:
     """Voxels of an item that are summed by themselves.
 
-    More of few channels, as threads wait for the interpreter from part to part, unless few parts were left. It is
-    the same for any number of threads and items, so that the result is, too.
+    More of few channels, as threads wait for the interpreter from part to part, unless few parts were left; and
+    of many cells, of which each part has sums. It is the same for any number of threads and items, so that the
+    result is, too.
     """
-    return PART * max(1, min(4, 8 // channels, voxels // (8 * PART)))
+    part = PART * max(1, min(4, 8 // channels, voxels // (8 * PART)))
+    sums = 8 * len(TERMS) * channels * cells  # bytes
+    return max(part, -(-voxels * sums // LARGEST_SUMS)) if cells else part
 
 
 def _in_parallel(walk: Walk, voxels: int, input: Tensor, target: Tensor, spec: PassSpec) -> None:
     """Call `walk(item, part, start, stop, scratch)` for all voxels, by as many threads as torch has."""
     items, channels, *_ = input.shape
-    part = _part(voxels, channels)
+    part = _part(voxels, channels, spec.cells)
     parts = [(item, start) for item in range(items) for start in range(0, voxels, part)]
     todo = iter(parts)
 
@@ -250,6 +267,13 @@ def _for_rows(given: Tensor | None, input: Tensor) -> Tensor:
     if given is None:
         return torch.ones((), dtype=dtype).expand(len(input), 1, *input.shape[2:])
     return given.to(dtype)
+
+
+def _numbers(partition: Tensor | None, input: Tensor) -> Tensor:
+    """The cells, int64; without a partition a number, which the kernels do not read."""
+    if partition is None:
+        return torch.zeros((), dtype=torch.int64).expand(len(input), 1, *input.shape[2:])
+    return partition
 
 
 def _config(input: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None) -> Any:

@@ -1484,3 +1484,41 @@ def backward(input, target, mask, map, start, stop, config, blocks, rows, scratc
         if not all_count:
             _clear(other, count, found)
         _store(other, first, count, result)
+
+
+# By cell: neighbours are mostly of the same cell, so a pass goes from one run of voxels to the next. A line of an
+# array of numbers has any stride.
+
+
+@compiled
+def _end_of_run(numbers, start, stop):
+    last = start + 1
+    while last < stop and numbers[last] == numbers[start]:
+        last += 1
+    return last
+
+
+@compiled
+def forward_by_cell(input, target, mask, map, numbers, start, stop, config, blocks, rows, scratch, out):
+    """As `forward`, with `out` [cells, SUMS, C]."""
+    all_valid = True
+    first = start
+    while first < stop:
+        last = _end_of_run(numbers, first, stop)
+        cell = out[numbers[first]]
+        all_valid &= forward(input, target, mask, map, first, last, config, blocks, rows, scratch, cell)
+        first = last
+    return all_valid
+
+
+@compiled
+def backward_by_cell(
+    input, target, mask, map, numbers, start, stop, config, blocks, rows, scratch, weights, by_target, result
+):
+    """As `backward`, with `weights` [cells, SUMS, C]."""
+    first = start
+    while first < stop:
+        last = _end_of_run(numbers, first, stop)
+        cell = weights[numbers[first]]
+        backward(input, target, mask, map, first, last, config, blocks, rows, scratch, cell, by_target, result)
+        first = last

@@ -20,10 +20,15 @@ def takes(device: str, dtype: torch.dtype) -> tuple[bool, str]:
 
 
 def region_sums(
-    input: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None = None, map: Tensor | None = None
+    input: Tensor,
+    target: Tensor,
+    spec: PassSpec,
+    mask: Tensor | None = None,
+    map: Tensor | None = None,
+    partition: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the sums `[K, B, C]` in float64 and whether every voxel was valid."""
-    rows, valid = voxels.sums(input, target, mask, spec, torch.float64, map)
+    rows, valid = voxels.sums(input, target, mask, spec, torch.float64, map, partition)
     return torch.stack(rows), valid
 
 
@@ -44,7 +49,9 @@ def region_sums_backward(
     mask: Tensor | None = None,
     out: Tensor | None = None,
     map: Tensor | None = None,
+    partition: Tensor | None = None,
 ) -> Tensor:
     """∂L/∂input or ∂L/∂target (`wrt`) in that tensor's dtype and layout."""
     result = torch.empty_like(input if wrt == "input" else target) if out is None else out
-    return result.copy_(voxels.gradient(grad, input, target, mask, spec, wrt, torch.float64, map))
+    given = grad, input, target, mask, spec, wrt, torch.float64, map, partition
+    return result.copy_(voxels.gradient(*given))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from voxloss.backends import eager
 from voxloss.backends.layout import flatten_spatial
 from voxloss.backends.voxels import (
     MAPPED,
@@ -153,12 +154,19 @@ Layout = tuple[torch.dtype, tuple[int, ...], tuple[int, ...]]
 
 
 def region_sums(
-    input: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None = None, map: Tensor | None = None
+    input: Tensor,
+    target: Tensor,
+    spec: PassSpec,
+    mask: Tensor | None = None,
+    map: Tensor | None = None,
+    partition: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the sums `[K, B, C]` and whether every voxel was valid.
 
     Float32 for a few voxels (float64 for float64 input), float64 from program to program.
     """
+    if partition is not None:
+        return eager.region_sums(input, target, spec, mask, map, partition)
     launch, partial, valid = forward(input, target, spec, mask=mask, map=map)
     launch.start()
     return partial.sum(0, dtype=torch.float64), valid
@@ -182,8 +190,11 @@ def region_sums_backward(
     mask: Tensor | None = None,
     out: Tensor | None = None,
     map: Tensor | None = None,
+    partition: Tensor | None = None,
 ) -> Tensor:
     """∂L/∂input or ∂L/∂target (`wrt`) in that tensor's dtype and layout; p is computed again."""
+    if partition is not None:
+        return eager.region_sums_backward(grad, input, target, spec, wrt, mask, out, map, partition)
     launch, result, written = backward(grad, input, target, spec, wrt, mask=mask, out=out, map=map)
     launch.start()
     return result if written is result else result.copy_(written)

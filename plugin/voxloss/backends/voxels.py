@@ -74,6 +74,7 @@ class PassSpec(NamedTuple):
     gamma: float = 2.0  # ≥ 0, the exponent of the focal sums and of the powers of logarithms
     regions: Sequence[int] = ()  # of a label map, for each label the channels that it belongs to, as bits
     map_of_label: bool = False  # the map has one number per voxel, which is that of the label's channels
+    cells: int = 0  # of a partition, which each sample is summed by; 0 without one
 
     def is_label_map(self, input: Tensor, target: Tensor) -> bool:
         """Whether the target has a label for each voxel, not a value for each channel."""
@@ -299,12 +300,29 @@ def sums(
     spec: PassSpec,
     dtype: torch.dtype,
     map: Tensor | None = None,
+    partition: Tensor | None = None,
 ) -> tuple[list[Tensor], Tensor]:
-    """Return each sum `[B, C]` over the given voxels, in `dtype`, and whether all of them were valid."""
+    """Return each sum over the given voxels, in `dtype`, and whether all of them were valid.
+
+    A sum is `[B, C]`, or of a partition `[B * cells, C]`, the cells of a sample one after the other.
+    """
     voxels = prepare(input, target, mask, spec, dtype, map)
     terms = (TERMS[name](voxels, spec.gamma) for name in spec.sums)
     weight = voxels.weight
-    return [(term if weight is None else weight * term).sum(-1) for term in terms], voxels.valid
+    weighed = (term if weight is None else weight * term for term in terms)
+    if partition is None:
+        return [term.sum(-1) for term in weighed], voxels.valid
+    return [_by_cell(term, partition, spec.cells) for term in weighed], voxels.valid
+
+
+def _by_cell(term: Tensor, partition: Tensor, cells: int) -> Tensor:
+    """Add up `[B, C, N]` by cell: `[B * cells, C]`."""
+    numbers, wide = partition.flatten(2), term if term.device.type == "mps" else term.to(torch.float64)
+    if term.device.type == "cpu":
+        total = wide.new_zeros((*term.shape[:2], cells)).scatter_add(2, numbers.expand_as(term), wide)
+    else:  # where an addition by number has no fixed order, and a product of matrices has one
+        total = wide @ (numbers.movedim(1, 2) == torch.arange(cells, device=term.device)).to(wide)
+    return total.transpose(1, 2).flatten(0, 1)
 
 
 def each(
@@ -332,11 +350,18 @@ def gradient(
     wrt: str,
     dtype: torch.dtype,
     map: Tensor | None = None,
+    partition: Tensor | None = None,
 ) -> Tensor:
     """∂L/∂input (`wrt="input"`) or ∂L/∂target from grad = ∂L/∂sums `[K, B, C]`, in `dtype`."""
     grad, spec = without_differences(grad, spec)
     voxels = prepare(input, target, mask, spec, dtype, map)
     weights = {name: row.to(dtype).unsqueeze(-1) for name, row in zip(spec.sums, grad, strict=True)}
+    if partition is not None:
+        numbers = partition.flatten(2).expand_as(voxels.p)
+        weights = {
+            name: row.view(len(input), spec.cells, -1).transpose(1, 2).gather(2, numbers)
+            for name, row in weights.items()
+        }
     derivative = _by_target(weights, voxels, spec.gamma) if wrt == "target" else _by_input(weights, voxels, spec)
     if voxels.weight is not None:
         derivative = derivative * voxels.weight

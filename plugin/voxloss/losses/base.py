@@ -19,7 +19,7 @@ from voxloss.backends import require_backend
 from voxloss.channels import annotated_channels
 from voxloss.distributed import Group, Shard, failing_together, require_group
 from voxloss.losses.options import Regions, option_names, refusing_others
-from voxloss.maps import Maps, Target, pass_map, with_maps
+from voxloss.maps import Maps, Target, pass_cells, pass_map, with_maps
 from voxloss.regions import memberships
 from voxloss.statistics import Activation, PassSums, Volumes, fitting_volumes, measure
 
@@ -70,6 +70,8 @@ class StatisticsLoss(_Loss, ABC):
     _what: str = ""  # what ranks compare
     one_pass: ClassVar[bool] = True  # a compound may compute it from the sums of its own pass
     map_name: str | None = None  # of the map that its sums need: "skeleton" or "distance"
+    by_cell: bool = False  # whether it needs the sums of each cell of a partition
+    cells: int | None = None  # how many cells there are at most; None looks at the partition
 
     def __init__(
         self,
@@ -269,6 +271,9 @@ class StatisticsLoss(_Loss, ABC):
         values, of_label = pass_map(
             self.map_name, volumes.input, target, volumes.mask, self.ignore_index, self.regions is not None
         )
+        partition, cells = None, 0
+        if self.by_cell:
+            partition, cells = pass_cells(volumes.input, target, volumes.mask, self.cells)
         names = self.needs(volumes.binary)
         if annotated is not None:
             names = names if "target" in names else [*names, "target"]
@@ -287,6 +292,8 @@ class StatisticsLoss(_Loss, ABC):
             regions=self._memberships,
             map=values,
             map_of_label=of_label,
+            partition=partition,
+            cells=cells,
         )
 
 

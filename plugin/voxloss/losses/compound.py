@@ -59,6 +59,17 @@ class CompoundLoss(StatisticsLoss):
         return found.pop() if found else None
 
     @property
+    def by_cell(self) -> bool:  # type: ignore[override]
+        """Whether a part needs the sums of each cell."""
+        return any(part.by_cell for _, part in self.parts())
+
+    @property
+    def cells(self) -> int | None:  # type: ignore[override]
+        """The largest number of cells that a part is given."""
+        found = [part.cells for _, part in self.parts() if part.cells is not None]
+        return max(found) if found else None
+
+    @property
     def pass_gamma(self) -> float | None:
         """The γ of those parts that have one."""
         found = {part.pass_gamma for _, part in self.parts()} - {None}

@@ -146,9 +146,20 @@ class RegionLoss(StatisticsLoss):
 
     def compute(self, sums: PassSums) -> Tensor:
         """The loss: `[]`, or without reduction one value per sample (unless `batch`) and class."""
+        # Of a batch all ranks have the same terms already.
+        over_ranks = None if self.batch or sums.alone else sums.over_ranks
+        loss = reduce(*self.of_samples(sums, self.batch), self.reduction, over_ranks)
+        if self.reduction == "none":
+            loss = loss[0] if self.batch else loss
+            if self.keeps_spatial_axes:
+                loss = loss.reshape(*loss.shape, *[1] * sums.spatial_axes)
+        return loss
+
+    def of_samples(self, sums: PassSums, batch: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Return the terms of each sample, or of the batch, and class, `[B, C]`, and which of them count."""
         total = sums.channels
         chosen, counting = select_classes(total, self.classes, self.include_background, sums.ignored_class)
-        found = sums.over_batch if self.batch else sums.per_sample
+        found = sums.over_batch if batch else sums.per_sample
         statistics = RegionStatistics(*(found(name, counting) for name in self.statistics_sums))
         arguments: dict[str, Any] = {name: found(name, counting) for name in self.extra_sums}
         if self._takes_channels:
@@ -156,15 +167,8 @@ class RegionLoss(StatisticsLoss):
         weight = self.following("class_weight", sums.tensor)
         if weight is not None:
             weight = class_weights(weight, total, chosen, counting)
-        counts = sums.counts(self.batch)
+        counts = sums.counts(batch)
         counts = None if counts is None else of_classes(counts, counting)
         if self.absent == "skip":
             counts = (statistics.target > 0) & (True if counts is None else counts)
-        # Of a batch all ranks have the same terms already.
-        over_ranks = None if self.batch or sums.alone else sums.over_ranks
-        loss = reduce(*self.terms(statistics, arguments, weight, counts), self.reduction, over_ranks)
-        if self.reduction == "none":
-            loss = loss[0] if self.batch else loss
-            if self.keeps_spatial_axes:
-                loss = loss.reshape(*loss.shape, *[1] * sums.spatial_axes)
-        return loss
+        return self.terms(statistics, arguments, weight, counts)

@@ -220,7 +220,21 @@ class CrossEntropyLoss(VoxelLoss):
         count = times(weight, sums.for_total("target", channels.numbers)).sum()
         return mean(total, count, one_each and isinstance(weight, float))
 
-    def of_each(self, shape: PassShape) -> tuple[Channels, Mapping[str, Tensor | float]]:
+    def of_samples(self, sums: PassSums) -> tuple[Tensor, Tensor | None]:
+        """Return the mean of each sample, `[B, 1]`, and which of them count: those with a voxel."""
+        factors = self.of_each(sums)
+        channels, weight = self.select(sums, "class_weight", "weight")
+        total = sum(
+            times(factor, sums.per_sample(name, channels.numbers)).sum(1, keepdim=True)
+            for name, factor in factors[1].items()
+        )
+        over = times(weight, sums.per_sample("target", channels.numbers))
+        if sums.binary:
+            over = sums.per_sample("voxels", channels.numbers)
+        count = over.sum(1, keepdim=True)
+        return total / torch.where(count > 0, count, 1.0), count > 0
+
+    def of_each(self, shape: PassShape | PassSums) -> tuple[Channels, Mapping[str, Tensor | float]]:
         """What the entropies are multiplied by, before the mean."""
         channels, weight = self.select(shape, "class_weight", "weight")
         if self.label_smoothing and shape.annotated is not None and not shape.binary:
