@@ -24,9 +24,12 @@ from torch import Tensor
 
 from voxloss.inputs import ShapeError
 
-__all__ = ["SignedDistanced", "Skeletonized"]
+__all__ = ["Componentsd", "NearestComponentd", "SignedDistanced", "Skeletonized"]
 
 Image = NDArray[Any]
+
+# By the number of axes: how many neighbours there are along so many axes at once, at most.
+CONNECTIVITIES = {2: {4: 1, 8: 2, 26: 2}, 3: {6: 1, 18: 2, 26: 3}}
 
 
 class _Mapped(MapTransform):
@@ -143,6 +146,108 @@ class SignedDistanced(_Mapped):
                 outer, inner = (edt(np.ascontiguousarray(part), anisotropy=spacing) for part in (~inside, inside))
                 distance[:] = outer - inner
         return found
+
+
+class Componentsd(_Mapped):
+    """Add `{key}_components`: the connected component that each voxel is in, int32 `[1, spatial...]`.
+
+    0 where there is no component, else its number 1 … K, for losses of single lesions such as blob loss (Kofler et
+    al. 2022). Components are those of the foreground as a whole, so that two classes that touch are in one, and
+    are numbered in the order of their first voxels, the last axis fastest.
+
+    Flips and rotations by right angles of the labels have the components of the map in another order of numbers.
+    Crops have other components: one that is cut in two there keeps one number in the map, and the numbers of
+    those that are outside of the crop are missing. Make the map from the whole volume, then crop, flip and rotate
+    it with the label. Transforms that interpolate must have `mode="nearest"` for it, as there are no components
+    between two numbers.
+
+    Args:
+        keys: of the labels, `[1, spatial...]`, integers or floats, 0 for the background.
+        labels: those that are foreground; by default all but 0.
+        connectivity: how many neighbours a voxel is connected with. In three axes 6 (faces), 18 (and edges) or 26
+            (and corners), in two axes 4 (edges) or 8 (and corners); 26, the default, means 8 there.
+        ignore_index: a label that is no foreground.
+        allow_missing_keys: omit the map of a key that an item does not have.
+
+    Raises:
+        ValueError: for another connectivity, or one that the number of axes does not have; for `labels` that are
+            empty or contain 0.
+    """
+
+    name = "components"
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        labels: Sequence[int] | None = None,
+        connectivity: int = 26,
+        ignore_index: int | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, ignore_index, allow_missing_keys)
+        if labels is not None and (not labels or 0 in labels):
+            raise ValueError(f"labels: expected those of the foreground, at least one and not 0, got {labels!r}.")
+        if not any(connectivity in known for known in CONNECTIVITIES.values()):
+            raise ValueError(
+                "connectivity: expected 6, 18 or 26 for labels of three axes, 4 or 8 for labels of two, "
+                f"got {connectivity!r}."
+            )
+        self.labels = None if labels is None else [*labels]
+        self.connectivity = connectivity
+
+    def map(self, labels: Image, spacing: Sequence[float]) -> Image:
+        """The components' numbers; the spacing plays no part."""
+        known = CONNECTIVITIES[labels.ndim]
+        if self.connectivity not in known:
+            raise ValueError(
+                f"connectivity: expected {' or '.join(map(str, known))} for labels of {labels.ndim} axes, "
+                f"got {self.connectivity}."
+            )
+        ndimage = _required("scipy.ndimage", "scipy")
+        inside = labels != 0 if self.labels is None else np.isin(labels, self.labels)
+        neighbours = ndimage.generate_binary_structure(labels.ndim, known[self.connectivity])
+        found: Image
+        found, _ = ndimage.label(inside & (labels != self.ignore_index), neighbours, output=np.int32)
+        return found[None]
+
+
+class NearestComponentd(Componentsd):
+    """Add `{key}_nearest`: the connected component nearest to each voxel, int32 `[1, spatial...]`.
+
+    It divides the volume into a cell around each component, 0 … K − 1, one less than the component's number in
+    `Componentsd`, for CC-DiceCE (Bouteille et al. 2025, after the CC-Metrics of Jaus et al. 2024). All is 0 where
+    there is no component. Distances are Euclidean, in the spacing that a MetaTensor's affine has, else in voxels.
+    A voxel that is equally near to several components is in the cell of one of them, the same in every run.
+
+    Flips and rotations by right angles of the labels have the cells of the map in another order of numbers, but
+    for voxels that are equally near to several components. Crops have other cells, as the component nearest to
+    a voxel may be outside of the crop; the map keeps its number. Make the map from the whole volume, then crop,
+    flip and rotate it with the label. Transforms that interpolate must have `mode="nearest"` for it, as there are
+    no cells between two numbers.
+
+    Args:
+        keys: of the labels, `[1, spatial...]`, integers or floats, 0 for the background.
+        labels: those that are foreground; by default all but 0.
+        connectivity: how many neighbours a voxel is connected with, as for `Componentsd`.
+        ignore_index: a label that is no foreground.
+        allow_missing_keys: omit the map of a key that an item does not have.
+
+    Raises:
+        ValueError: as `Componentsd`.
+    """
+
+    name = "nearest"
+
+    def map(self, labels: Image, spacing: Sequence[float]) -> Image:
+        """The cells' numbers."""
+        found = super().map(labels, spacing)[0]
+        if not found.any():
+            return found[None]
+        ndimage = _required("scipy.ndimage", "scipy")
+        nearest = ndimage.distance_transform_edt(
+            found == 0, sampling=spacing, return_distances=False, return_indices=True
+        )
+        return found[tuple(nearest)][None] - 1
 
 
 def _required(module: str, package: str) -> Any:
