@@ -155,7 +155,7 @@ def test_in_a_cached_pipeline_with_crops(on_disk: bool, tmp_path: Path, monkeypa
         assert components.shape == nearest.shape == (1, 8, 8, 8)
         # The first voxel is one of label 3; labels 1 and 2 touch.
         expected = torch.tensor([0, 2, 2, 1], dtype=torch.int32)[item["label"].long()]
-        assert torch.equal(components.as_tensor(), expected.as_tensor())
+        assert torch.equal(components, expected)
         assert torch.equal(nearest[components > 0], components[components > 0] - 1)
 
 
@@ -272,7 +272,7 @@ def test_flips_and_right_angles_are_those_of_the_cells_but_for_their_numbers(mov
 
 
 def test_a_crop_keeps_the_components_of_the_whole() -> None:
-    """The bracket without its middle is two components to the crop, and one that is outside is nearest to some."""
+    """The bracket without its middle is two components in the crop, and some voxels' nearest one is outside."""
     make = Compose([Componentsd("label"), NearestComponentd("label")])
     whole = make({"label": lesions()})
     crop = (slice(None), slice(None), slice(1, None), slice(6, None))
@@ -287,13 +287,16 @@ def test_a_crop_keeps_the_components_of_the_whole() -> None:
 def test_numbers_survive_transforms_that_take_the_nearest_voxel() -> None:
     keys = ["label", "label_components", "label_nearest"]
     made = Compose([Componentsd("label"), NearestComponentd("label")])({"label": MetaTensor(lesions())})
-    turn = {"rotate_params": (0.3, 0.2, 0.1), "padding_mode": "zeros"}
-    after = Affined(keys, mode="nearest", **turn)(made)
+
+    def turned(mode: str) -> Any:
+        return Affined(keys, rotate_params=(0.3, 0.2, 0.1), mode=mode, padding_mode="zeros")(made)
+
+    after = turned("nearest")
     inside = after["label_components"] > 0
     assert torch.equal(inside, after["label"] > 0)
     assert after["label_components"].unique().tolist() == [0, 1, 2, 3, 4]
     assert torch.equal(after["label_nearest"][inside], after["label_components"][inside] - 1)
-    mixed = Affined(keys, mode="bilinear", **turn)(made)["label_components"]
+    mixed = turned("bilinear")["label_components"]
     assert (mixed != mixed.round()).any()
 
 

@@ -151,27 +151,26 @@ class SignedDistanced(_Mapped):
 class Componentsd(_Mapped):
     """Add `{key}_components`: the connected component that each voxel is in, int32 `[1, spatial...]`.
 
-    0 where there is no component, else its number 1 … K, for losses of single lesions such as blob loss (Kofler et
-    al. 2022). Components are those of the foreground as a whole, so that two classes that touch are in one, and
+    0 where there is no component, else its number 1 … K, for lesion-wise losses such as blob loss (Kofler et al.
+    2022). The components are those of the foreground as a whole, so that two classes that touch share one. They
     are numbered in the order of their first voxels, the last axis fastest.
 
-    Flips and rotations by right angles of the labels have the components of the map in another order of numbers.
-    Crops have other components: one that is cut in two there keeps one number in the map, and the numbers of
-    those that are outside of the crop are missing. Make the map from the whole volume, then crop, flip and rotate
-    it with the label. Transforms that interpolate must have `mode="nearest"` for it, as there are no components
-    between two numbers.
+    The components of flipped labels, or of labels rotated by right angles, are those of the moved map with other
+    numbers. The components of a crop are not those of the cropped map: there a component that is cut in two keeps
+    one number, and the numbers of components outside of the crop are missing. Make the map from the whole volume,
+    then crop, flip and rotate it with the label. Transforms that interpolate need `mode="nearest"` for this map.
 
     Args:
         keys: of the labels, `[1, spatial...]`, integers or floats, 0 for the background.
         labels: those that are foreground; by default all but 0.
-        connectivity: how many neighbours a voxel is connected with. In three axes 6 (faces), 18 (and edges) or 26
-            (and corners), in two axes 4 (edges) or 8 (and corners); 26, the default, means 8 there.
+        connectivity: how many neighbours a voxel is connected to. In three axes 6 (faces), 18 (and edges) or 26
+            (and corners), in two axes 4 (edges) or 8 (and corners); there 26, the default, means 8.
         ignore_index: a label that is no foreground.
         allow_missing_keys: omit the map of a key that an item does not have.
 
     Raises:
-        ValueError: for another connectivity, or one that the number of axes does not have; for `labels` that are
-            empty or contain 0.
+        ValueError: for a connectivity that is none of these, or none for the number of axes; for `labels` that
+            are empty or contain 0.
     """
 
     name = "components"
@@ -214,21 +213,22 @@ class Componentsd(_Mapped):
 class NearestComponentd(Componentsd):
     """Add `{key}_nearest`: the connected component nearest to each voxel, int32 `[1, spatial...]`.
 
-    It divides the volume into a cell around each component, 0 … K − 1, one less than the component's number in
-    `Componentsd`, for CC-DiceCE (Bouteille et al. 2025, after the CC-Metrics of Jaus et al. 2024). All is 0 where
-    there is no component. Distances are Euclidean, in the spacing that a MetaTensor's affine has, else in voxels.
-    A voxel that is equally near to several components is in the cell of one of them, the same in every run.
+    The map divides the volume into one cell around each component, for CC-DiceCE (Bouteille et al. 2025, after
+    the CC-Metrics of Jaus et al. 2024). Cells are numbered 0 … K − 1, one less than the components of
+    `Componentsd`. Without a component the map is 0. Distances are Euclidean, in the unit of the spacing that a
+    MetaTensor's affine has, else in voxels. A voxel at equal distance to several components is in the cell of one
+    of them, the same one in every run.
 
-    Flips and rotations by right angles of the labels have the cells of the map in another order of numbers, but
-    for voxels that are equally near to several components. Crops have other cells, as the component nearest to
-    a voxel may be outside of the crop; the map keeps its number. Make the map from the whole volume, then crop,
-    flip and rotate it with the label. Transforms that interpolate must have `mode="nearest"` for it, as there are
-    no cells between two numbers.
+    The cells of flipped labels, or of labels rotated by right angles, are those of the moved map with other
+    numbers, except at voxels at equal distance to several components. The cells of a crop are not those of the
+    cropped map, where a voxel stays in the cell of a component outside of the crop. Make the map from the whole
+    volume, then crop, flip and rotate it with the label. Transforms that interpolate need `mode="nearest"` for
+    this map.
 
     Args:
         keys: of the labels, `[1, spatial...]`, integers or floats, 0 for the background.
         labels: those that are foreground; by default all but 0.
-        connectivity: how many neighbours a voxel is connected with, as for `Componentsd`.
+        connectivity: how many neighbours a voxel is connected to, as for `Componentsd`.
         ignore_index: a label that is no foreground.
         allow_missing_keys: omit the map of a key that an item does not have.
 
@@ -240,14 +240,15 @@ class NearestComponentd(Componentsd):
 
     def map(self, labels: Image, spacing: Sequence[float]) -> Image:
         """The cells' numbers."""
-        found = super().map(labels, spacing)[0]
+        found = super().map(labels, spacing)
         if not found.any():
-            return found[None]
+            return found
         ndimage = _required("scipy.ndimage", "scipy")
         nearest = ndimage.distance_transform_edt(
-            found == 0, sampling=spacing, return_distances=False, return_indices=True
+            found[0] == 0, sampling=spacing, return_distances=False, return_indices=True
         )
-        return found[tuple(nearest)][None] - 1
+        cells: Image = found[(slice(None), *nearest)] - 1
+        return cells
 
 
 def _required(module: str, package: str) -> Any:
