@@ -60,6 +60,10 @@ class _Mapped(MapTransform):
         """The map, `[channels, spatial...]`, of labels `[spatial...]` in a grid of this spacing."""
         raise NotImplementedError
 
+    def known(self, labels: Image) -> Any:
+        """Where a label is not the ignored one; numpy compares with None voxel by voxel, in Python."""
+        return True if self.ignore_index is None else labels != self.ignore_index
+
 
 class Skeletonized(_Mapped):
     """Add `{key}_skeleton`: the labels along the centre lines of everything that is no background, elsewhere 0.
@@ -96,7 +100,7 @@ class Skeletonized(_Mapped):
     def map(self, labels: Image, spacing: Sequence[float]) -> Image:
         """The labels on the tubes; the spacing plays no part."""
         morphology = _required("skimage.morphology", "scikit-image")
-        inside = (labels != 0) & (labels != self.ignore_index)
+        inside = (labels != 0) & self.known(labels)
         lines = morphology.skeletonize(inside) > 0
         for _ in range(self.tube):
             lines = morphology.dilation(lines)
@@ -141,7 +145,7 @@ class SignedDistanced(_Mapped):
         edt = _required("edt", "edt").edt
         found = np.zeros((len(self.regions), *labels.shape), np.float32)
         for distance, region in zip(found, self.regions, strict=True):
-            inside = np.isin(labels, region) & (labels != self.ignore_index)
+            inside = np.isin(labels, region) & self.known(labels)
             if inside.any() and not inside.all():
                 outer, inner = (edt(np.ascontiguousarray(part), anisotropy=spacing) for part in (~inside, inside))
                 distance[:] = outer - inner
@@ -186,7 +190,7 @@ class Componentsd(_Mapped):
         super().__init__(keys, ignore_index, allow_missing_keys)
         if labels is not None and (not labels or 0 in labels):
             raise ValueError(f"labels: expected those of the foreground, at least one and not 0, got {labels!r}.")
-        if not any(connectivity in known for known in CONNECTIVITIES.values()):
+        if not any(connectivity in ranks for ranks in CONNECTIVITIES.values()):
             raise ValueError(
                 "connectivity: expected 6, 18 or 26 for labels of three axes, 4 or 8 for labels of two, "
                 f"got {connectivity!r}."
@@ -196,17 +200,17 @@ class Componentsd(_Mapped):
 
     def map(self, labels: Image, spacing: Sequence[float]) -> Image:
         """The components' numbers; the spacing plays no part."""
-        known = CONNECTIVITIES[labels.ndim]
-        if self.connectivity not in known:
+        ranks = CONNECTIVITIES[labels.ndim]
+        if self.connectivity not in ranks:
             raise ValueError(
-                f"connectivity: expected {' or '.join(map(str, known))} for labels of {labels.ndim} axes, "
+                f"connectivity: expected {' or '.join(map(str, ranks))} for labels of {labels.ndim} axes, "
                 f"got {self.connectivity}."
             )
         ndimage = _required("scipy.ndimage", "scipy")
         inside = labels != 0 if self.labels is None else np.isin(labels, self.labels)
-        neighbours = ndimage.generate_binary_structure(labels.ndim, known[self.connectivity])
+        neighbours = ndimage.generate_binary_structure(labels.ndim, ranks[self.connectivity])
         found: Image
-        found, _ = ndimage.label(inside & (labels != self.ignore_index), neighbours, output=np.int32)
+        found, _ = ndimage.label(inside & self.known(labels), neighbours, output=np.int32)
         return found[None]
 
 
@@ -223,7 +227,7 @@ class NearestComponentd(Componentsd):
     numbers, except at voxels at equal distance to several components. The cells of a crop are not those of the
     cropped map, where a voxel stays in the cell of a component outside of the crop. Make the map from the whole
     volume, then crop, flip and rotate it with the label. Transforms that interpolate need `mode="nearest"` for
-    this map.
+    this map. It takes 24 bytes per voxel of memory while it is made.
 
     Args:
         keys: of the labels, `[1, spatial...]`, integers or floats, 0 for the background.
