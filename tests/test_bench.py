@@ -30,6 +30,7 @@ from voxloss_app.bench import (
     exact,
     gpu_report,
     loader,
+    maps,
     measure,
     metrics,
     page,
@@ -958,9 +959,13 @@ def test_mistakes_are_one_line(
 
 
 def test_the_small_comparisons_run(capsys: pytest.CaptureFixture[str]) -> None:
-    """Metrics beside MONAI's; regions as labels and as nnU-Net's channels."""
+    """Metrics beside MONAI's; maps beside losses; regions as labels and as nnU-Net's channels."""
     assert metrics.compare(edge=8, rounds=1) == 0
     assert "OverlapMetric, logits and label map" in capsys.readouterr().out
+    assert maps.compare(edge=24, rounds=1) == 0
+    out = capsys.readouterr().out
+    for name in ("SignedDistanced", "Skeletonized", "Componentsd", "NearestComponentd"):
+        assert re.search(rf"^{name} +[\d.]+ ms +[\d.]+ ×", out, flags=re.M), name
     pytest.importorskip("batchgeneratorsv2")
     assert loader.compare(edge=16, rounds=1) == 0
     out = capsys.readouterr().out

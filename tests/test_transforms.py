@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from monai.data import CacheDataset, MetaTensor
-from monai.transforms import Compose, Flipd, RandCropByPosNegLabeld, Rotate90d
+from monai.data import CacheDataset, MetaTensor, PersistentDataset
+from monai.transforms import Affined, Compose, Flipd, RandCropByPosNegLabeld, Rotate90d
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from voxloss import ShapeError
 from voxloss.losses.boundary import BoundaryLoss
 from voxloss.losses.skeleton import SkeletonRecallLoss
-from voxloss.transforms import SignedDistanced, Skeletonized
+from voxloss.transforms import Componentsd, NearestComponentd, SignedDistanced, Skeletonized
 
 
 def vessels() -> torch.Tensor:
@@ -25,6 +27,34 @@ def vessels() -> torch.Tensor:
     labels[0, 8:13, 5:10, 15:28] = 2
     labels[0, 1:4, 1:4, 2:28] = 3
     return labels
+
+
+def noise(*shape: int, density: float = 0.1, seed: int = 0) -> NDArray[np.uint8]:
+    """Components of all forms, of labels 1 and 2."""
+    chance = np.random.default_rng(seed)
+    return np.where(chance.random(shape) < density, chance.integers(1, 3, shape), 0).astype(np.uint8)
+
+
+def lesions() -> torch.Tensor:
+    """Four components of label 1 in an anisotropic grid, one of them a bracket with arms along the last axis."""
+    labels = torch.zeros(1, 12, 14, 20)
+    labels[0, 2:4, 2, 4:16] = 1
+    labels[0, 2:4, 8, 4:16] = 1
+    labels[0, 2:4, 2:9, 4] = 1
+    labels[0, 8, 11, 1] = labels[0, 10:12, 4:6, 17:19] = labels[0, 7, 0, 9] = 1
+    return labels
+
+
+def same_cells(one: Any, other: Any) -> bool:
+    """Whether two maps divide the voxels alike, whatever the numbers."""
+    pairs = np.stack([np.asarray(one).ravel(), np.asarray(other).ravel()])
+    return len(np.unique(pairs, axis=1).T) == len(np.unique(pairs[0])) == len(np.unique(pairs[1]))
+
+
+def distances_to_each(components: Any, spacing: tuple[float, ...] | None = None) -> NDArray[Any]:
+    """Of every voxel to every component, `[K, spatial...]`."""
+    cells = np.asarray(components)[0]
+    return np.stack([ndimage.distance_transform_edt(cells != k, spacing) for k in range(1, cells.max() + 1)])
 
 
 def test_a_skeleton_is_a_line_along_each_tube_with_its_labels() -> None:
@@ -92,22 +122,182 @@ def test_a_crop_of_the_map_is_not_the_map_of_the_crop() -> None:
     assert not torch.equal(make({"label": whole["label"][crop]})["label_distance"], whole["label_distance"][crop])
 
 
-def test_in_a_cached_pipeline_with_crops() -> None:
-    keys = ["label", "label_skeleton", "label_distance"]
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_in_a_cached_pipeline_with_crops(on_disk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = ["label", "label_skeleton", "label_distance", "label_components", "label_nearest"]
+    makers = [
+        Skeletonized("label"),
+        SignedDistanced("label", channels=4),
+        Componentsd("label"),
+        NearestComponentd("label"),
+    ]
     pipeline = Compose(
-        [
-            Skeletonized("label"),
-            SignedDistanced("label", channels=4),
-            RandCropByPosNegLabeld(keys, "label", (8, 8, 8), num_samples=2),
-        ]
+        [*makers, RandCropByPosNegLabeld(keys, "label", (8, 8, 8), num_samples=2)]
     ).set_random_state(0)
-    dataset = CacheDataset([{"label": MetaTensor(vessels())}], pipeline, progress=False)
-    assert set(keys) <= set(dataset._cache[0])
+    data = [{"label": MetaTensor(vessels())}]
+    dataset: Any
+    if on_disk:
+        dataset = PersistentDataset(data, pipeline, tmp_path)
+        assert len(dataset[0]) == 2
+        assert len([*tmp_path.iterdir()]) == 1
+    else:
+        dataset = CacheDataset(data, pipeline, progress=False)
+        assert set(keys) <= set(dataset._cache[0])
+    for maker in makers:  # nothing is made a second time
+        monkeypatch.setattr(type(maker), "map", None)
     for item in dataset[0]:
         assert item["label_skeleton"].shape == (1, 8, 8, 8)
         assert item["label_distance"].shape == (4, 8, 8, 8)
         assert ((item["label_skeleton"] == 0) | (item["label_skeleton"] == item["label"])).all()
         assert ((item["label_distance"][1] < 0) == (item["label"][0] == 1)).all()
+        components, nearest = item["label_components"], item["label_nearest"]
+        assert components.dtype == nearest.dtype == torch.int32
+        assert components.shape == nearest.shape == (1, 8, 8, 8)
+        # The first voxel is one of label 3; labels 1 and 2 touch.
+        expected = torch.tensor([0, 2, 2, 1], dtype=torch.int32)[item["label"].long()]
+        assert torch.equal(components, expected)
+        assert torch.equal(nearest[components > 0], components[components > 0] - 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "connectivity", "rank"),
+    [
+        ((9, 8, 7), 6, 1),
+        ((9, 8, 7), 18, 2),
+        ((9, 8, 7), 26, 3),
+        ((24, 21), 4, 1),
+        ((24, 21), 8, 2),
+        ((24, 21), 26, 2),
+    ],
+)
+def test_components_are_those_of_scipy_numbered_by_their_first_voxels(
+    shape: tuple[int, ...], connectivity: int, rank: int
+) -> None:
+    make = Componentsd("label", connectivity=connectivity)
+    for seed in range(5):
+        labels = noise(1, *shape, density=0.2, seed=seed)
+        found = make({"label": labels})["label_components"]
+        assert isinstance(found, np.ndarray)
+        assert found.dtype == np.int32
+        assert found.shape == labels.shape
+        assert np.array_equal(found > 0, labels > 0)
+        neighbours = ndimage.generate_binary_structure(len(shape), rank)
+        expected, count = ndimage.label(labels[0], neighbours)
+        assert count > 3
+        assert same_cells(found[0], expected)
+        numbers, first = np.unique(found[found > 0], return_index=True)
+        assert np.array_equal(numbers, np.arange(1, count + 1))
+        assert (np.diff(first) > 0).all()
+        in_other_memory = make({"label": np.asfortranarray(labels)})["label_components"]
+        assert np.array_equal(found, in_other_memory)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64, torch.float16, torch.float64])
+@pytest.mark.parametrize("make", [Componentsd, NearestComponentd])
+def test_labels_of_any_dtype_have_the_same_map_of_int32(make: Any, dtype: torch.dtype) -> None:
+    labels = torch.from_numpy(noise(1, 6, 7, 8))
+    transform = make("label", labels=[2], ignore_index=1)
+    key = f"label_{make.name}"
+    found = transform({"label": MetaTensor(labels.to(dtype), affine=torch.diag(torch.tensor([2.0, 3, 4, 1])))})
+    assert isinstance(found[key], MetaTensor)
+    assert torch.equal(found[key].affine, found["label"].affine)
+    assert found[key].dtype == torch.int32
+    anew = make("label")({"label": MetaTensor((labels == 2).byte(), affine=found["label"].affine)})
+    assert torch.equal(found[key], anew[key])
+    assert len(found[key].unique()) > 3
+
+
+def test_the_foreground_of_components_is_that_of_the_arguments() -> None:
+    labels = vessels()
+    labels[0, 15:, 10:] = 255
+    for arguments, expected in (
+        ({}, [0, 2, 2, 1, 3]),
+        ({"ignore_index": 255}, [0, 2, 2, 1, 0]),
+        ({"labels": [1, 3]}, [0, 2, 0, 1, 0]),
+        ({"labels": [1, 255], "ignore_index": 255}, [0, 1, 0, 0, 0]),
+    ):
+        found = Componentsd("label", **arguments)({"label": labels})["label_components"]
+        assert [int(found[labels == each].unique()) for each in (0, 1, 2, 3, 255)] == expected
+
+
+@pytest.mark.parametrize("spacing", [None, (1.0, 1.0, 1.0), (0.5, 1.0, 4.0)])
+def test_each_voxel_is_in_the_cell_of_the_component_nearest_to_it(spacing: tuple[float, ...] | None) -> None:
+    labels: torch.Tensor = lesions()
+    if spacing is not None:
+        labels = MetaTensor(labels, affine=torch.diag(torch.tensor([*spacing, 1.0])))
+    made = NearestComponentd("label")(Componentsd("label")({"label": labels}))
+    nearest, components = np.asarray(made["label_nearest"]), np.asarray(made["label_components"])
+    distances = distances_to_each(components, spacing)
+    assert len(distances) == 4
+    np.testing.assert_allclose(np.take_along_axis(distances, nearest, 0)[0], distances.min(0), rtol=1e-12)
+    assert np.array_equal(nearest[components > 0], components[components > 0] - 1)
+    if spacing == (0.5, 1.0, 4.0):
+        assert not np.array_equal(nearest, NearestComponentd("label")({"label": lesions()})["label_nearest"])
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 6), (1, 4, 5, 6)])
+def test_without_a_component_all_voxels_are_in_one_cell(shape: tuple[int, ...]) -> None:
+    made = NearestComponentd("label")(Componentsd("label")({"label": torch.zeros(shape)}))
+    for key in ("label_components", "label_nearest"):
+        assert torch.equal(made[key], torch.zeros(shape, dtype=torch.int32))
+
+
+def test_cells_in_two_axes() -> None:
+    labels = noise(1, 30, 25, density=0.02)
+    made = NearestComponentd("label", connectivity=4)(Componentsd("label", connectivity=4)({"label": labels}))
+    distances = distances_to_each(made["label_components"])
+    assert len(distances) > 5
+    found = np.take_along_axis(distances, made["label_nearest"], 0)[0]
+    np.testing.assert_allclose(found, distances.min(0), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        Flipd(["label", "label_components", "label_nearest"], 0),
+        Rotate90d(["label", "label_components", "label_nearest"], spatial_axes=(0, 2)),
+    ],
+)
+def test_flips_and_right_angles_are_those_of_the_cells_but_for_their_numbers(move: Any) -> None:
+    make = Compose([Componentsd("label"), NearestComponentd("label")])
+    after = move(make({"label": lesions()}))
+    again = make({"label": after["label"]})
+    assert after["label_components"].dtype == after["label_nearest"].dtype == torch.int32
+    assert not torch.equal(again["label_components"], after["label_components"])
+    assert same_cells(again["label_components"], after["label_components"])
+    distances = np.sort(distances_to_each(again["label_components"]), 0)
+    alone = distances[0] < distances[1]
+    assert 0.9 < alone.mean() < 1  # there are voxels between two
+    assert same_cells(again["label_nearest"][0][alone], after["label_nearest"][0][alone])
+
+
+def test_a_crop_keeps_the_components_of_the_whole() -> None:
+    """The bracket without its middle is two components in the crop, and some voxels' nearest one is outside."""
+    make = Compose([Componentsd("label"), NearestComponentd("label")])
+    whole = make({"label": lesions()})
+    crop = (slice(None), slice(None), slice(1, None), slice(6, None))
+    again = make({"label": whole["label"][crop]})
+    kept = whole["label_components"][crop]
+    assert kept.unique().tolist() == [0, 1, 4]
+    assert again["label_components"].unique().tolist() == [0, 1, 2, 3]
+    assert set(whole["label_nearest"][crop].unique().tolist()) > {0, 3}
+    assert not same_cells(again["label_nearest"], whole["label_nearest"][crop])
+
+
+def test_numbers_survive_transforms_that_take_the_nearest_voxel() -> None:
+    keys = ["label", "label_components", "label_nearest"]
+    made = Compose([Componentsd("label"), NearestComponentd("label")])({"label": MetaTensor(lesions())})
+
+    def turned(mode: str) -> Any:
+        return Affined(keys, rotate_params=(0.3, 0.2, 0.1), mode=mode, padding_mode="zeros")(made)
+
+    after = turned("nearest")
+    inside = after["label_components"] > 0
+    assert torch.equal(inside, after["label"] > 0)
+    assert after["label_components"].unique().tolist() == [0, 1, 2, 3, 4]
+    assert torch.equal(after["label_nearest"][inside], after["label_components"][inside] - 1)
+    mixed = turned("bilinear")["label_components"]
+    assert (mixed != mixed.round()).any()
 
 
 def test_ignored_labels_are_in_no_class() -> None:
@@ -129,6 +319,21 @@ def test_what_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyError):
         Skeletonized("seg")({"label": vessels()})
     assert [*Skeletonized("seg", allow_missing_keys=True)({"label": vessels()})] == ["label"]
+    for wrong in ([], [0, 1]):
+        with pytest.raises(ValueError, match="labels: expected those of the foreground"):
+            Componentsd("label", labels=wrong)
+    with pytest.raises(ValueError, match=r"connectivity: expected 6, 18 or 26 .* 4 or 8 .*, got 10\."):
+        NearestComponentd("label", connectivity=10)
+    for connectivity, shape, expected in (
+        (8, (1, 3, 3, 3), "6 or 18 or 26 for labels of 3 axes, got 8"),
+        (6, (1, 3, 3), "4 or 8 or 26 for labels of 2 axes, got 6"),
+    ):
+        with pytest.raises(ValueError, match=f"connectivity: expected {expected}"):
+            Componentsd("label", connectivity=connectivity)({"label": torch.ones(shape)})
+    assert [*NearestComponentd("seg", allow_missing_keys=True)({"label": vessels()})] == ["label"]
+    monkeypatch.setitem(sys.modules, "scipy.ndimage", None)
+    with pytest.raises(ImportError, match=r"need scipy: pip install 'voxloss\[maps\]'"):
+        Componentsd("label")({"label": vessels()})
     monkeypatch.setitem(sys.modules, "skimage.morphology", None)
     with pytest.raises(ImportError, match=r"need scikit-image: pip install 'voxloss\[maps\]'"):
         Skeletonized("label")({"label": vessels()})

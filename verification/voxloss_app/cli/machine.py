@@ -132,6 +132,10 @@ def bench(
     loader: Annotated[
         bool, typer.Option("--loader", help="Instead: regions as labels and as nnU-Net's channels, 128³.")
     ] = False,
+    maps: Annotated[
+        bool,
+        typer.Option("--maps", help="Instead: the transforms of voxloss.transforms, with voxloss[maps], 128³."),
+    ] = False,
     device: DeviceOption = "cpu",
     seed: SeedOption = 0,
     out: FolderOption = Path("out"),
@@ -154,6 +158,8 @@ def bench(
         voxloss bench --metrics
 
         voxloss bench --loader
+
+        voxloss bench --maps
     """
     if metrics:
         with needs_extra("bench --metrics", "demo"):
@@ -163,6 +169,10 @@ def bench(
         with needs_extra("bench --loader", "nnunet"):
             from voxloss_app.bench import loader as of_loader
         return of_loader.compare(edge or of_loader.EDGE, rounds or of_loader.ROUNDS, seed)
+    if maps:
+        from voxloss_app.bench import maps as of_maps
+
+        return of_maps.compare(edge or of_maps.EDGE, rounds or of_maps.ROUNDS, seed)
     if quick and full:
         raise typer.BadParameter("--quick and --full: expected one of them, got both.")
     require_folder("--out", out)
