@@ -959,7 +959,7 @@ def test_mistakes_are_one_line(
 
 
 def test_the_small_comparisons_run(capsys: pytest.CaptureFixture[str]) -> None:
-    """Metrics beside MONAI's; maps beside losses; regions as labels and as nnU-Net's channels."""
+    """Metrics beside MONAI's; maps beside losses; regions as labels, as channels, and with a skeleton."""
     assert metrics.compare(edge=8, rounds=1) == 0
     assert "OverlapMetric, logits and label map" in capsys.readouterr().out
     assert maps.compare(edge=24, rounds=1) == 0
@@ -971,3 +971,4 @@ def test_the_small_comparisons_run(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert re.search(r"^loader, labels +[\d.]+ ms +1 ×", out, flags=re.M)
     assert re.search(r"^to the device, channels: 0\.0 MB, torch\.bool", out, flags=re.M)
+    assert re.search(r"^loader, labels and skeleton +[\d.]+ ms", out, flags=re.M)

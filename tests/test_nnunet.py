@@ -29,6 +29,7 @@ from torch import Tensor, nn
 pytest.importorskip("nnunetv2", reason="nnU-Net is not installed: pip install 'voxloss[nnunet]'")
 
 import nnunetv2
+from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
 from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
 from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -37,11 +38,14 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 import voxloss
 from voxloss.integrations.nnunet import __main__ as install
 from voxloss.integrations.nnunet import trainers
+from voxloss.integrations.nnunet.skeleton import AppendSkeleton
+from voxloss.transforms import Skeletonized
 from voxloss_verify.subject.ranks import Ranks
 
 pytestmark = pytest.mark.usefixtures("eager")
 
-KINDS = [getattr(trainers, name) for name in trainers.__all__]
+SKELETON = trainers.nnUNetTrainerVoxlossSkeletonRecall  # whose targets have a skeleton
+KINDS = [kind for name in trainers.__all__ if (kind := getattr(trainers, name)) is not SKELETON]
 IGNORED = 3
 LABELS: dict[str, dict[str, Any]] = {
     "labels": {"background": 0, "shell": 1, "core": 2},
@@ -308,6 +312,163 @@ def test_loaders_give_labels_and_validation_counts_as_nnunets(labels: str) -> No
         np.testing.assert_array_equal(ours[name], theirs[name])
 
 
+# A skeleton beside the labels.
+
+
+def branches(ignore: bool) -> Tensor:
+    """Two branches of labels 1 and 2 end to end, and one across them; of 3 a slab that lies over all. int16."""
+    found = torch.zeros(1, 24, 20, 16, dtype=torch.int16)
+    found[0, 2:13, 7:12, 6:11] = 1
+    found[0, 13:22, 7:12, 6:11] = 2
+    found[0, 8:12, 2:18, 1:6] = 2
+    if ignore:
+        found[0, :, :, 9:] = IGNORED
+    return found
+
+
+def loaded(kind: Any, step: str, *, ignore: bool, deep: bool, cascaded: bool) -> dict[str, Any]:
+    """What a trainer's transforms make of `branches`; the same at each call."""
+    labels = branches(ignore)
+    scales = [[1, 1, 1], [0.5, 0.5, 0.5], [0.25, 0.5, 0.5]] if deep else None
+    options = {
+        "is_cascaded": cascaded,
+        "foreground_labels": [1, 2],
+        "regions": [(1, 2), 2],
+        "ignore_label": IGNORED if ignore else None,
+    }
+    if step == "training":
+        made = kind.get_training_transforms([24, 20, 16], (-0.5, 0.5), scales, (0, 1, 2), False, **options)
+    else:
+        made = kind.get_validation_transforms(scales, **options)
+    torch.manual_seed(3)
+    np.random.seed(3)  # noqa: NPY002 # nnU-Net's
+    previous = [labels.flip(1)] if cascaded else []
+    given = {"image": torch.ones(1, 24, 20, 16), "segmentation": torch.cat([labels, *previous])}
+    found: dict[str, Any] = made(**given)
+    return found
+
+
+@pytest.mark.parametrize("cascaded", [False, True], ids=["alone", "cascaded"])
+@pytest.mark.parametrize("deep", [True, False], ids=["deep", "one output"])
+@pytest.mark.parametrize("ignore", [False, True], ids=["all", "ignore"])
+@pytest.mark.parametrize("step", ["training", "validation"])
+def test_the_loaders_append_the_skeleton_of_what_the_network_sees(
+    step: str, ignore: bool, deep: bool, cascaded: bool
+) -> None:
+    """Of the augmented labels, and in each level of deep supervision a part of that level's labels."""
+    of = {"ignore": ignore, "deep": deep, "cascaded": cascaded}
+    plain, both = (loaded(kind, step, **of) for kind in (trainers.nnUNetTrainerVoxloss, SKELETON))
+    assert torch.equal(both["image"], plain["image"])
+    assert len(both["image"]) == (3 if cascaded else 1)
+    levels = both["segmentation"] if deep else [both["segmentation"]]
+    for level, labels in zip(levels, plain["segmentation"] if deep else [plain["segmentation"]], strict=True):
+        assert level.dtype == torch.int16
+        assert torch.equal(level[:1], labels)
+        skeleton = level[1:]
+        assert ((skeleton == 0) | (skeleton == labels)).all()
+        assert 0 < (skeleton > 0).sum() < (labels > 0).sum()
+        assert not (skeleton == IGNORED).any()
+    labels = levels[0][:1]
+    assert torch.equal(labels, branches(ignore)) == (step == "validation")
+    wanted = Skeletonized("label", ignore_index=IGNORED if ignore else None)({"label": labels})["label_skeleton"]
+    for level in levels:
+        scale = [own / whole for own, whole in zip(level.shape[1:], wanted.shape[1:], strict=True)]
+        (down,) = DownsampleSegForDSTransform([scale])(segmentation=wanted)["segmentation"]
+        assert torch.equal(level[1:], down)
+
+
+@pytest.mark.parametrize("labels", ["labels", "regions"])
+def test_two_dimensional_patches_have_a_skeleton(labels: str) -> None:
+    manager = LabelManager(LABELS[labels], [1, 2] if "regions" in labels else None)
+    regions = manager.foreground_regions if manager.has_regions else None
+    made = SKELETON.get_validation_transforms([[1, 1], [0.5, 0.5]], regions=regions, ignore_label=None)
+    levels = made(image=torch.ones(1, 24, 20), segmentation=branches(False)[..., 8])["segmentation"]
+    assert [level.shape for level in levels] == [(2, 24, 20), (2, 12, 10)]
+    assert set(levels[0][1].unique().tolist()) == {0, 1, 2}
+
+
+def with_skeletons(labels: str, output: Any, target: Any) -> tuple[list[Any], list[Tensor]]:
+    """Of targets as nnU-Net has them: these beside a skeleton, and labels and skeleton in one tensor."""
+    pairs, both = [], []
+    for each in target if isinstance(target, list) else [target]:
+        found = as_labels(each) if "regions" in labels else each
+        skeleton = torch.where((torch.rand(found.shape) < 0.3) & (found != IGNORED), found, 0)
+        pairs.append((each, skeleton))
+        both.append(torch.cat([found, skeleton], 1).to(torch.int16))
+    return pairs, both
+
+
+class WithRecall(nn.Module):
+    """nnU-Net's loss and the recall of Kirchhoff et al., of one channel per class; the target is a pair."""
+
+    def __init__(self, loss: Any, labels: str, batch_dice: bool) -> None:
+        super().__init__()
+        self.loss, self.regions, self.batch_dice = loss, "regions" in labels, batch_dice
+
+    def forward(self, x: Tensor, given: tuple[Tensor, Tensor]) -> Tensor:
+        target, skeleton = given
+        axes = [*([0] if self.batch_dice else []), *range(2, x.ndim)]
+        p = x.sigmoid() if self.regions else x.softmax(1)[:, 1:]
+        classes = [[1, 2], [2]] if self.regions else [[1], [2]]
+        s = torch.cat([torch.isin(skeleton, torch.tensor(each)) for each in classes], 1).float()
+        recall = ((p * s).sum(axes) + 1e-5) / (s.sum(axes) + 1e-5)
+        value: Tensor = self.loss(x, target) + 1 - recall.mean()
+        return value
+
+
+@pytest.mark.parametrize("deep", [True, False], ids=["deep", "one output"])
+@pytest.mark.parametrize("batch_dice", [True, False], ids=["batch", "items"])
+@pytest.mark.parametrize("labels", LABELS)
+def test_skeleton_recall_is_added_to_nnunets_loss(labels: str, batch_dice: bool, deep: bool) -> None:
+    output, target = outputs(labels, deep)
+    pairs, both = with_skeletons(labels, output, target)
+    theirs = nnunets(trainers.nnUNetTrainerVoxloss, labels, batch_dice=batch_dice, deep=deep)
+    if deep:
+        theirs.loss = WithRecall(theirs.loss, labels, batch_dice)
+    else:
+        theirs = WithRecall(theirs, labels, batch_dice)
+    own = build(SKELETON, labels, batch_dice=batch_dice, deep=deep)
+    expected = value_and_gradients(theirs, output, pairs if deep else pairs[0])
+    require_same(value_and_gradients(own, output, both if deep else both[0]), expected)
+
+
+@pytest.mark.parametrize("deep", [True, False], ids=["deep", "one output"])
+@pytest.mark.parametrize("labels", LABELS)
+def test_validation_counts_labels_and_no_skeleton(labels: str, deep: bool) -> None:
+    output, target = outputs(labels, deep)
+    _, both = with_skeletons(labels, output, target)
+    steps = []
+    for kind, given in ((nnUNetTrainer, target), (SKELETON, both if deep else both[0])):
+        trainer = object.__new__(kind)
+        trainer.loss = build(kind, labels, batch_dice=True, deep=deep)
+        trainer.label_manager = LabelManager(LABELS[labels], [1, 2] if "regions" in labels else None)
+        trainer.enable_deep_supervision, trainer.device = deep, torch.device("cpu")
+        trainer.network = lambda data: output
+        loss = trainer.loss
+        wanted = loss(output, copy.deepcopy(given))
+        steps.append(trainer.validation_step({"data": torch.zeros(1), "target": copy.deepcopy(given)}))
+        assert steps[-1]["loss"] == wanted.numpy()
+        assert trainer.loss is loss
+    theirs, ours = steps
+    for name in ("tp_hard", "fp_hard", "fn_hard"):
+        np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+def test_a_target_without_a_skeleton_and_a_loader_without_scikit_image_say_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loss = build(SKELETON, "regions", batch_dice=True, deep=False)
+    x, channels = batch("regions with ignore")
+    for target in (channels, channels[:, :1]):
+        with pytest.raises(
+            voxloss.ShapeError, match=r"target: expected \[B, 2, .*got \[2, [13], .*with_skeleton"
+        ):
+            loss(x, target)
+    monkeypatch.setitem(sys.modules, "skimage.morphology", None)
+    with pytest.raises(ImportError, match=r"need scikit-image: pip install 'voxloss\[maps\]'"):
+        AppendSkeleton()(segmentation=branches(False))
+
+
 def test_the_page_names_every_trainer() -> None:
     assert set(re.findall(r"^\| `(nnUNetTrainer\w+)`", PAGE, flags=re.M)) == set(trainers.__all__)
     assert set(re.findall(r"-tr (\w+)", PAGE)) <= set(trainers.__all__)
@@ -365,7 +526,7 @@ def test_two_processes_have_nnunets_loss_and_gradient(two_ranks: Ranks, labels: 
 
 
 @pytest.mark.parametrize("cut", [[2, 2], [3, 1]], ids=str)
-@pytest.mark.parametrize("name", trainers.__all__)
+@pytest.mark.parametrize("name", [kind.__name__ for kind in KINDS])
 def test_two_uneven_processes_are_one_with_the_whole_batch(two_ranks: Ranks, name: str, cut: list[int]) -> None:
     """nnU-Net averages the ranks' cross entropies, of however many voxels; of uneven numbers of items it gathers
     tensors that do not have one shape."""
@@ -385,6 +546,20 @@ def test_two_uneven_processes_are_one_with_the_whole_batch(two_ranks: Ranks, nam
     if name == "nnUNetTrainerVoxloss" and cut == [2, 2]:
         nnunets_own = two_ranks.run(on_a_rank, [("nnUNetTrainer", *each) for each in given])
         assert abs(sum(their for their, _ in nnunets_own) / 2 - value) > 1e-3
+
+
+def test_skeletons_of_two_processes_are_those_of_one_with_the_whole_batch(two_ranks: Ranks) -> None:
+    labels = "labels with ignore"
+    output, target = outputs(labels, deep=True, items=4)
+    _, both = with_skeletons(labels, output, target)
+    whole = build(SKELETON, labels, batch_dice=True, deep=True)
+    whole.weight_factors = build(nnUNetTrainer, labels, batch_dice=True, deep=True, ddp=True).weight_factors
+    value, gradients = value_and_gradients(whole, output, both)
+    given = [(SKELETON.__name__, labels, True, *each) for each in shares(output, both, [3, 1])]
+    found = two_ranks.run(on_a_rank, given)
+    together = [torch.cat([own[i] / 2 for _, own in found]) for i in range(len(output))]
+    for own, _ in found:
+        require_same((own, together), (value, gradients))
 
 
 # Where nnU-Net finds the trainers, and trainings by its commands.
@@ -451,7 +626,8 @@ def write_dataset(folder: Path, labels: str) -> None:
         distance = np.linalg.norm(grid - chance.uniform(6, 10, 3), axis=-1)
         found = np.where(distance < 3, 2, np.where(distance < 6, 1, 0)).astype(np.uint8)
         image = (100 * found + chance.normal(0, 20, found.shape)).astype(np.float32)
-        found[:2] = IGNORED
+        if "ignore" in labels:
+            found[:2] = IGNORED
         where = "imagesTr" if case < 5 else "imagesTs"
         nib.Nifti1Image(image, AFFINE).to_filename(folder / where / f"case_{case}_0000.nii.gz")  # type: ignore[no-untyped-call]
         if case < 5:
@@ -477,6 +653,7 @@ def logged(home: dict[str, str], trainer: str) -> list[float]:
     [
         ("labels with ignore", "nnUNetTrainerVoxloss"),
         pytest.param("regions with ignore", "nnUNetTrainerVoxlossFocalTversky", marks=pytest.mark.thorough),
+        ("regions with ignore", "nnUNetTrainerVoxlossSkeletonRecall"),
         pytest.param("labels", "nnUNetTrainerVoxlossTopK", marks=pytest.mark.thorough),
     ],
 )

@@ -1,7 +1,8 @@
-"""`voxloss bench --loader`: regions as a label map, and as the channels that nnU-Net's loaders make of it."""
+"""`voxloss bench --loader`: the last steps of nnU-Net's loaders, for labels, channels of regions, skeletons."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 
@@ -21,10 +22,12 @@ def compare(edge: int = EDGE, rounds: int = ROUNDS, seed: int = 0) -> int:
     """Time a sample's last steps in nnU-Net's loader, and the loss; exit code 1 if the losses differ.
 
     The loader adds a target for each of five outputs of deep supervision. Times are per sample and on one thread,
-    as in its workers.
+    as in its workers. The skeleton is that of vessels, beside labels that go on as they are.
     """
     from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
     from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
+
+    from voxloss.integrations.nnunet.skeleton import AppendSkeleton
 
     generator = torch.Generator().manual_seed(seed)
     axis = torch.arange(edge) - edge / 2 + 0.5
@@ -34,14 +37,21 @@ def compare(edge: int = EDGE, rounds: int = ROUNDS, seed: int = 0) -> int:
     convert = ConvertSegmentationToRegionsTransform(REGIONS)
     down = DownsampleSegForDSTransform([[1 / 2**k] * 3 for k in range(5)])
 
-    def of_loader(as_channels: bool) -> list[torch.Tensor]:
-        target = convert(segmentation=labels)["segmentation"] if as_channels else labels
-        found: list[torch.Tensor] = down(segmentation=target)["segmentation"]
+    append = AppendSkeleton()
+    branches = vessels(edge)
+    made: dict[str, Callable[[], torch.Tensor]] = {
+        "labels": lambda: labels,
+        "channels": lambda: convert(segmentation=labels)["segmentation"],
+        "labels and skeleton": lambda: append(segmentation=branches)["segmentation"],
+    }
+
+    def of_loader(name: str) -> list[torch.Tensor]:
+        found: list[torch.Tensor] = down(segmentation=made[name]())["segmentation"]
         return found
 
     losses = {
         "loss of the label map": (DiceCELoss(sigmoid=True, regions=REGIONS), labels[None]),
-        "loss of the channels": (DiceCELoss(sigmoid=True), torch.stack([of_loader(True)[0]])),
+        "loss of the channels": (DiceCELoss(sigmoid=True), torch.stack([of_loader("channels")[0]])),
     }
 
     def step(name: str) -> float:
@@ -62,10 +72,7 @@ def compare(edge: int = EDGE, rounds: int = ROUNDS, seed: int = 0) -> int:
     torch.set_num_threads(1)
     try:
         loading = interleaved(
-            {
-                "loader, labels": partial(seconds, partial(of_loader, False), "cpu"),
-                "loader, channels": partial(seconds, partial(of_loader, True), "cpu"),
-            },
+            {f"loader, {name}": partial(seconds, partial(of_loader, name), "cpu") for name in made},
             rounds,
             seed,
         )
@@ -73,9 +80,22 @@ def compare(edge: int = EDGE, rounds: int = ROUNDS, seed: int = 0) -> int:
         torch.set_num_threads(threads)
     for line in beside_the_first(loading):
         console.print(line)
-    for name, as_channels in (("labels", False), ("channels", True)):
-        size = sum(target.nbytes for target in of_loader(as_channels))
-        console.print(f"to the device, {name}: {size / 1e6:.1f} MB, {of_loader(as_channels)[0].dtype}")
+    for name in made:
+        targets = of_loader(name)
+        size = sum(target.nbytes for target in targets)
+        console.print(f"to the device, {name}: {size / 1e6:.1f} MB, {targets[0].dtype}")
     for line in beside_the_first(interleaved({name: partial(step, name) for name in losses}, rounds, seed)):
         console.print(line)
     return ExitCode.DONE
+
+
+def vessels(edge: int, radius: float = 4.0) -> torch.Tensor:
+    """Nine winding vessels of labels 1 to 3 that pass through a cube, `[1, edge, edge, edge]`, int16."""
+    along = torch.arange(edge)
+    found = torch.zeros(1, edge, edge, edge, dtype=torch.int16)
+    for k in range(9):
+        y = edge * (0.2 + 0.3 * (k // 3) + 0.08 * torch.sin(6 * along / edge + k))
+        x = edge * (0.2 + 0.3 * (k % 3) + 0.08 * torch.cos(6 * along / edge + k))
+        off = (along.view(-1, 1) - y.view(-1, 1, 1)) ** 2 + (along - x.view(-1, 1, 1)) ** 2
+        found[0][off < radius**2] = k % 3 + 1
+    return found

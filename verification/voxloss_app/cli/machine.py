@@ -130,7 +130,8 @@ def bench(
         bool, typer.Option("--metrics", help="Instead: OverlapMetric beside MONAI's DiceMetric, C = 14, 96³.")
     ] = False,
     loader: Annotated[
-        bool, typer.Option("--loader", help="Instead: regions as labels and as nnU-Net's channels, 128³.")
+        bool,
+        typer.Option("--loader", help="Instead: what regions and skeletons cost nnU-Net's loader, 128³."),
     ] = False,
     maps: Annotated[
         bool,

@@ -22,6 +22,7 @@ a perfect prediction. On the same tensors value and gradient of `nnUNetTrainerVo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypedDict
 
 import torch
@@ -31,11 +32,14 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from voxloss import DiceCELoss, DiceTopKLoss, FocalTverskyCELoss, TverskyCELoss
 from voxloss.distributed import Group
 from voxloss.integrations.nnunet.scale import NNUNetScale, is_by_channel
+from voxloss.integrations.nnunet.skeleton import SkeletonScale, with_skeleton
 from voxloss.losses.base import StatisticsLoss
+from voxloss.losses.skeleton import DiceCESkeletonRecallLoss
 
 __all__ = [
     "nnUNetTrainerVoxloss",
     "nnUNetTrainerVoxlossFocalTversky",
+    "nnUNetTrainerVoxlossSkeletonRecall",
     "nnUNetTrainerVoxlossTopK",
     "nnUNetTrainerVoxlossTversky",
 ]
@@ -62,6 +66,8 @@ class nnUNetTrainerVoxloss(nnUNetTrainer):  # type: ignore[misc] # nnU-Net is un
     For another loss override `region_loss`.
     """
 
+    scale: type[NNUNetScale] = NNUNetScale
+
     def region_loss(self, **configured: Any) -> StatisticsLoss:
         """Return the loss, 0 at a perfect prediction; `configured` are the arguments that nnU-Net decides."""
         return DiceCELoss(**configured)
@@ -79,9 +85,7 @@ class nnUNetTrainerVoxloss(nnUNetTrainer):  # type: ignore[misc] # nnU-Net is un
     def validation_step(self, batch: dict[str, Any]) -> Any:
         """nnU-Net's, which counts by channel."""
         if self.label_manager.has_regions:
-            target, made = batch["target"], self._channels_of
-            channels = [made(each) for each in target] if isinstance(target, list) else made(target)
-            batch = {**batch, "target": channels}
+            batch = {**batch, "target": _at_each_output(self._channels_of, batch["target"])}
         return super().validation_step(batch)
 
     def _channels_of(self, target: Any) -> Any:
@@ -112,12 +116,17 @@ class nnUNetTrainerVoxloss(nnUNetTrainer):  # type: ignore[misc] # nnU-Net is un
         if labels.has_regions:
             by_channel = self.region_loss(**{**configured, "regions": None, "ignore_index": None})
         ignored_last = labels.ignore_label is not None
-        loss = NNUNetScale(self.region_loss(**configured), by_channel, ignored_last)
+        loss = self.scale(self.region_loss(**configured), by_channel, ignored_last)
         built = super()._build_loss()
         if not isinstance(built, DeepSupervisionWrapper):
             return loss
         built.loss = loss  # the weights of the outputs stay nnU-Net's
         return built
+
+
+def _at_each_output(function: Callable[[Any], Any], target: Any) -> Any:
+    """With deep supervision there is a target for each output of the network."""
+    return [function(each) for each in target] if isinstance(target, list) else function(target)
 
 
 def _regions(labels: Any) -> list[list[int]]:
@@ -149,3 +158,39 @@ class nnUNetTrainerVoxlossTopK(nnUNetTrainerVoxloss):
     def region_loss(self, **configured: Any) -> StatisticsLoss:
         """Return the loss, 0 at a perfect prediction."""
         return DiceTopKLoss(k=10, **configured)
+
+
+class nnUNetTrainerVoxlossSkeletonRecall(nnUNetTrainerVoxloss):
+    """Dice + cross entropy + skeleton recall, for thin structures: Kirchhoff et al. 2024, with all λ = 1.
+
+    The loaders append the skeleton to the labels, so that a target has two channels, and need scikit-image.
+    """
+
+    scale = SkeletonScale
+    loss: Any
+
+    def region_loss(self, **configured: Any) -> StatisticsLoss:
+        """Return the loss, 0 at a perfect prediction."""
+        return DiceCESkeletonRecallLoss(**configured)
+
+    @staticmethod
+    def get_training_transforms(*arguments: Any, ignore_label: int | None = None, **others: Any) -> Any:
+        """Those of `nnUNetTrainerVoxloss`, with the skeleton."""
+        made = nnUNetTrainerVoxloss.get_training_transforms(*arguments, ignore_label=ignore_label, **others)
+        return with_skeleton(made, ignore_label)
+
+    @staticmethod
+    def get_validation_transforms(*arguments: Any, ignore_label: int | None = None, **others: Any) -> Any:
+        """Those of `nnUNetTrainerVoxloss`, with the skeleton."""
+        made = nnUNetTrainerVoxloss.get_validation_transforms(*arguments, ignore_label=ignore_label, **others)
+        return with_skeleton(made, ignore_label)
+
+    def validation_step(self, batch: dict[str, Any]) -> Any:
+        """nnU-Net's, which gives the loss what it counts: here the loss takes the skeleton, too."""
+        loss = self.loss
+        both = _at_each_output(lambda each: each.to(self.device, non_blocking=True), batch["target"])
+        self.loss = lambda output, _: loss(output, both)
+        try:
+            return super().validation_step({**batch, "target": _at_each_output(lambda each: each[:, :1], both)})
+        finally:
+            self.loss = loss
