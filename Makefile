@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A worker starts on a share of the files and takes from the others when it is done: what a file sets up is mostly set up once.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: demo test integration thorough bench docs notebooks check format clean help
+.PHONY: demo test integration thorough bench docs pictures notebooks check format clean help
 .DEFAULT_GOAL := help
 
 help:  ## Show what there is to make
@@ -41,6 +41,9 @@ bench: $(VENV)/.ready  ## Measure time and memory beside MONAI and torch.compile
 
 docs: $(VENV)/.ready  ## Build the site into site/, offline
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+pictures: $(VENV)/.ready  ## Draw the pictures of docs/choose.md into docs/assets
+	$(BIN)/python -m voxloss_app.pictures docs/assets
 
 notebooks: $(VENV)/.ready  ## Execute all notebooks and save them with their outputs
 	$(BIN)/python notebooks/execute.py

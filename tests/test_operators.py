@@ -93,6 +93,16 @@ def map_for(x: Tensor, sums: list[str], form: str) -> tuple[Tensor | None, bool]
     return torch.randn(x.shape[0], 1 if of_label else x.shape[1], *x.shape[2:]).to(x), of_label
 
 
+def partition_for(x: Tensor, cells: int) -> Tensor | None:
+    """Cells of which the last is that of one voxel of the first sample."""
+    if not cells:
+        return None
+    numbers = torch.arange(x[0, 0].numel(), device=x.device).view(1, 1, *x.shape[2:]) % (cells - 1)
+    numbers = numbers.repeat(len(x), *[1] * (x.ndim - 1))
+    numbers[0].view(-1)[0] = cells - 1
+    return numbers
+
+
 def require_device(backend: str, device: str, dtype: torch.dtype) -> None:
     """Skip what the backend does not take."""
     takes, why = BACKENDS[backend].takes(device, dtype)
@@ -115,6 +125,7 @@ def require_device(backend: str, device: str, dtype: torch.dtype) -> None:
     activation=ACTIVATIONS,
     sums=SUMS,
     masked=MASKS,
+    cells=[0, 3],
 )
 def test_opcheck(options: dict[str, Any], checks: tuple[str, ...], device: str) -> None:
     form, dtype = options["form"], options["dtype"]
@@ -129,19 +140,21 @@ def test_opcheck(options: dict[str, Any], checks: tuple[str, ...], device: str) 
     target = target.requires_grad_(form == "soft")
     ignore_index = 1 if form == "label map" else None
     own_map, of_label = map_for(x.detach(), sums, form)
-    given = (activation, sums, ignore_index, options["backend"], GAMMA, regions_for(form), of_label)
+    cells = options["cells"]
+    partition = partition_for(x, cells)
+    given = (activation, sums, ignore_index, options["backend"], GAMMA, regions_for(form), of_label, cells)
     more: dict[str, Any] = {"test_utils": checks}
     more |= {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {}
-    torch.library.opcheck(operators.region_sums, (x, target, mask, own_map, *given), **more)
-    grad = torch.randn(len(sums), 2, 3, dtype=torch.float64, device=device, requires_grad=True)
+    torch.library.opcheck(operators.region_sums, (x, target, mask, own_map, partition, *given), **more)
+    grad = torch.randn(len(sums), 2 * max(1, cells), 3, dtype=torch.float64, device=device, requires_grad=True)
     for wrt in ["input", "target"] if form == "soft" else ["input"]:
         torch.library.opcheck(
-            operators.region_sums_backward, (grad, x, target, mask, own_map, *given, wrt), **more
+            operators.region_sums_backward, (grad, x, target, mask, own_map, partition, *given, wrt), **more
         )
 
 
 @pytest.mark.sampled(3)
-@pytest.mark.pairwise(backend=list(BACKENDS), form=FORMS, activation=ACTIVATIONS, sums=SUMS, masked=MASKS)
+@pytest.mark.pairwise(backend=list(BACKENDS), form=FORMS, activation=ACTIVATIONS, sums=SUMS, masked=MASKS, cells=[0, 2])
 def test_gradcheck_once_and_twice(options: dict[str, Any]) -> None:
     form, activation = options["form"], activation_for(options["form"], options["activation"])
     sums = sums_for(activation, options["sums"])
@@ -153,14 +166,16 @@ def test_gradcheck_once_and_twice(options: dict[str, Any]) -> None:
     ignore_index = 1 if form == "label map" else None
     mask = mask_for(x, options["masked"])
     own_map, of_label = map_for(x, sums, form)
-    options_given = activation, sums, ignore_index, options["backend"], GAMMA, regions_for(form), of_label
+    cells = options["cells"]
+    partition = partition_for(x, cells)
+    options_given = activation, sums, ignore_index, options["backend"], GAMMA, regions_for(form), of_label, cells
     leaves = [x.requires_grad_()]
     if form == "soft":
         leaves.append(target.requires_grad_())
 
     def f(*given: Tensor) -> Any:
         input, other = given if len(given) == 2 else (given[0], target)
-        return operators.region_sums(input, other, mask, own_map, *options_given)
+        return operators.region_sums(input, other, mask, own_map, partition, *options_given)
 
     assert torch.autograd.gradcheck(f, leaves)
     assert torch.autograd.gradgradcheck(f, leaves)

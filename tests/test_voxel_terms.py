@@ -51,7 +51,7 @@ def test_they_add_up_to_the_sums(options: dict[str, Any], dtype: torch.dtype) ->
     assert terms.shape == (2, 1, 2, 3)
     assert terms.dtype == dtype
     factors, *rest = arguments
-    sums = operators.region_sums(*rest[:3], None, *rest[3:], False)
+    sums = operators.region_sums(*rest[:3], None, None, *rest[3:], False, 0)
     torch.testing.assert_close(terms.double().sum(), (factors * sums).sum(), rtol=1e-6, atol=1e-6)
     wanted = operators.voxel_terms(*arguments)
     torch.testing.assert_close(terms, wanted, rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=1e-6)
