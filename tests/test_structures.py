@@ -15,7 +15,7 @@ from scipy.ndimage import distance_transform_edt
 from skimage.measure import euler_number, label
 from skimage.morphology import skeletonize
 
-from voxloss_data import Lesions, VesselTree, many_lesions, vessel_tree
+from voxloss_data import Lesions, VesselTree, many_lesions, structures, vessel_tree
 
 SHAPE = (64, 48, 56)  # axes that are mixed up show
 
@@ -66,6 +66,15 @@ def test_vessels_are_thin_and_become_thinner(vessels: VesselTree) -> None:
     assert 2.5 <= widths.max() <= 4.5, "the stem has a radius of 3 voxels; at joints there is a little more"
     assert (widths <= 2).mean() > 0.6, "and most branches two thirds of it or less"
     assert distance_transform_edt(inside)[..., 4:8].max() >= 2.5, "the stem begins at low z"
+
+
+def test_the_stem_splits_as_murray_has_it() -> None:
+    _, radii = structures._grow((64, 64, 64), 3.0, np.random.default_rng(0))
+    found = np.unique(radii)
+    assert found.max() == 3
+    assert found.min() >= 1
+    cubes = found**3
+    assert np.abs(cubes[:, None] + cubes - 27).min() < 1e-9
 
 
 def test_nothing_is_cut_off_by_the_border(vessels: VesselTree, lesions: Lesions) -> None:
