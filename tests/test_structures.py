@@ -146,12 +146,17 @@ def test_the_smallest_volumes(seed: int) -> None:
     assert components(many_lesions(shape=(16, 16, 16), count=2, sizes=(4, 60), seed=seed).labels, 3) == 2
 
 
+def test_a_stem_is_always_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(structures, "BRANCH", (2.0, 3.0))  # too short for a branch
+    assert 3 <= vessel_tree().centre_lines.sum() <= 7
+
+
 @pytest.mark.parametrize(
     ("make", "arguments", "message"),
     [
         (vessel_tree, {"shape": (64, 64, 15)}, "shape: expected 3 integers ≥ 16, got"),
-        (vessel_tree, {"radius": 0.9}, "radius: expected a number from 1 to 15 voxels, got 0.9"),
-        (vessel_tree, {"shape": (64, 16, 64), "radius": 3.5}, "from 1 to 3 voxels, got 3.5"),
+        (vessel_tree, {"radius": 0.9}, "radius: expected a number from 1 to 3 voxels, got 0.9"),
+        (vessel_tree, {"radius": 3.5}, "from 1 to 3 voxels, got 3.5"),
         (vessel_tree, {"radius": float("nan")}, "got nan"),
         (vessel_tree, {"seed": -1}, "seed: expected 1 integers ≥ 0"),
         (many_lesions, {"shape": (64, 64)}, "shape: expected 3 integers"),

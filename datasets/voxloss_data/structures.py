@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from voxloss_data.geometry import Triple, require_integers
 
 THINNEST = 1.0  # a tube of a smaller radius could miss the voxels of its own centre line
+THICKEST = 3.0  # to which the lengths of branches are fit
 STEP = 0.5  # between points of a centre line, so that their voxels are neighbours
 BRANCH = (8.0, 15.0)  # lengths
 ANGLE = (25.0, 50.0)  # degrees between a branch and each of its two children
@@ -57,14 +58,13 @@ def vessel_tree(*, shape: Triple = (64, 64, 64), radius: float = 3.0, seed: int 
 
     A branch of radius r splits into two with r³ = r₁³ + r₂³ (Murray 1926). One that would come near another is
     omitted, one that would leave the volume ends there. `radius` is that of the stem. The same arguments give the
-    same arrays. Raises ValueError unless `shape` has at least 16 voxels along each axis, radius is from 1 to a
-    quarter of the shortest axis less one, and `seed` ≥ 0.
+    same arrays. Raises ValueError unless `shape` has at least 16 voxels along each axis, 1 ≤ radius ≤ 3 and
+    `seed` ≥ 0.
     """
     require_integers("shape", shape, at_least=16)
     require_integers("seed", (seed,), 1, at_least=0)
-    most = min(shape) / 4 - 1
-    if not THINNEST <= radius <= most:
-        raise ValueError(f"radius: expected a number from {THINNEST:g} to {most:g} voxels, got {radius}")
+    if not THINNEST <= radius <= THICKEST:
+        raise ValueError(f"radius: expected a number from {THINNEST:g} to {THICKEST:g} voxels, got {radius}")
     generator = np.random.default_rng([seed, *shape])
     points, radii = _grow(shape, radius, generator)
     centre_lines = np.zeros(shape, np.uint8)
@@ -131,6 +131,7 @@ def _grow(
             branch = _branch(start, _bent(direction, generator) if parent else direction, own, shape, generator)
             apart = branch[np.linalg.norm(branch - start, axis=1) > 2 * parent + 2]
             gaps = np.linalg.norm(apart[:, None] - points, axis=2) - radii - own
+            # However short the stem: without it there would be nothing.
             if not parent or (len(branch) * STEP >= 2 * own + 2 and (gaps >= 2).all()):
                 break
         else:
