@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -410,6 +411,18 @@ def test_bad_arguments(
     assert out == ""
     assert re.fullmatch(rf"voxloss: .*{message}.*\n", err), err
     assert [path.name for path in tmp_path.iterdir()] == ["FILE"]
+
+
+def test_without_the_maps_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [*sys.modules]:
+        if name.startswith("voxloss_app.trial"):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "skimage.measure", None)
+    assert command("vessels", "--out", str(tmp_path)) == 2
+    expected = r"voxloss: trial needs skimage.measure: pip install 'voxloss\[demo,maps\]'\n"
+    assert re.fullmatch(expected, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import typer
 from voxloss_app.cli.app import command
 from voxloss_app.cli.options import (
     DeviceOption,
+    EdgeOption,
     FolderOption,
     IgnoreOption,
     RegionsOption,
@@ -66,14 +67,15 @@ LossOption = Annotated[
         autocompletion=_losses,
     ),
 ]
+StepsOption = Annotated[
+    int, typer.Option("--steps", metavar="NUMBER", min=1, help="Optimiser steps of a network.")
+]
 
 
 @command(GROUP)
 def demo(
     loss: LossOption = "dice",
-    steps: Annotated[
-        int, typer.Option(metavar="NUMBER", min=1, help="Optimiser steps, each on two patches.")
-    ] = 400,
+    steps: StepsOption = 400,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     out: FolderOption = Path("out"),
@@ -285,20 +287,19 @@ def trial(
             metavar="NUMBER", min=1, help="Networks per loss, with other weights, volumes and batches each."
         ),
     ] = 3,
-    steps: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="Optimiser steps of each network.")] = 300,
+    steps: StepsOption = 300,
     losses: Annotated[
         str | None,
         typer.Option(metavar="A,B", help="Classes to compare with DiceCELoss; by default all that the task has."),
     ] = None,
-    edge: Annotated[
-        int, typer.Option(metavar="VOXELS", help="Of every volume, a multiple of 8 from 32 on.")
-    ] = 64,
+    edge: EdgeOption = None,
     resume: ResumeOption = True,
     out: FolderOption = Path("out"),
 ) -> int:
     """Train the same small network with several losses on generated volumes, and compare what it finds.
 
-    vessels is a branching tree of thin tubes, lesions are 60 blobs of 4 to 2000 voxels. For each seed, all losses
+    vessels is a branching tree of thin tubes, lesions are 60 blobs of 4 to 2000 voxels, in volumes of 64³ voxels
+    (--edge: another multiple of 8 from 32 on; lesions are then as dense). For each seed, all losses
     start from the same weights and get the same batches and number of steps; the held-out volumes are the same
     for all seeds. Writes trials.json, trials.md with means, standard deviations and differences to DiceCELoss
     paired by seed, and a picture; a trial of the other task in the same folder is kept. About a minute per loss
@@ -319,7 +320,7 @@ def trial(
     try:
         request = TrialRequest(
             task=task.value,
-            settings=Settings(steps, edge=edge),
+            settings=Settings(steps) if edge is None else Settings(steps, edge=edge),
             seeds=seeds,
             losses=None if losses is None else losses.split(","),
             out=out,
