@@ -25,6 +25,7 @@ WORK = (
     "score.table.score_and_show",
     "train.predict_and_write",
     "train.train_and_score",
+    "trial.hold_trial",
     "verify.table.verify_and_show",
 )
 

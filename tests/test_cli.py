@@ -135,6 +135,7 @@ FOLDERS = {
         ["bench", "--device", "nowhere"],
         ["doctor", "--gpu"],
         ["conformance"],
+        ["trial", "vessels"],
     ),
     "--counterexamples": (["verify", "nowhere:Loss"],),
     "FOLDER": (["phantoms"],),

@@ -154,7 +154,9 @@ def test_opcheck(options: dict[str, Any], checks: tuple[str, ...], device: str) 
 
 
 @pytest.mark.sampled(3)
-@pytest.mark.pairwise(backend=list(BACKENDS), form=FORMS, activation=ACTIVATIONS, sums=SUMS, masked=MASKS, cells=[0, 2])
+@pytest.mark.pairwise(
+    backend=list(BACKENDS), form=FORMS, activation=ACTIVATIONS, sums=SUMS, masked=MASKS, cells=[0, 2]
+)
 def test_gradcheck_once_and_twice(options: dict[str, Any]) -> None:
     form, activation = options["form"], activation_for(options["form"], options["activation"])
     sums = sums_for(activation, options["sums"])

@@ -544,9 +544,8 @@ def test_the_operator_refuses_a_bad_label() -> None:
         pytest.skip("there it is an assertion on the device, which ends the process")
     labels = torch.tensor([[[0, 7]]])
     with pytest.raises(ValueError, match="labels 0…2"):
-        operators.region_sums(
-            logits(1, 3, (2,)), labels, None, None, "softmax", DICE, None, "triton_gpu", 0.0, (), False
-        )
+        options = "softmax", DICE, None, "triton_gpu", 0.0, (), False, 0
+        operators.region_sums(logits(1, 3, (2,)), labels, None, None, None, *options)
 
 
 def run(code: str, **environment: str) -> str:

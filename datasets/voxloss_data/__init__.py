@@ -2,8 +2,9 @@
 
 A phantom's scores follow from its geometry, in `fractions.Fraction`; nothing is counted or rounded.
 Start with `all_phantoms()` in memory, `write_phantoms(folder)` on disk, `write_ct_set(folder)` for a
-set of labelled CT volumes to train on, `brain_mri()` for the MNI152 brain, `training_set(folder)` for which image
-belongs to which label map in a folder of scans.
+set of labelled CT volumes to train on, `vessel_tree()` and `many_lesions()` for thin and for many structures,
+`brain_mri()` for the MNI152 brain, `training_set(folder)` for which image belongs to which label map in a folder
+of scans.
 Nothing here imports torch or voxloss: these are the scales that a loss is put on.
 """
 
@@ -24,26 +25,31 @@ from voxloss_data.phantoms import (
     spheres,
     write_phantoms,
 )
+from voxloss_data.structures import Lesions, VesselTree, many_lesions, vessel_tree
 from voxloss_data.training_sets import Scan, TrainingSet, training_set
 
 __all__ = [
     "BrainMRI",
     "ImagePair",
+    "Lesions",
     "Phantom",
     "Scan",
     "SpherePhantom",
     "TrainingSet",
+    "VesselTree",
     "all_phantoms",
     "brain_mri",
     "checkerboard",
     "constant",
     "half_volumes",
     "inverse_checkerboards",
+    "many_lesions",
     "nested_cubes",
     "ramp",
     "shifted_boxes",
     "spheres",
     "training_set",
+    "vessel_tree",
     "write_ct_set",
     "write_phantoms",
 ]

@@ -92,6 +92,8 @@ def voxloss(
 
         voxloss train --data FOLDER --loss dice-ce
 
+        voxloss trial vessels
+
         voxloss phantoms phantoms
 
         voxloss score phantoms/predictions phantoms/references

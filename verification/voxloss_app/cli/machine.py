@@ -12,6 +12,7 @@ import typer
 from voxloss_app.cli.app import command
 from voxloss_app.cli.options import (
     DeviceOption,
+    EdgeOption,
     FolderOption,
     ResumeOption,
     SeedOption,
@@ -119,10 +120,7 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(metavar="NUMBER", min=1, help="Of the CPU; by default torch's number.")
     ] = None,
-    edge: Annotated[
-        int | None,
-        typer.Option(metavar="VOXELS", min=2, help="Of every volume, to try the benchmark out."),
-    ] = None,
+    edge: EdgeOption = None,
     compile: Annotated[bool, typer.Option(help="Whether torch.compile takes part.")] = True,
     resume: ResumeOption = True,
     check: Annotated[bool, typer.Option("--check", help="Exit code 1 if a goal is missed.")] = False,

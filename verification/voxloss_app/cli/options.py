@@ -70,6 +70,10 @@ FileOption = Annotated[
 ]
 
 
+EdgeOption = Annotated[
+    int | None,
+    typer.Option("--edge", metavar="VOXELS", min=2, help="Of every volume, to try the command out."),
+]
 ResumeOption = Annotated[
     bool, typer.Option("--resume/--fresh", help="Keep what an earlier run with the same --out has finished.")
 ]
