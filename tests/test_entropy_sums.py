@@ -21,9 +21,8 @@ BINARY = {
 def sums(x: Tensor, target: Tensor, activation: str, names: list[str], **options: object) -> Tensor:
     given = {"ignore_index": None, "backend": "reference", "gamma": 2.0, "regions": (), **options}
     mask = given.pop("mask", None)
-    result: Tensor = operators.region_sums(
-        x, target, mask, None, None, activation, names, *given.values(), False, 0
-    )
+    tensors = x, target, mask, None, None
+    result: Tensor = operators.region_sums(*tensors, activation, names, *given.values(), False, 0)
     return result
 
 

@@ -35,7 +35,8 @@ def dice_ce(p: Tensor, g: Tensor, inside: Tensor) -> Tensor:
     p, g = p[:, inside], g[:, inside]
     dice = (2 * (p * g).sum(1) + S) / (p.sum(1) + g.sum(1) + S)
     entropy: Tensor = -(g * p.log()).sum() / g.sum()
-    return 1 - dice[1:].mean() + entropy
+    region: Tensor = 1 - dice[1:].mean()
+    return region + entropy
 
 
 def by_a_loop(
@@ -52,7 +53,8 @@ def by_a_loop(
 
 
 def of_whole(x: Tensor, labels: Tensor) -> Tensor:
-    return voxloss.DiceCELoss(**MAP, include_background=False)(x, labels)
+    found: Tensor = voxloss.DiceCELoss(**MAP, include_background=False)(x, labels)
+    return found
 
 
 BACKENDS = ["reference", "eager", "numba_cpu"]
@@ -102,7 +104,7 @@ def test_one_cell_is_no_partition() -> None:
         voxloss.DiceLoss(**MAP, absent="skip", weight=[1.0, 2.0, 3.0]),
     ):
         wanted = [value_and_gradient(part, x[b : b + 1], labels[b : b + 1]) for b in range(2)]
-        value, gradient = value_and_gradient(CellwiseLoss(part), x, labels, partition=0 * cells)  # type: ignore[arg-type]
+        value, gradient = value_and_gradient(CellwiseLoss(part), x, labels, partition=0 * cells)
         torch.testing.assert_close(value, (wanted[0][0] + wanted[1][0]) / 2)
         torch.testing.assert_close(gradient, torch.cat([each for _, each in wanted]) / 2)
 

@@ -53,19 +53,22 @@ def compare(
     wrt: str = "input",
     mask: Tensor | None = None,
     given: Tensor | None = None,
+    cells: Tensor | None = None,
 ) -> None:
     """Hold sums, verdict and gradient against those of the reference; tiles have `largest` classes at most.
 
     Few classes are computed in whole tiles as well as by a vector for each.
     """
     name = str(x.dtype).removeprefix("torch.")
-    there, own_map = (None if tensor is None else tensor.to(HOME) for tensor in (mask, given))
-    wanted, wanted_valid = reference.region_sums(x, target, spec, mask, given)
+    there, own_map, numbers = (None if tensor is None else tensor.to(HOME) for tensor in (mask, given, cells))
+    wanted, wanted_valid = reference.region_sums(x, target, spec, mask, given, cells)
     scale = wanted.abs().amax(-1, keepdim=True).clamp(min=1)
     grad = torch.linspace(-1, 1, wanted.numel(), dtype=torch.float64).view_as(wanted)
-    wanted_gradient = reference.region_sums_backward(grad, x.double(), target, spec, wrt, mask, map=given)
-    for tiles in tilings(x, spec, largest):
-        more: dict[str, Any] = {"mask": there, "map": own_map, "tiles": tiles}
+    wanted_gradient = reference.region_sums_backward(
+        grad, x.double(), target, spec, wrt, mask, map=given, partition=cells
+    )
+    for tiles in tilings(x, spec, largest) if cells is None else [None]:
+        more: dict[str, Any] = {"mask": there, "map": own_map, "partition": numbers, "tiles": tiles}
         launch, partial, valid = triton_gpu.forward(x.to(HOME), target.to(HOME), spec, **more)
         launch.start()
         got = partial.sum(0, dtype=torch.float64).cpu()
@@ -194,6 +197,35 @@ def test_maps(options: dict[str, Any], poisoned_empty: None) -> None:
     mask = (torch.rand(2, 1, 5, 9) > 0.3) * torch.rand(2, 1, 5, 9).add(0.5) if masked else None
     sums = [*sums_for(activation)[:6], *MAPPED]
     compare(x, target, PassSpec(activation, sums, 255, 2.0, (), of_label), largest, mask=mask, given=given)
+
+
+@pytest.mark.pairwise(
+    channels=[1, 3, 40],
+    activation=["softmax", "sigmoid", "none"],
+    form=["label map", "label map, ignore", "soft"],
+    masked=[False, True],
+    mapped=[False, True],
+    dtype=[torch.float64, torch.float32, torch.bfloat16],
+)
+def test_cells(options: dict[str, Any], poisoned_empty: None) -> None:
+    """Cells in runs and alone, some of them in one sample only, over tiles that are not full."""
+    channels, activation, form, masked, mapped, dtype = options.values()
+    if channels == 1 and activation == "softmax":
+        pytest.skip("a softmax over one class is 1")
+    x, target = prediction(channels, (9, 130), activation).to(dtype), label_map(2, channels, (9, 130))
+    cells = torch.randint(7, (2, 1, 9, 13)).repeat_interleave(10, -1)
+    cells[0][cells[0] == 3] = 4
+    cells[1, ..., 5] = 6
+    hidden = torch.rand(2, 1, 9, 130) < 0.3
+    if form == "label map, ignore":
+        target, x = target.masked_fill(hidden, 255), x.masked_fill(hidden, math.nan)
+    elif form == "soft":
+        target = logits(2, channels, (9, 130)).sigmoid()
+    mask = (torch.rand(2, 1, 9, 130) > 0.3) * torch.rand(2, 1, 9, 130).add(0.5) if masked else None
+    given = torch.randn(2, channels, 9, 130) if mapped else None
+    sums = [*sums_for(activation)[:8], *(MAPPED if mapped else ())]
+    spec = PassSpec(activation, sums, 255, 2.0, (), False, 7)
+    compare(x, target, spec, mask=mask, given=given, cells=cells)
 
 
 def test_cross_entropy_and_focal_over_tiles_of_classes() -> None:
@@ -543,8 +575,8 @@ def test_the_operator_refuses_a_bad_label() -> None:
     if HOME == "cuda":
         pytest.skip("there it is an assertion on the device, which ends the process")
     labels = torch.tensor([[[0, 7]]])
+    options = "softmax", DICE, None, "triton_gpu", 0.0, (), False, 0
     with pytest.raises(ValueError, match="labels 0…2"):
-        options = "softmax", DICE, None, "triton_gpu", 0.0, (), False, 0
         operators.region_sums(logits(1, 3, (2,)), labels, None, None, None, *options)
 
 

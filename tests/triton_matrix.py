@@ -60,6 +60,7 @@ OPTIONS: dict[str, Sequence[object]] = {
     "input": ("float32", "bfloat16", "float16", "float64"),
     "mask": (None, "bool", "float32"),
     "map": (None, "bool of the label", "float32 of each channel"),
+    "cells": (0, 7),
     "layout": ("contiguous", "channels last", "transposed"),
     "loss": tuple(LOSSES),
     "pass": ("forward", "backward by the input", "backward by the target"),
@@ -77,7 +78,7 @@ def cases(choice: str) -> Iterator[Case]:
 def _selected(values: list[Sequence[object]], random_ones: int) -> Iterator[Sequence[object]]:
     # Of few classes, as tiles and as vectors.
     for (classes, layout), target, ignore in product(((5, "channels last"), (2, "contiguous")), WHOLE, (-1, 255)):
-        yield [classes, target, ignore, "float32", None, None, layout, "Dice", "forward"]
+        yield [classes, target, ignore, "float32", None, None, 0, layout, "Dice", "forward"]
     yield from AllPairs(values)
     chance = random.Random(0)
     for _ in range(random_ones):
@@ -100,17 +101,20 @@ def launch_of(case: Case) -> triton_gpu.Launch:
     dtype, _, kind = str(case["map"] or "").partition(" ")
     of_label = kind == "of the label" and not one_hot
     sums = (*sums, *MAPPED) if kind else sums
-    spec = PassSpec(activation, sums, None if ignore is None else int(str(ignore)), gamma, (), of_label)
+    cells = int(str(case["cells"])) if classes <= triton_gpu.LARGEST_TILE else 0
+    spec = PassSpec(activation, sums, None if ignore is None else int(str(ignore)), gamma, (), of_label, cells)
     input = laid_out(classes, str(case["input"]), layout)
     own_map = laid_out(1 if of_label else classes, dtype, layout) if kind else None
-    target = laid_out(classes if one_hot else 1, str(case["target"]), layout)
+    partition = laid_out(1, "int64", layout) if cells else None
     mask = None if case["mask"] is None else laid_out(1, str(case["mask"]), layout)
+    maps = {"mask": mask, "map": own_map, "partition": partition}
+    target = laid_out(classes if one_hot else 1, str(case["target"]), layout)
     if case["pass"] == "forward":
-        return triton_gpu.forward(input, target, spec, mask=mask, map=own_map)[0]
-    grad = torch.empty((len(sums), 2, classes), dtype=torch.float64, device="meta")
+        return triton_gpu.forward(input, target, spec, **maps)[0]
+    grad = torch.empty((len(sums), 2 * max(1, cells), classes), dtype=torch.float64, device="meta")
     by_target = case["pass"] == "backward by the target" and one_hot and target.is_floating_point()
     wrt = "target" if by_target else "input"
-    return triton_gpu.backward(grad, input, target, spec, wrt, mask=mask, map=own_map)[0]
+    return triton_gpu.backward(grad, input, target, spec, wrt, **maps)[0]
 
 
 def compile_all(chosen: Iterable[Case]) -> int:

@@ -34,6 +34,7 @@ POWERS = ("focal", "focal_negative", "log_power", "log_power_negative")
 LANES = 32  # of a warp; on AMD 64, where a thread then has half as much to do
 # Of all programs: all run at once on a large GPU. A constant, as the order of summation depends on it.
 WARPS = 2048
+LARGEST_SUMS = 1 << 26  # bytes of all programs' sums of cells
 LONGEST_CHAIN = 16  # float32 additions one after the other
 
 
@@ -81,6 +82,7 @@ def tiling(
     backward: bool = False,
     side_by_side: bool = True,
     weighted: bool = False,
+    by_cell: bool = False,
     powers: bool = False,
     largest: int = LARGEST_TILE,
 ) -> Tiling:
@@ -89,7 +91,8 @@ def tiling(
     Up to 16 classes, of voxels that lie side by side in memory, a thread takes all classes of four voxels, which
     it can load at once; of two, where the totals or weights of each class and sum, or a mask beside them, leave
     it fewer registers.
-    Not so with `powers` that no multiplication makes: these take too many registers for one class after another.
+    Not so `by_cell`, nor with `powers` that no multiplication makes: these take too many registers for one class
+    after another.
     Otherwise a thread takes up to 16 classes of its voxels (fewer in float64, or where the totals of many sums
     fill its registers, or where there is a mask beside voxels that do not lie next to each other); more are
     shared out among warps, which then exchange two numbers per voxel. Where there are fewer it takes several
@@ -102,7 +105,7 @@ def tiling(
     """
     block = 1 << (classes - 1).bit_length()
     together = side_by_side and dtype.itemsize <= 4
-    if classes <= min(FEW, largest) and classes * sums <= 64 and together and not powers:
+    if classes <= min(FEW, largest) and classes * sums <= 64 and together and not (powers or by_cell):
         warps = 1 if classes > 4 else 2
         voxels = 4 if classes * sums <= (40 if weighted else 48) else 2
         at_once = WARPS if classes > 4 and not backward else 2 * WARPS
@@ -118,7 +121,7 @@ def tiling(
     warps = block // rows
     while warps > 16 or (warps > 8 and line > 16) or (warps > 4 and line * max(4, dtype.itemsize) > 64):
         warps, line = warps // 2, line // 2
-    spare = sums <= 4 and not powers and not weighted  # registers
+    spare = sums <= 4 and not (powers or weighted or by_cell)  # registers
     pairs = backward and form == "whole" and classes > FEW and together and spare
     line, neighbours = (2 * line, 2) if pairs else (line, 1)
     return Tiling(form, block, line, warps, neighbours, max(1, WARPS // warps))
@@ -165,9 +168,9 @@ def region_sums(
 
     Float32 for a few voxels (float64 for float64 input), float64 from program to program.
     """
-    if partition is not None:
+    if partition is not None and input.shape[1] > LARGEST_TILE:
         return eager.region_sums(input, target, spec, mask, map, partition)
-    launch, partial, valid = forward(input, target, spec, mask=mask, map=map)
+    launch, partial, valid = forward(input, target, spec, mask=mask, map=map, partition=partition)
     launch.start()
     return partial.sum(0, dtype=torch.float64), valid
 
@@ -193,9 +196,11 @@ def region_sums_backward(
     partition: Tensor | None = None,
 ) -> Tensor:
     """∂L/∂input or ∂L/∂target (`wrt`) in that tensor's dtype and layout; p is computed again."""
-    if partition is not None:
+    if partition is not None and input.shape[1] > LARGEST_TILE:
         return eager.region_sums_backward(grad, input, target, spec, wrt, mask, out, map, partition)
-    launch, result, written = backward(grad, input, target, spec, wrt, mask=mask, out=out, map=map)
+    launch, result, written = backward(
+        grad, input, target, spec, wrt, mask=mask, out=out, map=map, partition=partition
+    )
     launch.start()
     return result if written is result else result.copy_(written)
 
@@ -207,11 +212,18 @@ def forward(
     *,
     mask: Tensor | None = None,
     map: Tensor | None = None,
+    partition: Tensor | None = None,
     tiles: Tiling | None = None,
 ) -> tuple[Launch, Tensor, Tensor]:
     """Prepare the forward pass: its launch, the partial sums `[rows, K, B, C]` and the verdict it writes."""
-    volumes = {"input": input, "target": target, "mask": mask, "map": map}
+    volumes = {"input": input, "target": target, "mask": mask, "map": map, **_cells(partition)}
     plan = _planned(volumes, spec, "sums", tiles)
+    valid = torch.ones((), dtype=torch.bool, device=input.device)
+    if partition is not None:
+        shape = plan.rows, len(spec.sums), len(input) * spec.cells, input.shape[1]
+        partial = torch.zeros(shape, dtype=torch.float64, device=input.device)
+        arguments = {**_pointers(volumes, plan), "partial": partial, "valid": valid.view(torch.uint8)}
+        return Launch(plan.kernel, plan.programs, {**arguments, **plan.arguments}, plan.options), partial, valid
     partial = torch.empty(
         (plan.rows, len(spec.sums), *input.shape[:2]),
         dtype=torch.float64
@@ -219,7 +231,6 @@ def forward(
         else torch.promote_types(input.dtype, torch.float32),
         device=input.device,
     )
-    valid = torch.ones((), dtype=torch.bool, device=input.device)
     arguments = {**_pointers(volumes, plan), "partial": partial, "valid": valid.view(torch.uint8)}
     return Launch(plan.kernel, plan.programs, {**arguments, **plan.arguments}, plan.options), partial, valid
 
@@ -253,6 +264,7 @@ def backward(
     *,
     mask: Tensor | None = None,
     map: Tensor | None = None,
+    partition: Tensor | None = None,
     out: Tensor | None = None,
     tiles: Tiling | None = None,
 ) -> tuple[Launch, Tensor, Tensor]:
@@ -261,7 +273,7 @@ def backward(
     That is another one only where the gradient's voxels have no common stride; it is then to be copied.
     """
     grad, spec = without_differences(grad, spec)
-    volumes = {"input": input, "target": target, "mask": mask, "map": map}
+    volumes = {"input": input, "target": target, "mask": mask, "map": map, **_cells(partition)}
     plan = _planned(volumes, spec, wrt, tiles, out)
     own = input if wrt == "input" else target
     result = written = torch.empty_like(own) if out is None else out
@@ -270,6 +282,10 @@ def backward(
     arguments = {**_pointers(volumes, plan, written), "weights": grad.contiguous(), "result": written}
     launch = Launch(plan.kernel, plan.programs, {**arguments, **plan.arguments}, plan.options)
     return launch, result, written
+
+
+def _cells(partition: Tensor | None) -> dict[str, Tensor | None]:
+    return {} if partition is None else {"partition": partition}
 
 
 def _pointers(
@@ -306,7 +322,9 @@ def _planned(
 
 @lru_cache(maxsize=256)
 def _plan(
-    layouts: tuple[Layout | None, ...],  # of the input, the target, the mask and, of sums, the map
+    layouts: tuple[
+        Layout | None, ...
+    ],  # of the input, the target, the mask and, of sums, the map and the partition
     of_result: Layout | None,
     spec: PassSpec,
     task: str,
@@ -333,6 +351,7 @@ def _plan(
     assert input is not None
     assert target is not None
     own_map = maps[0] if maps and not set(spec.sums).isdisjoint(MAPPED) else None
+    by_cell = len(maps) == 2
     items, channels, count = input.shape
     labels = spec.is_label_map(input, target)
     side_by_side = all(line.stride(2) == 1 for line in lines)
@@ -344,11 +363,17 @@ def _plan(
             backward=bool(written),
             side_by_side=side_by_side,
             weighted=mask is not None or own_map is not None,
+            by_cell=by_cell,
             powers=spec.gamma not in (0, 1, 2) and not set(POWERS).isdisjoint(spec.sums),
         )
     number = -(-count // tiles.voxels)  # of tiles
     chunks, share = number, 1
-    if tiles.form != "many":
+    if by_cell:
+        most = LARGEST_SUMS // (8 * len(spec.sums) * items * spec.cells * channels) if not written else number
+        chunks = max(1, min(number, tiles.programs // max(1, items), most))
+        share = -(-number // chunks)
+        chunks = -(-number // share)
+    elif tiles.form != "many":
         # As many programs as run at once, or a multiple of that, so that they all end together.
         at_once = max(1, min(number, tiles.programs // max(1, items)))
         rounds = max(1, -(-number // (at_once * LONGEST_CHAIN)))
@@ -370,6 +395,7 @@ def _plan(
         ignore=ignore,
         index=spec.ignore_index or 0,
         weighted=mask is not None,
+        by_cell=by_cell,
         map="no" if own_map is None else "voxel" if spec.map_of_label else "channel",
         classes=channels,
         log_p=any(name in POSITIVE for name in spec.sums),
@@ -402,6 +428,12 @@ def _plan(
         **dict(zip(("mask_b", "mask_v"), (target if mask is None else mask).stride()[::2], strict=True)),
         "CONFIG": config,
     }
+    if by_cell:
+        assert maps[1] is not None
+        arguments |= {
+            "cells": spec.cells,
+            **dict(zip(("partition_b", "partition_v"), maps[1].stride()[::2], strict=True)),
+        }
     if maps:
         strides = (target if own_map is None else own_map).stride()
         arguments |= dict(zip(("map_b", "map_c", "map_v"), strides, strict=True))
@@ -413,6 +445,8 @@ def _plan(
         "many": (triton_kernels.sums_of_many, triton_kernels.terms_of_many, triton_kernels.gradient_of_many),
     }
     kernel = kernels[tiles.form][("sums", "terms").index(task) if not written else 2]
+    if by_cell:
+        kernel = triton_kernels.gradient_by_cell if written else triton_kernels.sums_by_cell
     # A product and a sum may be rounded once: faster, and no less exact.
     options = {"num_warps": tiles.warps, "num_stages": 1, "enable_fp_fusion": True}
     return _Plan(kernel, items * chunks, arguments, options, chunks, views, in_place)

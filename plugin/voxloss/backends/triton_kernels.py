@@ -32,6 +32,7 @@ class KernelConfig(NamedTuple):
     index: int
     weighted: bool  # there is a mask
     map: str  # "no", "voxel" (one number, of the label's channels) or "channel"
+    by_cell: bool  # the sums are those of the cells of a partition
     classes: int
     log_p: bool  # some sum needs it
     log_n: bool
@@ -469,6 +470,14 @@ def _times(g, log):
 
 
 @triton.jit
+def _of_classes(weight, CONFIG: tl.constexpr):
+    """A weight of each class, or by cell of each class and voxel, so that it goes with a tile."""
+    if not CONFIG.by_cell:
+        weight = _down(weight, CONFIG)
+    return weight
+
+
+@triton.jit
 def _term(NAME: tl.constexpr, p, g, m, log_p, log_n, live, CONFIG: tl.constexpr):
     """What a voxel adds to a sum."""
     if NAME == "intersection":
@@ -618,7 +627,7 @@ def _derivative_of_target(weights, p, g, log_p, log_n, CONFIG: tl.constexpr):
     for k in tl.static_range(len(CONFIG.sums)):
         derivative, kink, by_logs = _by_target(
             tl.constexpr(CONFIG.sums[CONFIG.order[k]]),
-            _down(weights[CONFIG.order[k]], CONFIG),
+            _of_classes(weights[CONFIG.order[k]], CONFIG),
             p,
             g,
             log_p,
@@ -649,7 +658,7 @@ def _derivative_of_input(weights, p, g, m, log_p, log_n, CONFIG: tl.constexpr):
     for k in tl.static_range(len(CONFIG.sums)):
         derivative, kink, by_log_p, by_log_n = _by_prediction(
             tl.constexpr(CONFIG.sums[CONFIG.order[k]]),
-            _down(weights[CONFIG.order[k]], CONFIG),
+            _of_classes(weights[CONFIG.order[k]], CONFIG),
             p,
             g,
             m,
@@ -1273,4 +1282,154 @@ def gradient_of_many(
         derivative = _derivative_of(rows, p, g, m, log_p, log_n, CONFIG)
         if CONFIG.activation == "softmax" and not CONFIG.by_target:
             derivative -= p * sum_q[None, :]
+        _store_derivative(result, derivative, classes, voxels, result_c, result_v, existing, live, weight, CONFIG)
+
+
+# --- By cell ---
+
+# Each program adds to rows of its own, tile after tile: no atomic addition, whose order would not be fixed. The
+# loop is over the cells that a tile has, and neighbours are mostly of one.
+
+NO_CELL = tl.constexpr(2**31 - 1)
+
+
+@triton.jit
+def _load_cells(partition, voxels, stride_v, live):
+    """The cell of each voxel, NO_CELL where none counts."""
+    cells = tl.load(partition + voxels * stride_v, mask=live, other=0).to(tl.int32)
+    return tl.where(live, cells, NO_CELL)
+
+
+@triton.jit(do_not_specialize=[*COUNTS, "cells"])
+def sums_by_cell(
+    input,
+    target,
+    mask,
+    map,
+    partition,
+    partial,
+    valid,
+    items,
+    chunks,
+    count,
+    cells,
+    input_b,
+    input_c,
+    input_v,
+    target_b,
+    target_c,
+    target_v,
+    mask_b,
+    mask_v,
+    map_b,
+    map_c,
+    map_v,
+    partition_b,
+    partition_v,
+    CONFIG: tl.constexpr,
+):
+    """As `sums`, added to partial `[chunks, K, items * cells, classes]`, float64, which is 0 before."""
+    item = tl.program_id(0) // chunks
+    chunk = tl.program_id(0) % chunks
+    input += item.to(tl.int64) * input_b
+    target += item.to(tl.int64) * target_b
+    mask += item.to(tl.int64) * mask_b
+    map += item.to(tl.int64) * map_b
+    partition += item.to(tl.int64) * partition_b
+    classes = tl.arange(0, CONFIG.block_c)
+    wrong = tl.full((CONFIG.block_v,), 0, tl.int32)
+    for step in tl.range(0, CONFIG.tiles):
+        voxels = _tile_of_voxels(chunk + step * tl.cast(chunks, tl.int64), CONFIG)
+        existing = _existing(voxels, count, CONFIG)
+        label, weight, inside, live, bad = _look_at(
+            target, mask, voxels, target_c, target_v, mask_v, existing, CONFIG
+        )
+        of_voxel = _load_map_of_voxels(map, voxels, map_v, inside, live, CONFIG)
+        bad = bad | _is_not_finite(of_voxel, CONFIG)
+        g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, CONFIG)
+        m = _load_map(map, g, of_voxel, classes, voxels, map_c, map_v, inside, live, CONFIG)
+        z = _load_input(input, classes, voxels, input_c, input_v, inside, live, CONFIG)
+        largest, total = _normaliser(z, live, CONFIG)
+        p, log_p, log_n = _activate(z, largest, total, CONFIG)
+        wrong = tl.maximum(wrong, bad.to(tl.int32))
+        if CONFIG.ranged:
+            wrong = tl.maximum(wrong, tl.max(_out_of_range(p, g, m, CONFIG).to(tl.int32), 0))
+        of_cell = _load_cells(partition, voxels, partition_v, live)
+        cell = tl.min(of_cell, 0)
+        while cell < NO_CELL:
+            chosen = (of_cell == cell)[None, :]
+            for k in tl.static_range(len(CONFIG.sums)):
+                term = _term(tl.constexpr(CONFIG.sums[k]), p, g, m, log_p, log_n, live, CONFIG)
+                found = tl.sum(tl.where(chosen, _times_weight(term, weight, CONFIG), 0), 1)
+                row = (tl.cast(chunk, tl.int64) * len(CONFIG.sums) + k) * items + item
+                place = partial + (row * cells + cell) * CONFIG.classes + classes
+                there = classes < CONFIG.classes
+                tl.store(place, tl.load(place, mask=there, other=0) + found.to(tl.float64), mask=there)
+            tl.debug_barrier()  # another thread may be the one that adds to the same row next
+            cell = tl.min(tl.where(of_cell > cell, of_cell, NO_CELL), 0)
+    tl.store(valid, 0, mask=tl.max(wrong, 0) > 0)
+
+
+@triton.jit(do_not_specialize=[*COUNTS, "cells"])
+def gradient_by_cell(
+    input,
+    target,
+    mask,
+    map,
+    partition,
+    weights,
+    result,
+    items,
+    chunks,
+    count,
+    cells,
+    input_b,
+    input_c,
+    input_v,
+    target_b,
+    target_c,
+    target_v,
+    mask_b,
+    mask_v,
+    map_b,
+    map_c,
+    map_v,
+    partition_b,
+    partition_v,
+    result_b,
+    result_c,
+    result_v,
+    CONFIG: tl.constexpr,
+):
+    """As `gradient`, from weights = ∂L/∂sums `[K, items * cells, classes]`."""
+    item = tl.program_id(0) // chunks
+    chunk = tl.program_id(0) % chunks
+    input += item.to(tl.int64) * input_b
+    target += item.to(tl.int64) * target_b
+    mask += item.to(tl.int64) * mask_b
+    map += item.to(tl.int64) * map_b
+    partition += item.to(tl.int64) * partition_b
+    result += item.to(tl.int64) * result_b
+    classes = tl.arange(0, CONFIG.block_c)
+    for step in tl.range(0, CONFIG.tiles):
+        voxels = _tile_of_voxels(chunk + step * tl.cast(chunks, tl.int64), CONFIG)
+        existing = _existing(voxels, count, CONFIG)
+        label, weight, inside, live, _ = _look_at(
+            target, mask, voxels, target_c, target_v, mask_v, existing, CONFIG
+        )
+        of_cell = _load_cells(partition, voxels, partition_v, live)
+        rows = ()
+        for k in tl.static_range(len(CONFIG.sums)):
+            row = (tl.cast(k * items + item, tl.int64) * cells + of_cell) * CONFIG.classes
+            place = weights + row[None, :] + classes[:, None]
+            rows = rows + (tl.load(place, mask=_mask(classes, live, CONFIG), other=0).to(CONFIG.real),)
+        of_voxel = _load_map_of_voxels(map, voxels, map_v, inside, live, CONFIG)
+        g = _load_target(target, label, classes, voxels, target_c, target_v, inside, live, CONFIG)
+        m = _load_map(map, g, of_voxel, classes, voxels, map_c, map_v, inside, live, CONFIG)
+        z = _load_input(input, classes, voxels, input_c, input_v, inside, live, CONFIG)
+        largest, total = _normaliser(z, live, CONFIG)
+        p, log_p, log_n = _activate(z, largest, total, CONFIG)
+        derivative = _derivative_of(rows, p, g, m, log_p, log_n, CONFIG)
+        if CONFIG.activation == "softmax" and not CONFIG.by_target:
+            derivative -= p * tl.sum(derivative, 0)[None, :]
         _store_derivative(result, derivative, classes, voxels, result_c, result_v, existing, live, weight, CONFIG)
