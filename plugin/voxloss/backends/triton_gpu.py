@@ -113,8 +113,9 @@ def tiling(
     form = "whole" if block <= largest else "many"
     block = block if form == "whole" else min(largest, 16)
     values = 16 if sums <= 4 else 8 if sums <= 8 else 4 if sums <= 10 else 2
-    # Triton 3.4 spills where there are many classes in float64.
-    crowded = (not side_by_side and (weighted or block <= 8)) or (form == "many" and dtype.itemsize == 8)
+    # Triton 3.4 spills in float64 where there are many classes, or cells.
+    wide = dtype.itemsize == 8 and (form == "many" or by_cell)
+    crowded = wide or (not side_by_side and (weighted or block <= 8))
     values = max(1, values * 4 // max(4, dtype.itemsize) // (2 if crowded else 1))
     rows = min(block, values)
     line = LANES * (values // rows)
