@@ -113,11 +113,11 @@ def pass_map(
 
 
 def pass_cells(input: Tensor, target: Target, mask: Tensor | None, cells: int | None) -> tuple[Tensor, int]:
-    """The partition as the pass takes it, int64, and the number of its cells, checked where voxels count."""
+    """The partition as the pass takes it, int32, and the number of its cells, checked where voxels count."""
     given = _require_map("partition", target.partition, input)
     if given.shape[1] != 1:
         raise ShapeError(f"partition: expected one channel, got {list(given.shape)}.")
-    numbers = given.to(torch.int64)
+    numbers = given.to(torch.int32)  # as the transforms make it
     if cells is None:
         if torch.compiler.is_compiling():
             raise ValueError("cells: expected how many cells there are at most, as torch.compile cannot look.")
@@ -125,7 +125,7 @@ def pass_cells(input: Tensor, target: Target, mask: Tensor | None, cells: int | 
     fits = (numbers >= 0) & (numbers < cells) & (numbers == given)
     message = f"partition: expected whole numbers 0…{cells - 1}, one per cell."
     _require_all(fits, None if mask is None else mask == 0, message)
-    return numbers.clamp(0, cells - 1), cells
+    return numbers if mask is None else numbers.clamp(0, cells - 1), cells
 
 
 def _require_map(name: str, found: Tensor | None, input: Tensor) -> Tensor:

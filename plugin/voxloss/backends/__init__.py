@@ -45,7 +45,7 @@ class Backend(Protocol):
 
         `mask` `[B, 1, spatial...]`, floating point or bool, has the voxels' weights; `map` is the m of
         `voxels.MAPPED`, `[B, C, spatial...]`, or `[B, 1, spatial...]` if `spec.map_of_label`. `partition`
-        `[B, 1, spatial...]`, int64 in [0, cells), has the cell of each voxel; then the sums are those of the
+        `[B, 1, spatial...]`, int32 in [0, cells), has the cell of each voxel; then the sums are those of the
         cells, `[K, B * cells, C]`, one after the other for each sample.
         """
         ...

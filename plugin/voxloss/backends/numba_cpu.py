@@ -270,10 +270,10 @@ def _for_rows(given: Tensor | None, input: Tensor) -> Tensor:
 
 
 def _numbers(partition: Tensor | None, input: Tensor) -> Tensor:
-    """The cells, int64; without a partition a number, which the kernels do not read."""
+    """The cells, int32; without a partition a number, which the kernels do not read."""
     if partition is None:
-        return torch.zeros((), dtype=torch.int64).expand(len(input), 1, *input.shape[2:])
-    return partition
+        return torch.zeros((), dtype=torch.int32).expand(len(input), 1, *input.shape[2:])
+    return partition.to(torch.int32)
 
 
 def _config(input: Tensor, target: Tensor, spec: PassSpec, mask: Tensor | None) -> Any:

@@ -317,7 +317,7 @@ def sums(
 
 def _by_cell(term: Tensor, partition: Tensor, cells: int) -> Tensor:
     """Add up `[B, C, N]` by cell: `[B * cells, C]`."""
-    numbers, wide = partition.flatten(2), term if term.device.type == "mps" else term.to(torch.float64)
+    numbers, wide = partition.flatten(2).to(torch.int64), term if term.device.type == "mps" else term.to(torch.float64)
     if term.device.type == "cpu":
         total = wide.new_zeros((*term.shape[:2], cells)).scatter_add(2, numbers.expand_as(term), wide)
     else:  # where an addition by number has no fixed order, and a product of matrices has one
@@ -357,7 +357,7 @@ def gradient(
     voxels = prepare(input, target, mask, spec, dtype, map)
     weights = {name: row.to(dtype).unsqueeze(-1) for name, row in zip(spec.sums, grad, strict=True)}
     if partition is not None:
-        numbers = partition.flatten(2).expand_as(voxels.p)
+        numbers = partition.flatten(2).to(torch.int64).expand_as(voxels.p)
         weights = {
             name: row.view(len(input), spec.cells, -1).transpose(1, 2).gather(2, numbers)
             for name, row in weights.items()
