@@ -17,8 +17,8 @@ pytest.importorskip("edt")
 from matplotlib import image
 
 from pages import ROOT
-from voxloss import DiceBoundaryLoss, DiceCELoss, DiceCESkeletonRecallLoss, DiceLoss
-from voxloss.transforms import SignedDistanced, Skeletonized
+from voxloss import CCDiceCELoss, DiceBoundaryLoss, DiceCELoss, DiceCESkeletonRecallLoss, DiceLoss
+from voxloss.transforms import NearestComponentd, SignedDistanced, Skeletonized
 from voxloss_app import pictures
 
 OPTIONS: dict[str, Any] = {"softmax": True, "to_onehot_y": True, "include_background": False}
@@ -61,6 +61,21 @@ def test_skeleton_recall_pushes_where_the_branch_is_broken_and_not_at_the_missed
     assert without[gap].mean() == pytest.approx(without[edge].mean(), rel=0.3)
     assert beside[gap].mean() > 2 * without[gap].mean()
     np.testing.assert_allclose(beside[edge], without[edge], rtol=1e-6)
+
+
+def test_a_loss_by_cell_pushes_where_the_small_lesion_is_missed() -> None:
+    labels, logits = pictures.lesions()
+    cells = NearestComponentd("label")({"label": labels[None]})["label_nearest"]
+    without = pictures.push(DiceCELoss(**OPTIONS), labels, logits)
+    by_cell = pictures.push(CCDiceCELoss(**OPTIONS), labels, logits, partition=cells)
+    _, x = np.mgrid[: labels.shape[0], : labels.shape[1]]
+    missed = (labels > 0) & (logits < 0)
+    small, rim = missed & (x > 80), missed & (x < 70)
+    assert small.sum() > 20
+    assert rim.sum() > 200
+    assert without[small].mean() == pytest.approx(without[rim].mean(), rel=0.3)
+    assert by_cell[small].mean() > 5 * without[small].mean()
+    assert 0 < by_cell[rim].mean() < without[rim].mean()
 
 
 def test_the_boundary_loss_pushes_harder_far_away() -> None:

@@ -23,8 +23,15 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from voxloss import DiceBoundaryLoss, DiceCELoss, DiceCESkeletonRecallLoss, DiceLoss, StatisticsLoss
-from voxloss.transforms import SignedDistanced, Skeletonized
+from voxloss import (
+    CCDiceCELoss,
+    DiceBoundaryLoss,
+    DiceCELoss,
+    DiceCESkeletonRecallLoss,
+    DiceLoss,
+    StatisticsLoss,
+)
+from voxloss.transforms import NearestComponentd, SignedDistanced, Skeletonized
 from voxloss_app.theme import LIGHT
 from voxloss_data.files import save_bytes
 
@@ -33,6 +40,7 @@ Image = NDArray[Any]
 # Okabe and Ito 2008, distinct to the colour-blind too, and so is matplotlib's PuOr.
 _GREY, _SKY, _BLUE, _ORANGE, _VERMILION = "#a9b2bc", "#56b4e9", "#0072b2", "#e69f00", "#d55e00"
 _DIVERGING = "PuOr_r"
+_TINTS = "#dbe7f0", "#f7e6c4", "#e4e4e4", "#f3d3c0", "#d5ece4", "#eadcec"  # of areas that touch
 _OPTIONS: dict[str, Any] = {"softmax": True, "to_onehot_y": True, "include_background": False}
 
 
@@ -58,6 +66,21 @@ def organ() -> tuple[Image, Image]:
     inside |= (x - 58) ** 2 + (y - 26) ** 2 < 13**2
     wrong = [(x - a) ** 2 + (y - b) ** 2 < 5.5**2 for a, b in ((67, 51), (98, 66))]
     return inside.astype(np.uint8), np.where(inside | wrong[0] | wrong[1], 3.0, -3.0)
+
+
+def lesions() -> tuple[Image, Image]:
+    """Labels of a large lesion and five small ones, and logits that miss a small one and the large one's rim."""
+    y, x = np.mgrid[:80, :112].astype(float)
+
+    def depth(radius: float) -> Image:
+        """How deep inside the nearest lesion, in voxels, where the first has this radius; negative outside."""
+        spots = ((36, 44, radius), (92, 18, 4.0), (74, 64, 5.0), (98, 52, 3.5), (66, 12, 3.0), (14, 12, 3.0))
+        deep: Image = np.maximum.reduce([r - np.hypot(x - a, y - b) for a, b, r in spots])
+        return deep
+
+    logits = np.clip(3 * depth(19.0), -4, 4)
+    missed = np.hypot(x - 98, y - 52) < 8
+    return (depth(22.0) > 0).astype(np.uint8), np.where(missed, np.minimum(logits, -1.5), logits)
 
 
 def tumour() -> Image:
@@ -93,6 +116,21 @@ def thin_structures() -> Figure:
     return figure
 
 
+def many_lesions() -> Figure:
+    """Lesions, the cell around each, and the gradients of Dice with cross entropy without and with cells."""
+    labels, logits = lesions()
+    cells = NearestComponentd("label")({"label": labels[None]})["label_nearest"]
+    without = push(DiceCELoss(**_OPTIONS), labels, logits)
+    by_cell = push(CCDiceCELoss(**_OPTIONS), labels, logits, partition=cells)
+    figure, row = _row("prediction", "cells", "DiceCELoss", "CCDiceCELoss")
+    _prediction(row[0], labels, logits, "lesions")
+    row[1].imshow(cells[0], cmap=ListedColormap(_TINTS))
+    row[1].contour(labels, [0.5], colors=_BLUE, linewidths=1)
+    _legend(row[1], [Patch(color=_TINTS[0], label="nearest to one lesion")])
+    _pushes(figure, row[2:], labels, logits, without, by_cell)
+    return figure
+
+
 def boundary() -> Figure:
     """An organ, its signed distance, and the gradients of Dice with and without the boundary loss."""
     labels, logits = organ()
@@ -123,6 +161,7 @@ def nested_regions() -> Figure:
 
 PICTURES: Mapping[str, Callable[[], Figure]] = {
     "thin-structures": thin_structures,
+    "many-lesions": many_lesions,
     "boundary": boundary,
     "nested-regions": nested_regions,
 }

@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from voxloss import DiceCELoss, DiceTopKLoss
-from voxloss.losses.skeleton import DiceCESkeletonRecallLoss
-from voxloss.transforms import Skeletonized
+from voxloss import BlobLoss, CCDiceCELoss, DiceCELoss, DiceCESkeletonRecallLoss, DiceTopKLoss
+from voxloss.transforms import Componentsd, NearestComponentd, Skeletonized
 from voxloss_app.trial import scores
 from voxloss_app.trial.scores import Mask, Score
 from voxloss_data.structures import Lesions, VesselTree, many_lesions, vessel_tree
@@ -91,6 +90,8 @@ LESIONS = Task(
     contenders={
         BASELINE: Contender(DiceCELoss),
         "DiceTopKLoss": Contender(DiceTopKLoss),
+        "CCDiceCELoss": Contender(CCDiceCELoss, {"partition": NearestComponentd("label")}),
+        "BlobLoss": Contender(BlobLoss, {"partition": Componentsd("label")}),
     },
     scores=scores.OF_LESIONS,
     make=_lesions,
