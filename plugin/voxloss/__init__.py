@@ -21,6 +21,7 @@ from voxloss.losses.compound import (
 )
 from voxloss.losses.confusion import MCCLoss, SensitivitySpecificityLoss
 from voxloss.losses.exponential_logarithmic import ExponentialLogarithmicLoss
+from voxloss.losses.lesions import BlobLoss, CCDiceCELoss, CellwiseLoss
 from voxloss.losses.options import RegionOptions, VoxelOptions
 from voxloss.losses.overlap import (
     DiceLoss,
@@ -44,7 +45,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AsymmetricSimilarityLoss",
+    "BlobLoss",
     "BoundaryLoss",
+    "CCDiceCELoss",
+    "CellwiseLoss",
     "ComboLoss",
     "CompoundLoss",
     "CrossEntropyLoss",

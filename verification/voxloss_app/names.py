@@ -23,6 +23,8 @@ LOSSES = {
     "dice-top-k": "DiceTopKLoss",
     "dice-ce-skeleton-recall": "DiceCESkeletonRecallLoss",
     "dice-boundary": "DiceBoundaryLoss",
+    "cc-dice-ce": "CCDiceCELoss",
+    "blob": "BlobLoss",
     "generalized-dice-focal": "GeneralizedDiceFocalLoss",
     "tversky-ce": "TverskyCELoss",
     "focal-tversky-ce": "FocalTverskyCELoss",
