@@ -113,7 +113,7 @@ class Case:
         return {name: self._partition(chance)} if name == "partition" else {}
 
     def _partition(self, chance: torch.Generator) -> Tensor:
-        """Some cells are nowhere in a sample, a few samples have none but number 0, and junk is what is ignored."""
+        """Some cells are nowhere in a sample, some samples have number 0 alone, and junk is what is ignored."""
         shape = (len(self.input), 1, *self.input.shape[2:])
         found = torch.randint(5, shape, generator=chance)
         kept = torch.rand(len(found), 5, generator=chance) < 0.7

@@ -108,10 +108,10 @@ class Voxels:
             self.annotated = torch.tensor([[c in chosen for c in range(self.channels)] for chosen in annotated])
 
     def cells(self, sample: int, joined: bool) -> list[Voxels]:
-        """Those of each cell of a sample that has a voxel that counts; joined with number 0, which then is none."""
+        """Of a sample each cell with a voxel that counts, `joined` with number 0, which then is none."""
         assert self.partition is not None
         numbers, found = self.partition[sample].flatten(), []
-        for number in numbers[self.counts[sample, 0] > 0].unique().tolist():
+        for number in sorted({*numbers[self.counts[sample, 0] > 0].tolist()}):
             if joined and number == 0:
                 continue
             inside = (numbers == number) | (numbers == 0) if joined else numbers == number
@@ -690,7 +690,7 @@ def lesionwise(
     lambda_dice: float = 1.0,
     lambda_ce: float = 1.0,
     label_smoothing: float = 0.0,
-    **smoothing: float,
+    **smoothing: Any,
 ) -> Tensor:
     """λ_lesion · mean over cells of L₀ + λ_global · L₀ of whole samples; L₀ = λ_dice Dice + λ_ce CE."""
     del cells

@@ -52,7 +52,8 @@ def by_a_loop(
 
 
 def of_whole(x: Tensor, labels: Tensor) -> Tensor:
-    return voxloss.DiceCELoss(**MAP, include_background=False)(x, labels)
+    found: Tensor = voxloss.DiceCELoss(**MAP, include_background=False)(x, labels)
+    return found
 
 
 BACKENDS = ["reference", "eager", "numba_cpu"]
@@ -102,7 +103,7 @@ def test_one_cell_is_no_partition() -> None:
         voxloss.DiceLoss(**MAP, absent="skip", weight=[1.0, 2.0, 3.0]),
     ):
         wanted = [value_and_gradient(part, x[b : b + 1], labels[b : b + 1]) for b in range(2)]
-        value, gradient = value_and_gradient(CellwiseLoss(part), x, labels, partition=0 * cells)  # type: ignore[arg-type]
+        value, gradient = value_and_gradient(CellwiseLoss(part), x, labels, partition=0 * cells)
         torch.testing.assert_close(value, (wanted[0][0] + wanted[1][0]) / 2)
         torch.testing.assert_close(gradient, torch.cat([each for _, each in wanted]) / 2)
 
@@ -130,7 +131,9 @@ def test_ignored_voxels_masks_and_regions(backend: str) -> None:
     torch.testing.assert_close(value_and_gradient(loss, damaged, labels, mask=~hidden, partition=junk), wanted)
     marked = labels.masked_fill(hidden, 255)
     ignoring = CCDiceCELoss(**MAP, ignore_index=255, backend=backend)
-    torch.testing.assert_close(value_and_gradient(ignoring, damaged, marked, partition=cells), wanted)
+    torch.testing.assert_close(value_and_gradient(ignoring, damaged, marked, partition=junk), wanted)
+    large = cells.masked_fill(hidden, 2**40)  # of as many cells there would be no sums
+    torch.testing.assert_close(value_and_gradient(ignoring, damaged, marked, partition=large), wanted)
     regions = [[1, 2], [2]]
     channels = torch.cat([torch.isin(labels, torch.tensor(region)) for region in regions], 1).double()
     by_channels = CCDiceCELoss(sigmoid=True, include_background=True)

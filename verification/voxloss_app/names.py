@@ -33,6 +33,17 @@ LOSSES = {
     "unified-focal": "UnifiedFocalLoss",
 }
 
+# Those that need a map beside the labels, which the commands that train make none of.
+WITH_MAPS = (
+    "skeleton-recall",
+    "boundary",
+    "dice-ce-skeleton-recall",
+    "dice-boundary",
+    "cc-dice-ce",
+    "blob",
+)
+OF_LABELS = tuple(name for name in LOSSES if name not in WITH_MAPS)
+
 
 def loss_name(text: str) -> str:
     """The name in `LOSSES` that is meant: dice-ce, dicece, DiceCE and DiceCELoss are one.

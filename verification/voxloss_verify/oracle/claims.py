@@ -50,7 +50,7 @@ FOCAL: tuple[Family, ...] = ("focal", "logarithmic_cross_entropy")
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 Activation = Literal["softmax", "sigmoid", "none"]
 Labels = Literal["map", "indices", "one-hot", "regions"]
-# "nearest" and "components" are partitions, whose cells are what is nearest to a lesion, or a lesion with the rest.
+# "nearest" and "components" are partitions: by the nearest lesion, or into lesions and what is in none.
 MapName = Literal["skeleton", "distance", "nearest", "components"]
 Shards = Literal["equal batch", "unequal batch", "volume"]
 # What a compound claims for its parts.

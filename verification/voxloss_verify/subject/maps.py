@@ -19,8 +19,8 @@ class MapOfTarget:
 
     The skeleton s is the whole target, so that its recall is Σpg / Σg. The distance is φ = 1 − 2g, of one voxel
     and negative inside, so that Σφp = Σp − 2Σpg. Both follow the target wherever it is moved. A partition has one
-    cell, the whole sample, so that the loss of cells is that of samples: number 0 of what is "nearest" to a lesion,
-    component 1 of "components".
+    cell, the whole sample, so that the loss of cells is that of samples: number 0 of the "nearest" lesions,
+    number 1 of the "components".
 
     Attributes:
         name: of the map, or of the kind of partition.

@@ -42,7 +42,7 @@ def map_of(loss: Any) -> MapName | None:
         return name
     joined = {bool(part.joined) for part in loss.modules() if hasattr(part, "joined")}
     if name is not None or len(joined) > 1:
-        raise ValueError("claims cannot be read off a loss of two maps: expected one partition, and no other map.")
+        raise ValueError("claims cannot be read off a loss of two maps: expected one partition alone.")
     return "components" if joined.pop() else "nearest"
 
 
@@ -276,8 +276,8 @@ def _cellwise(loss: Any) -> Claims | None:
     claims = replace(part, **_call(loss), batch=False)
     if not claims.is_mean_of_items:
         raise ValueError(
-            "claims cannot be read off a mean over cells of means that are over more voxels in one than in another "
-            "(ignored ones, class weights, one-hot targets of a softmax), or that leave out classes. Give them."
+            "claims cannot be read off a mean over cells of means that are over more voxels in one than in the "
+            "other (ignored ones, class weights, one-hot targets of a softmax), or leave out classes. Give them."
         )
     return claims
 
