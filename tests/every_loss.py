@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -11,6 +12,14 @@ from torch import Tensor
 import voxloss
 from voxloss import StatisticsLoss
 from voxloss_verify.subject.maps import MapOfTarget
+from voxloss_verify.subject.readers import map_of
+
+
+def has_options_alone(loss: type[StatisticsLoss]) -> bool:
+    """Whether it can be made without arguments: not of other losses."""
+    required = (each for each in signature(loss).parameters.values() if each.default is Parameter.empty)
+    return all(each.kind is Parameter.VAR_KEYWORD for each in required)
+
 
 LOSSES: dict[str, type[StatisticsLoss]] = {
     name: item
@@ -18,6 +27,7 @@ LOSSES: dict[str, type[StatisticsLoss]] = {
     if isinstance(item := getattr(voxloss, name), type)
     and issubclass(item, StatisticsLoss)
     and not item.__abstractmethods__
+    and has_options_alone(item)
 }
 
 
@@ -26,11 +36,14 @@ def make(name: str, activation: str, **options: Any) -> StatisticsLoss:
     shared = {activation: True} if activation != "none" else {}
     if name == "FocalLoss":
         shared = {"use_softmax": activation == "softmax"}
+    if "cells" in signature(LOSSES[name]).parameters:  # else torch.compile cannot look
+        options.setdefault("cells", 2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loss: StatisticsLoss = LOSSES[name](**shared, **options)  # type: ignore[arg-type]
-    if loss.map_name is not None:
-        loss.register_forward_pre_hook(MapOfTarget(loss.map_name, loss.regions))  # type: ignore[arg-type]
+    name_of_map = map_of(loss)
+    if name_of_map is not None:
+        loss.register_forward_pre_hook(MapOfTarget(name_of_map, loss.regions))  # type: ignore[arg-type]
     return loss
 
 

@@ -88,7 +88,8 @@ class Case:
     @property
     def maps(self) -> dict[str, Tensor]:
         """The map that the loss needs, by its name: of these tensors always the same."""
-        name = LOSSES[self.loss](**self.options).map_name
+        loss = LOSSES[self.loss](**self.options)
+        name = "partition" if loss.by_cell else loss.map_name
         chance = torch.Generator().manual_seed(0)
         one_region = self.channels == 1 and "regions" in self.options  # of which a channel would be a label map
         if name == "skeleton" and (self.form == "labels" or one_region):
@@ -109,7 +110,29 @@ class Case:
             if self.mask is not None and self.wrong is None:
                 found = torch.where(self.mask == 0, torch.nan, found)
             return {name: found}
-        return {}
+        return {name: self._partition(chance)} if name == "partition" else {}
+
+    def _partition(self, chance: torch.Generator) -> Tensor:
+        """Some cells are nowhere in a sample, some samples have number 0 alone, and junk is what is ignored."""
+        shape = (len(self.input), 1, *self.input.shape[2:])
+        found = torch.randint(5, shape, generator=chance)
+        kept = torch.rand(len(found), 5, generator=chance) < 0.7
+        found = torch.where(kept.gather(1, found.flatten(1)).view(shape), found, 0)
+        found[torch.rand(len(found), generator=chance) < 0.2] = 0
+        junk: float = -7
+        if self.form == "floats":
+            found, junk = found.float(), math.nan
+        elif self.form == "labels":
+            found, junk = found.to(torch.uint8), 255
+        elif self.form == "one for all":
+            junk = 2**40
+        if self.wrong is not None:
+            return found
+        if self.mask is not None:
+            found = torch.where(self.mask == 0, torch.full_like(found, junk), found)
+        if self.target.shape[1] == 1 and "ignore_index" in self.options:
+            found = torch.where(self.target == self.options["ignore_index"], torch.full_like(found, junk), found)
+        return found
 
     @property
     def channels(self) -> int:
@@ -168,11 +191,16 @@ class Draw:
     def can_be_unreduced(self) -> bool:
         return _can_be_unreduced(self.loss)
 
+    def has_background(self) -> bool:
+        """By the option, or by its default."""
+        parameter = signature(LOSSES[self.loss]).parameters.get("include_background")
+        return bool(self.options.get("include_background", parameter is None or parameter.default))
+
     def chosen(self) -> list[int]:
         """The channels that are chosen so far."""
         if self.channels == 1:
             return [0]
-        foreground = "SkeletonRecall" in self.loss or not self.options.get("include_background", True)
+        foreground = "SkeletonRecall" in self.loss or not self.has_background()
         first = 1 if foreground else 0
         return list(self.options.get("classes") or range(first, self.channels))
 
@@ -191,6 +219,7 @@ def _classes(draw: Draw) -> list[int]:
     candidates = draw.chosen()
     if draw.channels == 1:
         draw.options.pop("include_background", None)
+        draw.options.update({} if draw.has_background() else {"include_background": True})
     size = int(draw.random.integers(1, len(candidates) + 1))
     return [int(c) for c in draw.random.permutation(candidates)[:size]]
 
@@ -226,7 +255,7 @@ def _gamma(draw: Draw) -> float:
 _SINGLE = (voxloss.RegionLoss, voxloss.CrossEntropyLoss, voxloss.FocalLoss)
 # How each option is drawn where it is not left at its default, in this order.
 OPTIONS: dict[str, Callable[[Draw], Any]] = {
-    "include_background": _one_of(False),
+    "include_background": lambda draw: not draw.has_background(),
     "classes": _classes,
     "absent": _one_of("skip"),
     "weight": _weight,
@@ -257,6 +286,9 @@ OPTIONS: dict[str, Callable[[Draw], Any]] = {
     "lambda_top_k": _one_of(0.0, 0.5),
     "lambda_skeleton": _one_of(0.0, 2.0),
     "lambda_boundary": _one_of(0.0, 0.5),
+    "lambda_lesion": _one_of(0.0, 2.0),
+    "lambda_global": _one_of(0.0, 0.5),
+    "cells": _one_of(5, 8),
     "schedule": _one_of("increase", "rebalance"),
     "step": _one_of(0.25, 1.0),
     "lambda_tversky": _one_of(0.0, 0.5),
@@ -312,7 +344,7 @@ def draw_case(seed: int, number: int, losses: Sequence[str], backends: Sequence[
         del options["alpha"]
     target, ignored = _target(draw, shape, dtype, compiled and backend == "numba_cpu")
     regions = np.random.default_rng([seed, number, 1])
-    if draw.activation in ("sigmoid", "none") and "include_background" not in options and regions.random() < 0.15:
+    if draw.activation in ("sigmoid", "none") and draw.has_background() and regions.random() < 0.15:
         target, ignored = _target_of_regions(draw, shape, target.dtype, regions)
 
     mask = _mask(draw, shape) if draw.chance(0.5) else None
@@ -343,7 +375,8 @@ def draw_case(seed: int, number: int, losses: Sequence[str], backends: Sequence[
     by_target = soft and draw.chance(0.5)
     mask = None if mask is None else _compact(mask)
     case = Case(draw.loss, options, backend, input, target, mask, annotated, layouts, by_target)
-    if LOSSES[draw.loss](**options).map_name is not None:
+    loss = LOSSES[draw.loss](**options)
+    if loss.by_cell or loss.map_name is not None:
         case = case.but(form=draw.one(["channels", "floats", "labels", "one for all"]))
     return _with_a_fault(draw, case) if draw.chance(0.03) else case
 

@@ -6,6 +6,7 @@ a function of `Voxels` and of the options of its constructor, with their default
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -42,6 +43,7 @@ class Voxels:
         rounding: Rounding,
         skeleton: Tensor | None = None,
         distance: Tensor | None = None,
+        partition: Tensor | None = None,
     ) -> None:
         self.channels = input.shape[1]
         self.binary = activation == "sigmoid" or self.channels == 1
@@ -68,6 +70,7 @@ class Voxels:
         there = self.counts > 0
         self.g = torch.where(there, g, 0.0)
         self.regions = regions
+        self.partition = partition
         self.m = torch.zeros_like(self.g)  # of the map
         if skeleton is not None:
             m = skeleton.flatten(2).double()
@@ -103,6 +106,21 @@ class Voxels:
             self.annotated = annotated
         elif annotated is not None:
             self.annotated = torch.tensor([[c in chosen for c in range(self.channels)] for chosen in annotated])
+
+    def cells(self, sample: int, joined: bool) -> list[Voxels]:
+        """Of a sample each cell with a voxel that counts, `joined` with number 0, which then is none."""
+        assert self.partition is not None
+        numbers, found = self.partition[sample].flatten(), []
+        for number in sorted({*numbers[self.counts[sample, 0] > 0].tolist()}):
+            if joined and number == 0:
+                continue
+            inside = (numbers == number) | (numbers == 0) if joined else numbers == number
+            cell = copy.copy(self)
+            for name in ("counts", "g", "p", "n", "log_p", "log_n"):
+                setattr(cell, name, getattr(self, name)[sample, None][..., inside])
+            cell.annotated = None if self.annotated is None else self.annotated[sample, None]
+            found.append(cell)
+        return found
 
     def sum(self, term: Tensor) -> Tensor:
         """Over the voxels of each sample, `[B, C]`; what is not annotated is not there."""
@@ -648,6 +666,64 @@ def dice_boundary(
     return lambda_dice * region(v, dice, **options) + lambda_boundary * second
 
 
+def _over_cells(v: Voxels, joined: bool, formula: Callable[[Voxels], tuple[Tensor, Tensor]]) -> Tensor:
+    """The mean over the cells of a sample of which something counts, then over the samples with such a cell."""
+    samples = []
+    for sample in range(len(v.p)):
+        values = [value for value, counts in map(formula, v.cells(sample, joined)) if counts]
+        if values:
+            samples.append(torch.stack(values).mean())
+    return torch.stack(samples).mean() if samples else 0.0 * v.p.sum()
+
+
+def lesionwise(
+    v: Voxels,
+    *,
+    joined: bool,
+    lambda_lesion: float = 1.0,
+    lambda_global: float,
+    cells: int | None = None,
+    include_background: bool = False,
+    classes: Classes = None,
+    absent: str = "count",
+    weight: Weight = None,
+    lambda_dice: float = 1.0,
+    lambda_ce: float = 1.0,
+    label_smoothing: float = 0.0,
+    **smoothing: Any,
+) -> Tensor:
+    """λ_lesion · mean over cells of L₀ + λ_global · L₀ of whole samples; L₀ = λ_dice Dice + λ_ce CE."""
+    del cells
+    of_dice: dict[str, Any] = {"include_background": include_background, "classes": classes, "absent": absent}
+    of_entropy: dict[str, Any] = {"weight": weight, "label_smoothing": label_smoothing}
+
+    def dice_of(cell: Voxels) -> tuple[Tensor, Tensor]:
+        counting = cell.counting(cell.chosen(include_background, classes))
+        there = _counts(_sums(cell, counting, False, False, False), absent).any()
+        return region(cell, dice, weight=weight, **of_dice, **smoothing), there
+
+    def entropy_of(cell: Voxels) -> tuple[Tensor, Tensor]:
+        numbers, w = _voxelwise(cell, True, None, weight)
+        over = cell.sum_of_voxels() if cell.binary else cell.sum(cell.g)
+        there = (over[:, numbers] * (1.0 if cell.binary else w)).sum() > 0
+        return cross_entropy(cell, **of_entropy), there
+
+    of_cells = lambda_dice * _over_cells(v, joined, dice_of) + lambda_ce * _over_cells(v, joined, entropy_of)
+    both = {"lambda_dice": lambda_dice, "lambda_ce": lambda_ce}
+    whole = dice_ce(v, **both, **of_entropy, **of_dice, **smoothing)
+    return lambda_lesion * of_cells + lambda_global * whole
+
+
+def cc_dice_ce(v: Voxels, *, lambda_global: float = 0.0, **options: Any) -> Tensor:
+    """Of cells."""
+    return lesionwise(v, joined=False, lambda_global=lambda_global, **options)
+
+
+def blob(v: Voxels, *, lambda_global: float = 2.0, **options: Any) -> Tensor:
+    """Of components, each with what is in none."""
+    return lesionwise(v, joined=True, lambda_global=lambda_global, **options)
+
+
 def dice_focal(
     v: Voxels,
     *,
@@ -748,7 +824,9 @@ def _region(formula: Formula) -> Callable[..., Tensor]:
 
 ORACLES: dict[str, Callable[..., Tensor]] = {
     "AsymmetricSimilarityLoss": _region(asymmetric_similarity),
+    "BlobLoss": blob,
     "BoundaryLoss": boundary,
+    "CCDiceCELoss": cc_dice_ce,
     "ComboLoss": combo,
     "CrossEntropyLoss": cross_entropy,
     "DiceBoundaryLoss": dice_boundary,

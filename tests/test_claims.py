@@ -314,6 +314,25 @@ def test_every_shipped_loss_is_read(name: str) -> None:
     assert claims.shard_kinds == ("equal batch", "unequal batch")
 
 
+def test_a_loss_by_cell_is_read_where_a_sample_is_one_cell_and_all_weigh_alike() -> None:
+    cells: dict[str, Any] = {"softmax": True, "to_onehot_y": True}
+    claims = read(voxloss.BlobLoss(**cells, lambda_dice=0.5))
+    assert [factor for factor, _ in claims.parts] == [2.0, 1.0]
+    for _, part in claims.parts:
+        assert [(f, each.family) for f, each in part.parts] == [(0.5, "dice"), (1.0, "cross_entropy")]
+    assert (claims.map, claims.compiles) == ("components", False)
+    claims = read(voxloss.CCDiceCELoss(**cells, ignore_index=255, weight=[1.0, 2.0], lambda_ce=0.0, cells=9))
+    assert [each.family for each in claims.formulas] == ["dice"]
+    assert (claims.map, claims.compiles) == ("nearest", True)
+    for own in ({"ignore_index": 255}, {"weight": [1.0, 2.0]}, {"absent": "skip"}, {"to_onehot_y": False}):
+        with pytest.raises(ValueError, match="claims cannot be read off a mean over cells"):
+            read(voxloss.CCDiceCELoss(**{**cells, **own}))
+    of_lines = voxloss.CellwiseLoss(voxloss.SkeletonRecallLoss(**cells))
+    with pytest.raises(ValueError, match="claims cannot be read off a loss of two maps"):
+        read(of_lines)
+    assert read(voxloss.CellwiseLoss(voxloss.DiceLoss(**cells, batch=True))).is_mean_of_items
+
+
 def test_a_compound_of_ones_own() -> None:
     class Two(voxloss.CompoundLoss):
         weighted_parts = (("lambda_first", "first"), ("lambda_second", "second"))

@@ -21,8 +21,9 @@ from voxloss_app import terminal
 from voxloss_app.__main__ import main
 from voxloss_app.cli import app
 from voxloss_app.exits import ExitCode
-from voxloss_app.names import LOSSES, loss_name
+from voxloss_app.names import LOSSES, OF_LABELS, WITH_MAPS, loss_name
 from voxloss_data import Phantom, all_phantoms
+from voxloss_verify.subject.readers import map_of
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -57,7 +58,7 @@ def test_help_names_every_command_and_loss_with_examples(run: Run) -> None:
     assert code == 0
     assert "voxloss demo --steps 50" in out
     words = re.sub(r"[\s│]+", " ", out)
-    for name in ("--loss", "--steps", "--device", "--seed", "--out", *LOSSES):
+    for name in ("--loss", "--steps", "--device", "--seed", "--out", *OF_LABELS):
         assert name in words
 
 
@@ -96,6 +97,17 @@ def test_every_loss_has_a_name_however_it_is_written() -> None:
     assert loss_name("iou") == "jaccard"
     with pytest.raises(ValueError, match=r"expected one of dice, .*, got 'dise'"):
         loss_name("dise")
+
+
+def test_a_loss_with_a_map_is_named_as_one_and_refused(run: Run) -> None:
+    for name, kind in LOSSES.items():
+        loss = every_loss.LOSSES[kind]()
+        assert (map_of(loss) is None) == (name in OF_LABELS), name
+    for name in WITH_MAPS:
+        code, _, error = run("demo", "--loss", name)
+        assert code == 2
+        words = re.sub(r"[\s│]+", " ", error)
+        assert f"got {name}: {LOSSES[name]} needs a map beside them" in words
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from volumes import SHAPES, label_map, logits, one_hot
 from voxloss import CrossEntropyLoss, DiceCELoss, DiceFocalLoss, FocalLoss, StatisticsLoss
 from voxloss.backends import BACKENDS
 from voxloss_verify.subject.maps import MapOfTarget
+from voxloss_verify.subject.readers import map_of
 from voxloss_verify.tolerances import PARITY
 
 COMPOUNDS = [
@@ -512,8 +513,9 @@ def test_terms_are_the_parts_of_the_same_pass(
     mask, annotated = torch.rand(2, 1, *x.shape[2:]) > 0.2, [[0, 1, 2, 3], [1, 2]]
     x.requires_grad_()
     given: Any = labels
-    if loss.map_name is not None:  # no hooks are called
-        _, given = MapOfTarget(loss.map_name)(loss, (x.detach(), labels))  # type: ignore[arg-type]
+    map_name = map_of(loss)
+    if map_name is not None:  # no hooks are called
+        _, given = MapOfTarget(map_name)(loss, (x.detach(), labels))
     total, terms = loss.with_terms(x, given, mask, annotated)
     assert passes == [("numba_cpu", "region_sums")]
     plain = loss(x, given, mask, annotated)

@@ -132,7 +132,9 @@ def test_ignored_voxels_masks_and_regions(backend: str) -> None:
     torch.testing.assert_close(value_and_gradient(loss, damaged, labels, mask=~hidden, partition=junk), wanted)
     marked = labels.masked_fill(hidden, 255)
     ignoring = CCDiceCELoss(**MAP, ignore_index=255, backend=backend)
-    torch.testing.assert_close(value_and_gradient(ignoring, damaged, marked, partition=cells), wanted)
+    torch.testing.assert_close(value_and_gradient(ignoring, damaged, marked, partition=junk), wanted)
+    large = cells.masked_fill(hidden, 2**40)  # of as many cells there would be no sums
+    torch.testing.assert_close(value_and_gradient(ignoring, damaged, marked, partition=large), wanted)
     regions = [[1, 2], [2]]
     channels = torch.cat([torch.isin(labels, torch.tensor(region)) for region in regions], 1).double()
     by_channels = CCDiceCELoss(sigmoid=True, include_background=True)

@@ -24,7 +24,7 @@ from monai.transforms import Compose
 from scipy.ndimage import binary_dilation, binary_erosion
 
 from voxloss_app.__main__ import main
-from voxloss_app.names import LOSSES
+from voxloss_app.names import OF_LABELS
 from voxloss_app.train import Plan, TrainRequest, make_plan, predict_and_write, train_and_score
 from voxloss_app.train.checkpoint import Checkpoint
 from voxloss_app.train.loop import Training, validation_dice
@@ -519,7 +519,7 @@ def test_wrong_command_lines_end_with_2_and_one_line(
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", OF_LABELS)
 def test_every_loss_trains_on_logits_and_a_label_map_with_ignored_voxels(name: str, tmp_path: Path) -> None:
     data = two_scans(tmp_path / "data", [1, 2, 9])
     plan = make_plan(TrainRequest(data, tmp_path, loss=name, ignore=9, patch=(32, 16, 16)))

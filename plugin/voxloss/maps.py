@@ -95,9 +95,7 @@ def pass_map(
     if name == "distance":
         return PassMap(given.expand(-1, channels, *given.shape[2:]))
     labels = plain(target.labels)
-    ignored = ignored_voxels(labels, channels, ignore_index, regions)
-    if mask is not None:
-        ignored = mask == 0 if ignored is None else ignored | (mask == 0)
+    ignored = _ignored(labels, channels, mask, ignore_index, regions)
     if given.shape[1] == channels and not (channels == 1 and regions):
         if given.dtype != torch.bool:
             message = "skeleton: expected values in [0, 1], one channel per class."
@@ -112,11 +110,20 @@ def pass_map(
     return PassMap(there, of_label=True)
 
 
-def pass_cells(input: Tensor, target: Target, mask: Tensor | None, cells: int | None) -> tuple[Tensor, int]:
+def pass_cells(
+    cells: int | None,
+    input: Tensor,
+    target: Target,
+    mask: Tensor | None,
+    ignore_index: int | None,
+    regions: bool,
+) -> tuple[Tensor, int]:
     """The partition as the pass takes it, int32, and the number of its cells, checked where voxels count."""
     given = _require_map("partition", target.partition, input)
     if given.shape[1] != 1:
         raise ShapeError(f"partition: expected one channel, got {list(given.shape)}.")
+    ignored = _ignored(plain(target.labels), input.shape[1], mask, ignore_index, regions)
+    given = given if ignored is None else given.masked_fill(ignored, 0)
     numbers = given.to(torch.int32)  # as the transforms make it
     if cells is None:
         if torch.compiler.is_compiling():
@@ -124,8 +131,19 @@ def pass_cells(input: Tensor, target: Target, mask: Tensor | None, cells: int | 
         cells = 1 + int(numbers.max().clamp(min=0)) if numbers.numel() else 1
     fits = (numbers >= 0) & (numbers < cells) & (numbers == given)
     message = f"partition: expected whole numbers 0…{cells - 1}, one per cell."
-    _require_all(fits, None if mask is None else mask == 0, message)
-    return numbers if mask is None else numbers.clamp(0, cells - 1), cells
+    _require_all(fits, None, message)
+    # Nothing is checked while a compiler looks on, and the pass writes where the numbers say.
+    return numbers.clamp(0, cells - 1) if torch.compiler.is_compiling() else numbers, cells
+
+
+def _ignored(
+    labels: Tensor, channels: int, mask: Tensor | None, ignore_index: int | None, regions: bool
+) -> Tensor | None:
+    """Where no voxel counts, bool `[B, 1, spatial...]`, whatever a map has there."""
+    ignored = ignored_voxels(labels, channels, ignore_index, regions)
+    if mask is None:
+        return ignored
+    return mask == 0 if ignored is None else ignored | (mask == 0)
 
 
 def _require_map(name: str, found: Tensor | None, input: Tensor) -> Tensor:

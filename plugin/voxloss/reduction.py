@@ -23,7 +23,7 @@ def require_classes(classes: Sequence[int] | None, include_background: bool) -> 
     if not include_background and 0 in classes:
         raise ValueError(
             f"classes={list(classes)} names the background, include_background=False excludes it. "
-            "Take 0 out of classes, or leave include_background away."
+            "Take 0 out of classes, or say include_background=True."
         )
 
 

@@ -155,8 +155,8 @@ class PassSums:
             return None
         return self._batch()[-1] > 0 if batch else self.annotated
 
-    def of_cells(self, first: int = 0) -> tuple[PassSums, int]:
-        """The sums of the cells from the `first` one on, each as a sample; and how many a sample has.
+    def of_cells(self, first: int = 0) -> PassSums:
+        """The sums of the cells from the `first` one on, each as a sample.
 
         From 1 on each is joined with the first cell, number 0, which is that of no component.
         """
@@ -167,7 +167,7 @@ class PassSums:
             tensor = tensor[:, :, 1:] + tensor[:, :, :1]
         cells = tensor.shape[2]
         annotated = None if self.annotated is None else self.annotated.repeat_interleave(cells, 0)
-        sums = PassSums(
+        return PassSums(
             self.names,
             tensor.flatten(1, 2),
             binary=self.binary,
@@ -177,7 +177,6 @@ class PassSums:
             ignored_class=self.ignored_class,
             constant=self._constant,
         )
-        return sums, cells
 
     def has_voxels(self) -> Tensor:
         """Which cells have a voxel that counts, bool `[B, cells]`; of the sum `voxels`."""

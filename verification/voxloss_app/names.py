@@ -23,6 +23,8 @@ LOSSES = {
     "dice-top-k": "DiceTopKLoss",
     "dice-ce-skeleton-recall": "DiceCESkeletonRecallLoss",
     "dice-boundary": "DiceBoundaryLoss",
+    "cc-dice-ce": "CCDiceCELoss",
+    "blob": "BlobLoss",
     "generalized-dice-focal": "GeneralizedDiceFocalLoss",
     "tversky-ce": "TverskyCELoss",
     "focal-tversky-ce": "FocalTverskyCELoss",
@@ -30,6 +32,17 @@ LOSSES = {
     "exponential-logarithmic": "ExponentialLogarithmicLoss",
     "unified-focal": "UnifiedFocalLoss",
 }
+
+# Those that need a map beside the labels, which the commands that train make none of.
+WITH_MAPS = (
+    "skeleton-recall",
+    "boundary",
+    "dice-ce-skeleton-recall",
+    "dice-boundary",
+    "cc-dice-ce",
+    "blob",
+)
+OF_LABELS = tuple(name for name in LOSSES if name not in WITH_MAPS)
 
 
 def loss_name(text: str) -> str:

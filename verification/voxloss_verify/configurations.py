@@ -217,6 +217,22 @@ CONFIGURATIONS: Mapping[str, Mapping[str, Arguments]] = {
             {**_REGIONS, "lambda_boundary": 0.5},
         ),
     },
+    **{
+        name: {
+            # A mean over samples of means over voxels, which is claimed of samples of as many voxels that count.
+            **shared("softmax", "sigmoid"),
+            **shared("softmax, s = 0", "ignore 255", "class weights", lambda_ce=0.0),
+            **_own(
+                {**LABELS, "include_background": True, "cells": 2},
+                {**LABELS, "lambda_lesion": 0.5, "lambda_global": 3.0, "label_smoothing": 0.1},
+                {**LABELS, "lambda_dice": 0.25, "lambda_ce": 2.0, "lambda_global": 0.5},
+                {**LABELS, "classes": [2, 1]},
+                {**_REGIONS, "include_background": True},
+                {"lambda_ce": 0.0, "lambda_global": 1.0},
+            ),
+        }
+        for name in ("CCDiceCELoss", "BlobLoss")
+    },
     "DiceFocalLoss": {
         **shared(*COMPOUND),
         **_own(_IGNORED_CLASS, _FOREGROUND, _SUM, {**LABELS, "gamma": 0.5, "lambda_focal": 0.5}),

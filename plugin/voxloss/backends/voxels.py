@@ -317,7 +317,8 @@ def sums(
 
 def _by_cell(term: Tensor, partition: Tensor, cells: int) -> Tensor:
     """Add up `[B, C, N]` by cell: `[B * cells, C]`."""
-    numbers, wide = partition.flatten(2).to(torch.int64), term if term.device.type == "mps" else term.to(torch.float64)
+    numbers = partition.flatten(2).to(torch.int64)
+    wide = term if term.device.type == "mps" else term.to(torch.float64)
     if term.device.type == "cpu":
         total = wide.new_zeros((*term.shape[:2], cells)).scatter_add(2, numbers.expand_as(term), wide)
     else:  # where an addition by number has no fixed order, and a product of matrices has one

@@ -268,12 +268,11 @@ class StatisticsLoss(_Loss, ABC):
     def _measured(self, input: Tensor, target: Target, mask: Tensor | None, annotated: Annotated) -> PassSums:
         mask = self.counting(input, target, mask, annotated)
         volumes, annotated = self._volumes(input, target, mask, annotated)
-        values, of_label = pass_map(
-            self.map_name, volumes.input, target, volumes.mask, self.ignore_index, self.regions is not None
-        )
+        given = volumes.input, target, volumes.mask, self.ignore_index, self.regions is not None
+        values, of_label = pass_map(self.map_name, *given)
         partition, cells = None, 0
         if self.by_cell:
-            partition, cells = pass_cells(volumes.input, target, volumes.mask, self.cells)
+            partition, cells = pass_cells(self.cells, *given)
         names = self.needs(volumes.binary)
         if annotated is not None:
             names = names if "target" in names else [*names, "target"]

@@ -88,12 +88,10 @@ class CellwiseLoss(StatisticsLoss):
 
     def compute(self, sums: PassSums) -> Tensor:
         """The loss, `[]`."""
-        each, cells = sums.of_cells(1 if self.joined else 0)
+        each = sums.of_cells(1 if self.joined else 0)
         there = sums.has_voxels()
         if self.joined:
             there = there[:, 1:]
-        if not cells:
-            return 0.0 * sums.per_sample("voxels").sum()
         loss, counts = self.loss.of_samples(each)
         counted = there.reshape(-1, 1).expand_as(loss)
         counted = counted if counts is None else counted & counts

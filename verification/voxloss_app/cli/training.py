@@ -23,7 +23,7 @@ from voxloss_app.cli.options import (
     starting,
 )
 from voxloss_app.exits import Refused
-from voxloss_app.names import LOSSES, loss_name
+from voxloss_app.names import LOSSES, OF_LABELS, loss_name
 from voxloss_verify.request import MAX_CLASSES, parse_kwargs
 
 GROUP = "Training"
@@ -48,13 +48,19 @@ class Precision(str, Enum):
 
 def _loss(name: str) -> str:
     try:
-        return loss_name(name)
+        found = loss_name(name)
     except ValueError as error:
         raise typer.BadParameter(f"{error}.") from error
+    if found not in OF_LABELS:
+        raise typer.BadParameter(
+            f"expected a loss of labels alone, got {name}: {LOSSES[found]} needs a map beside them, which the "
+            "transforms of voxloss.transforms make in a training loop of your own."
+        )
+    return found
 
 
 def _losses(incomplete: str) -> list[str]:
-    return starting([*LOSSES], incomplete)
+    return starting([*OF_LABELS], incomplete)
 
 
 LossOption = Annotated[
@@ -63,7 +69,7 @@ LossOption = Annotated[
         "--loss",
         callback=_loss,
         metavar="NAME",
-        help=f"What to train with: {', '.join(LOSSES)}.",
+        help=f"What to train with: {', '.join(OF_LABELS)}.",
         autocompletion=_losses,
     ),
 ]

@@ -50,6 +50,8 @@ FOCAL: tuple[Family, ...] = ("focal", "logarithmic_cross_entropy")
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 Activation = Literal["softmax", "sigmoid", "none"]
 Labels = Literal["map", "indices", "one-hot", "regions"]
+# "nearest" and "components" are partitions: by the nearest lesion, or into lesions and what is in none.
+MapName = Literal["skeleton", "distance", "nearest", "components"]
 Shards = Literal["equal batch", "unequal batch", "volume"]
 # What a compound claims for its parts.
 OF_THE_CALL = (
@@ -164,7 +166,8 @@ class Claims:
         offset: 1 for 1 − score, 0 for −score.
         ignore_index: voxels with this label count as deleted, and the class does not count.
         map: what the loss is given beside the target: the checks make it of the target, the "skeleton" as the
-            whole of it, the "distance" as 1 − 2g.
+            whole of it, the "distance" as 1 − 2g, of the partitions "nearest" and "components" one cell for each
+            sample.
         empty: the score where the denominator is 0; of a metric, where prediction and reference are empty.
         absent: whether classes without target count; else they are left out of the mean over items and classes,
             or of the mean over the classes of each item, which then are averaged. Of a metric, they are NaN.
@@ -217,7 +220,7 @@ class Claims:
     unreduced: str = "B C"
     offset: Literal[0, 1] = 1
     ignore_index: int | None = None
-    map: Literal["skeleton", "distance"] | None = None
+    map: MapName | None = None
     empty: Literal["perfect", "worst", "nan"] = "perfect"
     absent: Literal["count", "perfect", "skip", "skip per item"] = "count"
     dtypes: tuple[str, ...] = DTYPES

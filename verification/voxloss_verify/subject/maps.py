@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from voxloss import Target
 from voxloss.regions import memberships
-
-MapName = Literal["skeleton", "distance"]
+from voxloss_verify.oracle.claims import MapName
 
 
 @dataclass(frozen=True)
@@ -19,10 +18,12 @@ class MapOfTarget:
     """A hook before the call of a loss: in the target's place it puts a `Target` with the map that is made of it.
 
     The skeleton s is the whole target, so that its recall is Σpg / Σg. The distance is φ = 1 − 2g, of one voxel
-    and negative inside, so that Σφp = Σp − 2Σpg. Both follow the target wherever it is moved.
+    and negative inside, so that Σφp = Σp − 2Σpg. Both follow the target wherever it is moved. A partition has one
+    cell, the whole sample, so that the loss of cells is that of samples: number 0 of the "nearest" lesions,
+    number 1 of the "components".
 
     Attributes:
-        name: of the map.
+        name: of the map, or of the kind of partition.
         regions: of each channel the labels, if the target is a map of them.
     """
 
@@ -34,8 +35,15 @@ class MapOfTarget:
         input, target, *others = given
         if not isinstance(target, Tensor):  # one of a test's own
             return given
-        made = target if self.name == "skeleton" else self._distance(input, target)
-        return input, Target(target, **{self.name: made.detach()}), *others
+        return input, self._with_map(input, target), *others
+
+    def _with_map(self, input: Tensor, target: Tensor) -> Target:
+        if self.name == "skeleton":
+            return Target(target, skeleton=target.detach())
+        if self.name == "distance":
+            return Target(target, distance=self._distance(input, target).detach())
+        number = 1 if self.name == "components" else 0
+        return Target(target, partition=torch.full_like(input[:, :1], number, dtype=torch.int64))
 
     def _distance(self, input: Tensor, target: Tensor) -> Tensor:
         dtype, channels = torch.promote_types(input.dtype, torch.float32), input.shape[1]

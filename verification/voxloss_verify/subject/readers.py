@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from voxloss_verify.oracle.claims import SCORES, Claims, Family
+from voxloss_verify.oracle.claims import SCORES, Claims, Family, MapName
 from voxloss_verify.oracle.exact import EXTRA_SUMS
 
 
@@ -35,6 +35,17 @@ def _is_ours(loss: Any) -> bool:
     return any(kind.__module__.startswith("voxloss.") for kind in type(loss).__mro__)
 
 
+def map_of(loss: Any) -> MapName | None:
+    """What a loss is given beside the target."""
+    name: MapName | None = getattr(loss, "map_name", None)
+    if not getattr(loss, "by_cell", False):
+        return name
+    joined = {bool(part.joined) for part in loss.modules() if hasattr(part, "joined")}
+    if name is not None or len(joined) > 1:
+        raise ValueError("claims cannot be read off a loss of two maps: expected one partition alone.")
+    return "components" if joined.pop() else "nearest"
+
+
 def _call(loss: Any) -> dict[str, Any]:
     """What concerns the call of a loss like MONAI's."""
     for name in ("other_act", "pre_softmax"):
@@ -57,8 +68,9 @@ def _call(loss: Any) -> dict[str, Any]:
         "activation": activation,
         **_target(loss),
         "reduction": loss.reduction,
-        "map": getattr(loss, "map_name", None),
+        "map": map_of(loss),
         "shards": None if getattr(loss, "group", None) is None else shards,
+        "compiles": not getattr(loss, "by_cell", False) or loss.cells is not None,
     }
 
 
@@ -179,10 +191,13 @@ def _compound(loss: Any) -> Claims | None:
     """λ and parts by the names that the class declares, also of one's own; None if a part is unknown."""
     parts: list[tuple[float, Claims]] = []
     for factor, name in loss.weighted_parts:
+        share = float(getattr(loss, factor))
+        if not share:  # nothing is claimed of what adds nothing
+            continue
         part = claims_of(getattr(loss, name))
         if part is None:
             return None
-        parts.append((float(getattr(loss, factor)), part))
+        parts.append((share, part))
     each = [claims for _, part in parts for claims in part.formulas]
     rows = [row for claims in each for row in (claims.class_weight, claims.balance) if isinstance(row, tuple)]
     # There is a factor per channel; a part whose number of channels is known has left out an ignored class.
@@ -251,6 +266,20 @@ def _boundary(loss: Any) -> Claims:
         **_call(loss),
     )
     return _per_channel_if_ignored(claims)
+
+
+def _cellwise(loss: Any) -> Claims | None:
+    """Where each sample is one cell: the mean over samples of the loss of each."""
+    part = claims_of(loss.loss)
+    if part is None:
+        return None
+    claims = replace(part, **_call(loss), batch=False)
+    if not claims.is_mean_of_items:
+        raise ValueError(
+            "claims cannot be read off a mean over cells of means that are over more voxels in one than in the "
+            "other (ignored ones, class weights, one-hot targets of a softmax), or leave out classes. Give them."
+        )
+    return claims
 
 
 def _log_cosh_dice(loss: Any) -> Claims:
@@ -599,6 +628,7 @@ READERS: dict[tuple[str, str], Callable[[Any], Claims | None]] = {
     ("voxloss", "DiceTopKLoss"): _compound,
     ("voxloss", "SkeletonRecallLoss"): _skeleton_recall,
     ("voxloss", "BoundaryLoss"): _boundary,
+    ("voxloss", "CellwiseLoss"): _cellwise,
     ("voxloss", "PenaltyGeneralizedDiceLoss"): _penalty,
     **{(library, "MCCLoss"): lambda loss: _monai_like(loss, "mcc") for library in ("voxloss", "monai")},
     ("voxloss", "SensitivitySpecificityLoss"): _sensitivity_specificity,
