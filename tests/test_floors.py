@@ -37,7 +37,8 @@ ORDER = {
         ["voxels", "layout"],
         ["numba_cache"],
         ["numba_kernels", "triton_kernels", "by_label"],
-        ["reference", "eager", "numba_cpu", "triton_gpu"],
+        ["reference", "eager", "numba_cpu"],
+        ["triton_gpu"],
         [""],
     ],
     "voxloss.losses": [
@@ -47,7 +48,7 @@ ORDER = {
         ["region", "voxelwise"],
         ["overlap", "confusion"],
         ["overlap_variants", "compound"],
-        ["exponential_logarithmic", "unified_focal", "top_k", "skeleton", "boundary"],
+        ["exponential_logarithmic", "unified_focal", "top_k", "skeleton", "boundary", "lesions"],
     ],
     "voxloss_verify": [
         ["tolerances", "request", "configurations"],
