@@ -88,8 +88,7 @@ class Case:
     @property
     def maps(self) -> dict[str, Tensor]:
         """The map that the loss needs, by its name: of these tensors always the same."""
-        loss = LOSSES[self.loss](**self.options)
-        name = "partition" if loss.by_cell else loss.map_name
+        name = _map_of(self.loss, self.options)
         chance = torch.Generator().manual_seed(0)
         one_region = self.channels == 1 and "regions" in self.options  # of which a channel would be a label map
         if name == "skeleton" and (self.form == "labels" or one_region):
@@ -161,6 +160,14 @@ def takes(loss: str) -> set[str]:
     named = {name for name, each in parameters.items() if each.kind is not Parameter.VAR_KEYWORD}
     refused = {"inplace"} if loss == "DiceTopKLoss" else set()
     return (named | (option_names(parameters) or set())) - refused
+
+
+def _map_of(loss: str, options: dict[str, Any]) -> str | None:
+    """The name of the map that a loss needs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = LOSSES[loss](**options)
+    return "partition" if made.by_cell else made.map_name
 
 
 def _can_be_unreduced(loss: str) -> bool:
@@ -375,8 +382,7 @@ def draw_case(seed: int, number: int, losses: Sequence[str], backends: Sequence[
     by_target = soft and draw.chance(0.5)
     mask = None if mask is None else _compact(mask)
     case = Case(draw.loss, options, backend, input, target, mask, annotated, layouts, by_target)
-    loss = LOSSES[draw.loss](**options)
-    if loss.by_cell or loss.map_name is not None:
+    if _map_of(draw.loss, options) is not None:
         case = case.but(form=draw.one(["channels", "floats", "labels", "one for all"]))
     return _with_a_fault(draw, case) if draw.chance(0.03) else case
 
