@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from voxloss.channels import ignored_voxels
@@ -16,7 +18,8 @@ class Target(NamedTuple):
 
     A loss takes what it needs and leaves the rest, so that one loader is enough for all. With keyword arguments,
     `loss(output, labels, skeleton=skeleton)`, the tuple is not needed. The maps are made in the loader, by the
-    transforms of `voxloss.transforms`.
+    transforms of `voxloss.transforms`. MONAI's `DeepSupervisionLoss` resizes them with the labels, by the nearest
+    voxel; nnU-Net's wrapper takes a list with one for each output.
 
     Attributes:
         labels: the target of every loss, a label map `[B, 1, spatial...]` or `[B, C, spatial...]`.
@@ -32,6 +35,34 @@ class Target(NamedTuple):
     skeleton: Tensor | None = None
     distance: Tensor | None = None
     partition: Tensor | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of the labels."""
+        return self.labels.shape
+
+    @property
+    def device(self) -> torch.device:
+        """That of the labels."""
+        return self.labels.device
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Target:
+        """Resize labels and maps alike, which MONAI's `DeepSupervisionLoss` does with a target."""
+        if function is not F.interpolate or not args or not isinstance(args[0], Target):
+            raise TypeError(f"Target: expected as the target of a loss, got as that of {function.__name__}.")
+        target, *others = args
+        volumes: Any = [each if each is None else _resized(each, *others, **(kwargs or {})) for each in target]
+        return Target(*volumes)
+
+
+def _resized(volume: Tensor, *how: Any, **arguments: Any) -> Tensor:
+    """As torch resizes floating-point numbers; labels come back as what they were."""
+    if volume.is_floating_point():
+        return F.interpolate(volume, *how, **arguments)
+    return F.interpolate(volume.double(), *how, **arguments).to(volume.dtype)
 
 
 class Maps(TypedDict, total=False):
