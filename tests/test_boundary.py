@@ -25,6 +25,15 @@ def data(channels: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     return x, labels, 9 * torch.randn(2, channels, 5, 6, 7, generator=generator, dtype=torch.float64)
 
 
+def test_a_schedule_begins_with_the_first_epoch() -> None:
+    loss = DiceBoundaryLoss(**MAP, schedule="rebalance", step=0.25)
+    assert (loss.lambda_dice, loss.lambda_boundary) == (0.75, 0.25)
+    with pytest.raises(ValueError, match="epoch: expected 1 for the first or a later one, got 0"):
+        loss.at_epoch(0)
+    with pytest.raises(ValueError, match=r"step: expected a number in \[0, 1\], got 2"):
+        DiceBoundaryLoss(**MAP, schedule="rebalance", step=2)
+
+
 @pytest.mark.parametrize("backend", ["reference", "eager", "numba_cpu"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])

@@ -75,6 +75,53 @@ def test_a_skeleton_is_a_line_along_each_tube_with_its_labels() -> None:
     assert float(loss(perfect, labels[None], skeleton=tubes[None])) < 1e-6
 
 
+@pytest.mark.parametrize(
+    "shape", [(2, 2, 16), (4, 4, 16), (6, 4, 16), (2, 1, 16), (16, 1, 2), (2, 16, 2), (8, 8, 16)]
+)
+def test_a_tube_of_any_width_has_a_line(shape: tuple[int, int, int]) -> None:
+    """Thinning alone leaves nothing of many that are an even number of voxels wide."""
+    labels = np.zeros((1, *(edge + 4 for edge in shape)), np.uint8)
+    labels[0][tuple(slice(2, 2 + edge) for edge in shape)] = 3
+    thin = Skeletonized("label", tube=0)({"label": labels})["label_skeleton"]
+    assert max(shape) - 7 <= (thin > 0).sum() <= max(shape)
+    assert ((thin == 0) | (thin == labels)).all()
+
+
+@pytest.mark.parametrize("edge", [1, 2, 4, 8])
+def test_every_component_has_a_voxel_of_the_skeleton(edge: int) -> None:
+    labels = np.zeros((1, 24, 24, 24), np.uint8)
+    labels[0, 2 : 2 + edge, 2 : 2 + edge, 2 : 2 + edge] = 1
+    labels[0, 14:17, 14:17, 4:20] = 2
+    labels[0, 20:22, 2:20, 20:22] = 3
+    thin = Skeletonized("label", tube=0)({"label": labels})["label_skeleton"]
+    assert set(np.unique(thin)) == {0, 1, 2, 3}
+    alone = Skeletonized("label", tube=0)({"label": np.where(labels == 2, labels, 0)})["label_skeleton"]
+    assert np.array_equal(np.where(labels == 2, thin, 0), alone), "of others nothing changes"
+
+
+@pytest.mark.parametrize(
+    "make", [Skeletonized("label"), SignedDistanced("label", channels=4), Componentsd("label")]
+)
+@pytest.mark.parametrize("value", [0.5, np.nan, np.inf])
+def test_labels_that_are_no_whole_numbers_are_named(value: float, make: Any) -> None:
+    labels = vessels()
+    labels[0, 1, 2, 3] = value
+    with pytest.raises(
+        ValueError, match=rf"label: expected whole numbers in a label map, got {value} at \[1, 2, 3\]"
+    ):
+        make({"label": labels})
+
+
+def test_distances_of_classes_that_there_are_not() -> None:
+    with pytest.raises(ValueError, match=r"channels: expected 2 or more, .* got 1.* pass regions=\[\[1\]\]"):
+        SignedDistanced("label", channels=1)
+    with pytest.raises(ValueError, match=r"label: expected 0…2, as channels=3, got 3.* ignore_index"):
+        SignedDistanced("label", channels=3)({"label": vessels()})
+    assert (
+        SignedDistanced("label", channels=3, ignore_index=3)({"label": vessels()})["label_distance"].shape[0] == 3
+    )
+
+
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.5, 1.0, 3.0)])
 def test_distances_are_those_of_scipy_in_the_units_of_the_grid(spacing: tuple[float, ...]) -> None:
     labels = vessels()

@@ -129,15 +129,15 @@ def pass_map(
     ignored = _ignored(labels, channels, mask, ignore_index, regions)
     if given.shape[1] == channels and not (channels == 1 and regions):
         if given.dtype != torch.bool:
-            message = "skeleton: expected values in [0, 1], one channel per class."
-            _require_all((given >= 0) & (given <= 1), ignored, message)
+            message = "skeleton: expected values in [0, 1], one channel per class"
+            _require_all((given >= 0) & (given <= 1), ignored, given, message, _MOVED)
         return PassMap(given)
     if labels.shape[1] != 1:  # rare, and a one-hot in memory, as the labels are
         classes = torch.arange(channels, device=given.device).view(1, -1, *[1] * (given.ndim - 2))
         return PassMap((given == classes) & (classes != 0))
     there = given != 0
-    message = "skeleton: expected 0 or the label of the voxel, as it is the target's."
-    _require_all(~there | (given == labels), ignored, message)
+    message = "skeleton: expected 0 or the label of the voxel"
+    _require_all(~there | (given == labels), ignored, given, message, _MOVED)
     return PassMap(there, of_label=True)
 
 
@@ -156,13 +156,14 @@ def pass_cells(
     ignored = _ignored(plain(target.labels), input.shape[1], mask, ignore_index, regions)
     given = given if ignored is None else given.masked_fill(ignored, 0)
     numbers = given.to(torch.int32)  # as the transforms make it
+    given_cells = cells is not None
     if cells is None:
         if torch.compiler.is_compiling():
             raise ValueError("cells: expected how many cells there are at most, as torch.compile cannot look.")
         cells = 1 + int(numbers.max().clamp(min=0)) if numbers.numel() else 1
     fits = (numbers >= 0) & (numbers < cells) & (numbers == given)
-    message = f"partition: expected whole numbers 0…{cells - 1}, one per cell."
-    _require_all(fits, None, message)
+    message = f"partition: expected whole numbers 0…{cells - 1}, one per cell"
+    _require_all(fits, None, given, message, "Raise cells=, or omit it." if given_cells else _MOVED)
     # Nothing is checked while a compiler looks on, and the pass writes where the numbers say.
     return numbers.clamp(0, cells - 1) if torch.compiler.is_compiling() else numbers, cells
 
@@ -206,11 +207,19 @@ def _require_map(name: str, found: Tensor | None, input: Tensor) -> Tensor:
     return found
 
 
-def _require_all(holds: Tensor, ignored: Tensor | None, message: str) -> None:
+def _require_all(holds: Tensor, ignored: Tensor | None, given: Tensor, message: str, remedy: str) -> None:
     """Raise ValueError unless it holds where voxels count; on CUDA the device fails, later."""
     holds = holds if ignored is None else holds | ignored
     if holds.device.type == "cuda":
-        torch._assert_async(holds.all(), message)
+        torch._assert_async(holds.all(), f"voxloss: {message}. {remedy}")
     elif not torch.compiler.is_compiling() and not holds.all():
         place = [int(each) for each in (~holds).nonzero()[0]]
-        raise ValueError(f"{message} First at {place}; {int((~holds).sum())} in all.")
+        value = given[tuple(place)].item()
+        raise ValueError(f"{message}, got {value} at {place} ({int((~holds).sum())} in all). {remedy}")
+
+
+# What maps of labels want of the transforms that come after them.
+_MOVED = (
+    "Make it with voxloss.transforms, and crop, flip and resample it with the labels, by the nearest voxel "
+    "(mode='nearest')."
+)

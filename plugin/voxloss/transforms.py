@@ -10,6 +10,7 @@ is deterministic: `CacheDataset` and `PersistentDataset` compute a map once.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,7 @@ class _Mapped(MapTransform):
                     "EnsureChannelFirstd adds the axis of channels."
                 )
             values = np.asarray(label.detach().cpu() if isinstance(label, Tensor) else label)[0]
+            _require_labels(key, values)
             found[f"{key}_{self.name}"] = _like(label, self.map(values, _spacing(label)))
         return found
 
@@ -70,7 +72,9 @@ class Skeletonized(_Mapped):
 
     As Kirchhoff et al. 2024 have it for `SkeletonRecallLoss`: the foreground as a whole is thinned to lines,
     which are thickened to tubes, and a voxel of a tube keeps its label. So a line goes on where one class ends at
-    another.
+    another, and a class that lies beside another one may have no line. Every connected component has at least a
+    voxel: where thinning leaves nothing of one, as scikit-image's does of many that are an even number of voxels
+    wide, it is made a voxel narrower first.
 
     Flipped labels have a flipped skeleton up to single voxels, as thinning has an order; cropped ones another one
     near the border. Make it from the whole volume, and crop, flip and rotate it with the label, by nearest
@@ -78,7 +82,8 @@ class Skeletonized(_Mapped):
 
     Args:
         keys: of the labels, `[1, spatial...]`, 0 for the background.
-        tube: by how many voxels lines are thickened; 2 in the paper's code.
+        tube: by how many voxels lines are thickened, along each axis alike: resample first where the spacing
+            differs much. 2 in the paper's code.
         ignore_index: a label that is no foreground.
         allow_missing_keys: leave out a key that an item does not have.
     """
@@ -101,7 +106,7 @@ class Skeletonized(_Mapped):
         """The labels on the tubes; the spacing plays no part."""
         morphology = _required("skimage.morphology", "scikit-image")
         inside = (labels != 0) & self.known(labels)
-        lines = morphology.skeletonize(inside) > 0
+        lines = _centre_lines(inside)
         for _ in range(self.tube):
             lines = morphology.dilation(lines)
         return np.where(lines & inside, labels, 0).astype(labels.dtype)[None]
@@ -119,8 +124,10 @@ class SignedDistanced(_Mapped):
 
     Args:
         keys: of the labels, `[1, spatial...]`.
-        channels: how many classes there are, 0 for the background; or `regions` in their place.
-        regions: for each channel the labels that it is made of.
+        channels: how many classes there are, 2 or more, of which 0 is the background; or `regions` in their
+            place.
+        regions: for each channel the labels that it is made of, as the loss has them; for a network with one
+            channel `[[1]]`, with all labels of its foreground.
         ignore_index: a label that is in no class.
         allow_missing_keys: leave out a key that an item does not have.
     """
@@ -138,11 +145,24 @@ class SignedDistanced(_Mapped):
         super().__init__(keys, ignore_index, allow_missing_keys)
         if (channels is None) == (regions is None):
             raise ValueError("channels, regions: expected one of them, how many classes or the labels of each.")
+        if channels is not None and channels < 2:
+            raise ValueError(
+                f"channels: expected 2 or more, of which 0 is the background, got {channels!r}. For a network "
+                "with one channel pass regions=[[1]], with all labels of its foreground."
+            )
+        self.channels = channels
         self.regions = [[c] for c in range(channels or 0)] if regions is None else [[*each] for each in regions]
 
     def map(self, labels: Image, spacing: Sequence[float]) -> Image:
         """Distances, float32."""
         edt = _required("edt", "edt").edt
+        if self.channels is not None:
+            outside = ((labels < 0) | (labels >= self.channels)) & self.known(labels)
+            if outside.any():
+                raise ValueError(
+                    f"label: expected 0…{self.channels - 1}, as channels={self.channels}, got "
+                    f"{labels[outside][0]}. Leave a label out with ignore_index."
+                )
         found = np.zeros((len(self.regions), *labels.shape), np.float32)
         for distance, region in zip(found, self.regions, strict=True):
             inside = np.isin(labels, region) & self.known(labels)
@@ -253,6 +273,52 @@ class NearestComponentd(Componentsd):
         )
         cells: Image = found[(slice(None), *nearest)] - 1
         return cells
+
+
+def _require_labels(key: Hashable, values: Image) -> None:
+    """Check that labels are whole numbers."""
+    if values.dtype.kind == "f":
+        wrong = ~np.isfinite(values) | (values != np.round(values))
+        if wrong.any():
+            place = [int(at[0]) for at in np.nonzero(wrong)]
+            raise ValueError(
+                f"{key}: expected whole numbers in a label map, got {values[tuple(place)]} at {place} "
+                f"({int(wrong.sum())} in all). Resample labels with mode='nearest'."
+            )
+
+
+def _centre_lines(inside: Image) -> Image:
+    """Thin to lines, of which every connected component has one."""
+    morphology, ndimage = _required("skimage.morphology", "scikit-image"), _required("scipy.ndimage", "scipy")
+    lines: Image = morphology.skeletonize(inside) > 0
+    parts, number = ndimage.label(inside, np.ones([3] * inside.ndim))
+    for size in (inside.ndim - 1, inside.ndim, 1):  # a tube across, then a block, then a slab
+        for axes in combinations(range(inside.ndim), size):
+            missing = _without(lines, parts, number)
+            if not missing.any():
+                return lines
+            lines |= morphology.skeletonize(_narrower(missing[parts], axes)) > 0
+    missing = _without(lines, parts, number)
+    depth = ndimage.distance_transform_edt(missing[parts])
+    for place in ndimage.maximum_position(depth, parts, np.flatnonzero(missing)):
+        lines[place] = True
+    return lines
+
+
+def _narrower(inside: Image, axes: Sequence[int]) -> Image:
+    """Without the first voxel of each run along some axes."""
+    for axis in axes:
+        before = np.zeros_like(inside)
+        np.swapaxes(before, 0, axis)[1:] = np.swapaxes(inside, 0, axis)[:-1]
+        inside = inside & before
+    return inside
+
+
+def _without(lines: Image, parts: Image, number: int) -> Image:
+    """Which parts 1…number no line goes through."""
+    missing: Image = np.bincount(parts[lines], minlength=number + 1) == 0
+    missing[0] = False
+    return missing
 
 
 def _required(module: str, package: str) -> Any:

@@ -206,7 +206,8 @@ class StatisticsLoss(_Loss, ABC):
                 a bool tensor `[B, C]`. The others have no part in the loss of that sample: no score, and in a
                 voxel-wise mean neither do the voxels that have their label. Name the background only where it is
                 background for certain, and not what nobody annotated.
-            maps: what the loader knows beside the labels, for those losses that need it: `skeleton`, `distance`.
+            maps: what the loader knows beside the labels, for those losses that need it: `skeleton`, `distance`,
+                `partition`.
                 `Target` explains them.
         """
         target = with_maps(target, maps)

@@ -99,9 +99,9 @@ class DiceBoundaryLoss(CompoundLoss):
         reduction: "mean" or "sum".
         smooth_nr, smooth_dr: s_n and s_d ≥ 0 of Dice, in voxels.
         weight: a factor ≥ 0 per channel.
-        lambda_dice, lambda_boundary: λ ≥ 0; where there is a schedule, as `at_epoch` sets them.
+        lambda_dice, lambda_boundary: λ ≥ 0; a schedule sets its own.
         schedule: "constant", "increase" or "rebalance".
-        step: by how much per epoch, 0.01 in the paper.
+        step: by how much per epoch, in [0, 1]; 0.01 in the paper.
     """
 
     weighted_parts = (("lambda_dice", "dice"), ("lambda_boundary", "boundary"))
@@ -126,7 +126,8 @@ class DiceBoundaryLoss(CompoundLoss):
         ignore_index: int | None = None,
         **options: Unpack[RegionOptions],
     ) -> None:
-        inputs.require_share(lambda_dice=lambda_dice, lambda_boundary=lambda_boundary, step=step)
+        inputs.require_share(lambda_dice=lambda_dice, lambda_boundary=lambda_boundary)
+        inputs.require_fraction(step=step)
         if schedule not in get_args(Schedule):
             raise ValueError(f"schedule: expected one of {get_args(Schedule)}, got {schedule!r}.")
         if LossReduction(reduction) is LossReduction.NONE:
@@ -154,7 +155,13 @@ class DiceBoundaryLoss(CompoundLoss):
         self.at_epoch(1)
 
     def at_epoch(self, epoch: int) -> None:
-        """Set the λ of an epoch, 1 for the first."""
+        """Set the λ of an epoch, 1 for the first.
+
+        Raises:
+            ValueError: for an epoch before the first.
+        """
+        if epoch < 1:
+            raise ValueError(f"epoch: expected 1 for the first or a later one, got {epoch!r}.")
         if self.schedule == "increase":
             self.lambda_boundary = epoch * self.step
         elif self.schedule == "rebalance":

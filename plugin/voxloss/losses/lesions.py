@@ -129,13 +129,16 @@ class _Lesionwise(CompoundLoss):
         cells: int | None,
         shared: SharedOptions,
         options: RegionOptions,
+        include_background: bool | None,
         **of_whole: Any,
     ) -> None:
         inputs.require_share(lambda_global=lambda_global, lambda_lesion=lambda_lesion)
-        own = {"include_background": of_whole["include_background"], **pass_options(options), **shared}
+        if include_background is None:
+            include_background = options.get("regions") is not None
+        own = {"include_background": include_background, **pass_options(options), **shared}
         super().__init__(**own)
         self.lambda_global, self.lambda_lesion = lambda_global, lambda_lesion
-        self.whole = DiceCELoss(**of_whole, **shared, **options)
+        self.whole = DiceCELoss(include_background=include_background, **of_whole, **shared, **options)
         self.lesions = _DiceCEOfCells(self.whole, self._joined, cells, **own)
 
 
@@ -144,9 +147,10 @@ class CCDiceCELoss(_Lesionwise):
 
     Bouteille et al. 2025, "Learning to Look Closer: A New Instance-Wise Loss for Small Cerebral Lesion
     Segmentation" (arXiv 2511.17146), after the metric of Jaus et al. 2024, "Every Component Counts". A cell is
-    what is nearest to one lesion: a missed lesion costs the same whatever its size, and a false positive counts
-    against the lesion next to it. The mean is over the cells of a sample, then over the samples; a sample without
-    lesions is one cell. All sums come from one pass. `CellwiseLoss` explains the partition.
+    what is nearest to one lesion: a missed lesion has the same Dice whatever its size, and a false positive
+    counts against the lesion next to it. The mean is over the cells of a sample, then over the samples; a sample
+    without lesions is one cell. All sums come from one pass. `CellwiseLoss` explains the partition. The terms of
+    `with_terms` are "lesions" and "whole".
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
     `to_onehot_y`, else `[B, C, spatial...]`; partition: `[B, 1, spatial...]`, of
@@ -154,7 +158,8 @@ class CCDiceCELoss(_Lesionwise):
     `RegionOptions` those that MONAI does not have; `classes` and `absent` are of Dice alone.
 
     Args:
-        include_background: of Dice; False, as the background of a cell is nearly all of it.
+        include_background: of Dice. None leaves it out, as nearly all of a cell is background, but with
+            `regions`, which have none.
         smooth_nr, smooth_dr: s_n and s_d ≥ 0 of Dice, in voxels.
         weight: a factor ≥ 0 per channel.
         lambda_dice, lambda_ce, lambda_lesion, lambda_global: λ ≥ 0.
@@ -166,7 +171,7 @@ class CCDiceCELoss(_Lesionwise):
 
     def __init__(
         self,
-        include_background: bool = False,
+        include_background: bool | None = None,
         to_onehot_y: bool = False,
         sigmoid: bool = False,
         softmax: bool = False,
@@ -214,7 +219,7 @@ class BlobLoss(_Lesionwise):
     those that MONAI does not have; `classes` and `absent` are of Dice alone.
 
     Args:
-        include_background: of Dice.
+        include_background: of Dice; None as of `CCDiceCELoss`.
         smooth_nr, smooth_dr: s_n and s_d ≥ 0 of Dice, in voxels.
         weight: a factor ≥ 0 per channel.
         lambda_dice, lambda_ce, lambda_global, lambda_lesion: λ ≥ 0.
@@ -226,7 +231,7 @@ class BlobLoss(_Lesionwise):
 
     def __init__(
         self,
-        include_background: bool = False,
+        include_background: bool | None = None,
         to_onehot_y: bool = False,
         sigmoid: bool = False,
         softmax: bool = False,
