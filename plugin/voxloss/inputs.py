@@ -39,8 +39,8 @@ def require_pair(input: Tensor, target: Tensor, label_map: bool | None, softmax:
         if not isinstance(tensor, Tensor):
             raise TypeError(
                 f"{name}: expected a torch.Tensor, got {type(tensor).__name__}. Convert an array with "
-                "torch.as_tensor; for a list of outputs wrap the loss in monai.losses.DeepSupervisionLoss; labels "
-                "with maps are a voxloss.Target."
+                "torch.as_tensor, labels with maps to a voxloss.Target; for a list of outputs wrap the loss in "
+                "monai.losses.DeepSupervisionLoss."
             )
     if not input.is_floating_point():
         raise TypeError(
