@@ -212,17 +212,17 @@ def test_cells(options: dict[str, Any], poisoned_empty: None) -> None:
     channels, activation, form, masked, mapped, dtype = options.values()
     if channels == 1 and activation == "softmax":
         pytest.skip("a softmax over one class is 1")
-    x, target = prediction(channels, (9, 130), activation).to(dtype), label_map(2, channels, (9, 130))
-    cells = torch.randint(7, (2, 1, 9, 13)).repeat_interleave(10, -1)
+    x, target = prediction(channels, (4, 70), activation).to(dtype), label_map(2, channels, (4, 70))
+    cells = torch.randint(7, (2, 1, 4, 7)).repeat_interleave(10, -1)
     cells[0][cells[0] == 3] = 4
     cells[1, ..., 5] = 6
-    hidden = torch.rand(2, 1, 9, 130) < 0.3
+    hidden = torch.rand(2, 1, 4, 70) < 0.3
     if form == "label map, ignore":
         target, x = target.masked_fill(hidden, 255), x.masked_fill(hidden, math.nan)
     elif form == "soft":
-        target = logits(2, channels, (9, 130)).sigmoid()
-    mask = (torch.rand(2, 1, 9, 130) > 0.3) * torch.rand(2, 1, 9, 130).add(0.5) if masked else None
-    given = torch.randn(2, channels, 9, 130) if mapped else None
+        target = logits(2, channels, (4, 70)).sigmoid()
+    mask = (torch.rand(2, 1, 4, 70) > 0.3) * torch.rand(2, 1, 4, 70).add(0.5) if masked else None
+    given = torch.randn(2, channels, 4, 70) if mapped else None
     sums = [*sums_for(activation)[:8], *(MAPPED if mapped else ())]
     spec = PassSpec(activation, sums, 255, 2.0, (), False, 7)
     compare(x, target, spec, mask=mask, given=given, cells=cells)
