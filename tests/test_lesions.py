@@ -14,6 +14,7 @@ import voxloss
 from every_loss import value_and_gradient
 from voxloss.losses.lesions import BlobLoss, CCDiceCELoss, CellwiseLoss
 from voxloss.maps import Target
+from voxloss.statistics import PassSums
 
 MAP: dict[str, Any] = {"softmax": True, "to_onehot_y": True}
 S = 1e-5
@@ -207,6 +208,10 @@ def test_a_partition_that_is_wrong_is_named(change: Any, options: dict[str, Any]
 def test_what_cannot_be_by_cell_is_named() -> None:
     with pytest.raises(TypeError, match=r"loss: expected a region loss or CrossEntropyLoss, got FocalLoss"):
         CellwiseLoss(voxloss.FocalLoss())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="loss: expected one over all voxels, got TopKLoss"):
+        CellwiseLoss(voxloss.TopKLoss(**MAP))
+    with pytest.raises(ValueError, match='shard: expected "batch"'):
+        PassSums(["voxels"], torch.zeros(1, 2, 3), binary=False, spatial_axes=3, shard="volume", cells=2)
     with pytest.raises(ValueError, match='shard: expected "batch"'):
         CellwiseLoss(voxloss.DiceLoss(**MAP, shard="volume", group="world"))
     with pytest.raises(ValueError, match="cells: expected a number ≥ 1 or None, got 0"):

@@ -108,6 +108,8 @@ class PassSums:
         """`constant`: the sums that no gradient is wanted of; `cells`: of a partition, `[K, B * cells, C]`."""
         self._by_cell: Tensor | None = None
         if cells:
+            if shard == "volume":
+                raise ValueError('shard: expected "batch", as each rank has cells of its own, got "volume".')
             self._by_cell = tensor.view(len(tensor), -1, cells, tensor.shape[2])
             tensor = self._by_cell.sum(2)
         if shard == "volume":

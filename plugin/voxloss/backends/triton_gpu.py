@@ -323,9 +323,7 @@ def _planned(
 
 @lru_cache(maxsize=256)
 def _plan(
-    layouts: tuple[
-        Layout | None, ...
-    ],  # of the input, the target, the mask and, of sums, the map and the partition
+    layouts: tuple[Layout | None, ...],  # of what a launch reads, in the order of its arguments
     of_result: Layout | None,
     spec: PassSpec,
     task: str,

@@ -50,6 +50,8 @@ class CellwiseLoss(StatisticsLoss):
     ) -> None:
         if not isinstance(loss, RegionLoss | CrossEntropyLoss):
             raise TypeError(f"loss: expected a region loss or CrossEntropyLoss, got {type(loss).__name__}.")
+        if not loss.one_pass:
+            raise TypeError(f"loss: expected one over all voxels, got {type(loss).__name__}, which chooses some.")
         if loss.shard == "volume":
             raise ValueError('shard: expected "batch", as each rank has cells of its own, got "volume".')
         if cells is not None and cells < 1:

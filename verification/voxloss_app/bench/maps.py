@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from voxloss import DiceCELoss
+from voxloss import BlobLoss, CCDiceCELoss, DiceBoundaryLoss, DiceCELoss, DiceCESkeletonRecallLoss, StatisticsLoss
 from voxloss.transforms import Componentsd, NearestComponentd, SignedDistanced, Skeletonized
 from voxloss_app.bench.timing import beside_the_first, interleaved, seconds
 from voxloss_app.exits import ExitCode
@@ -39,7 +39,7 @@ def volume(edge: int, seed: int) -> NDArray[np.uint8]:
 
 
 def compare(edge: int = EDGE, rounds: int = ROUNDS, seed: int = 0) -> int:
-    """Time the transforms on one volume, and a step of DiceCELoss; exit code 1 if distances differ from MONAI's.
+    """Time the transforms on one volume, and a step of each loss; exit code 1 if distances differ from MONAI's.
 
     The entries of MONAI's losses are what they compute from the labels alone. BoundaryLoss, which older versions
     do not have, subtracts one voxel inside of a class, which is allowed for, and takes no spacing: it is 1 here.
@@ -52,7 +52,11 @@ def compare(edge: int = EDGE, rounds: int = ROUNDS, seed: int = 0) -> int:
     target = torch.as_tensor(labels[None])
     channels = one_hot(target, CLASSES)
     logits = torch.randn(channels.shape, generator=torch.Generator().manual_seed(seed))
-    loss = DiceCELoss(softmax=True, to_onehot_y=True)
+
+    def step(loss: type[StatisticsLoss], **maps: Any) -> Callable[[], Any]:
+        made = loss(softmax=True, to_onehot_y=True)
+        given: Any = {name: torch.as_tensor(values[None]) for name, values in maps.items()}
+        return lambda: made(logits.clone().requires_grad_(), target, **given).backward()
 
     def made(transform: Any) -> Any:
         return transform({"label": labels})[f"label_{transform.name}"]
@@ -70,7 +74,11 @@ def compare(edge: int = EDGE, rounds: int = ROUNDS, seed: int = 0) -> int:
         console.print("distances differ from MONAI's by more than the voxel inside")
         return ExitCode.FAILED
     contenders: dict[str, Callable[[], Any]] = {
-        "DiceCELoss, forward and backward": lambda: loss(logits.clone().requires_grad_(), target).backward(),
+        "DiceCELoss, forward and backward": step(DiceCELoss),
+        "DiceCESkeletonRecallLoss": step(DiceCESkeletonRecallLoss, skeleton=made(Skeletonized("label"))),
+        "DiceBoundaryLoss": step(DiceBoundaryLoss, distance=ours[0]),
+        "CCDiceCELoss": step(CCDiceCELoss, partition=made(NearestComponentd("label", labels=[LESIONS]))),
+        "BlobLoss": step(BlobLoss, partition=made(Componentsd("label", labels=[LESIONS]))),
         **distances,
         "Skeletonized": partial(made, Skeletonized("label")),
         "every step of MONAI's SoftclDiceLoss: soft skeleton": partial(soft_skel, channels, 3),
