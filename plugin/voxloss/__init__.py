@@ -7,7 +7,9 @@ Start reading in `voxloss.statistics`.
 """
 
 from voxloss import formulas
+from voxloss.head import FusedHead, fuse_head
 from voxloss.inputs import ShapeError
+from voxloss.lazy_logits import LazyLogits
 from voxloss.losses.base import LossTerm, StatisticsLoss
 from voxloss.losses.boundary import BoundaryLoss, DiceBoundaryLoss
 from voxloss.losses.compound import (
@@ -62,10 +64,12 @@ __all__ = [
     "FocalLoss",
     "FocalTverskyCELoss",
     "FocalTverskyLoss",
+    "FusedHead",
     "GeneralizedDiceFocalLoss",
     "GeneralizedDiceLoss",
     "IoULoss",
     "JaccardLoss",
+    "LazyLogits",
     "LogCoshDiceLoss",
     "LossTerm",
     "MCCLoss",
@@ -85,5 +89,6 @@ __all__ = [
     "UnifiedFocalLoss",
     "VoxelOptions",
     "formulas",
+    "fuse_head",
     "region_statistics",
 ]

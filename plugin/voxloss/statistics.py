@@ -11,10 +11,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from voxloss import inputs, operators
+from voxloss import head_operators, inputs, operators
 from voxloss.backends.voxels import SUMS_OF_TARGET
 from voxloss.channels import of_classes
 from voxloss.distributed import Group, Shard, has_ranks, sum_over_ranks
+from voxloss.lazy_logits import head_of
 from voxloss.regions import memberships
 
 Activation = Literal["softmax", "sigmoid", "none"] | Callable[[Tensor], Tensor]
@@ -279,9 +280,14 @@ def measure(
     `what` is computed from them, as `sum_over_ranks` takes it; `map` as `voxloss.backends.Backend` does.
     """
     input, target, mask, activation = volumes
-    inplace = inplace and inputs.may_be_overwritten(input)
-    options = activation, list(names), ignore_index, backend, gamma, list(regions), map_of_label, cells, inplace
-    tensor = operators.sums_of(input, target, mask, map, partition, *options)
+    beside = target, mask, map, partition
+    options = activation, list(names), ignore_index, backend, gamma, list(regions), map_of_label, cells
+    head = head_of(input, target)
+    if head is not None:
+        tensor = head_operators.sums_of(head, *beside, *options)
+    else:
+        inplace = inplace and inputs.may_be_overwritten(input)
+        tensor = operators.sums_of(input, *beside, *options, inplace)
     return PassSums(
         names,
         tensor,

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from voxloss import formulas, inputs, operators
+from voxloss import formulas, head_operators, inputs, operators
 from voxloss.channels import Channels, spread
 from voxloss.distributed import Group, Shard
+from voxloss.lazy_logits import head_of
 from voxloss.losses.base import Annotated, StatisticsLoss, loss_dtype
 from voxloss.losses.options import Regions, VoxelOptions, Weight, shared_options
 from voxloss.maps import Maps, Target, with_maps
@@ -115,7 +116,7 @@ class VoxelLoss(StatisticsLoss):
         input, labels, mask, activation = volumes
         wide = torch.float32 if input.device.type == "mps" else torch.float64
         ignored = None if self.regions is not None else self.ignore_index
-        like = input.new_zeros((), dtype=wide)
+        like = torch.zeros((), dtype=wide, device=input.device)
         shape = PassShape(input.shape[1], volumes.binary, ignored, chosen, like)
         channels, factors = self.of_each(shape)
         share = len(channels.numbers) if volumes.binary else 1  # the mean over yes-or-no questions
@@ -127,6 +128,9 @@ class VoxelLoss(StatisticsLoss):
         if chosen is not None:
             table = table * chosen
         options = self.ignore_index, self.backend, self.pass_gamma or 0.0, list(self._memberships)
+        head = head_of(input, labels)
+        if head is not None:
+            return head_operators.terms_of(table, head, labels, mask, activation, [*factors], *options)
         each: Tensor = operators.voxel_terms(table, input, labels, mask, activation, [*factors], *options)
         return each
 

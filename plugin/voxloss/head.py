@@ -1,0 +1,200 @@
+"""The last convolution and the loss in one: `fuse_head` makes a network's logits lazy while it trains."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from voxloss.backends.tiled import Head
+from voxloss.inputs import plain
+from voxloss.lazy_logits import lazy_logits
+
+Network = TypeVar("Network", bound=nn.Module)
+_LOGGER = logging.getLogger("voxloss")
+_Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+# Voxels of a volume below which the tiles cost more than they save.
+FEWEST_VOXELS = 1 << 13
+
+
+class FusedHead(nn.Module):
+    """A 1×1×1 convolution whose output is lazy while it trains; parameters and their names stay as they are.
+
+    In training mode, with gradients, it returns `LazyLogits`, which a loss of voxloss sums tile by tile, so that
+    they are never in memory. In `eval()`, under `torch.no_grad()`, in torch.compile, and where that does not pay,
+    it is the convolution that it was. `fuse_head` makes it.
+    """
+
+    always: bool
+    weight: Tensor
+    bias: Tensor | None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Logits `[B, C, spatial...]` of features `[B, F, spatial...]`."""
+        features = input if torch.compiler.is_compiling() else plain(input)
+        dtype = _dtype(features)
+        lazy = self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        fits = features.ndim == self.weight.ndim and features.shape[1] == self.weight.shape[1]
+        if not (
+            lazy and fits and _accepts(features, self.weight, dtype) and (self.always or self.pays(features))
+        ):
+            return super().forward(input)  # type: ignore[no-any-return]
+        return lazy_logits(Head(features, self.weight.flatten(1), self.bias, dtype))
+
+    def pays(self, features: Tensor) -> bool:
+        """Whether lazy logits are at least as fast and as small; `voxloss bench --head` measures it.
+
+        On a CPU they are, but for small volumes. On a GPU each tile costs launches, which the time for the logits
+        makes up for if they are larger than the features.
+        """
+        if features.device.type == "cpu":
+            return features[0, 0].numel() >= FEWEST_VOXELS
+        return self.weight.shape[0] >= self.weight.shape[1]
+
+    def extra_repr(self) -> str:
+        """As the convolution's, and when its output is lazy."""
+        when = "always" if self.always else "where it pays"
+        return f"{super().extra_repr()}, lazy while training, {when}"
+
+
+class FusedHead1d(FusedHead, nn.Conv1d):
+    """`FusedHead` of one spatial axis."""
+
+
+class FusedHead2d(FusedHead, nn.Conv2d):
+    """`FusedHead` of two spatial axes."""
+
+
+class FusedHead3d(FusedHead, nn.Conv3d):
+    """`FusedHead` of three spatial axes."""
+
+
+_FUSED: dict[type[nn.Module], type[FusedHead]] = {
+    nn.Conv1d: FusedHead1d,
+    nn.Conv2d: FusedHead2d,
+    nn.Conv3d: FusedHead3d,
+}
+
+
+def fuse_head(network: Network, name: str | Sequence[str] | None = None, *, always: bool = False) -> Network:
+    """Make the logits of a network lazy while it trains, so that a loss of voxloss never has them in memory.
+
+    The last convolution, which has to have kernel size 1, and those of other outputs (deep supervision: kernel
+    size 1 and as many output channels) are replaced by a `FusedHead` with the same parameters under the same
+    names. Checkpoints, optimizers and hooks stay as they are. A layer that turns out not to be the last one of
+    the network costs nothing but what it did before: whatever is no loss of voxloss gets its output whole.
+
+    ```python
+    network = fuse_head(network)
+    loss = DiceCELoss(softmax=True, to_onehot_y=True)
+    loss(network(image), labels).backward()
+    ```
+
+    Args:
+        network: any module; it is changed in place.
+        name: of the layer or layers to replace, as `network.named_modules()` has it; None finds them.
+        always: lazy logits even where they do not pay; see `FusedHead.pays`.
+
+    Returns:
+        The network.
+
+    Raises:
+        ValueError: if there is no such convolution.
+    """
+    names = _found(network) if name is None else [name] if isinstance(name, str) else [*name]
+    for each in names:
+        layer = _named(network, each)
+        _require_head(each, layer)
+        _replace(network, each, _fused(layer, always))
+    _LOGGER.info("voxloss: lazy logits of %s", ", ".join(names))
+    return network
+
+
+def _found(network: nn.Module) -> list[str]:
+    """The last convolution, and others of its kind."""
+    layers = {
+        name: layer for name, layer in network.named_modules() if isinstance(layer, torch.nn.modules.conv._ConvNd)
+    }
+    if not layers:
+        raise ValueError(
+            f"fuse_head: expected a network with a convolution, received {type(network).__name__} without one."
+        )
+    last = [*layers][-1]
+    _require_head(last, layers[last])
+    channels = layers[last].out_channels
+    return [name for name, layer in layers.items() if layer.out_channels == channels and not _what_hinders(layer)]
+
+
+def _what_hinders(layer: Any) -> str:
+    if isinstance(layer, FusedHead) or type(layer) not in _FUSED:
+        return "" if isinstance(layer, FusedHead) else f"a {type(layer).__name__}"
+    if set(layer.kernel_size) != {1}:
+        return f"kernel size {layer.kernel_size}"
+    if set(layer.stride) != {1}:
+        return f"stride {layer.stride}"
+    if layer.groups != 1:
+        return f"{layer.groups} groups"
+    if isinstance(layer.padding, str) or set(layer.padding) == {0}:
+        return ""
+    return f"padding {layer.padding}"
+
+
+def _require_head(name: str, layer: Any) -> None:
+    hinders = _what_hinders(layer)
+    if hinders:
+        raise ValueError(
+            f"fuse_head: expected a convolution of kernel size 1 and stride 1, without groups or padding, as the "
+            f"last layer, received {hinders} at {name or 'the network itself'!r}. If the network ends in another "
+            "layer, give its name, as network.named_modules() has it: fuse_head(network, name=...). A network "
+            "whose last kernel is larger has no such layer; leave it as it is, or append nn.Conv3d(C, C, 1)."
+        )
+
+
+def _named(network: nn.Module, name: str) -> nn.Module:
+    try:
+        return network.get_submodule(name)
+    except AttributeError:
+        known = [
+            each for each, layer in network.named_modules() if type(layer) in _FUSED and not _what_hinders(layer)
+        ]
+        raise ValueError(
+            f"name: expected that of a layer of the network, received {name!r}. "
+            f"Convolutions of kernel size 1: {', '.join(known) or 'none'}."
+        ) from None
+
+
+def _fused(layer: nn.Module, always: bool) -> FusedHead:
+    kind = type(layer) if isinstance(layer, FusedHead) else _FUSED[type(layer)]
+    fused = kind.__new__(kind)
+    fused.__dict__ = layer.__dict__  # the same parameters, hooks and options
+    fused.always = always
+    return fused
+
+
+def _replace(network: nn.Module, name: str, layer: nn.Module) -> None:
+    if not name:
+        raise ValueError(
+            "fuse_head: expected a network that has the convolution as a layer, received the convolution itself. "
+            "Pass torch.nn.Sequential(convolution)."
+        )
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, layer)
+
+
+def _dtype(features: Tensor) -> torch.dtype:
+    """That of the logits: autocast's, if there is one."""
+    device = features.device.type
+    if torch.is_autocast_enabled(device) and features.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return features.dtype
+
+
+def _accepts(features: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether it is what a convolution accepts, which otherwise says so itself."""
+    autocast = torch.is_autocast_enabled(features.device.type)
+    same = features.dtype == weight.dtype and features.device == weight.device
+    return dtype.is_floating_point and (same or (autocast and features.device == weight.device))
