@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import lru_cache
+from threading import Lock
 from typing import Any, NamedTuple
 
 import torch
@@ -138,8 +140,13 @@ class Launch(NamedTuple):
 
     def start(self) -> None:
         """Start it on the device of its tensors; do not wait for it."""
-        with torch.cuda.device(self.arguments["input"].get_device()):
+        apart = _ONE_AT_A_TIME if interpreted() else nullcontext()
+        with apart, torch.cuda.device(self.arguments["input"].get_device()):
             self.kernel[(self.programs,)](**self.arguments, **self.options)
+
+
+# Triton's interpreter has one state for all threads.
+_ONE_AT_A_TIME = Lock()
 
 
 class _Plan(NamedTuple):

@@ -1,0 +1,564 @@
+"""The last convolution and the loss in one: the same as one after the other, and the logits are never whole."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from typing import Any
+
+import monai.losses
+import monai.networks.nets as monai_nets
+import pytest
+import torch
+import torch.nn.functional as F
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import voxloss
+from every_loss import LOSSES, make
+from voxloss import FusedHead, LazyLogits, StatisticsLoss, Target, fuse_head
+from voxloss.backends import BACKENDS, tiled
+from voxloss.backends.tiled import Head
+from voxloss.head_operators import head_backward, head_sums, head_terms
+from voxloss.lazy_logits import _Kept, lazy_logits
+from voxloss_verify.subject.maps import MapOfTarget
+from voxloss_verify.subject.readers import map_of
+from voxloss_verify.tolerances import GRADIENT, LOSS
+
+FEATURES, CHANNELS, SPATIAL = 6, 4, (5, 6, 7)
+MAP: dict[str, Any] = {"softmax": True, "to_onehot_y": True}
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several tiles of each sample, of which the last is smaller."""
+    monkeypatch.setattr(tiled, "ROW", 64)
+    monkeypatch.setattr(tiled, "CPU_TILE", 1)
+
+
+@pytest.fixture
+def never_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole logits are an error."""
+
+    def whole(kept: _Kept) -> Tensor:
+        raise AssertionError("the logits were computed whole")
+
+    monkeypatch.setattr(_Kept, "whole", whole)
+
+
+def parts(
+    dtype: torch.dtype = torch.float64,
+    channels: int = CHANNELS,
+    items: int = 2,
+    spatial: tuple[int, ...] = SPATIAL,
+    bias: bool = True,
+) -> Head:
+    features = torch.randn(items, FEATURES, *spatial, dtype=torch.float64).to(dtype)
+    weight, shift = (
+        torch.randn(channels, FEATURES, dtype=torch.float64),
+        torch.randn(channels, dtype=torch.float64),
+    )
+    return with_gradients(Head(features, weight.to(dtype), shift.to(dtype) if bias else None, dtype))
+
+
+def with_gradients(head: Head) -> Head:
+    """The same numbers as leaves."""
+    leaves = (None if each is None else each.detach().clone().requires_grad_() for each in head[:3])
+    return Head(*leaves, head.dtype)  # type: ignore[arg-type]
+
+
+def labels_for(head: Head) -> Tensor:
+    return torch.randint(len(head.weight), (len(head.features), 1, *head.features.shape[2:]))
+
+
+def outcome(loss: Callable[[Tensor], Tensor], logits: Tensor, head: Head) -> tuple[Tensor, ...]:
+    """The loss, and its gradients by features, weight and bias."""
+    value = loss(logits)
+    return value.detach(), *torch.autograd.grad(value.sum(), [each for each in head[:3] if each is not None])
+
+
+def assert_same(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...], dtype: torch.dtype = torch.float64) -> None:
+    """Value and gradients, the latter relative to the largest."""
+    name = str(dtype).removeprefix("torch.")
+    torch.testing.assert_close(ours[0], theirs[0], rtol=LOSS[name], atol=LOSS[name])
+    for own, other in zip(ours[1:], theirs[1:], strict=True):
+        largest = max(1e-12, float(other.abs().max()))
+        assert own.dtype == other.dtype
+        assert own.shape == other.shape
+        torch.testing.assert_close(own, other, rtol=0, atol=GRADIENT[name] * largest)
+
+
+def compare(loss: Callable[[Tensor], Tensor], head: Head) -> None:
+    """Lazy logits and whole ones."""
+    assert_same(outcome(loss, lazy_logits(head), head), outcome(loss, head.logits(), head), head.features.dtype)
+
+
+# The same as with whole logits.
+
+
+def target_with_map(loss: StatisticsLoss, logits: Tensor, labels: Tensor) -> Tensor | Target:
+    """The labels, and the map that the loss needs, if it needs one."""
+    name = map_of(loss)
+    if name is None:
+        return labels
+    hook = MapOfTarget(name, loss.regions)  # type: ignore[arg-type]
+    target: Target = hook(loss, (logits, labels))[1]
+    return target
+
+
+@pytest.mark.usefixtures("never_whole")
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.pairwise(
+    activation=["softmax", "sigmoid"],
+    dtype=[torch.float64, torch.float32],
+    bias=[True, False],
+    layout=["contiguous", "channels last", "permuted"],
+    form=["label map", "one-hot", "regions"],
+    beside=["nothing", "mask", "weights", "ignored", "annotated"],
+)
+@pytest.mark.sampled(4)
+def test_every_loss_is_that_of_whole_logits(name: str, options: dict[str, Any]) -> None:
+    form, beside, dtype = options["form"], options["beside"], options["dtype"]
+    activation = "sigmoid" if form == "regions" or name == "UnifiedFocalLoss" else options["activation"]
+    head = parts(dtype, bias=options["bias"])
+    if options["layout"] == "channels last":
+        channels_last = head.features.detach().to(memory_format=torch.channels_last_3d)
+        head = head._replace(features=channels_last.requires_grad_())
+    elif options["layout"] == "permuted":
+        head = head._replace(features=head.features.detach().transpose(2, 4).contiguous().requires_grad_())
+        head = head._replace(features=head.features.transpose(2, 4))
+    labels = labels_for(head)
+    made: dict[str, Any] = {"to_onehot_y": form == "label map"}
+    if form == "regions":
+        made = {"regions": [[1], [1, 2], [2, 3], [3]]}
+    elif form == "one-hot":
+        labels = F.one_hot(labels[:, 0], CHANNELS).movedim(-1, 1)
+    if beside == "ignored" and form != "regions":
+        made["ignore_index"] = 2
+    loss = make(name, activation, **made)
+    more: dict[str, Any] = {}
+    if beside in ("mask", "weights"):
+        weights = torch.rand(2, 1, *SPATIAL)
+        more["mask"] = weights > 0.5 if beside == "mask" else weights
+    elif beside == "annotated":
+        more["annotated"] = [[0, 1, 3], [1, 2]]
+    target = target_with_map(loss, head.logits().detach(), labels)
+    compare(lambda logits: loss(logits, target, **more), head)
+
+
+@pytest.mark.usefixtures("never_whole")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_backend(backend: str) -> None:
+    head = parts(torch.float32, spatial=(3, 4, 5))
+    labels = labels_for(head)
+    loss = voxloss.DiceFocalLoss(**MAP, backend=backend)
+    compare(lambda logits: loss(logits, labels), head)
+
+
+@pytest.mark.usefixtures("never_whole")
+def test_the_loss_of_each_voxel() -> None:
+    """Which has a gradient for each, and not one for all."""
+    head = parts()
+    labels, weights = labels_for(head), torch.rand(2, 1, *SPATIAL, dtype=torch.float64)
+    loss = voxloss.CrossEntropyLoss(**MAP, reduction="none")
+    compare(lambda logits: weights * loss(logits, labels, weights > 0.2), head)
+
+
+@pytest.mark.usefixtures("never_whole")
+def test_cells() -> None:
+    head = parts()
+    labels, partition = labels_for(head), torch.randint(9, (2, 1, *SPATIAL))
+    for loss in (voxloss.CCDiceCELoss(**MAP), voxloss.CellwiseLoss(voxloss.DiceLoss(**MAP))):
+        compare(lambda logits, loss=loss: loss(logits, labels, partition=partition), head)  # type: ignore[misc]
+
+
+@pytest.mark.usefixtures("never_whole")
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_any_number_of_axes(axes: int) -> None:
+    head = parts(spatial=(13, 9, 5)[:axes])
+    labels = labels_for(head)
+    compare(lambda logits: voxloss.DiceCELoss(**MAP)(logits, labels), head)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_of_many_classes(dtype: torch.dtype) -> None:
+    """Sums over tiles are in float64, so the gradient of the weight is as near as rounded logits let it be."""
+    exact = parts(torch.float64, channels=118, spatial=(16, 16, 16))
+    half = with_gradients(Head(*(each.to(dtype) for each in exact[:3] if each is not None), dtype=dtype))
+    exact = with_gradients(Head(*(each.double() for each in half[:3] if each is not None), dtype=torch.float64))
+    labels = labels_for(half)
+    loss = voxloss.DiceCELoss(**MAP)
+    ours = outcome(lambda logits: loss(logits, labels), lazy_logits(half), half)
+    theirs = outcome(lambda logits: loss(logits, labels), exact.logits(), exact)
+    torch.testing.assert_close(ours[0].double(), theirs[0], rtol=0, atol=2e-3)
+    for own, other in zip(ours[1:], theirs[1:], strict=True):
+        assert own.dtype == dtype
+        distance = (own.double() - other).norm() / other.norm()
+        assert distance < 2 * GRADIENT[str(dtype).removeprefix("torch.")]
+
+
+def test_autocast_computes_in_its_dtype() -> None:
+    """Weight and features stay in float32, as do their gradients; the logits are bfloat16."""
+    layer = nn.Conv3d(FEATURES, CHANNELS, 1)
+    network = fuse_head(nn.Sequential(layer), always=True)
+    head = Head(torch.randn(2, FEATURES, *SPATIAL), layer.weight.flatten(1), layer.bias, torch.bfloat16)
+    labels = labels_for(head)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = network(head.features)
+        value = voxloss.DiceCELoss(**MAP)(logits, labels)
+        plain = layer(head.features)
+    assert logits.dtype == plain.dtype == torch.bfloat16
+    value.backward()
+    gradient = layer.weight.grad
+    assert gradient is not None
+    layer.weight.grad = None
+    voxloss.DiceCELoss(**MAP)(plain, labels).backward()
+    torch.testing.assert_close(gradient, layer.weight.grad, rtol=0, atol=2.0**-7 * float(gradient.abs().max()))
+
+
+# Laws.
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_the_size_of_a_tile_makes_no_difference(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    head = parts()
+    labels = labels_for(head)
+    loss = voxloss.DiceCELoss(**MAP)
+    first = outcome(lambda logits: loss(logits, labels), lazy_logits(head), head)
+    monkeypatch.setattr(tiled, "CPU_TILE", rows * CHANNELS * 8 * tiled.ROW)
+    assert_same(outcome(lambda logits: loss(logits, labels), lazy_logits(head), head), first)
+
+
+def test_the_number_of_threads_makes_no_difference_at_all() -> None:
+    head = parts(torch.float32, spatial=(24, 24, 24))
+    labels = labels_for(head)
+    loss = voxloss.DiceCELoss(**MAP)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 5):
+            torch.set_num_threads(number)
+            found.append(outcome(lambda logits: loss(logits, labels), lazy_logits(head), head))
+            assert torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_samples_and_voxels_have_no_order() -> None:
+    head = parts()
+    labels = labels_for(head)
+    loss = voxloss.DiceCELoss(**MAP, batch=True)
+    first = outcome(lambda logits: loss(logits, labels), lazy_logits(head), head)
+    turned = with_gradients(head._replace(features=head.features.flip(0, 2, 4)))
+    value, by_features, *others = outcome(
+        lambda logits: loss(logits, labels.flip(0, 2, 4)), lazy_logits(turned), turned
+    )
+    assert_same((value, by_features.flip(0, 2, 4), *others), first)
+
+
+# Derivatives and what torch does with operators.
+
+
+def test_the_second_derivative() -> None:
+    head = parts(spatial=(2, 3))
+    labels = labels_for(head)
+    leaves = [each for each in head[:3] if each is not None]
+    loss = voxloss.DiceCELoss(**MAP)
+    each = voxloss.CrossEntropyLoss(**MAP, reduction="none")
+
+    def f(*given: Tensor) -> Tensor:
+        return loss(lazy_logits(Head(*given, dtype=torch.float64)), labels)
+
+    def g(*given: Tensor) -> Tensor:
+        return each(lazy_logits(Head(*given, dtype=torch.float64)), labels)
+
+    for function in (f, g):
+        assert torch.autograd.gradcheck(function, leaves)
+        assert torch.autograd.gradgradcheck(function, leaves)
+
+
+def test_a_frozen_part_needs_no_gradient() -> None:
+    labels = torch.randint(CHANNELS, (2, 1, *SPATIAL))
+    loss = voxloss.DiceCELoss(**MAP)
+    for frozen in range(3):
+        head = parts()
+        given = [each for each in head[:3] if each is not None]
+        given[frozen].requires_grad_(False)
+        loss(lazy_logits(head), labels).backward()
+        loss(head.logits(), labels).backward()  # added up, so twice the gradient
+        assert given[frozen].grad is None
+        for each in (each for each in given if each.requires_grad):
+            single = torch.autograd.grad(loss(lazy_logits(head), labels), each)[0]
+            torch.testing.assert_close(each.grad, 2 * single)
+
+
+@pytest.mark.parametrize("form", ["label map", "one-hot"])
+def test_opcheck(form: str) -> None:
+    head = parts(spatial=(3, 4))
+    labels = labels_for(head)
+    target = labels if form == "label map" else F.one_hot(labels[:, 0], CHANNELS).movedim(-1, 1).double()
+    mask, partition = torch.rand(2, 1, 3, 4) > 0.3, torch.randint(3, (2, 1, 3, 4), dtype=torch.int32)
+    sums = ["intersection", "prediction", "cross_entropy", "voxels"]
+    options = torch.float64, "softmax", sums, None, None, 0.0, [], False
+    given = *head[:3], target, mask, None
+    torch.library.opcheck(head_sums, (*given, None, *options, 0))
+    torch.library.opcheck(head_sums, (*given, partition, *options, 3))
+    factors = torch.rand(1, 2, CHANNELS, dtype=torch.float64)
+    options = torch.float64, "softmax", ["cross_entropy"], None, None, 0.0, [], False
+    torch.library.opcheck(head_terms, (factors, *given, None, *options, 0))
+    torch.library.opcheck(
+        head_backward,
+        (factors, *given, None, *options, 0, [True, False, True]),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+
+
+def test_torch_compile_takes_the_ordinary_convolution() -> None:
+    network = fuse_head(
+        nn.Sequential(nn.Conv3d(1, FEATURES, 3, padding=1), nn.Conv3d(FEATURES, CHANNELS, 1)), always=True
+    )
+    image, labels = torch.randn(1, 1, *SPATIAL), torch.randint(CHANNELS, (1, 1, *SPATIAL))
+    loss = voxloss.DiceCELoss(**MAP)
+    expected = loss(network(image), labels)
+
+    def step(image: Tensor) -> Tensor:
+        return loss(network(image), labels)
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")(image)
+    torch.testing.assert_close(compiled, expected)
+    torch.autograd.backward(compiled)
+
+
+def test_checkpointing() -> None:
+    network = fuse_head(
+        nn.Sequential(nn.Conv3d(1, FEATURES, 3, padding=1), nn.Conv3d(FEATURES, CHANNELS, 1)), always=True
+    )
+    image, labels = torch.randn(1, 1, *SPATIAL), torch.randint(CHANNELS, (1, 1, *SPATIAL))
+    loss = voxloss.DiceCELoss(**MAP)
+    gradients = []
+    for output in (network(image), checkpoint(network, image, use_reentrant=False)):
+        network.zero_grad()
+        loss(output, labels).backward()
+        gradients.append([parameter.grad for parameter in network.parameters()])
+    torch.testing.assert_close(*gradients)
+
+
+# Everything else finds the logits whole.
+
+
+def test_another_loss_gets_ordinary_logits() -> None:
+    head = parts()
+    labels = labels_for(head)
+    for loss in (
+        lambda logits: monai.losses.DiceCELoss(softmax=True, to_onehot_y=True)(logits, labels),
+        lambda logits: F.cross_entropy(logits, labels[:, 0]),
+        lambda logits: (logits[:, 1:] * logits.softmax(1)[:, 1:]).mean() + logits.float().std(),
+    ):
+        compare(loss, head)
+
+
+def test_both_kinds_of_loss_of_the_same_logits() -> None:
+    head = parts()
+    labels = labels_for(head)
+    ours = voxloss.DiceCELoss(**MAP)
+    compare(lambda logits: ours(logits, labels) + F.cross_entropy(logits, labels[:, 0]), head)
+
+
+def test_lazy_logits_are_like_the_ordinary_ones() -> None:
+    head = parts()
+    lazy, whole = lazy_logits(head), head.logits()
+    assert isinstance(lazy, Tensor)
+    assert (lazy.shape, lazy.dtype, lazy.device) == (whole.shape, whole.dtype, whole.device)
+    assert (lazy.requires_grad, lazy.is_leaf) == (True, False)
+    assert "of 6 features" in repr(lazy)
+    assert lazy._kept._whole is None
+    ordinary = lazy.logits()
+    assert type(ordinary) is Tensor
+    torch.testing.assert_close(ordinary, whole)
+    torch.testing.assert_close(lazy.argmax(1), whole.argmax(1))
+    assert lazy.detach().numpy().shape == whole.shape
+    assert not lazy.detach().requires_grad
+    with torch.no_grad():
+        value = voxloss.DiceLoss(**MAP)(lazy.detach(), labels_for(head))
+    assert not value.requires_grad
+    file = io.BytesIO()
+    torch.save(lazy, file)
+    file.seek(0)
+    torch.testing.assert_close(torch.load(file), whole.detach())
+
+
+def test_logits_that_were_written_to_are_what_was_written() -> None:
+    head = parts()
+    labels = labels_for(head)
+    lazy = lazy_logits(head)
+    lazy.mul_(2).add_(1)
+    loss = voxloss.DiceCELoss(sigmoid=True, to_onehot_y=True)
+    ours = outcome(lambda logits: loss(logits, labels), lazy, head)
+    assert_same(ours, outcome(lambda logits: loss(logits, labels), head.logits() * 2 + 1, head))
+
+
+def test_a_target_with_a_gradient() -> None:
+    head = parts()
+    target = torch.rand(2, CHANNELS, *SPATIAL, dtype=torch.float64, requires_grad=True)
+    loss = voxloss.DiceLoss(sigmoid=True, soft_label=True)
+    gradients = [
+        torch.autograd.grad(loss(logits, target), target)[0] for logits in (lazy_logits(head), head.logits())
+    ]
+    torch.testing.assert_close(*gradients)
+
+
+def test_an_activation_of_ones_own() -> None:
+    head = parts()
+    labels = labels_for(head)
+    loss = voxloss.DiceLoss(other_act=lambda logits: logits.softmax(1), to_onehot_y=True)
+    compare(lambda logits: loss(logits, labels), head)
+
+
+def test_errors_are_those_of_whole_logits() -> None:
+    head = parts()
+    labels = labels_for(head)
+    labels[1, 0, 2, 3, 4] = CHANNELS
+    with pytest.raises(ValueError, match=r"expected labels 0…3.* 4 at \[1, 0, 2, 3, 4\]"):
+        voxloss.DiceCELoss(**MAP)(lazy_logits(head), labels)
+    with pytest.raises(voxloss.ShapeError, match="different shape"):
+        voxloss.DiceCELoss(**MAP)(lazy_logits(head), labels[:, :, 1:])
+
+
+# Networks.
+
+
+def simple(**options: Any) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv3d(1, FEATURES, 3, padding=1), nn.ReLU(), nn.Conv3d(FEATURES, CHANNELS, 1, **options)
+    )
+
+
+UNET: dict[str, Any] = {
+    "input_channels": 1,
+    "n_stages": 3,
+    "features_per_stage": (4, 8, 16),
+    "conv_op": nn.Conv3d,
+    "kernel_sizes": 3,
+    "strides": (1, 2, 2),
+    "num_classes": 5,
+    "n_conv_per_stage_decoder": 1,
+    "deep_supervision": True,
+    "norm_op": nn.InstanceNorm3d,
+    "nonlin": nn.ReLU,
+}
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "Sequential": (simple, 1),
+    "DynUNet": (lambda: monai_nets.DynUNet(3, 1, 5, [3] * 3, [1, 2, 2], [2] * 2), 1),
+    "SegResNet": (lambda: monai_nets.SegResNet(3, 8, 1, 5), 1),
+    "SegResNetDS": (lambda: monai_nets.SegResNetDS(3, 8, 1, 5, dsdepth=2), 2),
+    "BasicUNet": (lambda: monai_nets.BasicUNet(3, 1, 5, (4, 4, 8, 8, 16, 4)), 1),
+    "AttentionUnet": (lambda: monai_nets.AttentionUnet(3, 1, 5, (4, 8), (2,)), 1),
+    "VNet": (lambda: monai_nets.VNet(3, 1, 5), 1),
+    "SwinUNETR": (lambda: monai_nets.SwinUNETR(1, 5, feature_size=12), 1),
+    "UNETR": (lambda: monai_nets.UNETR(1, 5, (32,) * 3, 8, 48, 48, 4), 1),
+    "PlainConvUNet": (lambda: PlainConvUNet(n_conv_per_stage=1, **UNET), 2),
+    "ResidualEncoderUNet": (lambda: ResidualEncoderUNet(n_blocks_per_stage=1, **UNET), 2),
+}
+
+
+@pytest.mark.usefixtures("never_whole")
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(each, marks=[] if each in ("Sequential", "PlainConvUNet") else pytest.mark.integration)
+        for each in NETWORKS
+    ],
+)
+def test_networks_are_fused(name: str) -> None:
+    """Outputs of all levels are lazy, parameters keep their names, and the gradients are those of the network."""
+    make_network, outputs = NETWORKS[name]
+    network = make_network()
+    plain = copy.deepcopy(network)
+    fused = fuse_head(network, always=True)
+    assert fused is network
+    assert [*fused.state_dict()] == [*plain.state_dict()]
+    plain.load_state_dict(fused.state_dict())
+    size = 64 if name == "SwinUNETR" else 32
+    image = torch.randn(2 if name == "VNet" else 1, 1, size, size, size)
+    loss = voxloss.DiceCELoss(**MAP)
+    gradients = []
+    for each in (plain, fused):
+        torch.manual_seed(0)  # of dropout
+        found = each(image)
+        found = found if isinstance(found, (list, tuple)) else [found]
+        assert len(found) == outputs
+        assert all(isinstance(output, LazyLogits) == (each is fused) for output in found)
+        value = sum(loss(output, labels_of(output)) for output in found)
+        value.backward()
+        gradients.append([parameter.grad for parameter in each.parameters() if parameter.grad is not None])
+    for own, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()) + 1e-9)
+
+
+def labels_of(output: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(7)
+    return torch.randint(output.shape[1], (len(output), 1, *output.shape[2:]), generator=generator)
+
+
+def test_a_fused_network_is_the_ordinary_one_where_nothing_is_learned() -> None:
+    network = fuse_head(simple(), always=True)
+    image = torch.randn(1, 1, *SPATIAL)
+    assert type(network(image)) is LazyLogits
+    with torch.no_grad():
+        assert type(network(image)) is Tensor
+    network.eval()
+    assert type(network(image)) is Tensor
+    network.train()
+    assert type(network(image)) is LazyLogits
+
+
+def test_small_volumes_take_the_ordinary_way_by_themselves() -> None:
+    network = fuse_head(simple())
+    assert type(network(torch.randn(1, 1, 8, 8, 8))) is Tensor
+    assert type(network(torch.randn(1, 1, 32, 32, 32))) is LazyLogits
+    assert "lazy while training, where it pays" in repr(network)
+    assert type(fuse_head(network, always=True)(torch.randn(1, 1, 8, 8, 8))) is LazyLogits
+
+
+def test_parameters_hooks_and_copies_are_those_of_the_layer() -> None:
+    network = simple()
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    before = [*network.parameters()]
+    fuse_head(network, always=True)
+    assert all(a is b for a, b in zip(before, network.parameters(), strict=True))
+    image, labels = torch.randn(1, 1, *SPATIAL), torch.randint(CHANNELS, (1, 1, *SPATIAL))
+    was = network[2].weight.detach().clone()
+    twin = copy.deepcopy(network)
+    voxloss.DiceCELoss(**MAP)(network(image), labels).backward()
+    optimizer.step()
+    assert not torch.equal(was, network[2].weight)
+    assert torch.equal(was, twin[2].weight)
+    assert isinstance(twin[2], FusedHead)
+    assert isinstance(twin[2], nn.Conv3d)
+
+
+def test_what_cannot_be_fused_says_so() -> None:
+    with pytest.raises(ValueError, match=r"kernel size \(3, 3, 3\) at '0'"):
+        fuse_head(nn.Sequential(nn.Conv3d(1, 2, 3)))
+    with pytest.raises(ValueError, match=r"ConvTranspose3d at 'model.2.conv'"):
+        fuse_head(monai_nets.UNet(3, 1, 5, (4, 8), (2,)))
+    with pytest.raises(ValueError, match="2 groups"):
+        fuse_head(nn.Sequential(nn.Conv3d(2, 4, 1, groups=2)))
+    with pytest.raises(ValueError, match=r"stride \(2, 2, 2\)"):
+        fuse_head(nn.Sequential(nn.Conv3d(2, 4, 1, stride=2)))
+    with pytest.raises(ValueError, match="without one"):
+        fuse_head(nn.Sequential(nn.ReLU()))
+    with pytest.raises(ValueError, match="the convolution itself"):
+        fuse_head(nn.Conv3d(2, 4, 1))
+    with pytest.raises(ValueError, match=r"received 'last'.* size 1: 2\."):
+        fuse_head(simple(), name="last")
+
+
+def test_a_layer_by_name() -> None:
+    network = nn.ModuleDict({"logits": nn.Conv3d(FEATURES, CHANNELS, 1), "other": nn.Conv3d(FEATURES, 7, 1)})
+    fuse_head(network, name="logits")
+    assert isinstance(network["logits"], FusedHead)
+    assert not isinstance(network["other"], FusedHead)
