@@ -12,7 +12,10 @@ import monai.networks.nets as monai_nets
 import pytest
 import torch
 import torch.nn.functional as F
-from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from dynamic_network_architectures.architectures.unet import (  # type: ignore[import-untyped]
+    PlainConvUNet,
+    ResidualEncoderUNet,
+)
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -22,13 +25,14 @@ from voxloss import FusedHead, LazyLogits, StatisticsLoss, Target, fuse_head
 from voxloss.backends import BACKENDS, tiled
 from voxloss.backends.tiled import Head
 from voxloss.head_operators import head_backward, head_sums, head_terms
-from voxloss.lazy_logits import _Kept, lazy_logits
+from voxloss.lazy_logits import LazyStack, _Kept, lazy_logits
 from voxloss_verify.subject.maps import MapOfTarget
 from voxloss_verify.subject.readers import map_of
 from voxloss_verify.tolerances import GRADIENT, LOSS
 
 FEATURES, CHANNELS, SPATIAL = 6, 4, (5, 6, 7)
 MAP: dict[str, Any] = {"softmax": True, "to_onehot_y": True}
+CHECKS = "test_schema", "test_faketensor"  # autograd is that of LazyLogits
 
 
 @pytest.fixture(autouse=True)
@@ -65,8 +69,14 @@ def parts(
 
 def with_gradients(head: Head) -> Head:
     """The same numbers as leaves."""
-    leaves = (None if each is None else each.detach().clone().requires_grad_() for each in head[:3])
-    return Head(*leaves, head.dtype)  # type: ignore[arg-type]
+    return converted(head, head.dtype)
+
+
+def converted(head: Head, dtype: torch.dtype) -> Head:
+    """The numbers in another dtype, as leaves."""
+    features, weight = (each.detach().to(dtype, copy=True).requires_grad_() for each in head[:2])
+    bias = None if head.bias is None else head.bias.detach().to(dtype, copy=True).requires_grad_()
+    return Head(features, weight, bias, dtype)
 
 
 def labels_for(head: Head) -> Tensor:
@@ -186,8 +196,8 @@ def test_any_number_of_axes(axes: int) -> None:
 def test_half_precision_of_many_classes(dtype: torch.dtype) -> None:
     """Sums over tiles are in float64, so the gradient of the weight is as near as rounded logits let it be."""
     exact = parts(torch.float64, channels=118, spatial=(16, 16, 16))
-    half = with_gradients(Head(*(each.to(dtype) for each in exact[:3] if each is not None), dtype=dtype))
-    exact = with_gradients(Head(*(each.double() for each in half[:3] if each is not None), dtype=torch.float64))
+    half = converted(exact, dtype)
+    exact = converted(half, torch.float64)  # of the rounded numbers
     labels = labels_for(half)
     loss = voxloss.DiceCELoss(**MAP)
     ours = outcome(lambda logits: loss(logits, labels), lazy_logits(half), half)
@@ -269,11 +279,11 @@ def test_the_second_derivative() -> None:
     loss = voxloss.DiceCELoss(**MAP)
     each = voxloss.CrossEntropyLoss(**MAP, reduction="none")
 
-    def f(*given: Tensor) -> Tensor:
-        return loss(lazy_logits(Head(*given, dtype=torch.float64)), labels)
+    def f(features: Tensor, weight: Tensor, bias: Tensor) -> Any:
+        return loss(lazy_logits(Head(features, weight, bias, torch.float64)), labels)
 
-    def g(*given: Tensor) -> Tensor:
-        return each(lazy_logits(Head(*given, dtype=torch.float64)), labels)
+    def g(features: Tensor, weight: Tensor, bias: Tensor) -> Any:
+        return each(lazy_logits(Head(features, weight, bias, torch.float64)), labels)
 
     for function in (f, g):
         assert torch.autograd.gradcheck(function, leaves)
@@ -302,17 +312,17 @@ def test_opcheck(form: str) -> None:
     target = labels if form == "label map" else F.one_hot(labels[:, 0], CHANNELS).movedim(-1, 1).double()
     mask, partition = torch.rand(2, 1, 3, 4) > 0.3, torch.randint(3, (2, 1, 3, 4), dtype=torch.int32)
     sums = ["intersection", "prediction", "cross_entropy", "voxels"]
-    options = torch.float64, "softmax", sums, None, None, 0.0, [], False
+    options: tuple[Any, ...] = torch.float64, "softmax", sums, None, None, 0.0, [], False
     given = *head[:3], target, mask, None
-    torch.library.opcheck(head_sums, (*given, None, *options, 0))
-    torch.library.opcheck(head_sums, (*given, partition, *options, 3))
+    torch.library.opcheck(head_sums, (*given, None, *options, 0), test_utils=CHECKS)
+    torch.library.opcheck(head_sums, (*given, partition, *options, 3), test_utils=CHECKS)
     factors = torch.rand(1, 2, CHANNELS, dtype=torch.float64)
     options = torch.float64, "softmax", ["cross_entropy"], None, None, 0.0, [], False
-    torch.library.opcheck(head_terms, (factors, *given, None, *options, 0))
+    torch.library.opcheck(head_terms, (factors, *given, None, *options, 0), test_utils=CHECKS)
     torch.library.opcheck(
         head_backward,
         (factors, *given, None, *options, 0, [True, False, True]),
-        test_utils=("test_schema", "test_faketensor"),
+        test_utils=CHECKS,
     )
 
 
@@ -324,7 +334,7 @@ def test_torch_compile_takes_the_ordinary_convolution() -> None:
     loss = voxloss.DiceCELoss(**MAP)
     expected = loss(network(image), labels)
 
-    def step(image: Tensor) -> Tensor:
+    def step(image: Tensor) -> Any:
         return loss(network(image), labels)
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")(image)
@@ -367,6 +377,28 @@ def test_both_kinds_of_loss_of_the_same_logits() -> None:
     compare(lambda logits: ours(logits, labels) + F.cross_entropy(logits, labels[:, 0]), head)
 
 
+def test_a_hook_finds_the_whole_gradient() -> None:
+    head = parts()
+    labels = labels_for(head)
+    loss = voxloss.DiceCELoss(**MAP)
+    seen: list[Tensor] = []
+    results = []
+    for make_logits in (lazy_logits, Head.logits):
+        logits = make_logits(head)
+        logits.register_hook(lambda gradient: seen.append(gradient + 0))  # type: ignore[no-untyped-call]
+        results.append(outcome(lambda logits: loss(logits, labels) + 2 * loss(logits, labels), logits, head))
+    assert_same(results[0], results[1])
+    torch.testing.assert_close(*seen)
+
+
+@pytest.mark.usefixtures("never_whole")
+def test_the_gradients_of_two_losses_add_up_lazily() -> None:
+    head = parts()
+    labels = labels_for(head)
+    first, second = voxloss.DiceLoss(**MAP), voxloss.CrossEntropyLoss(**MAP)
+    compare(lambda logits: first(logits, labels) + second(logits, labels), head)
+
+
 def test_lazy_logits_are_like_the_ordinary_ones() -> None:
     head = parts()
     lazy, whole = lazy_logits(head), head.logits()
@@ -398,6 +430,32 @@ def test_logits_that_were_written_to_are_what_was_written() -> None:
     loss = voxloss.DiceCELoss(sigmoid=True, to_onehot_y=True)
     ours = outcome(lambda logits: loss(logits, labels), lazy, head)
     assert_same(ours, outcome(lambda logits: loss(logits, labels), head.logits() * 2 + 1, head))
+
+
+def test_logits_are_those_of_the_weights_that_they_were_computed_with() -> None:
+    """A training loop may look at its outputs after the optimizer's step."""
+    network = fuse_head(simple(), always=True)
+    image, labels = torch.randn(1, 1, *SPATIAL), torch.randint(CHANNELS, (1, 1, *SPATIAL))
+    with torch.no_grad():
+        before = network(image)
+    output = network(image)
+    loss = voxloss.DiceCELoss(**MAP)
+    value = loss(output, labels)
+    value.backward()
+    torch.optim.SGD(network.parameters(), 1.0).step()
+    torch.testing.assert_close(loss(output, labels), value)
+    torch.testing.assert_close(output.detach() + 0, before)
+    with torch.no_grad():
+        assert not torch.allclose(network(image), before)
+
+
+def test_features_that_were_overwritten_are_an_error() -> None:
+    head = parts()
+    lazy = lazy_logits(head)
+    with torch.no_grad():
+        head.features.mul_(2)
+    with pytest.raises(RuntimeError, match="written to them since"):
+        lazy.argmax(1)
 
 
 def test_a_target_with_a_gradient() -> None:
@@ -494,13 +552,68 @@ def test_networks_are_fused(name: str) -> None:
         value = sum(loss(output, labels_of(output)) for output in found)
         value.backward()
         gradients.append([parameter.grad for parameter in each.parameters() if parameter.grad is not None])
+    largest = max(float(each.abs().max()) for each in gradients[0])  # some are zero but for rounding
     for own, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()) + 1e-9)
+        torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-5 * largest)
 
 
 def labels_of(output: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(7)
     return torch.randint(output.shape[1], (len(output), 1, *output.shape[2:]), generator=generator)
+
+
+@pytest.mark.usefixtures("never_whole")
+@pytest.mark.parametrize("mode", ["nearest", "trilinear", "area"])
+def test_interpolated_logits_are_those_of_interpolated_features(mode: str) -> None:
+    """As MONAI's DynUNet does with the outputs of lower levels."""
+    head = parts(channels=FEATURES)
+    labels = torch.randint(FEATURES, (2, 1, 9, 8, 11))
+    loss = voxloss.DiceCELoss(**MAP)
+    compare(lambda logits: loss(F.interpolate(logits, (9, 8, 11), mode=mode), labels), head)
+
+
+def test_few_logits_are_interpolated_whole() -> None:
+    lazy = lazy_logits(parts(channels=FEATURES - 1))
+    assert type(F.interpolate(lazy, scale_factor=2)) is Tensor
+
+
+@pytest.mark.parametrize("apart", ["unbind", "method", "place", "whole"])
+def test_a_stack_of_levels(apart: str) -> None:
+    heads = [parts(), parts()]
+    labels = labels_for(heads[0])
+    loss = voxloss.DiceCELoss(**MAP)
+
+    def value(stack: Tensor) -> Any:
+        assert stack.shape == (2, 2, CHANNELS, *SPATIAL)
+        if apart == "whole":
+            return loss(stack.mean(1), labels)
+        levels = {
+            "unbind": lambda: torch.unbind(stack, dim=1),
+            "method": lambda: stack.unbind(1),  # type: ignore[no-untyped-call]
+            "place": lambda: [stack[:, level] for level in range(2)],
+        }[apart]()
+        assert all(isinstance(each, LazyLogits) for each in levels) == isinstance(stack, LazyStack)
+        return sum((loss(each, labels) for each in levels), torch.zeros(()))
+
+    results = []
+    for make_logits in (lazy_logits, Head.logits):
+        stack = torch.stack([make_logits(head) for head in heads], dim=1)
+        leaves = [each for head in heads for each in head[:3] if each is not None]
+        result = value(stack)
+        results.append((result.detach(), *torch.autograd.grad(result, leaves)))
+    assert_same(results[0], results[1])
+
+
+def test_monais_deep_supervision_trains_lazily(never_whole: None) -> None:
+    network = monai_nets.DynUNet(
+        3, 1, 9, [3] * 4, [1, 2, 2, 2], [2] * 3, [4, 8, 8, 8], deep_supervision=True, deep_supr_num=2
+    )
+    fuse_head(network, always=True)
+    output = network(torch.randn(1, 1, 16, 16, 16))
+    assert output.shape == (1, 3, 9, 16, 16, 16)
+    loss = monai.losses.DeepSupervisionLoss(voxloss.DiceCELoss(**MAP))
+    loss(torch.unbind(output, 1), torch.randint(9, (1, 1, 16, 16, 16))).backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
 
 
 def test_a_fused_network_is_the_ordinary_one_where_nothing_is_learned() -> None:
@@ -530,11 +643,12 @@ def test_parameters_hooks_and_copies_are_those_of_the_layer() -> None:
     fuse_head(network, always=True)
     assert all(a is b for a, b in zip(before, network.parameters(), strict=True))
     image, labels = torch.randn(1, 1, *SPATIAL), torch.randint(CHANNELS, (1, 1, *SPATIAL))
-    was = network[2].weight.detach().clone()
-    twin = copy.deepcopy(network)
+    layer: Any = network[2]
+    was = layer.weight.detach().clone()
+    twin: Any = copy.deepcopy(network)
     voxloss.DiceCELoss(**MAP)(network(image), labels).backward()
     optimizer.step()
-    assert not torch.equal(was, network[2].weight)
+    assert not torch.equal(was, layer.weight)
     assert torch.equal(was, twin[2].weight)
     assert isinstance(twin[2], FusedHead)
     assert isinstance(twin[2], nn.Conv3d)

@@ -1,7 +1,8 @@
-"""The pass over the logits of a head, which are never whole, as operators of torch; see `backends.tiled`.
+"""The pass over lazy logits, as operators of torch: tile by tile, see `backends.tiled`.
 
 `voxloss::head_sums` is `voxloss::region_sums` of W f + b, and `voxloss::head_terms` is `voxloss::voxel_terms` of
-it. Their derivative is an operator of its own. A second derivative needs the logits whole, once.
+it. Their derivative by f, W and b is an operator, too; autograd gets it as the gradient of the logits, a
+`LazyGradient`. A second derivative takes the logits whole.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from torch import Tensor
 from voxloss import inputs, operators
 from voxloss.backends import Backend, backend_for, tiled, voxels
 from voxloss.backends.tiled import Head, HeadGradient
+from voxloss.lazy_logits import LazyGradient, LazyLogits
 
 _ARGUMENTS = (
     "Tensor features, Tensor weight, Tensor? bias, Tensor target, Tensor? mask, Tensor? map, Tensor? partition, "
     "ScalarType dtype, str activation, str[] sums, int? ignore_index, str? backend, float gamma, int[] regions, "
     "bool map_of_label, int cells"
 )
-_TENSORS = 7  # the first arguments
 
 
 class _Call(NamedTuple):
@@ -150,73 +151,74 @@ def _filled(found: HeadGradient, call: _Call) -> tuple[Tensor, Tensor, Tensor]:
     return features, weight, bias
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.options = inputs[_TENSORS:]
-    ctx.save_for_backward(*inputs[:_TENSORS])
+def sums_of(logits: LazyLogits, *given: Any) -> Tensor:
+    """As `operators.region_sums` but for `inplace`."""
+    return cast(Tensor, _Sums.apply(logits, *given))  # type: ignore[no-untyped-call]
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    call = _Call(*ctx.saved_tensors, *ctx.options)
-
-    def by_logits(logits: Tensor) -> Tensor:
-        others = call.target, call.mask, call.map, call.partition
-        return cast(Tensor, operators.region_sums_backward(grad, logits, *others, *ctx.options[1:], "input"))
-
-    return _gradients(ctx.needs_input_grad, grad, call, by_logits)
+def terms_of(factors: Tensor, logits: LazyLogits, target: Tensor, mask: Tensor | None, *options: Any) -> Tensor:
+    """As `operators.voxel_terms`."""
+    given = target, mask, None, None, *options, False, 0
+    return cast(Tensor, _Terms.apply(logits, factors, *given))  # type: ignore[no-untyped-call]
 
 
-def _save_terms(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    factors, *others = inputs
-    ctx.options = others[_TENSORS:]
-    ctx.save_for_backward(factors, *others[:_TENSORS])
+class _Sums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: LazyLogits, *given: Any) -> Tensor:
+        ctx.logits, ctx.given = logits, given[4:]
+        ctx.save_for_backward(*given[:4])
+        return cast(Tensor, head_sums(*_call(logits, *given)))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        given = *ctx.saved_tensors, *ctx.given
+
+        def whole() -> Tensor:
+            return cast(Tensor, operators.region_sums_backward(grad, ctx.logits, *given, "input"))
+
+        by_logits = (
+            whole() if torch.is_grad_enabled() else _lazily(grad, ctx.logits, _call(ctx.logits, *given), whole)
+        )
+        return by_logits, *[None] * len(given)
 
 
-def _terms_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    factors, *tensors = ctx.saved_tensors
-    call = _Call(*tensors, *ctx.options)
+class _Terms(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: LazyLogits, factors: Tensor, *given: Any) -> Tensor:
+        ctx.logits, ctx.given = logits, given[4:]
+        ctx.save_for_backward(factors, *given[:4])
+        return cast(Tensor, head_terms(factors, *_call(logits, *given)))
 
-    def by_logits(logits: Tensor) -> Tensor:
-        given = grad, factors, logits, call.target, call.mask, *ctx.options[1:-2], "input"
-        return cast(Tensor, operators.voxel_terms_backward(*given))
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        factors, *tensors = ctx.saved_tensors
+        call = _call(ctx.logits, *tensors, *ctx.given)
 
-    weighted = call._replace(mask=grad if call.mask is None else grad * call.mask)
-    return None, *_gradients(ctx.needs_input_grad[1:], factors, weighted, by_logits)
+        def whole() -> Tensor:
+            given = grad, factors, ctx.logits, call.target, call.mask, *ctx.given[:-2], "input"
+            return cast(Tensor, operators.voxel_terms_backward(*given))
 
-
-def _gradients(
-    needed: tuple[bool, ...], grad: Tensor, call: _Call, by_logits: Callable[[Tensor], Tensor]
-) -> tuple[Tensor | None, ...]:
-    """Those by features, weight and bias; for a second derivative through logits that are whole."""
-    wanted = list(needed[:3])
-    if torch.is_grad_enabled():
-        tensors = call.features, call.weight, call.bias
-        leaves = [each for each, want in zip(tensors, wanted, strict=True) if want and each is not None]
-        with _without_autocast(call.features):
-            logits = call.head.logits()
-            found = iter(torch.autograd.grad(logits, leaves, by_logits(logits), create_graph=True))
-    else:
-        each = head_backward(grad, *call, wanted)
-        found = (gradient for gradient, want in zip(each, wanted, strict=True) if want)
-    return *(next(found) if want else None for want in wanted), *[None] * (len(call) - 3)
+        if torch.is_grad_enabled():
+            by_logits = whole()
+        else:
+            weights = grad if call.mask is None else grad * call.mask
+            by_logits = _lazily(factors, ctx.logits, call._replace(mask=weights), whole)
+        return by_logits, None, *[None] * (len(tensors) + len(ctx.given))
 
 
-head_sums.register_autograd(_backward, setup_context=_save)
-head_terms.register_autograd(_terms_backward, setup_context=_save_terms)
+def _call(logits: LazyLogits, *given: Any) -> _Call:
+    features, weight, bias, dtype = logits.parts
+    target, mask, map, partition, *options = given
+    return _Call(features, weight, bias, target, mask, map, partition, dtype, *options)
+
+
+def _lazily(grad: Tensor, logits: LazyLogits, call: _Call, whole: Callable[[], Tensor]) -> Tensor:
+    wanted = logits.wanted
+    found = head_backward(grad, *call, wanted)
+    parts = HeadGradient(*(each if want else None for each, want in zip(found, wanted, strict=True)))
+    return LazyGradient(logits, parts, whole)
 
 
 def _without_autocast(tensor: Tensor) -> torch.autocast:
     """Products are of the dtype that was asked for, and sums of them in float32."""
     return torch.autocast(tensor.device.type, enabled=False)
-
-
-def sums_of(head: Head, *given: Any) -> Tensor:
-    """`head_sums` of target, mask, map, partition and the options of a pass."""
-    features, weight, bias, dtype = head
-    return cast(Tensor, head_sums(features, weight, bias, *given[:4], dtype, *given[4:]))
-
-
-def terms_of(factors: Tensor, head: Head, target: Tensor, mask: Tensor | None, *options: Any) -> Tensor:
-    """`head_terms` with the options of `operators.voxel_terms`."""
-    features, weight, bias, dtype = head
-    given = features, weight, bias, target, mask, None, None, dtype, *options, False, 0
-    return cast(Tensor, head_terms(factors, *given))

@@ -15,7 +15,7 @@ from voxloss import head_operators, inputs, operators
 from voxloss.backends.voxels import SUMS_OF_TARGET
 from voxloss.channels import of_classes
 from voxloss.distributed import Group, Shard, has_ranks, sum_over_ranks
-from voxloss.lazy_logits import head_of
+from voxloss.lazy_logits import is_lazy
 from voxloss.regions import memberships
 
 Activation = Literal["softmax", "sigmoid", "none"] | Callable[[Tensor], Tensor]
@@ -282,9 +282,8 @@ def measure(
     input, target, mask, activation = volumes
     beside = target, mask, map, partition
     options = activation, list(names), ignore_index, backend, gamma, list(regions), map_of_label, cells
-    head = head_of(input, target)
-    if head is not None:
-        tensor = head_operators.sums_of(head, *beside, *options)
+    if is_lazy(input, target):
+        tensor = head_operators.sums_of(input, *beside, *options)
     else:
         inplace = inplace and inputs.may_be_overwritten(input)
         tensor = operators.sums_of(input, *beside, *options, inplace)

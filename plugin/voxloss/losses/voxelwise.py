@@ -19,7 +19,7 @@ from torch import Tensor
 from voxloss import formulas, head_operators, inputs, operators
 from voxloss.channels import Channels, spread
 from voxloss.distributed import Group, Shard
-from voxloss.lazy_logits import head_of
+from voxloss.lazy_logits import is_lazy
 from voxloss.losses.base import Annotated, StatisticsLoss, loss_dtype
 from voxloss.losses.options import Regions, VoxelOptions, Weight, shared_options
 from voxloss.maps import Maps, Target, with_maps
@@ -128,9 +128,8 @@ class VoxelLoss(StatisticsLoss):
         if chosen is not None:
             table = table * chosen
         options = self.ignore_index, self.backend, self.pass_gamma or 0.0, list(self._memberships)
-        head = head_of(input, labels)
-        if head is not None:
-            return head_operators.terms_of(table, head, labels, mask, activation, [*factors], *options)
+        if is_lazy(input, labels):
+            return head_operators.terms_of(table, input, labels, mask, activation, [*factors], *options)
         each: Tensor = operators.voxel_terms(table, input, labels, mask, activation, [*factors], *options)
         return each
 
