@@ -12,6 +12,7 @@ import argparse
 import resource
 import sys
 import time
+from typing import Any
 
 import torch
 from monai.networks.nets import DynUNet
@@ -65,7 +66,7 @@ def main() -> None:
             print(f"step {step:3}: loss {value.item():.3f}, {seconds:.2f} s a step, {peak():.2f} GiB at most")
 
     network.eval()
-    metric = OverlapMetric(include_background=False, num_classes=CLASSES)
+    metric: Any = OverlapMetric(include_background=False, num_classes=CLASSES)
     with torch.no_grad():
         for _ in range(3):
             image, labels = volume(given.edge, generator)

@@ -51,6 +51,18 @@ def test_two_processes_train_as_one() -> None:
 
 
 @pytest.mark.integration
+def test_many_classes_train_lazily_as_they_do_whole() -> None:
+    options = [str(EXAMPLES / "train_many_classes.py"), "--steps", "10", "--edge", "32"]
+    lazy, whole = (
+        re.findall(r"loss ([\d.]+)|: (0\.\d+)", printed([*options, *more])) for more in ([], ["--whole"])
+    )
+    assert len(lazy) == 2
+    assert [*map(float, filter(None, sum(lazy, ())))] == pytest.approx(
+        [*map(float, filter(None, sum(whole, ())))], abs=0.02
+    )
+
+
+@pytest.mark.integration
 def test_the_same_training_in_pytorch_monai_and_lightning(tmp_path: Path) -> None:
     write_ct_set(tmp_path, 6, test_cases=0, shape=(32, 32, 16), spacing=(2.0, 2.0, 4.0))
     options = ["--data", str(tmp_path), "--epochs", "20", "--patch", "16", "--spacing", "2", "2", "4"]

@@ -17,6 +17,9 @@ from dynamic_network_architectures.architectures.unet import (  # type: ignore[i
     ResidualEncoderUNet,
 )
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import voxloss
@@ -27,6 +30,7 @@ from voxloss.backends.tiled import Head
 from voxloss.head_operators import head_backward, head_sums, head_terms
 from voxloss.lazy_logits import LazyStack, _Kept, lazy_logits
 from voxloss_verify.subject.maps import MapOfTarget
+from voxloss_verify.subject.ranks import Ranks
 from voxloss_verify.subject.readers import map_of
 from voxloss_verify.tolerances import GRADIENT, LOSS
 
@@ -354,6 +358,40 @@ def test_checkpointing() -> None:
         loss(output, labels).backward()
         gradients.append([parameter.grad for parameter in network.parameters()])
     torch.testing.assert_close(*gradients)
+
+
+def _trained(wrapped: str | None, image: Tensor, labels: Tensor) -> tuple[float, bool, list[Tensor]]:
+    """Loss, whether the output was lazy, and gradients after the second step."""
+    torch.manual_seed(7)
+    network: nn.Module = fuse_head(simple().double(), always=True)
+    loss = voxloss.DiceCELoss(**MAP, batch=True, group=None if wrapped is None else "world")
+    if wrapped == "FSDP":
+        fully_shard(network[2])  # type: ignore[index]
+        fully_shard(network)
+    elif wrapped is not None:
+        network = DistributedDataParallel(network, find_unused_parameters=wrapped == "DDP, unused")
+    for _ in range(2):
+        network.zero_grad()
+        output = network(image)
+        value = loss(output, labels)
+        value.backward()
+    found = [each.grad for each in network.parameters() if each.grad is not None]
+    whole = [each.full_tensor() if isinstance(each, DTensor) else each for each in found]
+    return value.item(), isinstance(output, LazyLogits), whole
+
+
+@pytest.mark.parametrize("wrapped", ["DDP", "DDP, unused", "FSDP"])
+def test_two_ranks(two_ranks: Ranks, wrapped: str) -> None:
+    """FSDP gathers what it has sharded when the gradient of the network's output comes."""
+    image = torch.randn(4, 1, *SPATIAL, dtype=torch.float64)
+    labels = torch.randint(CHANNELS, (4, 1, *SPATIAL))
+    value, _, gradients = _trained(None, image, labels)
+    shares = [(wrapped, image[rows].clone(), labels[rows].clone()) for rows in (slice(0, 1), slice(1, 4))]
+    for found, lazy, parts in two_ranks.run(_trained, shares):
+        assert found == pytest.approx(value, rel=1e-12)
+        assert lazy or wrapped == "DDP, unused"  # which copies the output
+        for one, other in zip(parts, gradients, strict=True):
+            torch.testing.assert_close(one, other)
 
 
 # Everything else finds the logits whole.
