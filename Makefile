@@ -8,7 +8,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 .PHONY: demo test integration thorough bench docs pictures notebooks check format clean help
 .DEFAULT_GOAL := help
 
-help:  ## Show what there is to make
+help:  ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
 
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -30,7 +30,7 @@ demo: $(VENV)/.ready  ## Train on a real brain MRI, check every loss, write out/
 test: $(VENV)/.ready  ## Run the quick tests, before every commit
 	$(PYTEST)
 
-integration: $(VENV)/.ready  ## Run the others: nnU-Net, notebooks, site, wheel, compilers, killed processes
+integration: $(VENV)/.ready  ## Run the slower tests: nnU-Net, notebooks, site, wheel, compilers, terminated processes
 	$(PYTEST) -m integration
 
 thorough: $(VENV)/.ready  ## Run both with hundreds of option combinations and a thousand examples each
@@ -48,13 +48,14 @@ pictures: $(VENV)/.ready  ## Draw the pictures of docs/choose.md into docs/asset
 notebooks: $(VENV)/.ready  ## Execute all notebooks and save them with their outputs
 	$(BIN)/python notebooks/execute.py
 
-check: $(VENV)/.ready  ## Lint, formatting, strict types
+check: $(VENV)/.ready  ## Lint, formatting, words, strict types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python tests/asserts_that_cannot_fail.py
+	$(BIN)/python tests/words.py
 	$(BIN)/mypy
 
-format: $(VENV)/.ready  ## Mend what lint and formatting can mend
+format: $(VENV)/.ready  ## Fix what lint and formatting can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

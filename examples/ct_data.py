@@ -60,7 +60,7 @@ def loaders(given: argparse.Namespace) -> tuple[DataLoader, DataLoader, int]:
 def _loaders(folder: Path, given: argparse.Namespace) -> tuple[DataLoader, DataLoader, int]:
     index = folder / "dataset.json"
     if not index.is_file():
-        raise SystemExit(f"--data: expected a folder with dataset.json, imagesTr and labelsTr, got {folder}")
+        raise SystemExit(f"--data: expected a folder with dataset.json, imagesTr and labelsTr, received {folder}")
     classes = len(json.loads(index.read_text(encoding="utf-8"))["labels"])
     cases = load_decathlon_datalist(index, data_list_key="training")
     training, validation = partition_dataset(cases, ratios=[4, 1], shuffle=True, seed=given.seed)

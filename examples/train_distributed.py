@@ -1,4 +1,4 @@
-"""Train on several processes, with the batch-level Dice of all their items: exactly as one process would.
+"""Distributed training, with the batch-level Dice of all their samples: exactly as one process would.
 
     torchrun --nproc-per-node 2 examples/train_distributed.py            # DDP, on GPUs if there are as many
     torchrun --nproc-per-node 2 examples/train_distributed.py --fsdp     # parameters spread over the processes
@@ -26,7 +26,7 @@ ITEMS, STEPS = 4, 10
 
 
 def items() -> tuple[Tensor, Tensor]:
-    """All items of a batch: noisy images of boxes, and their labels; the same on every rank."""
+    """All samples of a batch: noisy images of boxes, and their labels; the same on every rank."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.zeros(ITEMS, 1, 16, 16, 16, dtype=torch.uint8)
     for item in range(ITEMS):
@@ -46,7 +46,7 @@ def train(device: torch.device, fsdp: bool) -> None:
         network = DistributedDataParallel(network)
     loss = DiceCELoss(softmax=True, to_onehot_y=True, batch=True, group="world")
     optimizer = torch.optim.Adam(network.parameters(), 0.01)
-    # Each rank takes its own items, as a DistributedSampler deals them out.
+    # Each rank takes its own samples, as a DistributedSampler deals them out.
     image, labels = (t[dist.get_rank() :: dist.get_world_size()].to(device) for t in items())
     for step in range(STEPS):
         value = loss(network(image), labels)

@@ -1,4 +1,4 @@
-"""Execute the notebooks and save them with their outputs, and with nothing that tells where and when.
+"""Execute the notebooks and save them with their outputs, and without paths and times.
 
     python notebooks/execute.py                             # all of them, in place: `make notebooks`
     python notebooks/execute.py 1_dice_and_iou              # this one
@@ -43,7 +43,7 @@ def executed(path: Path) -> Any:
             resources={"metadata": {"path": folder}},
         ).execute()
     for cell in notebook.cells:
-        # Warnings name files, and what is compiled at a first call is said at the first call only.
+        # Warnings name files, and messages about compilation appear at the first call only.
         shown = [output for output in cell.get("outputs", ()) if output.get("name") == "stderr"]
         for output in shown:
             print(output.text, file=sys.stderr, end="")
@@ -62,7 +62,7 @@ def main() -> int:
     asked = parser.parse_args()
     unknown = sorted({*asked.names} - {*names})
     if unknown:
-        parser.error(f"expected names out of {', '.join(names)}, got {', '.join(unknown)}")
+        parser.error(f"expected names out of {', '.join(names)}, received {', '.join(unknown)}")
     asked.out.mkdir(parents=True, exist_ok=True)
     # The kernels inherit it. Threads that spin while they wait make a busy machine many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

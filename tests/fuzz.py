@@ -301,7 +301,7 @@ OPTIONS: dict[str, Callable[[Draw], Any]] = {
     "lambda_tversky": _one_of(0.0, 0.5),
     "inplace": _one_of(True),
 }
-# What is drawn with the tensors, and what needs several processes.
+# Options that are drawn with the tensors, and those that need distributed training.
 ELSEWHERE = {
     "to_onehot_y",
     "sigmoid",
@@ -653,7 +653,7 @@ def check(case: Case, widened: Counter[str] | None = None) -> Failure | None:
         message = f"{type(error).__name__}: {error}"
         return Failure(f"raises {message[:40]}", message)
     if case.wrong is not None:
-        return Failure("accepts", f"expected ValueError or TypeError for {case.wrong}, got {value}")
+        return Failure("accepts", f"expected ValueError or TypeError for {case.wrong}, received {value}")
     return _compare(case, leaves, value.detach(), found, widened)
 
 
@@ -663,17 +663,17 @@ def _compare(
     dtype = _name(case.input.dtype)
     wanted_dtype = torch.promote_types(case.input.dtype, torch.float32)
     if value.dtype != wanted_dtype:
-        return Failure("dtype", f"loss: expected {wanted_dtype}, got {value.dtype}")
+        return Failure("dtype", f"loss: expected {wanted_dtype}, received {value.dtype}")
     for leaf, gradient in zip(leaves, found, strict=True):
         like = torch.empty_like(leaf)
         # Not as other_act lays it out, nor as autograd adds up those of two passes.
         own = ("other_act" not in case.options or leaf is not leaves[0]) and case.loss != "DiceTopKLoss"
         if gradient.dtype != like.dtype or (own and gradient.stride() != like.stride()):
             how = f"{gradient.dtype}, strides {gradient.stride()}"
-            return Failure("layout", f"gradient: expected {like.dtype}, strides {like.stride()}, got {how}")
+            return Failure("layout", f"gradient: expected {like.dtype}, strides {like.stride()}, received {how}")
     expected = _expected(case)
     if expected.value.shape != value.shape:
-        return Failure("shape", f"loss: expected {list(expected.value.shape)}, got {list(value.shape)}")
+        return Failure("shape", f"loss: expected {list(expected.value.shape)}, received {list(value.shape)}")
     distances = _distances(case, expected, value, found)
     size = max(1.0, float(expected.value.abs().nan_to_num().max()))
     counting = case.input[~case.input.isnan()]
@@ -694,9 +694,9 @@ def _compare(
     allowed = [a + s for a, s in zip(allowed, _spread(case, expected, dtype), strict=True)]
     names = ["value", "gradient", "gradient by target"]
     pairs = zip([expected.value, *expected.gradients], [value, *found], strict=True)
-    for name, distance, limit, (wanted, got) in zip(names, distances, allowed, pairs, strict=False):
+    for name, distance, limit, (wanted, received) in zip(names, distances, allowed, pairs, strict=False):
         if _exceeds(distance, limit):
-            numbers = f"expected {wanted.flatten()[:12].tolist()}\ngot      {got.flatten()[:12].tolist()}"
+            numbers = f"expected {wanted.flatten()[:12].tolist()}\nreceived {received.flatten()[:12].tolist()}"
             return Failure(name, f"{name}: off by {distance:.3g}, allowed {limit:.3g}\n{numbers}")
     if widened is not None:
         widened[case.loss] += 1
@@ -1000,7 +1000,7 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(words)
     for name in ("cases", "seed", "first"):
         if getattr(arguments, name) < 0:
-            parser.error(f"--{name}: expected a number ≥ 0, got {getattr(arguments, name)}")
+            parser.error(f"--{name}: expected a number ≥ 0, received {getattr(arguments, name)}")
     arguments.loss = arguments.loss or sorted(LOSSES)
     arguments.backend = arguments.backend or [name for name in available if name != "triton_gpu"]
     return arguments

@@ -131,7 +131,7 @@ class Voxels:
         return found
 
     def each(self, term: Tensor, classes: int) -> Tensor:
-        """What each voxel has of a term, of yes-or-no questions the mean over so many classes, `[B, 1, N]`."""
+        """The term of each voxel, for binary channels the mean over so many classes, `[B, 1, N]`."""
         found = self.rounding(self.counts * term)
         if self.annotated is not None:
             found = torch.where(self.annotated[..., None], found, 0.0)
@@ -247,7 +247,7 @@ def region(
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """1 where there is nothing to find, and nothing was found."""
+    """1 for an empty target and an empty prediction."""
     nothing = denominator == 0
     return torch.where(nothing, 1.0, numerator / torch.where(nothing, 1.0, denominator))
 
@@ -361,7 +361,7 @@ def generalized_dice(
 
 
 def penalty_generalized_dice(v: Voxels, *, k: float = 2.5, **options: Any) -> Tensor:
-    """X / (1 + k(1 − x)), x the loss of Generalised Dice."""
+    """X / (1 + k(1 − x)), x the loss of Generalized Dice."""
     return generalized_dice(v, penalty=k, **options)
 
 
@@ -749,7 +749,7 @@ def generalized_dice_focal(
     weight: Weight = None,
     **options: Any,
 ) -> Tensor:
-    """Generalised Dice and focal loss: include_background and reduction are of both, weight of the latter."""
+    """Generalized Dice and focal loss: include_background and reduction are of both, weight of the latter."""
     shared = {k: options[k] for k in ("include_background", "reduction") if k in options}
     return lambda_gdl * generalized_dice(v, **options) + lambda_focal * focal(
         v, gamma=gamma, weight=weight, **shared

@@ -67,7 +67,7 @@ class Combination:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a combination: "passed", or the step that failed."""
+    """The result of a combination: "passed", or the step that failed."""
 
     combination: str
     wheel: str
@@ -90,7 +90,7 @@ def lower_bounds() -> dict[str, str]:
 
 
 def main() -> int:
-    """Try what is asked for; 0 if all passed, 1 if not, 2 if nothing could be tried."""
+    """Try the requested combinations; 0 if all passed, 1 if not, 2 if nothing could be tried."""
     options = _parsed()
     for module in ("build", "uv"):
         if subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True).returncode:
@@ -103,7 +103,9 @@ def main() -> int:
     chosen = [each for each in combinations if fnmatch(each.name, options.only)]
     if not chosen:
         names = ", ".join(each.name for each in combinations)
-        print(f"install_matrix: --only: expected a pattern of {names}; got {options.only!r}", file=sys.stderr)
+        print(
+            f"install_matrix: --only: expected a pattern of {names}; received {options.only!r}", file=sys.stderr
+        )
         return 2
     if options.list:
         print("\n".join(each.name for each in chosen))

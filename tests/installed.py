@@ -55,13 +55,13 @@ def command(*words: str) -> str:
 
 
 def main() -> None:
-    """Stop at the first thing that is wrong, with a line that says what."""
+    """Stop at the first error, with a line that names it."""
     chosen, _ = select(None, "cpu", torch.float32)
     if chosen != "numba_cpu":
-        raise SystemExit(f"expected the backend numba_cpu got {chosen}")
+        raise SystemExit(f"expected the backend numba_cpu received {chosen}")
     found = losses()
     if len(found) < 15:
-        raise SystemExit(f"expected some twenty losses, got {[loss.__name__ for loss in found]}")
+        raise SystemExit(f"expected some twenty losses, received {[loss.__name__ for loss in found]}")
     for loss in found:
         exact = step(loss, "reference")
         for backend in (None, "eager"):

@@ -82,7 +82,7 @@ class Interrupted(voxloss.DiceLoss):
 
 
 class Sleeps(voxloss.DiceLoss):
-    """In half precision for a minute; says so with a file."""
+    """In half precision for a minute; marked by a file."""
 
     def forward(self, input: Tensor, target: Any, *_: Any, **__: Any) -> Tensor:
         if input.dtype == torch.float16:
@@ -92,7 +92,7 @@ class Sleeps(voxloss.DiceLoss):
 
 
 def plain_dice(input: Tensor, target: Tensor, weight: float = 2) -> Tensor:
-    """Without flaw: probabilities and one channel per class, nothing said of what it is."""
+    """Without flaw: probabilities and one channel per class, without declared properties."""
     axes = tuple(range(2, input.ndim))
     score = weight * (input.double() * target).sum(axes) / (input.double() + target).sum(axes)
     return 1 - score.nan_to_num(1).mean()

@@ -132,7 +132,7 @@ class DiceOfTheDtype(nn.Module):
 
 
 LABEL_MAP = {"activation": "softmax", "labels": "map"}
-# By name: the family, and what else is claimed.
+# By name: the family, and what else is declared.
 CLAIMS: dict[str, tuple[str, dict[str, Any]]] = {
     "SoftDiceLoss": ("dice", {**LABEL_MAP, "smooth_nr": 1e-5, "smooth_dr": 1e-5}),
     "dice_of_probabilities": ("dice", {}),

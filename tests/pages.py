@@ -37,7 +37,7 @@ def blocks(text: str) -> list[tuple[str, str]]:
 
 
 def python_blocks(text: str) -> list[tuple[str, str]]:
-    """Each block of Python, and what the page says that it prints: the plain block right below it."""
+    """Each block of Python, and its output on the page: the plain block right below it."""
     return re.findall(r"^```python\n(.*?)^```\n(?:\n```\n(.*?)^```)?", text, flags=re.S | re.M)
 
 

@@ -220,7 +220,7 @@ def test_peak_of_the_process_counts_what_torch_does_not_allocate() -> None:
     size = 1 << 28
     found = resident_peak(lambda: np.ones(size, np.uint8).sum())
     if found is None:
-        pytest.skip("only Linux says so")
+        pytest.skip("only Linux reports it")
     assert 0.95 * size < found < 1.5 * size
     assert allocated_peak(lambda: np.ones(size, np.uint8).sum(), "cpu") < size / 100
 
@@ -543,7 +543,7 @@ def test_the_floor_reads_the_whole_target_twice(edge: int, dtype: str, monkeypat
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.id)
 def test_arithmetic_in_cache_is_as_many_voxels(case: BenchCase, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of them, through both passes, with the sums that the loss itself asks for."""
+    """All of them, through both passes, with the sums that the loss itself needs."""
     pytest.importorskip("numba")
     case = replace(case, edge=24, channels=20)
     input, target = tensors(case)
@@ -934,13 +934,13 @@ def test_kept_figures_depend_on_sources_versions_machine_and_options(monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--quick", "--full"], "expected one of them, got both"),
+        (["--quick", "--full"], "expected one of them, received both"),
         (
             ["--only", "nonsense"],
-            "--only: expected a part of a case's name, got 'nonsense'. Names: dice-softmax-map-int64-c14-96",
+            "--only: expected a part of a case's name, received 'nonsense'. Names: dice-softmax-map-int64-c14-96",
         ),
-        (["--device", "toaster"], "--device: expected .*got 'toaster'"),
-        (["--out", "FILE"], "--out: expected a folder, got the file FILE"),
+        (["--device", "toaster"], "--device: expected .*received 'toaster'"),
+        (["--out", "FILE"], "--out: expected a folder, received the file FILE"),
         (["--rounds", "0"], "'--rounds'"),
     ],
 )
@@ -956,7 +956,7 @@ def test_mistakes_are_one_line(
     assert command(*arguments) == 2
     captured = capsys.readouterr()
     assert re.fullmatch(rf"voxloss: .*{message}.*\n", captured.err), captured.err
-    assert [path.name for path in tmp_path.iterdir()] == ["FILE"], "nothing is made before a mistake is seen"
+    assert [path.name for path in tmp_path.iterdir()] == ["FILE"], "nothing is created before the error is raised"
 
 
 def test_the_small_comparisons_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,9 +28,9 @@ def data(channels: int = 3) -> tuple[Tensor, Tensor, Tensor]:
 def test_a_schedule_begins_with_the_first_epoch() -> None:
     loss = DiceBoundaryLoss(**MAP, schedule="rebalance", step=0.25)
     assert (loss.lambda_dice, loss.lambda_boundary) == (0.75, 0.25)
-    with pytest.raises(ValueError, match="epoch: expected 1 for the first or a later one, got 0"):
+    with pytest.raises(ValueError, match="epoch: expected 1 for the first or a later one, received 0"):
         loss.at_epoch(0)
-    with pytest.raises(ValueError, match=r"step: expected a number in \[0, 1\], got 2"):
+    with pytest.raises(ValueError, match=r"step: expected a number in \[0, 1\], received 2"):
         DiceBoundaryLoss(**MAP, schedule="rebalance", step=2)
 
 
@@ -125,7 +125,7 @@ def test_second_derivatives_and_one_graph() -> None:
     ("change", "message"),
     [
         (lambda d: None, "distance: expected a map .* with voxloss\\.transforms\\.SignedDistanced"),
-        (lambda d: d[:, :2], "distance: expected .* got \\[2, 2, 5, 6, 7\\]"),
+        (lambda d: d[:, :2], "distance: expected .* received \\[2, 2, 5, 6, 7\\]"),
         (lambda d: torch.where(d > 20, torch.nan, d), "distance: expected finite numbers"),
         (lambda d: torch.where(d > 20, torch.inf, d), "distance: expected finite numbers"),
     ],

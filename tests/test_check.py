@@ -74,7 +74,7 @@ def test_a_loss_of_ones_own_holds() -> None:
         ("20", Status.holds),
         ("24", Status.holds),
     ]
-    assert records[2].reason == "softmax is not claimed"
+    assert records[2].reason == "softmax is not declared"
     assert records[2].examples == 0
     accuracy = records[-1]
     assert accuracy.examples > PROFILES["quick"].examples
@@ -144,7 +144,7 @@ def test_the_snippet_shows_the_broken_value(tmp_path: Path) -> None:
         [sys.executable, "-c", record.counterexample.snippet()], capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    assert float(run.stdout.splitlines()[0]) == record.worst.got
+    assert float(run.stdout.splitlines()[0]) == record.worst.received
 
 
 @pytest.mark.integration
@@ -159,8 +159,8 @@ def test_a_counter_example_is_saved_as_images_and_a_script(edge: int, tmp_path: 
     example = CounterExample("24", volume, "off", source)
     paths = example.save(tmp_path / "new")
     assert [path.name for path in paths] == [
-        *(f"law_24_item{item}_prediction.nii.gz" for item in (0, 1)),
-        *(f"law_24_item{item}_reference.nii.gz" for item in (0, 1)),
+        *(f"law_24_sample{item}_prediction.nii.gz" for item in (0, 1)),
+        *(f"law_24_sample{item}_reference.nii.gz" for item in (0, 1)),
         "law_24.py",
     ]
     image: Any = nib.load(paths[1])
@@ -252,14 +252,14 @@ def test_a_profile_decides_how_much_is_tried() -> None:
     (law,) = chosen_laws(["13a"])
     assert run_check(subject, few, law).examples == 3
     assert [p.examples for p in PROFILES.values()] == sorted(p.examples for p in PROFILES.values())
-    with pytest.raises(ValueError, match="profile: expected one of quick, default, thorough, got 'slow'"):
+    with pytest.raises(ValueError, match="profile: expected one of quick, default, thorough, received 'slow'"):
         list(check_loss(OwnDice, SMOOTH, profile="slow"))  # type: ignore[arg-type]
 
 
 def test_laws_are_chosen_by_id() -> None:
     assert [law.id for law in chosen_laws(["24", "1"])] == ["1", "24"]
     assert chosen_laws(None) == LAWS
-    with pytest.raises(ValueError, match=r"expected ids of 1, 2, 3, .* got 99"):
+    with pytest.raises(ValueError, match=r"expected ids of 1, 2, 3, .* received 99"):
         chosen_laws(["1", "99"])
 
 
@@ -280,8 +280,12 @@ MISTAKES: list[tuple[Any, dict[str, Any], Any]] = [
     ("nowhere.py:DiceLoss", {}, "nowhere.py: no such file"),
     ("monai.losses:DiceLos", {}, r"monai.losses has no DiceLos. Did you mean DiceLoss\? It has .*DiceLoss"),
     ("monai.losses:DiceLoss", {"kwargs": {"softmaxx": 1}}, r"DiceLoss\(softmaxx=1\) cannot be made: TypeError"),
-    ("torch.nn:CrossEntropyLoss", {}, "what it claims to be cannot be read off a CrossEntropyLoss: give claims"),
-    ("math:pi", {}, "expected a class or a callable loss, got float"),
+    (
+        "torch.nn:CrossEntropyLoss",
+        {},
+        "the properties of a CrossEntropyLoss cannot be read from it: declare them",
+    ),
+    ("math:pi", {}, "expected a class or a callable loss, received float"),
     (voxloss.DiceLoss(), {"kwargs": {"softmax": True}}, "is a loss already made"),
     (torch.nn.CrossEntropyLoss, {"claims": SMOOTH}, None),
     (
@@ -330,7 +334,7 @@ def test_a_law_that_compares_nothing_does_not_hold() -> None:
         record = record_of(voxloss.DiceLoss, law, None, kwargs=kwargs)
         assert record.status == Status.not_applicable, law
         assert record.examples == 0
-        assert record.reason == "no volume that fits what is claimed has anything to compare"
+        assert record.reason == "no volume that fits what is declared has anything to compare"
 
 
 def test_a_loss_of_a_script_is_not_sent_to_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,14 +419,14 @@ def test_losses_of_voxloss_hold_every_law_that_applies() -> None:
 
 def test_close_finds_the_worst_element() -> None:
     finding = close("x", [[1.0, 2.0], [3.0, 4.5]], [[1.0, 2.1], [3.0, 4.0]], 0.2, "float32")
-    assert (finding.what, finding.got, finding.expected, finding.error) == ("x at [1, 1]", 4.5, 4.0, 0.5)
+    assert (finding.what, finding.received, finding.expected, finding.error) == ("x at [1, 1]", 4.5, 4.0, 0.5)
     assert not finding.holds
     assert finding.ulp == 0.5 / 2**-21
     assert close("x", 1.0, 1.1, 0.2).holds
 
 
 @pytest.mark.parametrize(
-    ("got", "expected"),
+    ("received", "expected"),
     [(math.nan, 1.0), (1.0, math.nan), (math.inf, 1.0), (-math.inf, math.inf), ([1.0, 2.0], [1.0])],
 )
 def test_close_holds_nothing_that_is_no_number(got: Any, expected: Any) -> None:
@@ -449,5 +453,5 @@ def test_spacing(dtype: str, ulp: float) -> None:
 
 def test_a_number_is_all_parts_of_a_law() -> None:
     assert [law.id for law in chosen_laws(["31", "1"])] == ["1", "31a", "31b", "31c", "31d"]
-    with pytest.raises(ValueError, match=r"laws: expected ids of 1, .*, got 3x\."):
+    with pytest.raises(ValueError, match=r"laws: expected ids of 1, .*, received 3x\."):
         chosen_laws(["3x"])

@@ -1,4 +1,4 @@
-"""What is read off the libraries' losses, and what a user may say."""
+"""The properties that are read from the libraries' losses, and those that a user may declare."""
 
 from __future__ import annotations
 
@@ -272,25 +272,31 @@ def test_parsing() -> None:
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        (["alpha"], "expected name=value like alpha=0.3, got 'alpha'"),
+        (["alpha"], "expected name=value like alpha=0.3, received 'alpha'"),
         (["alfa=1"], "claim 'alfa': expected one of family, smooth_nr"),
-        (["alpha=much"], "claim alpha: expected a number, got 'much'"),
-        (["alpha=-1"], "claim alpha: expected a number ≥ 0, got -1"),
-        (["batch=1"], "claim batch: expected true or false, got 1"),
-        (["reduction=average"], "claim reduction: expected one of mean, sum, none, got 'average'"),
+        (["alpha=much"], "claim alpha: expected a number, received 'much'"),
+        (["alpha=-1"], "claim alpha: expected a number ≥ 0, received -1"),
+        (["batch=1"], "claim batch: expected true or false, received 1"),
+        (["reduction=average"], "claim reduction: expected one of mean, sum, none, received 'average'"),
         (["classes=[1, true]"], "claim classes: expected a list, each a whole number or null"),
-        (["smooth_nr=Infinity"], "claim smooth_nr: expected a number ≥ 0, got inf"),
-        (["gamma=0"], "claim gamma: expected a number other than 0, got 0"),
-        (["dtypes=[]"], "claim dtypes: expected some of float64, float32, float16, bfloat16, got []"),
-        (['dtypes=["int8"]'], "claim dtypes: expected some of float64, float32, float16, bfloat16, got ['int8']"),
-        (["channels=0"], "claim channels: expected a number ≥ 1, got 0"),
+        (["smooth_nr=Infinity"], "claim smooth_nr: expected a number ≥ 0, received inf"),
+        (["gamma=0"], "claim gamma: expected a number other than 0, received 0"),
+        (["dtypes=[]"], "claim dtypes: expected some of float64, float32, float16, bfloat16, received []"),
+        (
+            ['dtypes=["int8"]'],
+            "claim dtypes: expected some of float64, float32, float16, bfloat16, received ['int8']",
+        ),
+        (["channels=0"], "claim channels: expected a number ≥ 1, received 0"),
         (["unreduced=B x C"], "claim unreduced: expected letters B, C and numbers"),
         (["family=cross_section"], "claim family: expected one of dice, jaccard"),
-        (["label_smoothing=2"], "claim label_smoothing: expected a number in [0, 1], got 2"),
-        (["family=focal", "gamma=-1"], "claim gamma: expected a number ≥ 0, got -1"),
-        (["family=focal", "reduction=none"], 'claim reduction: expected "mean" or "sum" of focal, got "none"'),
+        (["label_smoothing=2"], "claim label_smoothing: expected a number in [0, 1], received 2"),
+        (["family=focal", "gamma=-1"], "claim gamma: expected a number ≥ 0, received -1"),
+        (
+            ["family=focal", "reduction=none"],
+            'claim reduction: expected "mean" or "sum" of focal, received "none"',
+        ),
         (["family=compound"], "claim parts: a compound has some, no other family has"),
-        (["family=formula"], "claim formula: expected one of the family of that name only, got formula"),
+        (["family=formula"], "claim formula: expected one of the family of that name only, received formula"),
         (["parts=[]"], "claim 'parts': expected one of family, smooth_nr"),
     ],
 )
@@ -301,13 +307,13 @@ def test_what_cannot_be_claimed(pairs: list[str], message: str) -> None:
 
 
 def test_a_loss_without_a_family() -> None:
-    with pytest.raises(ValueError, match="say --as with one of dice"):
+    with pytest.raises(ValueError, match="Set --as to one of dice"):
         parse_claims(["alpha=1"])
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_shipped_loss_is_read(name: str) -> None:
-    """A loss that nobody reads would be asked no law."""
+    """Without a reader no check would run on a loss."""
     claims = read(make(name, "softmax", to_onehot_y=True, group="world"))
     assert all(each.family != "formula" or claims.map == "distance" for each in claims.formulas)
     assert (claims.activation, claims.labels) == ("softmax", "map")
@@ -325,10 +331,10 @@ def test_a_loss_by_cell_is_read_where_a_sample_is_one_cell_and_all_weigh_alike()
     assert [each.family for each in claims.formulas] == ["dice"]
     assert (claims.map, claims.compiles) == ("nearest", True)
     for own in ({"ignore_index": 255}, {"weight": [1.0, 2.0]}, {"absent": "skip"}, {"to_onehot_y": False}):
-        with pytest.raises(ValueError, match="claims cannot be read off a mean over cells"):
+        with pytest.raises(ValueError, match="properties cannot be read from a mean over cells"):
             read(voxloss.CCDiceCELoss(**{**cells, **own}))
     of_lines = voxloss.CellwiseLoss(voxloss.SkeletonRecallLoss(**cells))
-    with pytest.raises(ValueError, match="claims cannot be read off a loss of two maps"):
+    with pytest.raises(ValueError, match="properties cannot be read from a loss of two maps"):
         read(of_lines)
     assert read(voxloss.CellwiseLoss(voxloss.DiceLoss(**cells, batch=True))).is_mean_of_items
 
@@ -366,5 +372,5 @@ def test_a_formula_of_further_sums() -> None:
         def per_class(self, statistics: Any, log_loss: Any) -> Any:
             return log_loss / statistics.target
 
-    with pytest.raises(ValueError, match="claims cannot be read off a formula of"):
+    with pytest.raises(ValueError, match="properties cannot be read from a formula of"):
         claims_of(Logarithmic())

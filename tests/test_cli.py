@@ -95,7 +95,7 @@ def test_every_loss_has_a_name_however_it_is_written() -> None:
         for written in (name, name.replace("-", ""), name.replace("-", "_").upper(), kind):
             assert loss_name(written) == name
     assert loss_name("iou") == "jaccard"
-    with pytest.raises(ValueError, match=r"expected one of dice, .*, got 'dise'"):
+    with pytest.raises(ValueError, match=r"expected one of dice, .*, received 'dise'"):
         loss_name("dise")
 
 
@@ -107,24 +107,24 @@ def test_a_loss_with_a_map_is_named_as_one_and_refused(run: Run) -> None:
         code, _, error = run("demo", "--loss", name)
         assert code == 2
         words = re.sub(r"[\s│]+", " ", error)
-        assert f"got {name}: {LOSSES[name]} needs a map beside them" in words
+        assert f"received {name}: {LOSSES[name]} needs a map beside them" in words
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["demo", "--loss", "dise"], r"expected one of dice, .*unified-focal, got 'dise'"),
+        (["demo", "--loss", "dise"], r"expected one of dice, .*unified-focal, received 'dise'"),
         (["demo", "--steps", "0"], "'--steps'.*1"),
         (["demo", "--steps", "many"], "'--steps'.*(integer|many)"),
         (["demo", "--seed", "-1"], "'--seed'.*0"),
-        (["demo", "--device", "cuda:99"], r"--device: expected .*got 'cuda:99' \(.*\)"),
-        (["demo", "--device", "toaster"], "--device: expected .*got 'toaster'"),
-        (["demo", "--device", "meta"], "--device: expected .*got 'meta'"),
+        (["demo", "--device", "cuda:99"], r"--device: expected .*received 'cuda:99' \(.*\)"),
+        (["demo", "--device", "toaster"], "--device: expected .*received 'toaster'"),
+        (["demo", "--device", "meta"], "--device: expected .*received 'meta'"),
         (["demo", "--nonsense"], "--nonsense"),
-        (["demo", "--out", "FILE"], "--out: expected a folder, got the file .*FILE"),
+        (["demo", "--out", "FILE"], "--out: expected a folder, received the file .*FILE"),
         (["demo", "--out", "FILE/below"], "FILE"),
         (["phantoms"], "Missing argument 'FOLDER'"),
-        (["phantoms", "FILE"], "FOLDER: expected a folder, got the file FILE"),
+        (["phantoms", "FILE"], "FOLDER: expected a folder, received the file FILE"),
         (["nonsense"], "No such command 'nonsense'"),
     ],
 )
@@ -136,7 +136,7 @@ def test_mistakes_are_one_line(
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert re.fullmatch(rf"voxloss: .*{message}.*\n", err), err
-    assert [path.name for path in tmp_path.iterdir()] == ["FILE"], "nothing is made before a mistake is seen"
+    assert [path.name for path in tmp_path.iterdir()] == ["FILE"], "nothing is created before the error is raised"
 
 
 FOLDERS = {
@@ -183,7 +183,9 @@ def test_an_output_that_cannot_be_written_is_found_first(
     for out, shown in outputs.items():
         code, said, err = run(*command, *([option] if option.startswith("-") else []), out)
         assert (code, said) == (2, "")
-        expected = rf"voxloss: (Invalid value: )?{option}: expected a {kind} .*got {shown}.* See voxloss .*\n"
+        expected = (
+            rf"voxloss: (Invalid value: )?{option}: expected a {kind} .*received {shown}.* See voxloss .*\n"
+        )
         assert re.fullmatch(expected, err), err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["FILE", "locked"]
 

@@ -359,7 +359,7 @@ def test_one_gamma_for_a_pass() -> None:
 
     x = logits()
     with pytest.raises(
-        ValueError, match=r"gamma: expected one for all parts of a compound, got \['1.0', '2.0'\]"
+        ValueError, match=r"gamma: expected one for all parts of a compound, received \['1.0', '2.0'\]"
     ):
         Two()(x, one_hot(label_map(), 4))
 
@@ -454,10 +454,10 @@ def test_state_and_copies() -> None:
     [
         (lambda: DiceCELoss(lambda_ce=-1), r"lambda_ce should be no less than 0\.0"),
         (lambda: DiceFocalLoss(lambda_focal=-1), r"lambda_focal should be no less than 0\.0"),
-        (lambda: DiceFocalLoss(gamma=-1), "gamma: expected a finite number ≥ 0, got -1"),
-        (lambda: FocalLoss(alpha=1.5), r"alpha: expected a number in \[0, 1\], got 1.5"),
+        (lambda: DiceFocalLoss(gamma=-1), "gamma: expected a finite number ≥ 0, received -1"),
+        (lambda: FocalLoss(alpha=1.5), r"alpha: expected a number in \[0, 1\], received 1.5"),
         (lambda: FocalLoss(alpha=[0.5, -1]), "`alpha` should be no less than 0"),
-        (lambda: DiceCELoss(label_smoothing=2), r"label_smoothing: expected a number in \[0, 1\], got 2"),
+        (lambda: DiceCELoss(label_smoothing=2), r"label_smoothing: expected a number in \[0, 1\], received 2"),
         (lambda: DiceCELoss(reduction="none"), 'reduction: expected "mean" or "sum"'),
         (lambda: _called(FocalLoss(alpha=[0.1, 0.2])), "alpha: expected a single value or 4"),
         (lambda: _called(CrossEntropyLoss(sigmoid=True, weight=[1, 2])), "weight: expected a single value or 4"),

@@ -151,7 +151,7 @@ STAND_INS: list[tuple[Any, dict[str, Any]]] = [
 
 
 def require_exact(kind: Any, kwargs: dict[str, Any], **options: Any) -> None:
-    """Value and gradient are those that the claims say, on drawn volumes."""
+    """Value and gradient follow from the declared properties, on drawn volumes."""
     subject = subject_of(kind, kwargs=kwargs, **options)
     for law in chosen_laws(["20", "24"]):
         # How precise a large sum is does not depend on what was read.
@@ -405,7 +405,7 @@ def test_markdown(built: Path) -> None:
     assert f"| voxloss {voxloss_version} | 1 | 0 | 0 | 0 | 1 |" in text
     assert f"| MONAI {monai_version} | 1 | 0 | 1 | 1 | 0 |" in text
     (finding,) = re.findall(r"^\| MONAI DiceLoss .*$", text, re.MULTILINE)
-    assert re.match(r"\| MONAI DiceLoss \| squared \| 9 symmetry \| loss: expected 0\.\d+, got ", finding)
+    assert re.match(r"\| MONAI DiceLoss \| squared \| 9 symmetry \| loss: expected 0\.\d+, received ", finding)
     assert re.search(r", on drawn .* \| \d+(\.\d+)?(e[+-]\d+)? % \|$", finding)
     assert len(text.splitlines()) <= 250
     for law in chosen_laws(LAWS):
@@ -505,7 +505,7 @@ def test_interrupted_run_goes_on(
     assert conformance.build(out) == 0
     assert examined == TWO
     assert files(out) == files(built)
-    # A third run has nothing to ask; another seed has everything.
+    # A third run has nothing to do; another seed has everything.
     assert conformance.build(out) == 0
     assert examined == TWO
     monkeypatch.setattr(conformance, "LAWS", chosen_laws(["10"]))
@@ -542,7 +542,7 @@ def test_snippets_run_and_show_the_broken_law(built: Path) -> None:
             exec(code, {})
         shown = said.getvalue().splitlines()
         if law == "9":  # both values: of the volume, and with prediction and target swapped
-            numbers = re.findall(r"(?:expected|got) ([\d.]+)", reason)
+            numbers = re.findall(r"(?:expected|received) ([\d.]+)", reason)
             assert [line for line in shown if re.fullmatch(r"[\d.]+", line)] == [
                 str(float(number)) for number in reversed(numbers)
             ]
@@ -553,7 +553,7 @@ def test_snippets_run_and_show_the_broken_law(built: Path) -> None:
 
 def test_snippet_of_a_large_volume_checks_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conformance, "examined_losses", lambda: TWO[1:])
-    monkeypatch.setattr(conformance, "LAWS", chosen_laws(["29a"]))  # two items of three classes in 2³ voxels
+    monkeypatch.setattr(conformance, "LAWS", chosen_laws(["29a"]))  # two samples of three classes in 2³ voxels
     monkeypatch.setattr(results, "LITERAL", 10)
     assert conformance.build(tmp_path / "docs") == 0
     text = (tmp_path / "docs" / "conformance.html").read_text(encoding="utf-8")

@@ -50,7 +50,7 @@ def test_intensities_and_geometry(ct: Path) -> None:
         assert (nifti.affine == reference.affine).all()
         assert nifti.header.get_zooms() == (1.5, 1.5, 3.0)
         assert np.linalg.det(nifti.affine) < 0
-        assert nifti.affine[:3, 3].all(), "an affine without a translation hides mistakes"
+        assert nifti.affine[:3, 3].all(), "an affine without a translation hides errors"
         air, soft_tissue = image[0, 0], image[(image > -500) & (labels == 0)]
         for values, hu in ((air, -1000), (soft_tissue, 40), (image[labels == 1], 120), (image[labels == 2], 200)):
             assert np.median(values) == pytest.approx(hu, abs=12)
@@ -102,7 +102,7 @@ def test_every_class_is_in_the_smallest_volumes(shape: tuple[int, int, int], tmp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"cases": 0}, "cases: expected 1 integers ≥ 1, got"),
+        ({"cases": 0}, "cases: expected 1 integers ≥ 1, received"),
         ({"test_cases": -1}, "test_cases: expected 1 integers ≥ 0"),
         ({"shape": (32, 32)}, "shape: expected 3 integers ≥ 8"),
         ({"shape": (32, 32, 7)}, "shape: expected 3 integers ≥ 8"),
@@ -119,5 +119,5 @@ def test_bad_arguments_write_nothing(arguments: dict[str, Any], message: str, tm
 def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
-    with pytest.raises(NotADirectoryError, match=r"expected a folder .* got the file .*file"):
+    with pytest.raises(NotADirectoryError, match=r"expected a folder .* received the file .*file"):
         write_ct_set(file)

@@ -104,12 +104,12 @@ DAMAGED: dict[str, tuple[str, Maker, str]] = {
     "truncated, not compressed": (
         ".nii",
         lambda p: p.write_bytes(content()[:-1]),
-        "4448 bytes, as .* got 4447",
+        "4448 bytes, as .* received 4447",
     ),
     "truncated before it was compressed": (
         ".nii.gz",
         lambda p: p.write_bytes(gzip.compress(content()[:-1])),
-        "4448 bytes, as .* got 4447",
+        "4448 bytes, as .* received 4447",
     ),
     "a part of the header": (".nii", lambda p: p.write_bytes(content()[:200]), "whole NIfTI file"),
     "empty": (".nii", lambda p: p.touch(), "whole NIfTI file"),
@@ -131,33 +131,33 @@ DAMAGED: dict[str, tuple[str, Maker, str]] = {
     ),
     "negative edges": (".nii", lambda p: p.write_bytes(with_shape(16, -16, 16)), "expected"),
     "no voxels": (".nii", lambda p: p.write_bytes(with_shape(16, 0, 16)), "expected voxels along each axis"),
-    "2D": (".nii", lambda p: save(p, GOOD[0]), r"expected 3 dimensions.*, got 2: \(16, 16\)"),
-    "5D": (".nii", lambda p: save(p, np.stack([GOOD] * 2, -1)[..., None, :]), "got 5: "),
-    "complex": (".nii", lambda p: save(p, GOOD.astype(np.complex64)), "got the dtype complex64"),
-    "RGB": (".nii", lambda p: save(p, RGB), "got the dtype RGB"),
+    "2D": (".nii", lambda p: save(p, GOOD[0]), r"expected 3 dimensions.*, received 2: \(16, 16\)"),
+    "5D": (".nii", lambda p: save(p, np.stack([GOOD] * 2, -1)[..., None, :]), "received 5: "),
+    "complex": (".nii", lambda p: save(p, GOOD.astype(np.complex64)), "received the dtype complex64"),
+    "RGB": (".nii", lambda p: save(p, RGB), "received the dtype RGB"),
     "NaN": (".nii", lambda p: save(p, with_value(np.nan)), r"nan.* at voxel \(3, 4, 5\)"),
     "infinite": (".nii.gz", lambda p: save(p, with_value(-np.inf)), r"-inf.* at voxel \(3, 4, 5\)"),
     "flat voxels": (".nii", lambda p: p.write_bytes(with_affine(0)), "voxels of some volume"),
     "voxels without a place": (".nii", lambda p: p.write_bytes(with_affine(np.nan)), "voxels of some volume"),
     "a folder": (".nii.gz", folder, ""),
     "a pipe": (".nii.gz", lambda p: os.mkfifo(p), "a pipe, a socket or a device"),
-    "a link to nowhere": (".nii.gz", lambda p: p.symlink_to("nowhere"), "a broken link|got nothing at"),
+    "a link to nowhere": (".nii.gz", lambda p: p.symlink_to("nowhere"), "a broken link|received nothing at"),
 }
 FOR_LABELS = {
     "an axis of length 1": (".nii", lambda p: save(p, GOOD[..., None]), r"numpy\.squeeze"),
-    "soft": (".nii", lambda p: save(p, with_value(0.5)), r"whole numbers, got 0\.5 at voxel \(3, 4, 5\)"),
+    "soft": (".nii", lambda p: save(p, with_value(0.5)), r"whole numbers, received 0\.5 at voxel \(3, 4, 5\)"),
 }
 FOR_IMAGES = {
     "NaN in a channel": (
         ".nii",
         lambda p: save(p, np.stack([GOOD.astype(np.float32), with_value(np.nan)], -1)),
-        r"got 1 that are not, the first nan at voxel \(3, 4, 5, 1\)",
+        r"received 1 that are not, the first nan at voxel \(3, 4, 5, 1\)",
     ),
-    "scaled beyond float32": (".nii", lambda p: p.write_bytes(scaled(3e38)), "finite voxels, got"),
+    "scaled beyond float32": (".nii", lambda p: p.write_bytes(scaled(3e38)), "finite voxels, received"),
     "too large for float32": (
         ".nii",
         lambda p: save(p, with_value(1).astype(float) * 1e39),
-        "finite voxels, got",
+        "finite voxels, received",
     ),
 }
 ROLES = {
@@ -328,7 +328,7 @@ def test_the_channels_of_an_image_lie_on_one_grid(
         save_nifti(tmp_path / "images" / f"a_000{channel}.nii", data, np.eye(4))
     assert command("predict", two, tmp_path / "images", "--out", tmp_path / "out") == 2
     assert re.search(
-        r"a_0001\.nii: expected \(16, 16, 16\) voxels, got \(15, 16, 16\), as .*a_0000\.nii has",
+        r"a_0001\.nii: expected \(16, 16, 16\) voxels, received \(15, 16, 16\), as .*a_0000\.nii has",
         capsys.readouterr().err,
     )
 
@@ -380,7 +380,9 @@ def test_what_no_transform_can_bring_to_the_grid_is_named(
         raise MemoryError("out of memory")
 
     monkeypatch.setattr("monai.transforms.Spacing.__call__", fail)
-    message = r"b\.nii\.gz, .*b_label\.nii\.gz: expected what fits on the network's grid, got MemoryError: out of"
+    message = (
+        r"b\.nii\.gz, .*b_label\.nii\.gz: expected what fits on the network's grid, received MemoryError: out of"
+    )
     with pytest.raises(ValueError, match=message):
         training_patches(plan.scans(training_set(data))[0][1:], plan, cache=1)
     with pytest.raises(ValueError, match=r"b\.nii\.gz: expected what fits"):
@@ -403,7 +405,9 @@ def test_an_image_in_the_place_of_a_label_map(tmp_path: Path, capsys: pytest.Cap
     data = two_scans(tmp_path / "data", [1])
     save_nifti(data / "b_label.nii.gz", np.arange(16**3, dtype=np.int16).reshape(16, 16, 16), np.eye(4))
     request = TrainRequest(data, tmp_path, patch=(16, 16, 32))
-    with pytest.raises(ValueError, match=r"b_label\.nii\.gz: expected a label map, .*got 4096.*--max-classes"):
+    with pytest.raises(
+        ValueError, match=r"b_label\.nii\.gz: expected a label map, .*received 4096.*--max-classes"
+    ):
         make_plan(request)
     assert len(make_plan(replace(request, max_classes=4096)).labels) == 4096
     pair = data / "a_label.nii.gz", data / "b_label.nii.gz"
@@ -414,7 +418,7 @@ def test_an_image_in_the_place_of_a_label_map(tmp_path: Path, capsys: pytest.Cap
 def test_labels_that_float32_does_not_hold(tmp_path: Path) -> None:
     data = two_scans(tmp_path / "data", [1])
     save_nifti(data / "b_label.nii.gz", GOOD.astype(np.int32) * (2**24 + 1), np.eye(4))
-    with pytest.raises(ValueError, match="expected labels up to 16777216, got 33554434"):
+    with pytest.raises(ValueError, match="expected labels up to 16777216, received 33554434"):
         make_plan(TrainRequest(data, tmp_path, patch=(16, 16, 32)))
 
 
@@ -515,27 +519,27 @@ def test_a_damaged_checkpoint_is_one_line(
 
 
 PLANS: dict[str, tuple[object, str]] = {
-    "patch": ([0, 0, 0], "patch: expected three whole numbers from 1, got [0, 0, 0]"),
-    "patch ": ([20, 16, 16], "patch: expected multiples of 8, got [20, 16, 16]"),
+    "patch": ([0, 0, 0], "patch: expected three whole numbers from 1, received [0, 0, 0]"),
+    "patch ": ([20, 16, 16], "patch: expected multiples of 8, received [20, 16, 16]"),
     "patch  ": ("16", "patch: expected three whole numbers"),
-    "labels": ([], "labels: expected two whole numbers or more, from 0 up, got []"),
+    "labels": ([], "labels: expected two whole numbers or more, from 0 up, received []"),
     "labels ": ([0, 1, 1], "labels: expected"),
     "class_names": (["background"], "class_names: expected 3 names"),
     "regions": ({"whole": [0]}, "regions: expected null, or lists of labels from 1 by name"),
-    "regions ": ({"whole": [9]}, "regions: expected some of the labels, got {'whole': [9]}"),
-    "channels": (0, "channels: expected a whole number from 1, got 0"),
+    "regions ": ({"whole": [9]}, "regions: expected some of the labels, received {'whole': [9]}"),
+    "channels": (0, "channels: expected a whole number from 1, received 0"),
     "spacing": ([0, 1, 1], "spacing: expected three positive numbers"),
     "spacing ": ([float("nan"), 1, 1], "spacing: expected three positive numbers"),
     "window": ([1], "window: expected two numbers"),
-    "modality": ("pet", "modality: expected ct or mr, got 'pet'"),
+    "modality": ("pet", "modality: expected ct or mr, received 'pet'"),
     "depth": (0, "depth: expected a whole number from 4 to 5"),
-    "width": (1.5, "width: expected a whole number from 1, got 1.5"),
+    "width": (1.5, "width: expected a whole number from 1, received 1.5"),
     "width ": (2**62, "checkpoint.pt: expected"),
-    "width  ": (True, "width: expected a whole number from 1, got True"),
+    "width  ": (True, "width: expected a whole number from 1, received True"),
     "loss": ("dise", "loss: expected the name of a loss"),
     "batch": (None, "batch: expected"),
     "precision": ("int8", "precision: expected one of"),
-    "ignored": (1, "ignored: expected none of the labels, got 1"),
+    "ignored": (1, "ignored: expected none of the labels, received 1"),
     "unknown": (1, "unknown"),
 }
 
@@ -575,7 +579,7 @@ def test_a_plan_that_is_none(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--spacing", 0, 1, 1], "--spacing: expected three positive numbers, got (0.0, 1.0, 1.0)"),
+        (["--spacing", 0, 1, 1], "--spacing: expected three positive numbers, received (0.0, 1.0, 1.0)"),
         (["--spacing", "nan", 1, 1], "--spacing"),
         (["--patch", 0, 0, 0], "--patch: expected three whole numbers from 1"),
         (["--patch", -16, 16, 16], "--patch"),
@@ -610,7 +614,7 @@ def test_weights_that_become_nan_at_the_last_step_are_not_kept(run: Path, tmp_pa
     weight = next(training.network.parameters())
     weight.register_hook(lambda gradient: gradient * np.nan)  # type: ignore[no-untyped-call]
     scans, _ = plan.scans(training_set(run / "data"))
-    with pytest.raises(ValueError, match="step 1: expected finite weights, got NaN"):
+    with pytest.raises(ValueError, match="step 1: expected finite weights, received NaN"):
         training.run(scans, [], 1.0, lambda *_: None, lambda _: None)
     assert not (tmp_path / "checkpoint.pt").exists()
 
@@ -631,7 +635,7 @@ def test_more_epochs_continue_a_finished_run(tmp_path: Path, capsys: pytest.Capt
     assert len(rates) == 20
     assert rates[1] > 0.9 * request.learning_rate, "the schedule is that of the new end"
     assert held_out.read_bytes() != earlier, "another network predicts anew"
-    with pytest.raises(ValueError, match=r"--epochs: expected 20 or more, .*out, got 19\. .*--fresh"):
+    with pytest.raises(ValueError, match=r"--epochs: expected 20 or more, .*out, received 19\. .*--fresh"):
         train_and_score(replace(request, epochs=19))
     assert Plan.load(out).epochs == 20
 
@@ -687,7 +691,7 @@ def test_labels_that_the_description_does_not_name(tmp_path: Path) -> None:
     labels[0, 0, 0] = 7
     save_nifti(path, labels, nib.load(path).affine)  # type: ignore[attr-defined]
     request = TrainRequest(data, tmp_path / "out", patch=(16, 16, 32))
-    expected = f"{path}: expected the labels that dataset.json names, 0, 1, 2, got 7. .* --ignore 7"
+    expected = f"{path}: expected the labels that dataset.json names, 0, 1, 2, received 7. .* --ignore 7"
     with pytest.raises(ValueError, match=expected):
         make_plan(request)
     assert make_plan(replace(request, ignore=7)).labels == [0, 1, 2]
@@ -696,7 +700,9 @@ def test_labels_that_the_description_does_not_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["softmax", "sigmoid", "to_onehot_y", "ignore_index", "other_act"])
 def test_arguments_of_a_loss_that_follow_from_the_scans(name: str, tmp_path: Path) -> None:
     data = two_scans(tmp_path / "data", [1])
-    with pytest.raises(ValueError, match=f"--loss-kwargs: expected none of .*, which are set here, got {name}"):
+    with pytest.raises(
+        ValueError, match=f"--loss-kwargs: expected none of .*, which are set here, received {name}"
+    ):
         make_plan(TrainRequest(data, tmp_path, loss_kwargs={name: None}))
 
 
@@ -711,7 +717,7 @@ def test_a_second_run_in_a_folder_is_refused_while_the_first_lives(
                 assert train(run, out, "--epochs", 1, *fresh) == 2
                 line = capsys.readouterr().err
                 assert line.count("\n") == 1
-                assert f"got {out}, where another `voxloss train` is running" in line
+                assert f"received {out}, where another `voxloss train` is running" in line
     out = tmp_path / "run"
     with locked(out):
         assert command("predict", out, run / "data" / "images", "--out", tmp_path / "out") == 0

@@ -341,7 +341,7 @@ def test_ctrl_c_during_the_checks_loses_neither_the_training_nor_the_checks(
 @pytest.mark.integration
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT cannot be sent to one process")
 def test_a_real_ctrl_c(brain: BrainMRI, tmp_path: Path) -> None:
-    """In a process of its own, which says when it trains."""
+    """In a process of its own, which reports when it trains."""
     code = f"""
 import voxloss
 from voxloss_app import demo

@@ -1,4 +1,4 @@
-"""A batch, or a volume, over several processes trains as in one: real ranks, gloo, DDP."""
+"""Distributed training on a batch, or a volume, equals training in one process: real ranks, gloo, DDP."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def network() -> torch.nn.Module:
 
 
 def data() -> tuple[Tensor, Tensor]:
-    """Class 3 is in the first item only; some voxels are ignored, some of them NaN."""
+    """Class 3 is in the first sample only; some voxels are ignored, some of them NaN."""
     torch.manual_seed(3)
     images, labels = torch.randn(5, 2, 6, 5, 4, dtype=torch.float64), torch.randint(4, (5, 1, 6, 5, 4))
     labels[1:][labels[1:] == 3] = 1
@@ -151,7 +151,7 @@ def _traffic(name: str, items: Tensor, labels: Tensor) -> list[int]:
 
 @pytest.mark.parametrize(("name", "calls"), [("DiceCELoss batch", 1), ("DiceLoss", 1), ("DiceCELoss", 2)])
 def test_one_small_message(two_ranks: Ranks, name: str, calls: int) -> None:
-    """However many voxels there are; a mean over items has one more, of the number of items."""
+    """However many voxels there are; a mean over samples has one more, of the number of samples."""
     x, labels = logits(spatial=(30, 30, 30)), label_map(spatial=(30, 30, 30))
     assert two_ranks.run(_traffic, [(name, x, labels)] * 2) == [[8192] * calls] * 2
 
@@ -169,7 +169,7 @@ def _partly(
 
 @pytest.mark.parametrize("name", ["DiceLoss", "DiceCELoss batch", "FocalLoss", "GeneralizedDiceLoss batch"])
 def test_masks_and_partly_annotated_items_over_ranks(two_ranks: Ranks, name: str) -> None:
-    """One class is annotated in no item of the first rank, one in none at all."""
+    """One class is annotated in no sample of the first rank, one in none at all."""
     images, labels = data()
     mask = torch.rand(labels.shape, dtype=torch.float64)
     mask[mask < 0.3] = 0
@@ -218,7 +218,7 @@ def _said(name: str, options: dict[str, Any], x: Any, labels: Tensor) -> tuple[s
     try:
         loss(x, labels)
         said = ""
-    except Exception as error:  # the test says which
+    except Exception as error:  # the test checks which
         said = f"{type(error).__name__}: {error}"
     seconds = time.monotonic() - start
     assert sum_over_ranks(torch.ones(3), "world").tolist() == [dist.get_world_size()] * 3
@@ -351,8 +351,11 @@ def test_the_rank_that_is_left_says_why() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"group": "all"}, "group: expected a torch.distributed process group, \"world\" or None, got 'all'"),
-        ({"shard": "item"}, r"shard: expected one of \('batch', 'volume'\), got 'item'"),
+        (
+            {"group": "all"},
+            "group: expected a torch.distributed process group, \"world\" or None, received 'all'",
+        ),
+        ({"shard": "item"}, r"shard: expected one of \('batch', 'volume'\), received 'sample'"),
         ({"shard": "volume"}, 'shard="volume": expected a group'),
     ],
 )

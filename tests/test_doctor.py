@@ -1,4 +1,4 @@
-"""`voxloss doctor`: says what runs, tries it, and what it says is what a loss does."""
+"""`voxloss doctor`: shows which backends run, tests them, and agrees with the losses."""
 
 from __future__ import annotations
 

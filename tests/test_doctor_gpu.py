@@ -255,7 +255,11 @@ def _spoilt(name: str, spoil: Callable[[Any], Any], monkeypatch: pytest.MonkeyPa
     [
         ("region_sums", lambda found: (found[0] * 1.001, found[1]), "off by "),
         ("region_sums", lambda found: (found[0] * float("nan"), found[1]), "off by nan of the tolerance"),
-        ("region_sums", lambda found: (found[0], ~found[1]), "all voxels are valid: expected True, got False"),
+        (
+            "region_sums",
+            lambda found: (found[0], ~found[1]),
+            "all voxels are valid: expected True, received False",
+        ),
         ("region_sums_backward", lambda found: found * 1.001, "off by "),
         ("region_sums_backward", lambda found: found * float("nan"), "off by nan of the tolerance"),
         ("region_sums_backward", lambda found: found.no_such_thing, "AttributeError: "),
@@ -341,7 +345,7 @@ def test_properties_hold_or_say_what_they_need() -> None:
     assert found["a bad label ends the process with voxloss's message"] == "holds"
     assert found["more than 2³¹ elements, against the eager backend"] == "holds"
     assert found["a second device"] == "skipped: there is one device only"
-    assert found["no synchronisation: DiceCELoss"] == "skipped: only CUDA says where the host waits"
+    assert found["no synchronisation: DiceCELoss"] == "skipped: only CUDA reports where the host waits"
 
 
 def test_a_loss_that_waits_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,7 +389,7 @@ def test_runs_that_differ_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     ("script", "why"),
     [
         ("exit 0", "expected an error, the process ended with 0"),
-        ("echo out of memory >&2; exit 1", "expected a message about a label, got 'out of memory'"),
+        ("echo out of memory >&2; exit 1", "expected a message about a label, received 'out of memory'"),
     ],
 )
 def test_a_bad_label_that_passes_is_found(
@@ -718,7 +722,7 @@ def test_ten_minutes_are_enough_and_one_stage_has_them_all(
     assert examine_gpu(_request(tmp_path / "out", 5)) == ExitCode.DONE
     found = _read(tmp_path / "out")
     assert [stage["budget"] for stage in found["stages"]] == [0, 0, 0, 0, TOTAL, 0]
-    assert {stage["why"] for stage in found["stages"] if stage["number"] != 5} == {"not asked for"}
+    assert {stage["why"] for stage in found["stages"] if stage["number"] != 5} == {"not requested"}
     assert (found["complete"], found["command"]) == (False, "voxloss doctor --gpu --stage 5")
 
 

@@ -21,7 +21,7 @@ def of(intersection: Any, prediction: Any, target: Any, **others: Any) -> Sums:
     return replace(Sums(*map(Fraction, values)), **{name: Fraction(value) for name, value in others.items()})
 
 
-# Two items of two classes.
+# Two samples of two classes.
 ROWS = [[of(1, 2, 4), of(6, 8, 6)], [of(0, 3, 0), of(2, 2, 2)]]
 
 
@@ -191,7 +191,7 @@ def test_the_background_apart_by_hand() -> None:
 
 
 def test_a_compound_by_hand() -> None:
-    """What concerns the call holds for every part, whatever that says itself."""
+    """The properties of the call hold for every part, whatever the part declares."""
     dice = Claims(family="dice", activation="sigmoid", include_background=False, smooth_nr=1.0, smooth_dr=1.0)
     entropy = Claims(family="cross_entropy", reduction="sum", ignore_index=3)
     claims: dict[str, Any] = {"family": "compound", "parts": ((0.5, dice), (2.0, entropy))}

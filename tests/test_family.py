@@ -140,7 +140,7 @@ def test_an_error_over_no_voxels_is_none() -> None:
         assert gradient.isfinite().all()
 
 
-# Penalty Generalised Dice.
+# Penalty Generalized Dice.
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -418,22 +418,25 @@ def test_half_precision_logits_are_those_numbers(name: str) -> None:
 @pytest.mark.parametrize(
     ("make_it", "message"),
     [
-        (lambda: voxloss.MCCLoss(smooth_dr=-1), "smooth_dr: expected a finite number ≥ 0, got -1"),
-        (lambda: voxloss.SensitivitySpecificityLoss(r=2), "r: expected a number in [0, 1], got 2"),
-        (lambda: voxloss.PenaltyGeneralizedDiceLoss(k=-1), "k: expected a finite number ≥ 0, got -1"),
-        (lambda: voxloss.ExponentialLogarithmicLoss(gamma_ce=0), "gamma_ce: expected a finite number > 0, got 0"),
+        (lambda: voxloss.MCCLoss(smooth_dr=-1), "smooth_dr: expected a finite number ≥ 0, received -1"),
+        (lambda: voxloss.SensitivitySpecificityLoss(r=2), "r: expected a number in [0, 1], received 2"),
+        (lambda: voxloss.PenaltyGeneralizedDiceLoss(k=-1), "k: expected a finite number ≥ 0, received -1"),
+        (
+            lambda: voxloss.ExponentialLogarithmicLoss(gamma_ce=0),
+            "gamma_ce: expected a finite number > 0, received 0",
+        ),
         (lambda: voxloss.ExponentialLogarithmicLoss(smooth_nr=0), "smooth_nr: expected a finite number > 0"),
         (
             lambda: voxloss.ExponentialLogarithmicLoss(frequencies=[1, 0]),
-            "frequencies: expected one finite number > 0 per class, got [1, 0]",
+            "frequencies: expected one finite number > 0 per class, received [1, 0]",
         ),
         (
             lambda: voxloss.ExponentialLogarithmicLoss(**MAP, frequencies=[1, 2])(logits(), label_map()),
-            "frequencies: expected a single value or 4 (one per channel), got 2",
+            "frequencies: expected a single value or 4 (one per channel), received 2",
         ),
-        (lambda: voxloss.ComboLoss(alpha=2), "alpha: expected a number in [0, 1], got 2"),
-        (lambda: voxloss.UnifiedFocalLoss(gamma=1), "gamma: expected a number in [0, 1), got 1"),
-        (lambda: voxloss.UnifiedFocalLoss(delta=-0.1), "delta: expected a number in [0, 1], got -0.1"),
+        (lambda: voxloss.ComboLoss(alpha=2), "alpha: expected a number in [0, 1], received 2"),
+        (lambda: voxloss.UnifiedFocalLoss(gamma=1), "gamma: expected a number in [0, 1), received 1"),
+        (lambda: voxloss.UnifiedFocalLoss(delta=-0.1), "delta: expected a number in [0, 1], received -0.1"),
     ],
 )
 def test_errors(make_it: Callable[[], Any], message: str) -> None:
@@ -504,7 +507,7 @@ def test_factors_move_to_a_device_and_to_one_without_float64() -> None:
 def test_an_option_that_means_nothing_is_refused(name: str, option: str) -> None:
     """Also one that a base class knows: what is accepted has an effect."""
     loss: Any = LOSSES[name]
-    with pytest.raises(TypeError, match=rf"{name} got an unexpected keyword argument '{option}'\..* Beside"):
+    with pytest.raises(TypeError, match=rf"{name} received an unexpected keyword argument '{option}'\..* Beside"):
         loss(**{option: True})
 
 
@@ -512,11 +515,11 @@ def test_an_option_that_means_nothing_is_refused(name: str, option: str) -> None
 
 
 def test_raters_that_add_up_to_more_than_one() -> None:
-    """Resampled probabilities do, up to 1.059 for a spinal cord: the error says what, where, what to do."""
+    """Resampled probabilities do, up to 1.059 for a spinal cord: the error names value, position and remedy."""
     g = one_hot(label_map(channels=2), 2)
     g[0, 1, 2, 3, 4] = 1.059
     with pytest.raises(
-        ValueError, match=r"values in \[0, 1\].* got 1\.059 at \[0, 1, 2, 3, 4\].*target\.clamp\(0, 1\)"
+        ValueError, match=r"values in \[0, 1\].* received 1\.059 at \[0, 1, 2, 3, 4\].*target\.clamp\(0, 1\)"
     ):
         voxloss.DiceCELoss(softmax=True, soft_label=True)(logits(channels=2), g)
     assert voxloss.DiceCELoss(softmax=True, soft_label=True)(logits(channels=2), g.clamp(0, 1)).isfinite()

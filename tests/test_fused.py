@@ -1,4 +1,4 @@
-"""A fused pass equals the reference, whatever it is asked for and however the volumes lie in memory."""
+"""A fused pass equals the reference, for any specification and memory layout."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "transposed": lambda x: x.transpose(2, 4),
     "cropped": lambda x: torch.nn.functional.pad(x, (1, 2, 0, 1, 3, 0))[..., 3:, :-1, 1:-2],
     "one channel of two": lambda x: torch.stack([x, x], 2)[:, :, 0],
-    "items last": lambda x: x.permute(2, 3, 0, 1, 4).contiguous().permute(2, 3, 0, 1, 4),
+    "samples last": lambda x: x.permute(2, 3, 0, 1, 4).contiguous().permute(2, 3, 0, 1, 4),
 }
 MASK_LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     **LAYOUTS,
     "transposed": lambda x: x.transpose(2, 4).contiguous().transpose(2, 4),  # so that the shape stays
-    "one for all items": lambda x: x[:1].expand(x.shape),
+    "one for all samples": lambda x: x[:1].expand(x.shape),
     "one for all columns": lambda x: x[..., :1].expand(x.shape),
 }
 
@@ -71,7 +71,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def volumes(options: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, PassSpec]:
-    """An input with NaN where ignored or of weight 0, a target, a mask, a map, and what is asked; in float64."""
+    """An input with NaN where ignored or of weight 0, a target, a mask, a map, and the spec; in float64."""
     channels = options["channels"]
     # Few classes are often as good as sure, and a p that rounds to 1 is where min(p, 1) has two derivatives.
     x = (3 if channels == CHANNELS else 1) * logits(channels=channels, spatial=SPATIAL)
@@ -232,7 +232,7 @@ GAPS = [0.0, 1e-4, 1.0, 17.0, 30.0, 69.0, 85.0, 500.0, 3e4, 1e9]
 def test_small_probabilities_are_right_to_the_last_digits(
     channels: int, dtype: torch.dtype, backend: str
 ) -> None:
-    """One voxel in each item, so that nothing is lost in a sum."""
+    """One voxel in each sample, so that nothing is lost in a sum."""
     gaps = torch.tensor([*GAPS, *(-gap for gap in GAPS)], dtype=dtype)
     x = torch.zeros(len(gaps), channels, 1, dtype=dtype)
     x[:, 0, 0] = gaps

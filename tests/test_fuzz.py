@@ -53,7 +53,7 @@ def _found(losses: list[str], backends: list[str], cases: int = 400) -> tuple[Ca
         failure = check(case)
         if failure is not None:
             return shrink(case, failure)
-    pytest.fail(f"nothing was found in {cases} cases")
+    pytest.fail(f"no failure in {cases} cases")
 
 
 def _scaled(function: Callable[..., Tensor], by: float) -> Callable[..., Tensor]:
@@ -254,4 +254,4 @@ def test_an_interrupt_prints_how_far_it_came(
 def test_a_wrong_number_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         fuzz.main(["--cases", "-1"])
-    assert "--cases: expected a number ≥ 0, got -1" in capsys.readouterr().err
+    assert "--cases: expected a number ≥ 0, received -1" in capsys.readouterr().err

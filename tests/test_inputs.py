@@ -1,4 +1,4 @@
-"""Every bad input raises: what was expected, what came, where, and the remedy; and nothing is changed."""
+"""Every bad input raises an error: expected and received value, where, and the remedy; nothing is changed."""
 
 from __future__ import annotations
 
@@ -30,15 +30,21 @@ BAD_TENSORS: dict[str, tuple[dict[str, Any], Any, Any, type[Exception], str]] = 
         [1.0],
         label_map(),
         TypeError,
-        "got list.*DeepSupervisionLoss",
+        "received list.*DeepSupervisionLoss",
     ),
-    "target no tensor": (SOFTMAX, logits(), None, TypeError, "target: expected a torch.Tensor, got NoneType"),
+    "target no tensor": (
+        SOFTMAX,
+        logits(),
+        None,
+        TypeError,
+        "target: expected a torch.Tensor, received NoneType",
+    ),
     "integer input": (
         SOFTMAX,
         label_map(),
         label_map(),
         TypeError,
-        r"got torch.int64\. Convert it with input.float",
+        r"received torch.int64\. Convert it with input.float",
     ),
     "complex target": (
         {},
@@ -47,22 +53,28 @@ BAD_TENSORS: dict[str, tuple[dict[str, Any], Any, Any, type[Exception], str]] = 
         TypeError,
         "target: expected labels or probabilities",
     ),
-    "no spatial axis": (SOFTMAX, logits()[..., 0, 0, 0], label_map()[..., 0, 0, 0], ShapeError, r"got \[2, 4\]"),
+    "no spatial axis": (
+        SOFTMAX,
+        logits()[..., 0, 0, 0],
+        label_map()[..., 0, 0, 0],
+        ShapeError,
+        r"received \[2, 4\]",
+    ),
     "no channel axis": (SOFTMAX, logits(), label_map()[:, 0], ShapeError, r"target\.unsqueeze\(1\)"),
     "no voxel": (SOFTMAX, logits()[..., :0], label_map()[..., :0], ShapeError, "at least one voxel"),
-    "no item": (SOFTMAX, logits()[:0], label_map()[:0], ShapeError, "at least one voxel, class and item"),
-    "wrong batch": (SOFTMAX, logits(), label_map()[:1], ShapeError, "expected 2 items, as input .* unsqueeze"),
+    "no sample": (SOFTMAX, logits()[:0], label_map()[:0], ShapeError, "at least one voxel, class and sample"),
+    "wrong batch": (SOFTMAX, logits(), label_map()[:1], ShapeError, "expected 2 samples, as input .* unsqueeze"),
     "wrong size": (SOFTMAX, logits(), label_map()[..., 1:], ShapeError, "spatial sizes, .* must be equal"),
     "wrong channels": (SOFTMAX, logits(), logits()[:, :3], ShapeError, "one channel .a label map. or 4"),
-    "one-hot for a label map": (SOFTMAX, logits(), one_hot(label_map(), 4), ShapeError, "Leave to_onehot_y away"),
-    "label map for one-hot": ({"softmax": True}, logits(), label_map(), ShapeError, "say to_onehot_y=True"),
-    "one channel, softmax": (SOFTMAX, logits(channels=1), label_map(), ValueError, "Use sigmoid=True"),
+    "one-hot for a label map": (SOFTMAX, logits(), one_hot(label_map(), 4), ShapeError, "omit to_onehot_y"),
+    "label map for one-hot": ({"softmax": True}, logits(), label_map(), ShapeError, "set to_onehot_y=True"),
+    "one channel, softmax": (SOFTMAX, logits(channels=1), label_map(), ValueError, "set sigmoid=True"),
     "label too large": (
         SOFTMAX,
         logits(),
         changed(label_map(), 4, (1, 0, 2, 3, 4)),
         ValueError,
-        r"labels 0…3, as input has 4 channels; got 4 at \[1, 0, 2, 3, 4\] \(1 in all\)",
+        r"labels 0…3, as input has 4 channels; received 4 at \[1, 0, 2, 3, 4\] \(1 in all\)",
     ),
     "label negative": (SOFTMAX, logits(), changed(label_map(), -1, (0, 0, 0, 0, 0)), ValueError, "ignore_index"),
     "label not whole": (
@@ -70,14 +82,14 @@ BAD_TENSORS: dict[str, tuple[dict[str, Any], Any, Any, type[Exception], str]] = 
         logits(),
         changed(label_map().float(), 1.5, (0, 0, 0, 0, 0)),
         ValueError,
-        r"whole numbers in a label map; got 1.5 at \[0, 0, 0, 0, 0\]",
+        r"whole numbers in a label map; received 1.5 at \[0, 0, 0, 0, 0\]",
     ),
     "label not whole, beside an ignored one": (
         {**SOFTMAX, "ignore_index": 1},
         logits(),
         changed(label_map().float(), 1.5, (0, 0, 0, 0, 0)),
         ValueError,
-        r"whole numbers in a label map; got 1.5 at \[0, 0, 0, 0, 0\] \(1 in all\)",
+        r"whole numbers in a label map; received 1.5 at \[0, 0, 0, 0, 0\] \(1 in all\)",
     ),
     "label NaN": (
         SOFTMAX,
@@ -91,14 +103,14 @@ BAD_TENSORS: dict[str, tuple[dict[str, Any], Any, Any, type[Exception], str]] = 
         logits(),
         changed(one_hot(label_map(), 4), 1.059, (0, 2, 0, 0, 1)),
         ValueError,
-        r"values in \[0, 1\], one channel per class; got 1.059 at \[0, 2, 0, 0, 1\] .* target.clamp\(0, 1\)",
+        r"values in \[0, 1\], one channel per class; received 1.059 at \[0, 2, 0, 0, 1\] .* target.clamp\(0, 1\)",
     ),
     "labels for one output": (
         {"sigmoid": True, "to_onehot_y": True},
         logits(channels=1),
         changed(label_map(), 3, (0, 0, 0, 0, 0)),
         ValueError,
-        r"One channel is the foreground's mask: say \(target > 0\)",
+        r"One channel is a mask of the foreground: pass \(target > 0\)",
     ),
     "mask of 255": ({"softmax": True}, logits(), 255 * one_hot(label_map(), 4), ValueError, "by 1/255"),
     "target NaN": (
@@ -106,21 +118,21 @@ BAD_TENSORS: dict[str, tuple[dict[str, Any], Any, Any, type[Exception], str]] = 
         logits(),
         changed(one_hot(label_map(), 4), math.nan, (0, 2, 0, 0, 1)),
         ValueError,
-        "got nan",
+        "received nan",
     ),
     "logits, no activation": (
         {"to_onehot_y": True},
         logits(),
         label_map(),
         ValueError,
-        "say softmax=True or sigmoid",
+        "set softmax=True or sigmoid",
     ),
     "activation not in [0, 1]": (
         {"other_act": torch.tanh, "to_onehot_y": True},
         logits(),
         label_map(),
         ValueError,
-        "an other_act must end in",
+        "other_act must return values in",
     ),
     "activation of another shape": (
         {"other_act": torch.sum, "to_onehot_y": True},
@@ -134,7 +146,7 @@ BAD_TENSORS: dict[str, tuple[dict[str, Any], Any, Any, type[Exception], str]] = 
         logits(),
         changed(one_hot(label_map(), 4), 0.5, (0, 1, 0, 0, 0)),
         ValueError,
-        "0 or 1 in the ignored channel 1; got 0.5",
+        "0 or 1 in the ignored channel 1; received 0.5",
     ),
     "class out of range": (SOFTMAX | {"classes": [4]}, logits(), label_map(), ValueError, "0…3"),
     "every class ignored": (
@@ -149,14 +161,14 @@ BAD_TENSORS: dict[str, tuple[dict[str, Any], Any, Any, type[Exception], str]] = 
         logits(),
         label_map(),
         ValueError,
-        "4 .one per channel., got 2",
+        "4 .one per channel., received 2",
     ),
     "too many weights": (
         SOFTMAX | {"weight": [1, 2], "include_background": False},
         logits(),
         label_map(),
         ValueError,
-        r"4 \(one per channel\) or 3 \(one per class that counts\), got 2",
+        r"4 \(one per channel\) or 3 \(one per class that counts\), received 2",
     ),
 }
 
@@ -177,7 +189,7 @@ def test_bad_tensors(name: str, backend: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"smooth_nr": -1e-5}, ValueError, "smooth_nr: expected a finite number ≥ 0, got -1e-05"),
+        ({"smooth_nr": -1e-5}, ValueError, "smooth_nr: expected a finite number ≥ 0, received -1e-05"),
         ({"smooth_dr": math.nan}, ValueError, "smooth_dr"),
         ({"weight": [1, -1]}, ValueError, "no less than 0"),
         ({"weight": [1, math.inf]}, ValueError, "all finite"),
@@ -186,17 +198,21 @@ def test_bad_tensors(name: str, backend: str) -> None:
         ({"classes": [1, 1]}, ValueError, "distinct channel numbers"),
         ({"classes": [-1]}, ValueError, "distinct channel numbers"),
         ({"classes": [0, 1], "include_background": False}, ValueError, "Take 0 out of classes"),
-        ({"absent": "ignore"}, ValueError, r"absent: expected one of \('count', 'skip'\), got 'ignore'"),
+        ({"absent": "ignore"}, ValueError, r"absent: expected one of \('count', 'skip'\), received 'ignore'"),
         ({"backend": "cuda"}, ValueError, "backend: expected one of"),
         ({"sigmoid": True, "other_act": torch.tanh}, ValueError, "Incompatible values"),
         ({"other_act": 3}, TypeError, "callable but is int"),
-        ({"reduction": "avg"}, ValueError, r"reduction: expected one of \['none', 'mean', 'sum'\], got 'avg'"),
+        (
+            {"reduction": "avg"},
+            ValueError,
+            r"reduction: expected one of \['none', 'mean', 'sum'\], (?:got|received) 'avg'",
+        ),
         ({"classes": 2}, ValueError, "classes: expected a list of distinct channel numbers"),
         ({"classes": ["liver"]}, ValueError, "classes: expected a list of distinct channel numbers"),
-        ({"ignore_index": "255"}, TypeError, "ignore_index: expected an int or None, got '255'"),
+        ({"ignore_index": "255"}, TypeError, "ignore_index: expected an int or None, received '255'"),
         ({"ignore_index": 2.5}, TypeError, "ignore_index: expected an int"),
         ({"ignore_index": True}, TypeError, "ignore_index: expected an int"),
-        ({"smooth_nr": "1"}, ValueError, "smooth_nr: expected a finite number ≥ 0, got '1'"),
+        ({"smooth_nr": "1"}, ValueError, "smooth_nr: expected a finite number ≥ 0, received '1'"),
         ({"sofmax": True}, TypeError, "sofmax"),
     ],
 )
@@ -208,13 +224,17 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], messag
 @pytest.mark.parametrize(
     ("loss", "arguments", "message"),
     [
-        (voxloss.TverskyLoss, {"alpha": -0.1}, "alpha: expected a finite number ≥ 0, got -0.1"),
+        (voxloss.TverskyLoss, {"alpha": -0.1}, "alpha: expected a finite number ≥ 0, received -0.1"),
         (voxloss.TverskyLoss, {"beta": math.inf}, "beta"),
         (voxloss.TverskyLoss, {"alpha": 0, "beta": 0}, "alpha . beta: expected a finite number > 0"),
-        (voxloss.FocalTverskyLoss, {"gamma": 0}, "gamma: expected a finite number > 0, got 0"),
+        (voxloss.FocalTverskyLoss, {"gamma": 0}, "gamma: expected a finite number > 0, received 0"),
         (voxloss.JaccardLoss, {"smooth_nr": -1}, "smooth_nr"),
         (voxloss.GeneralizedDiceLoss, {"smooth_dr": -1}, "smooth_dr"),
-        (voxloss.GeneralizedDiceLoss, {"w_type": "cubic"}, r"w_type: expected one of \['square'.*got 'cubic'"),
+        (
+            voxloss.GeneralizedDiceLoss,
+            {"w_type": "cubic"},
+            r"w_type: expected one of \['square'.*received 'cubic'",
+        ),
     ],
     ids=str,
 )
@@ -229,20 +249,20 @@ def test_unknown_activation() -> None:
 
 
 def test_devices_must_agree() -> None:
-    with pytest.raises(ValueError, match=r"expected on the input's device cpu, got meta. Move it with"):
+    with pytest.raises(ValueError, match=r"expected on the input's device cpu, received meta. Move it with"):
         DiceLoss(**SOFTMAX)(logits(), label_map().to("meta"))
 
 
 def test_rounding_of_half_precision_probabilities_is_no_error() -> None:
     p = torch.full((1, 2, 4), 1.0078125, dtype=torch.bfloat16)
     assert DiceLoss()(p, torch.ones(1, 2, 4)).isfinite()
-    with pytest.raises(ValueError, match=r"got 1.0078125"):
+    with pytest.raises(ValueError, match=r"received 1.0078125"):
         DiceLoss()(p.float(), torch.ones(1, 2, 4))
 
 
 @pytest.mark.parametrize("options", [{"softmax": True}, {}], ids=str)
 def test_nan_predictions_reach_the_loss(options: dict[str, Any]) -> None:
-    """GradScaler looks for NaN and Inf; an error would end a training that can go on."""
+    """GradScaler detects NaN and Inf; an error would end a training run that can continue."""
     p = changed(logits().softmax(1), math.nan, (0, 0, 0, 0, 0))
     assert DiceLoss(**options, to_onehot_y=True)(p, label_map()).isnan()
 
@@ -261,7 +281,7 @@ def test_nan_predictions_reach_the_loss(options: dict[str, Any]) -> None:
 def test_a_bad_label_is_named_in_every_dtype(dtype: torch.dtype) -> None:
     for labels in (label_map(), one_hot(label_map(), 4)):
         loss = DiceLoss(softmax=True, to_onehot_y=labels.shape[1] == 1)
-        with pytest.raises(ValueError, match=r"got 7(\.0)? at \[1, 0, 2, 3, 4\]"):
+        with pytest.raises(ValueError, match=r"received 7(\.0)? at \[1, 0, 2, 3, 4\]"):
             loss(logits(), changed(labels, 7, (1, 0, 2, 3, 4)).to(dtype))
 
 
@@ -286,7 +306,9 @@ def test_a_label_is_ignored_only_if_it_is_that_number(what: str, backend: str) -
     labels = label_map().to(dtype)
     labels[1, 0, 2, 3, 4] = torch.tensor(label, dtype=dtype)
     got = re.escape(str(labels[1, 0, 2, 3, 4].item()))
-    with pytest.raises(ValueError, match=rf"^target: expected .*; got {got} at \[1, 0, 2, 3, 4\] \(1 in all\)"):
+    with pytest.raises(
+        ValueError, match=rf"^target: expected .*; received {got} at \[1, 0, 2, 3, 4\] \(1 in all\)"
+    ):
         region_statistics(logits(), labels, activation="softmax", ignore_index=ignored, backend=backend)
 
 
@@ -311,7 +333,9 @@ def test_an_ignored_label_fits_into_int64(ignore_index: int) -> None:
         lambda: DiceLoss(ignore_index=ignore_index),
         lambda: region_statistics(logits(), label_map(), activation="softmax", ignore_index=ignore_index),
     ):
-        with pytest.raises(ValueError, match=f"ignore_index: expected an int between .*, got {ignore_index}"):
+        with pytest.raises(
+            ValueError, match=f"ignore_index: expected an int between .*, received {ignore_index}"
+        ):
             call()
 
 

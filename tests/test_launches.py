@@ -80,7 +80,7 @@ MOST: dict[str, tuple[Callable[[], voxloss.StatisticsLoss], int]] = {
     "IoU": (lambda: voxloss.JaccardLoss(**MAP), 25),
     "Tversky": (lambda: voxloss.TverskyLoss(**MAP), 26),
     "focal Tversky": (lambda: voxloss.FocalTverskyLoss(**MAP), 38),
-    "Generalised Dice": (lambda: voxloss.GeneralizedDiceLoss(**MAP), 33),
+    "Generalized Dice": (lambda: voxloss.GeneralizedDiceLoss(**MAP), 33),
     "log cosh": (lambda: voxloss.LogCoshDiceLoss(**MAP), 34),
     "Matthews": (lambda: voxloss.MCCLoss(**MAP), 60),
     "sensitivity": (lambda: voxloss.SensitivitySpecificityLoss(**MAP), 26),

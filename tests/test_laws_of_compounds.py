@@ -50,7 +50,7 @@ def test_every_law_that_applies_holds(configuration: tuple[str, str], request: p
 def test_every_law_can_be_checked_on_every_loss(name: str) -> None:
     """One volume each: nothing that a law does with a loss may fail for another reason than the law."""
     own: dict[str, Any] = {"use_softmax": True} if name == "FocalLoss" else {"softmax": True}
-    if "cells" in signature(LOSSES[name]).parameters:  # of cells with ignored voxels Dice alone is claimed
+    if "cells" in signature(LOSSES[name]).parameters:  # of cells with ignored voxels Dice alone is declared
         own |= {"lambda_ce": 0}
     subject = subject_of(LOSSES[name], kwargs={"to_onehot_y": True, "ignore_index": 255, **own})
     setting = Setting(Profile(1, (4,), "eager"), derandomize=True)

@@ -191,11 +191,19 @@ def test_a_missed_lesion_costs_the_same_whatever_its_size() -> None:
         (
             lambda c: c - 1,
             {},
-            r"partition: expected whole numbers 0…3, one per cell, got -1 at \[.*mode='nearest'",
+            r"partition: expected whole numbers 0…3, one per cell, received -1 at \[.*mode='nearest'",
         ),
         (lambda c: c + 0.5, {}, r"partition: expected whole numbers"),
-        (lambda c: c, {"cells": 3}, r"partition: expected whole numbers 0…2, .* got [34] at .* Raise cells="),
-        (lambda c: c.expand(-1, 3, -1, -1, -1), {}, r"partition: expected one channel, got \[2, 3, 6, 7, 40\]"),
+        (
+            lambda c: c,
+            {"cells": 3},
+            r"partition: expected whole numbers 0…2, .* received [34] at .* Raise cells=",
+        ),
+        (
+            lambda c: c.expand(-1, 3, -1, -1, -1),
+            {},
+            r"partition: expected one channel, received \[2, 3, 6, 7, 40\]",
+        ),
         (lambda c: c[..., 1:], {}, r"partition: expected \[2, '1 or C', 6, 7, 40\]"),
     ],
 )
@@ -206,13 +214,13 @@ def test_a_partition_that_is_wrong_is_named(change: Any, options: dict[str, Any]
 
 
 def test_what_cannot_be_by_cell_is_named() -> None:
-    with pytest.raises(TypeError, match=r"loss: expected a region loss or CrossEntropyLoss, got FocalLoss"):
+    with pytest.raises(TypeError, match=r"loss: expected a region loss or CrossEntropyLoss, received FocalLoss"):
         CellwiseLoss(voxloss.FocalLoss())  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="loss: expected one over all voxels, got TopKLoss"):
+    with pytest.raises(TypeError, match="loss: expected one over all voxels, received TopKLoss"):
         CellwiseLoss(voxloss.TopKLoss(**MAP))
     with pytest.raises(ValueError, match='shard: expected "batch"'):
         PassSums(["voxels"], torch.zeros(1, 2, 3), binary=False, spatial_axes=3, shard="volume", cells=2)
     with pytest.raises(ValueError, match='shard: expected "batch"'):
         CellwiseLoss(voxloss.DiceLoss(**MAP, shard="volume", group="world"))
-    with pytest.raises(ValueError, match="cells: expected a number ≥ 1 or None, got 0"):
+    with pytest.raises(ValueError, match="cells: expected a number ≥ 1 or None, received 0"):
         CellwiseLoss(voxloss.DiceLoss(**MAP), cells=0)

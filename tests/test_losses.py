@@ -129,7 +129,7 @@ def test_generalized_dice_weights_and_absent_classes() -> None:
         "absent": "skip",
     }
     got = GeneralizedDiceLoss(**MAP, **options)(x, labels)
-    torch.testing.assert_close(got, expected[:2].mean(), msg="the third item has no class that counts")
+    torch.testing.assert_close(got, expected[:2].mean(), msg="the third sample has no class that counts")
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -270,25 +270,23 @@ def test_a_loss_of_ones_own_gets_every_option() -> None:
 
 
 class Unnamed(RegionLoss):
-    """A mistake: `extra_sums` does not name the sum."""
+    """An error: `extra_sums` does not name the sum."""
 
     def per_class(self, statistics: RegionStatistics, voxels: Tensor) -> Tensor:
         return statistics.target / voxels
 
 
 class Untaken(HalfDice):
-    """A mistake: the formula does not take the sum."""
+    """An error: the formula does not take the sum."""
 
     extra_sums = ("voxels",)
 
 
 def test_a_formula_takes_the_sums_that_its_class_names() -> None:
-    message = (
-        r"Unnamed.per_class: expected .*\['statistics'\].*, got .*Set extra_sums = \('voxels',\) in the class"
-    )
+    message = r"Unnamed.per_class: expected .*\['statistics'\].* received .*Set extra_sums = \('voxels',\) in the"
     with pytest.raises(TypeError, match=message):
         Unnamed(**MAP)
-    message = r"per_class: expected .*\['statistics', 'voxels'\].*, got .*Add voxels to its arguments"
+    message = r"per_class: expected .*\['statistics', 'voxels'\].*, received .*Add voxels to its arguments"
     with pytest.raises(TypeError, match=message):
         Untaken(**MAP)
 
@@ -296,19 +294,21 @@ def test_a_formula_takes_the_sums_that_its_class_names() -> None:
 def test_a_weight_too_few_says_that_the_background_has_one() -> None:
     options: dict[str, Any] = {**MAP, "include_background": False, "weight": [1.0, 2.0, 3.0]}
     DiceLoss(**options)(logits(), label_map())
-    with pytest.raises(ValueError, match=r"4 \(one per channel\), got 3\. The background has a weight here, too"):
+    with pytest.raises(
+        ValueError, match=r"4 \(one per channel\), received 3\. The background has a weight here, too"
+    ):
         voxloss.DiceCELoss(**options)(logits(), label_map())
 
 
 class MeanDice(RegionLoss):
-    """A mistake: the mean belongs to the reduction."""
+    """An error: the mean belongs to the reduction."""
 
     def per_class(self, statistics: RegionStatistics) -> Tensor:
         return 1 - formulas.dice(statistics).mean(1)
 
 
 def test_a_formula_of_the_wrong_shape_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"per_class: expected .* \[2, 4\] as the statistics, got \[2\]"):
+    with pytest.raises(ValueError, match=r"per_class: expected .* \[2, 4\] as the statistics, received \[2\]"):
         MeanDice(**MAP)(logits(), label_map())
 
 

@@ -61,5 +61,5 @@ def test_deep_supervision_of_nnunet_takes_a_list() -> None:
 
 def test_a_target_with_maps_is_no_tensor() -> None:
     target: Any = Target(LABELS, LINES)
-    with pytest.raises(TypeError, match="Target: expected as the target of a loss, got as that of sum"):
+    with pytest.raises(TypeError, match="Target: expected as the target of a loss, received as that of sum"):
         torch.sum(target)

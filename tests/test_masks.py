@@ -1,4 +1,4 @@
-"""A mask leaves voxels out or weighs them, in every loss; classes that nobody annotated have no part."""
+"""A mask leaves voxels out or weights them, in every loss; classes that are not annotated do not count."""
 
 from __future__ import annotations
 
@@ -120,17 +120,20 @@ def test_a_volume_that_is_masked_whole_costs_nothing() -> None:
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (torch.ones(2, 5, 6, 7), "mask: expected [2, 1, 5, 6, 7], as input is [2, 4, 5, 6, 7], got [2, 5, 6, 7]"),
+        (
+            torch.ones(2, 5, 6, 7),
+            "mask: expected [2, 1, 5, 6, 7], as input is [2, 4, 5, 6, 7], received [2, 5, 6, 7]",
+        ),
         (torch.ones(2, 4, 5, 6, 7), "mask: expected [2, 1, 5, 6, 7]"),
-        (torch.ones(3, 1, 5, 6, 7), "or one item for all, got [3, 1, 5, 6, 7]"),
+        (torch.ones(3, 1, 5, 6, 7), "or one sample for all, received [3, 1, 5, 6, 7]"),
         (
             -torch.ones(2, 1, 5, 6, 7),
-            "expected finite weights ≥ 0; got -1.0 at [0, 0, 0, 0, 0] (420 in all)",
+            "expected finite weights ≥ 0; received -1.0 at [0, 0, 0, 0, 0] (420 in all)",
         ),
-        (torch.full((2, 1, 5, 6, 7), torch.nan), "mask: expected finite weights ≥ 0; got nan"),
-        (torch.ones(2, 1, 5, 6, 7, requires_grad=True), "mask: expected weights that need no gradient"),
+        (torch.full((2, 1, 5, 6, 7), torch.nan), "mask: expected finite weights ≥ 0; received nan"),
+        (torch.ones(2, 1, 5, 6, 7, requires_grad=True), "mask: expected weights without requires_grad"),
         (torch.ones(2, 1, 5, 6, 7, dtype=torch.complex64), "mask: expected booleans or weights"),
-        ([1, 0], "mask: expected a torch.Tensor or None, got list"),
+        ([1, 0], "mask: expected a torch.Tensor or None, received list"),
         (torch.ones(2, 5, 6, 7), "add one with mask.unsqueeze(1)"),
     ],
 )
@@ -200,7 +203,7 @@ def test_a_mean_is_over_voxels_of_classes_that_were_annotated(name: str, activat
         there = WHICH.gather(1, labels.flatten(1)).view(labels.shape)
         expected = value_and_gradient(loss, x, labels, mask=there)
     else:
-        # Each yes-or-no question by itself: as many means over voxels as there are questions.
+        # Each binary channel by itself: as many means over voxels as there are channels.
         leaf = x.clone().requires_grad_()
         every = [
             make(name, activation, to_onehot_y=True, classes=[c])(leaf[b : b + 1], labels[b : b + 1])
@@ -215,9 +218,12 @@ def test_a_mean_is_over_voxels_of_classes_that_were_annotated(name: str, activat
 @pytest.mark.parametrize(
     ("annotated", "message"),
     [
-        ([[0, 1]], "annotated: expected a list of channels for each of 2 items"),
-        ([[0, 1], [4]], "expected channel numbers 0…3, as input has 4 channels, got [4] for item 1"),
-        ([1, 3], "annotated: expected a list of channels for each of 2 items, like [[0, 1], [0, 1]], got [1, 3]"),
+        ([[0, 1]], "annotated: expected a list of channels for each of 2 samples"),
+        ([[0, 1], [4]], "expected channel numbers 0…3, as input has 4 channels, received [4] for sample 1"),
+        (
+            [1, 3],
+            "expected a list of channels for each of 2 samples, like [[0, 1], [0, 1]], received [1, 3]",
+        ),
         (torch.ones(2, 3, dtype=torch.bool), "annotated: expected a bool tensor [2, 4]"),
         (torch.ones(2, 4), "annotated: expected a bool tensor [2, 4]"),
     ],

@@ -198,7 +198,7 @@ def test_a_class_without_reference_may_count_as_perfect() -> None:
 
 
 def test_what_is_no_number_is_compared() -> None:
-    """0/0 is claimed to be NaN, and is 1."""
+    """0/0 is declared to be NaN, and is 1."""
     assert "41" in broken(dice_of_foreground, replace(FOREGROUND, empty="nan"))
 
 

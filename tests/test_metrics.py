@@ -138,12 +138,12 @@ def test_nothing_to_reduce_is_an_error() -> None:
         (torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2), {}, "at least one spatial axis"),
         (torch.zeros(1, 3, 2, 2), torch.zeros(1, 4, 2, 2), {}, "one number of classes"),
         (torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), {}, "num_classes"),
-        (torch.zeros(1, 3, 2, 2), torch.full((1, 1, 2, 2), 3), {}, "labels 0 to 2, got 3"),
-        (torch.zeros(1, 3, 2, 2), torch.full((1, 1, 2, 2), 0.5), {}, "labels 0 to 2, got 0.5"),
-        (torch.full((1, 3, 2, 2), torch.nan), torch.zeros(1, 1, 2, 2), {}, "got NaN"),
+        (torch.zeros(1, 3, 2, 2), torch.full((1, 1, 2, 2), 3), {}, "labels 0 to 2, received 3"),
+        (torch.zeros(1, 3, 2, 2), torch.full((1, 1, 2, 2), 0.5), {}, "labels 0 to 2, received 0.5"),
+        (torch.full((1, 3, 2, 2), torch.nan), torch.zeros(1, 1, 2, 2), {}, "received NaN"),
         (torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.5), {}, "0 and 1 only"),
         (torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2, 2), {"sigmoid": True, "threshold": 1.0}, "threshold"),
-        (torch.full((1, 2, 2, 2), torch.nan), torch.zeros(1, 2, 2, 2), {"sigmoid": True}, "got NaN"),
+        (torch.full((1, 2, 2, 2), torch.nan), torch.zeros(1, 2, 2, 2), {"sigmoid": True}, "received NaN"),
     ],
 )
 def test_what_is_rejected(y_pred: Tensor, y: Tensor, options: dict[str, Any], said: str) -> None:
@@ -163,7 +163,7 @@ def test_bad_arguments(options: dict[str, Any], said: str) -> None:
 def test_batches_with_other_classes_are_an_error() -> None:
     metric = OverlapMetric()
     metric(logits(), label_map())
-    with pytest.raises(ValueError, match="4 classes, as before, got 3"):
+    with pytest.raises(ValueError, match="4 classes, as before, received 3"):
         metric(logits(channels=3), label_map(channels=3))
 
 

@@ -202,7 +202,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("resolution", [0, 3, 1.5, "2"])
 def test_another_resolution(resolution: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"1 or 2 mm, got {resolution}"):
+    with pytest.raises(ValueError, match=f"1 or 2 mm, received {resolution}"):
         brain_mri(resolution, tmp_path)
 
 

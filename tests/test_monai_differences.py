@@ -215,7 +215,7 @@ def test_what_makes_no_sense_is_an_error(options: dict[str, Any], x: Tensor, tar
 
 def test_negative_alpha_is_an_error() -> None:
     monai.losses.TverskyLoss(alpha=-1)
-    with pytest.raises(ValueError, match="alpha: expected a finite number ≥ 0, got -1"):
+    with pytest.raises(ValueError, match="alpha: expected a finite number ≥ 0, received -1"):
         voxloss.TverskyLoss(alpha=-1)
 
 
@@ -226,11 +226,11 @@ def test_a_uint8_255_is_not_minus_one() -> None:
     with pytest.raises(RuntimeError, match="out of bounds"):
         monai.losses.DiceLoss(softmax=True, to_onehot_y=True)(x, labels)
     monai.losses.DiceLoss(**options)(x, labels)
-    with pytest.raises(ValueError, match=r"got 255 at \[0, 0, 0, 0, 0\]"):
+    with pytest.raises(ValueError, match=r"received 255 at \[0, 0, 0, 0, 0\]"):
         voxloss.DiceLoss(**options)(x, labels)
 
 
-def test_nothing_to_find_and_nothing_found_without_smoothing() -> None:
+def test_an_empty_target_and_an_empty_prediction_without_smoothing() -> None:
     empty = torch.zeros(1, 1, 4, 4, 4)
     options: dict[str, Any] = {"smooth_nr": 0, "smooth_dr": 0}
     assert monai.losses.DiceLoss(**options)(empty, empty).isnan()
@@ -253,7 +253,7 @@ def test_compiles_to_one_graph(name: str) -> None:
                 compiled(x, labels)
 
 
-def test_compounds_take_the_activation_asked_for() -> None:
+def test_compounds_take_the_activation_that_is_set() -> None:
     x, labels = logits(), label_map()
     g = one_hot(labels, 4)
     alone: dict[str, Any] = {"to_onehot_y": True, "lambda_dice": 0.0}

@@ -54,7 +54,7 @@ def case(
         logits(channels=channels, spatial=SHAPES[shape]),
         label_map(channels=channels, spatial=SHAPES[shape]),
     )
-    for item in labels:  # every class in every item: absent ones are another test
+    for item in labels:  # every class in every sample: absent ones are another test
         item.view(-1)[:channels] = torch.arange(channels)
     target = {
         "label map": labels,

@@ -1,7 +1,7 @@
-"""voxloss's trainers beside nnU-Net's own: loss, gradients, processes, and trainings by nnU-Net's commands.
+"""voxloss's trainers beside nnU-Net's own: loss, gradients, processes, and training runs by nnU-Net's commands.
 
-The backend is the eager one: what the fused pass does with nnU-Net's dtypes is asked in `test_fused.py`, and here
-it would only be compiled once more.
+The backend is the eager one: what the fused pass does with nnU-Net's dtypes is tested in `test_fused.py`, and
+here it would only be compiled once more.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def build(kind: Any, labels: str, *, batch_dice: bool, deep: bool, ddp: bool = False, device: str = "cpu") -> Any:
-    """The loss that a trainer builds, without the dataset that its constructor asks for."""
+    """The loss that a trainer builds, without the dataset that its constructor requires."""
     trainer = object.__new__(kind)
     trainer.configuration_manager = SimpleNamespace(
         batch_dice=batch_dice, pool_op_kernel_sizes=[[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]]
@@ -75,7 +75,7 @@ def batch(labels: str, items: int = 2, spatial: tuple[int, ...] = (8, 6, 4)) -> 
     """Logits, and the target as nnU-Net's loaders give it: int16 labels, or bool regions and what is ignored."""
     ignore = "ignore" in labels
     target = torch.randint(4 if ignore else 3, (items, 1, *spatial), dtype=torch.int16)
-    target[0][target[0] == 2] = 1  # absent from an item
+    target[0][target[0] == 2] = 1  # absent from a sample
     if "regions" not in labels:
         return torch.randn(items, 3, *spatial) * 3, target
     regions: list[Any] = [(1, 2), 2, *([IGNORED] if ignore else [])]
@@ -247,7 +247,7 @@ def test_half_precision_logits(kind: Any) -> None:
 
 
 def test_what_nnunet_compiles_is_not_kept() -> None:
-    """On CUDA it compiles its Dice, and gives the last output a weight of 0 also on several processes."""
+    """On CUDA it compiles its Dice, and gives the last output a weight of 0 also in distributed training."""
     for deep in (True, False):
         options: Any = {"batch_dice": True, "deep": deep, "ddp": True, "device": "cuda"}
         theirs = build(nnUNetTrainer, "labels", **options)
@@ -461,7 +461,7 @@ def test_a_target_without_a_skeleton_and_a_loader_without_scikit_image_say_so(
     x, channels = batch("regions with ignore")
     for target in (channels, channels[:, :1]):
         with pytest.raises(
-            voxloss.ShapeError, match=r"target: expected \[B, 2, .*got \[2, [13], .*with_skeleton"
+            voxloss.ShapeError, match=r"target: expected \[B, 2, .*received \[2, [13], .*with_skeleton"
         ):
             loss(x, target)
     monkeypatch.setitem(sys.modules, "skimage.morphology", None)
@@ -496,7 +496,7 @@ def test_a_loss_of_ones_own(labels: str) -> None:
     assert loss(output, target) == own(output, target[:, : output.shape[1]] if regions else target, mask) - 1
 
 
-# Several processes. nnU-Net's own run beside ours, on the same ranks.
+# Distributed training. nnU-Net's own losses run beside ours, on the same ranks.
 
 
 def on_a_rank(name: str, labels: str, batch_dice: bool, output: Any, target: Any) -> Any:
@@ -515,7 +515,7 @@ def shares(output: Any, target: Any, cut: list[int]) -> list[tuple[Any, Any]]:
 @pytest.mark.parametrize("batch_dice", [True, False], ids=["batch", "items"])
 @pytest.mark.parametrize("labels", ["labels", "regions"])
 def test_two_processes_have_nnunets_loss_and_gradient(two_ranks: Ranks, labels: str, batch_dice: bool) -> None:
-    """With as many items and voxels each. What nnU-Net logs is the mean of the ranks' losses."""
+    """With as many samples and voxels each. What nnU-Net logs is the mean of the ranks' losses."""
     given = [(labels, batch_dice, *each) for each in shares(*outputs(labels, deep=True, items=4), [2, 2])]
     found = two_ranks.run(on_a_rank, [("nnUNetTrainerVoxloss", *each) for each in given])
     nnunets_own = two_ranks.run(on_a_rank, [("nnUNetTrainer", *each) for each in given])
@@ -528,8 +528,8 @@ def test_two_processes_have_nnunets_loss_and_gradient(two_ranks: Ranks, labels: 
 @pytest.mark.parametrize("cut", [[2, 2], [3, 1]], ids=str)
 @pytest.mark.parametrize("name", [kind.__name__ for kind in KINDS])
 def test_two_uneven_processes_are_one_with_the_whole_batch(two_ranks: Ranks, name: str, cut: list[int]) -> None:
-    """nnU-Net averages the ranks' cross entropies, of however many voxels; of uneven numbers of items it gathers
-    tensors that do not have one shape."""
+    """nnU-Net averages the ranks' cross entropies, of however many voxels; of uneven numbers of samples it
+    gathers tensors that do not have one shape."""
     labels = "labels with ignore"
     output, target = outputs(labels, deep=True, items=4)
     for each in target:
@@ -562,7 +562,7 @@ def test_skeletons_of_two_processes_are_those_of_one_with_the_whole_batch(two_ra
         require_same((own, together), (value, gradients))
 
 
-# Where nnU-Net finds the trainers, and trainings by its commands.
+# Where nnU-Net finds the trainers, and training runs by its commands.
 
 
 def ran(command: list[str], environment: dict[str, str], code: int = 0) -> str:
@@ -579,7 +579,7 @@ def ran(command: list[str], environment: dict[str, str], code: int = 0) -> str:
     return run.stdout + run.stderr
 
 
-# A training takes 1000 epochs of 250 iterations; it is followed by a validation that knows no loss.
+# A training run takes 1000 epochs of 250 iterations; the validation after it uses no loss.
 SHORT = """
 import os, random
 _initialize = nnUNetTrainer.initialize

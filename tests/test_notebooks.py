@@ -115,4 +115,4 @@ def test_a_name_that_is_none_says_which_there_are() -> None:
     run = execute("6_boundary")
     assert run.returncode == 2
     assert "1_dice_and_iou" in run.stderr
-    assert "got 6_boundary" in run.stderr
+    assert "received 6_boundary" in run.stderr

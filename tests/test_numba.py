@@ -443,7 +443,7 @@ def test_it_is_chosen_on_the_cpu_and_says_why_not_elsewhere(monkeypatch: pytest.
     with pytest.raises(ValueError, match="VOXLOSS_BACKEND: expected one of"):
         voxloss.DiceLoss(softmax=True, to_onehot_y=True)(torch.randn(1, 2, 3), torch.zeros(1, 1, 3))
     monkeypatch.delenv("VOXLOSS_BACKEND")
-    with pytest.raises(ValueError, match=r"backend='numba_cpu': expected .* on the CPU, got .* on 'cuda'"):
+    with pytest.raises(ValueError, match=r"backend='numba_cpu': expected .* on the CPU, received .* on 'cuda'"):
         select("numba_cpu", "cuda")
     monkeypatch.setattr(numba_cpu, "_INSTALLED", False)
     name, reason = select()

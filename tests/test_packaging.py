@@ -25,7 +25,7 @@ INFO = f"voxloss-{voxloss.__version__}.dist-info"
 
 
 class Distributions(NamedTuple):
-    """The files in wheel and sdist, and what the wheel says of itself."""
+    """The files in wheel and sdist, and the metadata of the wheel."""
 
     wheel: set[str]
     sdist: set[str]
@@ -105,7 +105,7 @@ def test_what_the_wheel_says_of_itself(distributions: Distributions) -> None:
     assert core == {"torch", "monai", "nibabel", "numpy", "numba"}
     found = said.get_all("Classifier", [])
     assert set(found) <= classifiers, "a name that no index knows"
-    assert not [name for name in found if name.startswith("License ::")], "the expression says it"
+    assert not [name for name in found if name.startswith("License ::")], "the expression replaces it"
     assert "voxloss = voxloss_app.__main__:main" in distributions.entry_points
     assert "voxloss = voxloss_verify.pytest_plugin" in distributions.entry_points
 

@@ -206,7 +206,7 @@ def test_spheres_are_enclosed_after_a_round_trip(phantom: SpherePhantom, tmp_pat
     ):
         assert bounds[0] <= score <= bounds[1] <= 1
 
-    # Volume and distance in mm, from what the file says about space.
+    # Volume and distance in mm, from the header of the file.
     voxel = float(np.prod(image.header.get_zooms()))
     delta = float(np.linalg.norm(image.header.get_zooms())) / 2
     for ball in (p, g):
@@ -259,7 +259,7 @@ def test_files_read_back_as_they_were_written(tmp_path: Path) -> None:
                 assert code == 1
                 assert affine == pytest.approx(phantom.affine, abs=1e-5)
             assert np.linalg.det(image.affine) < 0
-            assert image.affine[:3, 3].all(), "an affine without a translation hides mistakes"
+            assert image.affine[:3, 3].all(), "an affine without a translation hides errors"
 
 
 def test_spacing_reaches_the_file(tmp_path: Path) -> None:
@@ -326,7 +326,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
 def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
-    with pytest.raises(NotADirectoryError, match=r"expected a folder .* got the file .*file"):
+    with pytest.raises(NotADirectoryError, match=r"expected a folder .* received the file .*file"):
         write_phantoms(file)
 
 
@@ -339,21 +339,21 @@ def test_two_phantoms_of_one_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "arguments", "message"),
     [
-        (shifted_boxes, {"size": (4, 0, 4)}, "size: expected 3 integers ≥ 1, got"),
+        (shifted_boxes, {"size": (4, 0, 4)}, "size: expected 3 integers ≥ 1, received"),
         (shifted_boxes, {"size": (4, 4)}, "size: expected 3 integers"),
-        (shifted_boxes, {"shift": (0.5, 0, 0)}, "shift: expected 3 integers, got"),
-        (nested_cubes, {"inner": 5, "outer": 4}, "expected inner ≤ outer, got inner=5, outer=4"),
+        (shifted_boxes, {"shift": (0.5, 0, 0)}, "shift: expected 3 integers, received"),
+        (nested_cubes, {"inner": 5, "outer": 4}, "expected inner ≤ outer, received inner=5, outer=4"),
         (nested_cubes, {"inner": 0}, "expected 2 integers ≥ 1"),
         (checkerboard, {"shape": (3, 3, 3)}, "expected an even number"),
         (inverse_checkerboards, {"shape": (3, 3, 3)}, "expected an even number"),
         (half_volumes, {"shape": (4, 3, 2)}, "expected an even number"),
         (half_volumes, {"shape": (3, 4, 2)}, "expected an even number"),
-        (constant, {"probability": 0.1}, "exactly, got 0.1"),
-        (constant, {"probability": Fraction(1, 3)}, "exactly, got 1/3"),
+        (constant, {"probability": 0.1}, "exactly, received 0.1"),
+        (constant, {"probability": Fraction(1, 3)}, "exactly, received 1/3"),
         (constant, {"probability": 1.5}, r"\[0, 1\]"),
-        (constant, {"probability": math.nan}, "got nan"),
-        (constant, {"fraction": 0}, "got 0"),
-        (constant, {"fraction": Fraction(1, 3)}, "whole number of 8 slices, got 1/3"),
+        (constant, {"probability": math.nan}, "received nan"),
+        (constant, {"fraction": 0}, "received 0"),
+        (constant, {"fraction": Fraction(1, 3)}, "whole number of 8 slices, received 1/3"),
         (ramp, {"n": 12}, "power of two"),
         (ramp, {"n": 1}, "power of two"),
         (ramp, {"cross_section": (4, 0)}, "expected 3 integers ≥ 1"),
@@ -361,7 +361,7 @@ def test_two_phantoms_of_one_name(tmp_path: Path) -> None:
         (ramp, {"spacing": (1, 1)}, "three positive numbers in mm"),
         (spheres, {"radius_mm": 0.5}, "above half of the voxel diagonal"),
         (spheres, {"radius_mm": math.nan}, "above half of the voxel diagonal"),
-        (spheres, {"distance_mm": -1}, "distance of 0 mm or more, got -1"),
+        (spheres, {"distance_mm": -1}, "distance of 0 mm or more, received -1"),
     ],
 )
 def test_bad_parameters(make: Callable[..., ImagePair], arguments: dict[str, Any], message: str) -> None:

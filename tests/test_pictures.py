@@ -1,4 +1,4 @@
-"""The pictures of the pages: drawn by one command, small, and showing what the text beside them says."""
+"""The pictures of the pages: drawn by one command, small, and showing what the text beside them describes."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def test_the_folder_for_counter_examples(verify: Verify) -> None:
 def test_what_is_not_claimed_is_skipped(verify: Verify) -> None:
     result = verify(f"{FLAWS}:Off", "-k", "law_25_", "--voxloss-claim", 'dtypes=["float32"]')
     result.assert_outcomes(skipped=1, deselected=len(LAWS) - 1)
-    assert any(line.endswith(": no half-precision dtype is claimed") for line in lines(result, "SKIPPED [1]"))
+    assert any(line.endswith(": no half-precision dtype is declared") for line in lines(result, "SKIPPED [1]"))
 
 
 def test_claims(verify: Verify) -> None:
@@ -146,7 +146,7 @@ def test_expected_failures_that_are_none(verify: Verify, pytester: pytest.Pytest
     result.assert_outcomes(failed=1, xpassed=1, deselected=len(LAWS) - 2)
     assert lines(result, "XPASS voxloss::law_01_shifted_boxes_and_nested_cubes - boxes")
     assert (
-        "not applicable, no half-precision dtype is claimed; but expected to be broken: it is imprecise"
+        "not applicable, no half-precision dtype is declared; but expected to be broken: it is imprecise"
         in result.outlines
     )
 
@@ -166,7 +166,7 @@ def test_expected_failures_that_are_none(verify: Verify, pytester: pytest.Pytest
         (["voxloss:DiceLoss", "--voxloss-kwargs", "{"], "--voxloss-kwargs: expected a JSON object like *"),
         (["voxloss:DiceLoss", "--voxloss-claim", "alfa=1"], "voxloss: *claim 'alfa': expected one of *"),
         (["voxloss:DiceLoss", "--voxloss-device", "toaster"], "voxloss: --voxloss-device: expected *'toaster'*"),
-        (["voxloss:DiceLoss", "--voxloss-seed", "-1"], "--voxloss-seed: expected a whole number *, got -1*"),
+        (["voxloss:DiceLoss", "--voxloss-seed", "-1"], "--voxloss-seed: expected a whole number *, received -1*"),
         (["voxloss:DiceLoss", "--voxloss-xfails", "x.toml"], "voxloss: x.toml: expected one table *"),
     ],
 )

@@ -99,7 +99,7 @@ def fail(rank: int, how: str) -> None:
             raise Unsendable("what has happened")
         if how == "os._exit":
             distributed.destroy_process_group()
-            time.sleep(0.1)  # gloo tells the others first
+            time.sleep(0.1)  # gloo notifies the others first
             os._exit(3)
     distributed.barrier()
 
@@ -209,7 +209,7 @@ def test_a_rank_that_does_not_answer_in_time(
     before = pids(ranks)
     monkeypatch.setattr(ranks, "timeout", 1.0)
     started = time.monotonic()
-    with pytest.raises(RanksError, match=r"^expected an answer of rank 1 within 1 s, got none$"):
+    with pytest.raises(RanksError, match=r"^expected an answer of rank 1 within 1 s, received none$"):
         ranks.run(fork_and_sleep, [(0, tmp_path), (1, tmp_path)])
     assert 1 <= time.monotonic() - started < 15
     assert not any(alive(pid) for pid in before)
@@ -222,7 +222,7 @@ def test_what_cannot_be_sent_is_an_error_before_anything_starts() -> None:
         for function, argument in ((lambda _: None, 0), (partial(str, threading.Lock()), 0), (total, lambda: 0)):
             with pytest.raises(ValueError, match="function of an importable module and arguments that can be"):
                 ranks.run(function, [(0,), (argument,)])
-        with pytest.raises(ValueError, match="arguments for 2 ranks, got them for 1"):
+        with pytest.raises(ValueError, match="arguments for 2 ranks, received them for 1"):
             ranks.run(total, [(1,)])
         assert time.monotonic() - started < 0.5
 
@@ -320,7 +320,7 @@ with Ranks(2) as ranks:
 @pytest.mark.integration
 @pytest.mark.parametrize("source", [pytest.param("stdin", marks=pytest.mark.thorough), "script"])
 def test_the_main_module_is_neither_run_again_nor_searched(source: str, tmp_path: Path) -> None:
-    """It needs no guard and no file. The ranks import what it can, not what lies around, and say nothing else."""
+    """It needs no guard and no file. The ranks import what it can, not other files, and print nothing else."""
     for folder in ("home", "elsewhere"):
         (tmp_path / folder).mkdir()
     (tmp_path / "home" / "helpers.py").write_text(HELPERS)

@@ -175,16 +175,16 @@ def test_on_a_gpu(regions: list[list[int]], ignored: int | None) -> None:
     [
         ({"softmax": True, "regions": NESTED}, ValueError, "expected sigmoid=True, as regions may overlap"),
         ({"include_background": False, "regions": NESTED}, ValueError, "has no channel"),
-        ({"regions": []}, ValueError, "expected 1 to 31 lists of labels, got 0"),
-        ({"regions": [[1]] * 32}, ValueError, "expected 1 to 31 lists of labels, got 32"),
-        ({"regions": [[1], []]}, TypeError, r"expected a list of labels for each channel.*got \[\]"),
-        ({"regions": [1, 2]}, TypeError, "expected a list of labels for each channel.*got 1"),
-        ({"regions": [["1"]]}, TypeError, "expected whole numbers in a region, got '1'"),
-        ({"regions": [[1.0]]}, TypeError, "expected whole numbers in a region, got 1.0"),
-        ({"regions": [[True]]}, TypeError, "expected whole numbers in a region, got True"),
-        ({"regions": [[-1]]}, ValueError, "expected labels 0 to 1023, got -1"),
-        ({"regions": [[1, 1]]}, ValueError, r"expected each label once in a region, got \[1, 1\]"),
-        ({"regions": NESTED, "ignore_index": 2}, ValueError, "expected labels that are not ignored, got 2"),
+        ({"regions": []}, ValueError, "expected 1 to 31 lists of labels, received 0"),
+        ({"regions": [[1]] * 32}, ValueError, "expected 1 to 31 lists of labels, received 32"),
+        ({"regions": [[1], []]}, TypeError, r"expected a list of labels for each channel.*received \[\]"),
+        ({"regions": [1, 2]}, TypeError, "expected a list of labels for each channel.*received 1"),
+        ({"regions": [["1"]]}, TypeError, "expected whole numbers in a region, received '1'"),
+        ({"regions": [[1.0]]}, TypeError, "expected whole numbers in a region, received 1.0"),
+        ({"regions": [[True]]}, TypeError, "expected whole numbers in a region, received True"),
+        ({"regions": [[-1]]}, ValueError, "expected labels 0 to 1023, received -1"),
+        ({"regions": [[1, 1]]}, ValueError, r"expected each label once in a region, received \[1, 1\]"),
+        ({"regions": NESTED, "ignore_index": 2}, ValueError, "expected labels that are not ignored, received 2"),
     ],
 )
 def test_regions_that_make_no_sense(options: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -199,7 +199,7 @@ def test_tensors_that_do_not_fit() -> None:
     x, labels = data(NESTED)
     loss = voxloss.DiceLoss(sigmoid=True, regions=NESTED)
     with pytest.raises(
-        voxloss.ShapeError, match=r"expected 3 channels, one for each of the regions, got \[2, 2, "
+        voxloss.ShapeError, match=r"expected 3 channels, one for each of the regions, received \[2, 2, "
     ):
         loss(x[:, :2], labels)
     with pytest.raises(voxloss.ShapeError, match="For a target with one channel per region omit"):
@@ -263,7 +263,7 @@ def test_hard_scores_of_regions(case: str, ignored: int | None) -> None:
 
 def test_hard_scores_that_no_regions_have() -> None:
     x, labels = data(NESTED)
-    with pytest.raises(ValueError, match=r"labels 0 to 3, got 4"):
+    with pytest.raises(ValueError, match=r"labels 0 to 3, received 4"):
         overlap_counts(x, labels + 1, sigmoid=True, regions=NESTED)
     with pytest.raises(voxloss.ShapeError, match="pass sigmoid=True"):
         overlap_counts(x, labels, regions=NESTED)

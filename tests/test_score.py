@@ -139,7 +139,7 @@ def test_regions_are_unions_of_labels(folders: tuple[Path, Path], capsys: pytest
 def test_regions_that_are_none() -> None:
     assert parse_regions("[[1, 2], [2]]") == {"1+2": [1, 2], "2": [2]}
     for text in ("[[1], [1]]", '{"a": [1], "a": [2]}'):
-        with pytest.raises(ValueError, match=r"expected each region once, got '(1|a)' 2 times"):
+        with pytest.raises(ValueError, match=r"expected each region once, received '(1|a)' 2 times"):
             parse_regions(text)
     for text in (
         "whole",
@@ -274,7 +274,7 @@ def test_a_spinal_cord_segmented_by_another_tool(score: Score) -> None:
     assert (s.dice, s.iou) == (Fraction(8396, 8560), Fraction(4198, 4362))
     code, _, err = score(sct / "mt1_gmseg.nii.gz", sct / "mt1_gmseg_goldstandard.nii.gz")
     assert code == 2
-    assert "mt1_gmseg.nii.gz: expected whole numbers, got 0.0" in err
+    assert "mt1_gmseg.nii.gz: expected whole numbers, received 0.0" in err
 
 
 # What is written.
@@ -368,7 +368,7 @@ def test_out_does_not_replace_what_is_scored(folders: tuple[Path, Path], score: 
         before = path.read_bytes()
         code, out, err = score(*folders, "--out", path)
         assert (code, out) == (2, "")
-        assert err.startswith(f"voxloss: --out: expected a file that is not scored, got {path}")
+        assert err.startswith(f"voxloss: --out: expected a file that is not scored, received {path}")
         assert path.read_bytes() == before
 
 
@@ -460,53 +460,59 @@ def flattened(path: Path) -> None:
 
 GOOD = maps(0)[1]
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
-    "shape": (lambda p: save(p, GOOD[1:]), r"BAD: expected the shape \(9, 8, 7\) of .*, got \(8, 8, 7\)"),
+    "shape": (lambda p: save(p, GOOD[1:]), r"BAD: expected the shape \(9, 8, 7\) of .*, received \(8, 8, 7\)"),
     "moved": (
         lambda p: save(p, GOOD, moved(0.002)),
-        r"BAD: expected the affine of .*0.001 mm, got corners 0.002 mm",
+        r"BAD: expected the affine of .*0.001 mm, received corners 0.002 mm",
     ),
     "stretched": (
         lambda p: save(p, GOOD, stretched(1.01)),
-        r"BAD: expected the affine of .*, got corners 0.04 mm",
+        r"BAD: expected the affine of .*, received corners 0.04 mm",
     ),
     "flipped": (
         lambda p: save(p, GOOD, AFFINE * [-1, 1, 1, 1]),
-        r"BAD: expected the affine of .*, got corners 8 mm",
+        r"BAD: expected the affine of .*, received corners 8 mm",
     ),
     "unit": (lambda p: save(p, GOOD, unit="micron"), r"BAD: expected the affine of "),
     "flat": (
         flattened,
-        r"BAD: expected voxels of some volume, got the affine",
+        r"BAD: expected voxels of some volume, received the affine",
     ),
-    "truncated": (lambda p: truncate(save(p, GOOD)), r"BAD: expected a whole NIfTI file, got EOFError"),
-    "last bytes": (lambda p: truncate(save(p, GOOD), 0.999), r"BAD: expected a whole NIfTI file, got EOFError"),
-    "checksum": (damaged, r"BAD: expected a whole NIfTI file, got BadGzipFile"),
-    "header": (lambda p: p.write_bytes(gzip.compress(b"\0" * 100)), r"BAD: expected a whole NIfTI file, got "),
-    "text": (lambda p: p.write_text("not an image"), r"BAD: expected a whole NIfTI file, got BadGzipFile"),
-    "empty": (lambda p: p.write_bytes(b""), r"BAD: expected a whole NIfTI file, got ImageFileError"),
-    "missing": (lambda p: p.unlink(), r"BAD: expected a NIfTI file, got nothing: it does not exist"),
+    "truncated": (lambda p: truncate(save(p, GOOD)), r"BAD: expected a whole NIfTI file, received EOFError"),
+    "last bytes": (
+        lambda p: truncate(save(p, GOOD), 0.999),
+        r"BAD: expected a whole NIfTI file, received EOFError",
+    ),
+    "checksum": (damaged, r"BAD: expected a whole NIfTI file, received BadGzipFile"),
+    "header": (
+        lambda p: p.write_bytes(gzip.compress(b"\0" * 100)),
+        r"BAD: expected a whole NIfTI file, received ",
+    ),
+    "text": (lambda p: p.write_text("not an image"), r"BAD: expected a whole NIfTI file, received BadGzipFile"),
+    "empty": (lambda p: p.write_bytes(b""), r"BAD: expected a whole NIfTI file, received ImageFileError"),
+    "missing": (lambda p: p.unlink(), r"BAD: expected a NIfTI file, received nothing: it does not exist"),
     "soft": (
         lambda p: save(p, np.where(GOOD == 3, 0.5, GOOD).astype(np.float32)),
-        r"BAD: expected whole numbers, got 0.5 at voxel \(\d, \d, \d\)",
+        r"BAD: expected whole numbers, received 0.5 at voxel \(\d, \d, \d\)",
     ),
     "nan": (
         lambda p: save(p, np.where(GOOD == 3, np.nan, GOOD)),
-        r"BAD: expected whole numbers, got nan at voxel",
+        r"BAD: expected whole numbers, received nan at voxel",
     ),
     "infinite": (
         lambda p: save(p, np.where(GOOD == 3, -np.inf, GOOD)),
-        r"BAD: .*whole numbers, got -inf at voxel",
+        r"BAD: .*whole numbers, received -inf at voxel",
     ),
     "huge": (
         lambda p: save(p, np.where(GOOD == 3, 1e300, GOOD)),
-        r"BAD: expected whole numbers below 2\^63, got 1e\+300 at voxel \(\d, \d, \d\)$",
+        r"BAD: expected whole numbers below 2\^63, received 1e\+300 at voxel \(\d, \d, \d\)$",
     ),
     "complex": (
         lambda p: save(p, GOOD.astype(np.complex64)),
-        r"BAD: expected whole numbers, got the dtype complex64",
+        r"BAD: expected whole numbers, received the dtype complex64",
     ),
-    "4d": (lambda p: save(p, GOOD[..., None]), r"BAD: expected 3 dimensions, got 4: \(9, 8, 7, 1\)"),
-    "2d": (lambda p: save(p, GOOD[..., 0]), r"BAD: expected 3 dimensions, got 2: \(9, 8\)"),
+    "4d": (lambda p: save(p, GOOD[..., None]), r"BAD: expected 3 dimensions, received 4: \(9, 8, 7, 1\)"),
+    "2d": (lambda p: save(p, GOOD[..., 0]), r"BAD: expected 3 dimensions, received 2: \(9, 8\)"),
 }
 
 
@@ -539,14 +545,14 @@ def test_a_truncated_or_foreign_file_without_gzip(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"bad\.nii: expected a whole NIfTI file"):
         score_pair(good, bad)
     bad.write_text("not an image")
-    with pytest.raises(ValueError, match=r"bad\.nii: expected a whole NIfTI file, got ImageFileError"):
+    with pytest.raises(ValueError, match=r"bad\.nii: expected a whole NIfTI file, received ImageFileError"):
         score_pair(good, bad)
 
 
 def test_another_format_is_not_nifti(tmp_path: Path) -> None:
     image: Any = nib.MGHImage(GOOD, AFFINE.astype(np.float32))  # type: ignore[no-untyped-call]
     image.to_filename(tmp_path / "x.mgz")
-    with pytest.raises(ValueError, match=r"x\.mgz: expected a NIfTI file, got MGHImage"):
+    with pytest.raises(ValueError, match=r"x\.mgz: expected a NIfTI file, received MGHImage"):
         score_pair(tmp_path / "x.mgz", tmp_path / "x.mgz")
 
 
@@ -559,7 +565,7 @@ def test_two_files_of_one_name_are_not_two_cases(folders: tuple[Path, Path], sco
     """Which of them is the prediction is not clear."""
     for folder in folders:
         twin = save(folder / "z.nii.gz", GOOD)
-        with pytest.raises(ValueError, match=r"z\.nii\.gz: expected one file of the name z, got z\.nii "):
+        with pytest.raises(ValueError, match=r"z\.nii\.gz: expected one file of the name z, received z\.nii "):
             find_pairs(*folders)
         assert score(*folders)[0] == 2
         twin.unlink()
@@ -570,14 +576,17 @@ def test_nothing_to_score(folders: tuple[Path, Path], tmp_path: Path, score: Sco
     empty, file, out = tmp_path / "not any", references / "z.nii", tmp_path / "out"
     empty.mkdir()
     for arguments, message in (
-        ((empty, empty), f"expected .nii or .nii.gz files in '{empty}' and '{empty}', got none"),
-        ((predictions, file), f"expected two files or two folders, got a file at {file}"),
-        ((predictions, tmp_path / "no"), f"expected two files or two folders, got nothing at {tmp_path / 'no'}"),
+        ((empty, empty), f"expected .nii or .nii.gz files in '{empty}' and '{empty}', received none"),
+        ((predictions, file), f"expected two files or two folders, received a file at {file}"),
+        (
+            (predictions, tmp_path / "no"),
+            f"expected two files or two folders, received nothing at {tmp_path / 'no'}",
+        ),
     ):
         assert score(*arguments, "--out", out) == (2, "", f"voxloss: {message}\n")
     code, written, err = score(empty, references, "--out", out)
     assert (code, written, len(err.splitlines())) == (2, "", 4)
-    assert f"'{empty / 'a.nii.gz'}': expected a NIfTI file, got nothing" in err
+    assert f"'{empty / 'a.nii.gz'}': expected a NIfTI file, received nothing" in err
     assert err.endswith("voxloss: 3 of 3 cases could not be scored\n")
     assert not out.exists()
 
@@ -585,14 +594,14 @@ def test_nothing_to_score(folders: tuple[Path, Path], tmp_path: Path, score: Sco
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--labels", "1,b"], "--labels: expected whole numbers like 1,2,5, got '1,b'"),
-        (["--labels", ""], "--labels: expected whole numbers like 1,2,5, got ''"),
+        (["--labels", "1,b"], "--labels: expected whole numbers like 1,2,5, received '1,b'"),
+        (["--labels", ""], "--labels: expected whole numbers like 1,2,5, received ''"),
         (["--ignore", "x"], "'--ignore'"),
         (["--format", "xml"], "'--format'"),
         (["--jobs", "0"], "'--jobs'"),
-        (["--out", "."], "--out: expected a file in a folder that exists, got ."),
-        (["--out", "no/scores.csv"], "--out: expected a file in a folder that exists, got no/scores.csv"),
-        (["--out", os.devnull], f"--out: expected a file in a folder that exists, got {os.devnull}"),
+        (["--out", "."], "--out: expected a file in a folder that exists, received ."),
+        (["--out", "no/scores.csv"], "--out: expected a file in a folder that exists, received no/scores.csv"),
+        (["--out", os.devnull], f"--out: expected a file in a folder that exists, received {os.devnull}"),
     ],
 )
 def test_wrong_arguments_are_one_line(
@@ -646,7 +655,7 @@ def test_ctrl_c_leaves_no_process_behind(seconds: float, tmp_path: Path) -> None
         signal.signal(signal.SIGINT, inherited)
     children = children_of(process.pid)
     started = time.monotonic()
-    # Two workers and multiprocessing's resource tracker; and the parent hears again.
+    # Two workers and multiprocessing's resource tracker; and the parent handles signals again.
     while len(children.read_text().split()) < 3 or ignores_sigint(process.pid):
         assert time.monotonic() - started < 60
         time.sleep(0.01)

@@ -62,7 +62,7 @@ def test_as_a_tuple_in_the_targets_place() -> None:
     dice = voxloss.DiceLoss(**MAP)
     assert torch.equal(dice(x, Target(labels, skeleton)), dice(x, labels))
     with pytest.raises(
-        ValueError, match="skeleton: expected it in the target or as a keyword argument, got both"
+        ValueError, match="skeleton: expected it in the target or as a keyword argument, received both"
     ):
         loss(x, Target(labels, skeleton), skeleton=skeleton)
 
@@ -130,14 +130,14 @@ def test_second_derivatives() -> None:
         ),
         (
             lambda s: s[..., :-1],
-            r"skeleton: expected \[2, '1 or C', 5, 6, 7\], as input is .* got \[2, 1, 5, 6, 6\]",
+            r"skeleton: expected \[2, '1 or C', 5, 6, 7\], as input is .* received \[2, 1, 5, 6, 6\]",
         ),
         (lambda s: s[:, 0], r"skeleton: expected \[2, '1 or C', 5, 6, 7\]"),
-        (lambda s: s.tolist(), r"skeleton: expected a torch\.Tensor, got list"),
-        (lambda s: s.to("meta"), r"skeleton: expected on the input's device cpu, got meta"),
+        (lambda s: s.tolist(), r"skeleton: expected a torch\.Tensor, received list"),
+        (lambda s: s.to("meta"), r"skeleton: expected on the input's device cpu, received meta"),
         (
             lambda s: s.roll(1),
-            r"skeleton: expected 0 or the label of the voxel, got \d at \[.* Make it with voxloss\.transf",
+            r"skeleton: expected 0 or the label of the voxel, received \d at \[.* Make it with voxloss\.transf",
         ),
         (lambda s: s + 4.0 * torch.nan, r"skeleton: expected 0 or the label of the voxel"),
         (lambda s: s.expand(-1, 4, -1, -1, -1) * 2.0, r"skeleton: expected values in \[0, 1\]"),

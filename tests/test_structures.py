@@ -1,4 +1,4 @@
-"""Generated vessels and lesions: what is said of their geometry, counted in the arrays."""
+"""Generated vessels and lesions: their documented geometry, counted in the arrays."""
 
 from __future__ import annotations
 
@@ -154,15 +154,15 @@ def test_a_stem_is_always_there(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("make", "arguments", "message"),
     [
-        (vessel_tree, {"shape": (64, 64, 15)}, "shape: expected 3 integers ≥ 16, got"),
-        (vessel_tree, {"radius": 0.9}, "radius: expected a number from 1 to 3 voxels, got 0.9"),
-        (vessel_tree, {"radius": 3.5}, "from 1 to 3 voxels, got 3.5"),
-        (vessel_tree, {"radius": float("nan")}, "got nan"),
+        (vessel_tree, {"shape": (64, 64, 15)}, "shape: expected 3 integers ≥ 16, received"),
+        (vessel_tree, {"radius": 0.9}, "radius: expected a number from 1 to 3 voxels, received 0.9"),
+        (vessel_tree, {"radius": 3.5}, "from 1 to 3 voxels, received 3.5"),
+        (vessel_tree, {"radius": float("nan")}, "received nan"),
         (vessel_tree, {"seed": -1}, "seed: expected 1 integers ≥ 0"),
         (many_lesions, {"shape": (64, 64)}, "shape: expected 3 integers"),
         (many_lesions, {"count": 0}, "count: expected 1 integers ≥ 1"),
         (many_lesions, {"sizes": (0, 5)}, "sizes: expected 2 integers ≥ 1"),
-        (many_lesions, {"sizes": (6, 5)}, r"sizes: expected the smaller one first, got \(6, 5\)"),
+        (many_lesions, {"sizes": (6, 5)}, r"sizes: expected the smaller one first, received \(6, 5\)"),
         (
             many_lesions,
             {"shape": (16, 16, 16), "sizes": (900, 1000)},

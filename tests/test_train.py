@@ -150,11 +150,11 @@ def test_a_label_in_no_region_is_background(ct: Path, tmp_path: Path) -> None:
         ),
         (
             {"regions": {"whole": [1, 2]}, "ignore": 2},
-            r"--regions: expected labels that count, got 2, which is ignored",
+            r"--regions: expected labels that count, received 2, which is ignored",
         ),
         (
             {"regions": {"a": [1]}, "loss_kwargs": {"regions": [[1]]}},
-            r"--loss-kwargs: expected none of .*, got regions",
+            r"--loss-kwargs: expected none of .*, received regions",
         ),
         (
             {"regions": {"a": [1]}, "loss_kwargs": {"include_background": False}},
@@ -295,7 +295,7 @@ def test_predictions_do_not_replace_label_maps_of_others(
     before = mine.read_bytes()
     images = [ct / "imagesTr" / f"ct_00{i}.nii.gz" for i in (0, 1)]
     assert predict_and_write(unbroken, images, tmp_path, "cpu", fresh) == 2
-    assert f"{mine}: expected a prediction, got another file" in capsys.readouterr().err
+    assert f"{mine}: expected a prediction, received another file" in capsys.readouterr().err
     assert mine.read_bytes() == before
     assert (tmp_path / "ct_001.nii.gz").exists()
 
@@ -307,7 +307,7 @@ def test_predictions_do_not_replace_the_images(fresh: bool, ct: Path, unbroken: 
     before = {path: path.read_bytes() for path in (tmp_path / "scans").iterdir()}
     (tmp_path / "link").symlink_to("scans")
     for out in ("scans", "link"):
-        with pytest.raises(ValueError, match="--out: expected another folder than that of the images, got "):
+        with pytest.raises(ValueError, match="--out: expected another folder than that of the images, received "):
             predict_and_write(unbroken, [tmp_path / "scans"], tmp_path / out, "cpu", fresh)
     assert {path: path.read_bytes() for path in (tmp_path / "scans").iterdir()} == before
 
@@ -410,16 +410,16 @@ def test_the_grid_follows_from_the_scans(ct: Path, tmp_path: Path) -> None:
 def test_an_image_on_another_grid_than_its_labels_is_named(ct: Path, tmp_path: Path) -> None:
     data = two_scans(tmp_path / "data", [1])
     save_nifti(data / "b.nii.gz", np.zeros((16, 16, 16), np.int16), np.diag([2, 1, 1, 1.0]))
-    with pytest.raises(ValueError, match=r"b\.nii\.gz: expected the affine .*, got .*b_label\.nii\.gz has"):
+    with pytest.raises(ValueError, match=r"b\.nii\.gz: expected the affine .*, received .*b_label\.nii\.gz has"):
         make_plan(TrainRequest(data, tmp_path))
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"patch": (20, 16, 16)}, "--patch: expected multiples of 8, like 16 16 16, got 20 16 16"),
-        ({"patch": (8, 8, 8)}, "at least one of them 16 or more, got 8 8 8"),
-        ({"validation": 0.9}, "--validation: expected scans to be left to train on, got 2 of 2"),
+        ({"patch": (20, 16, 16)}, "--patch: expected multiples of 8, like 16 16 16, received 20 16 16"),
+        ({"patch": (8, 8, 8)}, "at least one of them 16 or more, received 8 8 8"),
+        ({"validation": 0.9}, "--validation: expected scans to be left to train on, received 2 of 2"),
         ({"loss_kwargs": {"gama": 2}, "patch": (16, 16, 16)}, "--loss-kwargs: .*gama"),
         ({"loss_kwargs": {"weight": [1, 2, 3]}, "patch": (16, 16, 16)}, "--loss-kwargs: .*weight"),
     ],
@@ -471,7 +471,7 @@ def test_tensorboard_has_the_numbers_of_the_curves(unbroken: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_not_the_checkpoint(ct: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"expected a finite loss, got nan. Try a lower --learning-rate"):
+    with pytest.raises(ValueError, match=r"expected a finite loss, received nan. Try a lower --learning-rate"):
         train_and_score(request_of(ct, tmp_path, learning_rate=1e30, validation=0))
     state = Checkpoint.load(tmp_path, CPU)
     assert state is None or all(math.isfinite(epoch.loss) for epoch in state.epochs)
@@ -503,8 +503,11 @@ def test_the_commands_train_and_predict(
     ("arguments", "said"),
     [
         (["train"], "--data"),
-        (["train", "--data", "nowhere"], "expected a folder of images and label maps, got nothing at nowhere"),
-        (["train", "--data", "nowhere", "--loss", "dise"], "got 'dise'"),
+        (
+            ["train", "--data", "nowhere"],
+            "expected a folder of images and label maps, received nothing at nowhere",
+        ),
+        (["train", "--data", "nowhere", "--loss", "dise"], "received 'dise'"),
         (["train", "--data", "nowhere", "--loss-kwargs", "{"], "--loss-kwargs"),
         (["train", "--data", "nowhere", "--precision", "int8"], "int8"),
         (["predict", "nowhere", "image.nii.gz"], "expected a folder that `voxloss train` has written"),

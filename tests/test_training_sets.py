@@ -92,7 +92,7 @@ def test_nnunet_regions(tmp_path: Path) -> None:
     assert found.class_names == {1: "1", 2: "2"}
     assert found.ignored == 3
     assert training_set(nnunet(tmp_path)).regions == {}
-    with pytest.raises(ValueError, match=r"labels\.whole\[1\]: expected a whole number from 0, got \"a\""):
+    with pytest.raises(ValueError, match=r"labels\.whole\[1\]: expected a whole number from 0, received \"a\""):
         training_set(nnunet(tmp_path, labels={"background": 0, "whole": [1, "a"]}))
 
 
@@ -102,7 +102,7 @@ def test_nnunet_regions(tmp_path: Path) -> None:
         ("images/b.nii.gz", r"labels/b\.nii\.gz: expected an image of the same name"),
         (
             "labels/a.nii.gz",
-            r"images/a\.nii\.gz: expected a label map of the same name, got none\. .*: a\.nii\.gz\.$",
+            r"images/a\.nii\.gz: expected a label map of the same name, received none\. .*: a\.nii\.gz\.$",
         ),
     ],
 )
@@ -116,9 +116,9 @@ def test_a_file_without_its_partner(tmp_path: Path, broken: str, said: str) -> N
 
 
 def test_what_is_no_training_set(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="got nothing at"):
+    with pytest.raises(ValueError, match="received nothing at"):
         training_set(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="got a file at"):
+    with pytest.raises(ValueError, match="received a file at"):
         training_set(empty(tmp_path / "file.nii.gz"))
     with pytest.raises(ValueError, match=r"1 NIfTI files and none so named"):
         training_set(tmp_path)
@@ -129,62 +129,65 @@ NNUNET: dict[str, object] = {"channel_names": {"0": "CT"}}
 SCAN = {"image": "imagesTr/ct_000.nii.gz", "label": "labelsTr/ct_000.nii.gz"}
 LONG = "x" * 5000
 DAMAGED: list[tuple[str | bytes | dict[str, object], str]] = [
-    ("{", "expected JSON, got JSONDecodeError"),
-    (NESTED, "expected JSON, got RecursionError"),
-    ('{"training": ' + NESTED, "expected JSON, got RecursionError"),
-    ('{"training": [' + "9" * 5000 + "]}", "expected JSON, got ValueError"),
+    ("{", "expected JSON, received JSONDecodeError"),
+    (NESTED, "expected JSON, received RecursionError"),
+    ('{"training": ' + NESTED, "expected JSON, received RecursionError"),
+    ('{"training": [' + "9" * 5000 + "]}", "expected JSON, received ValueError"),
     (
         '{"labels": {"1": "a", "1": "b"}, "training": []}',
-        'expected JSON, got ValueError: the key "1" more than once',
+        'expected JSON, received ValueError: the key "1" more than once',
     ),
-    ('{"name": "é"}'.encode("latin1"), "expected JSON, got UnicodeDecodeError"),
-    ("[]", "expected an object, got an empty list"),
-    ("NaN", "expected an object, got NaN"),
-    ({"training": {}}, "training: expected a list, got an empty object"),
-    ({"training": None}, "training: expected a list, got null"),
-    ({"training": []}, "expected scans to train on, got none"),
-    ({"training": ["x"]}, r'training\[0\]: expected an object, got "x"'),
-    ({"training": [SCAN, {"image": "x"}]}, r"training\[1\]: expected the key label, got image$"),
-    ({"training": [{}]}, r"training\[0\]: expected the key image, got none$"),
-    ({"training": [{**SCAN, "image": []}]}, r"training\[0\].image: expected one or more, got an empty list"),
-    ({"training": [{**SCAN, "image": [1]}]}, r"training\[0\].image\[0\]: expected a text, got 1"),
-    ({"training": [{**SCAN, "image": ""}]}, r'training\[0\].image: expected a text, got ""'),
-    ({"training": [{**SCAN, "label": ["a"]}]}, r"training\[0\].label: expected a text, got a list"),
-    ({"training": [{**SCAN, "label": True}]}, r"training\[0\].label: expected a text, got true"),
-    ({"training": [{**SCAN, "label": LONG}]}, r"expected the file '.*/x+…x+', got nothing \(1 missing"),
-    ({"training": [{**SCAN, "image": "a\0b"}]}, r"expected the file .*/a\\x00b', got nothing \(1 missing"),
-    ({"training": [{**SCAN, "image": "a\ud800"}]}, r"expected the file .*/a\\ud800', got nothing \(1 missing"),
-    ({"training": [SCAN, SCAN]}, "expected label maps of different names, got ct_000 more than once"),
-    ({"labels": None}, "labels: expected an object, got null"),
-    ({"labels": ["background"]}, "labels: expected an object, got a list"),
-    ({"labels": {"zero": "x"}}, 'labels: expected whole numbers from 0, got "zero"'),
-    ({"labels": {"-1": "x"}}, 'labels: expected whole numbers from 0, got "-1"'),
-    ({"labels": {LONG: "x"}}, r'labels: expected whole numbers from 0, got "x+… \(5002 characters\)$'),
-    ({"labels": {"1": "a", "01": "b"}}, "labels: expected each number once, got 1 for 1, 01"),
-    ({"labels": {"1": None}}, "labels.1: expected a text, got null"),
-    ({"modality": []}, "modality: expected an object, got an empty list"),
-    ({"modality": {"0": 1}}, "modality.0: expected a text, got 1"),
-    ({"modality": {"x": "CT"}}, 'modality: expected whole numbers from 0, got "x"'),
-    ({"channel_names": None}, "channel_names: expected an object, got null"),
-    ({"channel_names": {}}, "channel_names: expected one or more, got an empty object"),
-    ({**NNUNET, "labels": []}, "labels: expected an object, got an empty list"),
+    ('{"name": "é"}'.encode("latin1"), "expected JSON, received UnicodeDecodeError"),
+    ("[]", "expected an object, received an empty list"),
+    ("NaN", "expected an object, received NaN"),
+    ({"training": {}}, "training: expected a list, received an empty object"),
+    ({"training": None}, "training: expected a list, received null"),
+    ({"training": []}, "expected scans to train on, received none"),
+    ({"training": ["x"]}, r'training\[0\]: expected an object, received "x"'),
+    ({"training": [SCAN, {"image": "x"}]}, r"training\[1\]: expected the key label, received image$"),
+    ({"training": [{}]}, r"training\[0\]: expected the key image, received none$"),
+    ({"training": [{**SCAN, "image": []}]}, r"training\[0\].image: expected one or more, received an empty list"),
+    ({"training": [{**SCAN, "image": [1]}]}, r"training\[0\].image\[0\]: expected a text, received 1"),
+    ({"training": [{**SCAN, "image": ""}]}, r'training\[0\].image: expected a text, received ""'),
+    ({"training": [{**SCAN, "label": ["a"]}]}, r"training\[0\].label: expected a text, received a list"),
+    ({"training": [{**SCAN, "label": True}]}, r"training\[0\].label: expected a text, received true"),
+    ({"training": [{**SCAN, "label": LONG}]}, r"expected the file '.*/x+…x+', received nothing \(1 missing"),
+    ({"training": [{**SCAN, "image": "a\0b"}]}, r"expected the file .*/a\\x00b', received nothing \(1 missing"),
+    (
+        {"training": [{**SCAN, "image": "a\ud800"}]},
+        r"expected the file .*/a\\ud800', received nothing \(1 missing",
+    ),
+    ({"training": [SCAN, SCAN]}, "expected label maps of different names, received ct_000 more than once"),
+    ({"labels": None}, "labels: expected an object, received null"),
+    ({"labels": ["background"]}, "labels: expected an object, received a list"),
+    ({"labels": {"zero": "x"}}, 'labels: expected whole numbers from 0, received "zero"'),
+    ({"labels": {"-1": "x"}}, 'labels: expected whole numbers from 0, received "-1"'),
+    ({"labels": {LONG: "x"}}, r'labels: expected whole numbers from 0, received "x+… \(5002 characters\)$'),
+    ({"labels": {"1": "a", "01": "b"}}, "labels: expected each number once, received 1 for 1, 01"),
+    ({"labels": {"1": None}}, "labels.1: expected a text, received null"),
+    ({"modality": []}, "modality: expected an object, received an empty list"),
+    ({"modality": {"0": 1}}, "modality.0: expected a text, received 1"),
+    ({"modality": {"x": "CT"}}, 'modality: expected whole numbers from 0, received "x"'),
+    ({"channel_names": None}, "channel_names: expected an object, received null"),
+    ({"channel_names": {}}, "channel_names: expected one or more, received an empty object"),
+    ({**NNUNET, "labels": []}, "labels: expected an object, received an empty list"),
     (
         {**NNUNET, "labels": {"x": "one"}},
-        'labels.x: expected a whole number from 0, got "one"',
+        'labels.x: expected a whole number from 0, received "one"',
     ),
-    ({**NNUNET, "labels": {"x": 1.7}}, r"labels.x: expected a whole number from 0, got 1\.7"),
-    ({**NNUNET, "labels": {"x": True}}, "labels.x: expected a whole number from 0, got true"),
-    ({**NNUNET, "labels": {"x": -1}}, "labels.x: expected a whole number from 0, got -1"),
+    ({**NNUNET, "labels": {"x": 1.7}}, r"labels.x: expected a whole number from 0, received 1\.7"),
+    ({**NNUNET, "labels": {"x": True}}, "labels.x: expected a whole number from 0, received true"),
+    ({**NNUNET, "labels": {"x": -1}}, "labels.x: expected a whole number from 0, received -1"),
     ({**NNUNET, "labels": {"x": 10**99}}, r"labels.x: expected a whole number .*\(100 char"),
     ({**NNUNET, "labels": {"x": float("nan")}}, "labels.x: expected a whole number .*NaN"),
     ({**NNUNET, "labels": {"x": {}}}, "labels.x: expected a whole number .*an empty object"),
     (
         {**NNUNET, "labels": {"a\nb": 1, "c": 1}},
-        r"expected each number once, got 1 for a\\nb, c",
+        r"expected each number once, received 1 for a\\nb, c",
     ),
-    ({**NNUNET, "labels": {"ignore": 1, "c": 1}}, "got 1 for ignore, c"),
-    ({**NNUNET, "file_ending": []}, "file_ending: expected a text, got an empty list"),
-    ({**NNUNET, "file_ending": ".png"}, r'file_ending: expected .nii.gz or .nii, got ".png"'),
+    ({**NNUNET, "labels": {"ignore": 1, "c": 1}}, "received 1 for ignore, c"),
+    ({**NNUNET, "file_ending": []}, "file_ending: expected a text, received an empty list"),
+    ({**NNUNET, "file_ending": ".png"}, r'file_ending: expected .nii.gz or .nii, received ".png"'),
 ]
 
 
@@ -226,13 +229,13 @@ def test_what_is_odd_in_a_description_and_yet_clear(encoding: str, decathlon: Pa
 def test_a_description_that_cannot_be_read(decathlon: Path) -> None:
     (decathlon / "dataset.json").unlink()
     (decathlon / "dataset.json").mkdir()
-    with pytest.raises(ValueError, match=r"dataset\.json: expected JSON, got IsADirectoryError"):
+    with pytest.raises(ValueError, match=r"dataset\.json: expected JSON, received IsADirectoryError"):
         training_set(decathlon)
 
 
 def test_a_listed_file_that_is_not_there(decathlon: Path) -> None:
     (decathlon / "imagesTr" / "ct_001.nii.gz").unlink()
-    with pytest.raises(ValueError, match=r"ct_001\.nii\.gz, got nothing \(1 missing in all\)"):
+    with pytest.raises(ValueError, match=r"ct_001\.nii\.gz, received nothing \(1 missing in all\)"):
         training_set(decathlon)
 
 
@@ -263,20 +266,35 @@ def folder_at(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("layout", "add", "name", "said"),
     [
-        (two_folders, empty, "images/a.nii", r"a\.nii\.gz: expected one file of the name a, got a\.nii "),
-        (two_folders, empty, "labels/a.NII", r"a\.nii\.gz: expected one file of the name a, got a\.NII "),
+        (two_folders, empty, "images/a.nii", r"a\.nii\.gz: expected one file of the name a, received a\.nii "),
+        (two_folders, empty, "labels/a.NII", r"a\.nii\.gz: expected one file of the name a, received a\.NII "),
         (
             two_folders,
             empty,
             "labels/b c.nii",
-            r"'.*/labels/b c\.nii': expected an image of the same name, got none",
+            r"'.*/labels/b c\.nii': expected an image of the same name, received none",
         ),
-        (two_folders, folder_at, "images/c.nii.gz", r"images/c\.nii\.gz: expected a NIfTI file, got a folder"),
-        (two_folders, looped, "labels/c.nii.gz", r"labels/c\.nii\.gz: expected a NIfTI file, got a broken link"),
+        (
+            two_folders,
+            folder_at,
+            "images/c.nii.gz",
+            r"images/c\.nii\.gz: expected a NIfTI file, received a folder",
+        ),
+        (
+            two_folders,
+            looped,
+            "labels/c.nii.gz",
+            r"labels/c\.nii\.gz: expected a NIfTI file, received a broken link",
+        ),
         (two_folders, empty, "labels/.c.nii.gz", None),
         (two_folders, looped, "imagesTr", None),
-        (flat, empty, "a.nii", r"a\.nii\.gz: expected one file of the name a, got a\.nii "),
-        (flat, empty, "a_seg.nii", r"a_seg\.nii: expected one label map for a, got a_label\.nii\.gz beside it"),
+        (flat, empty, "a.nii", r"a\.nii\.gz: expected one file of the name a, received a\.nii "),
+        (
+            flat,
+            empty,
+            "a_seg.nii",
+            r"a_seg\.nii: expected one label map for a, received a_label\.nii\.gz beside it",
+        ),
         (
             flat,
             empty,
@@ -289,7 +307,7 @@ def folder_at(path: Path) -> Path:
             "c_mask.nii",
             r"c_mask\.nii: expected an image NAME\.nii\.gz beside its label map",
         ),
-        (flat, looped, "c.nii", r"c\.nii: expected a NIfTI file, got a broken link"),
+        (flat, looped, "c.nii", r"c\.nii: expected a NIfTI file, received a broken link"),
         (flat, empty, "._a.nii", None),
         (
             nnunet,
@@ -301,17 +319,22 @@ def folder_at(path: Path) -> Path:
             nnunet,
             empty,
             "imagesTr/a_0002.nii.gz",
-            r"expected a label map .*, got none for a_0002\.nii\.gz\.",
+            r"expected a label map .*, received none for a_0002\.nii\.gz\.",
         ),
-        (nnunet, empty, "labelsTr/c.nii", r'file_ending: expected that of .*/labelsTr/c\.nii, got "\.nii\.gz"'),
-        (nnunet, empty, "labelsTr/a.nii", r"a\.nii\.gz: expected one file of the name a, got a\.nii "),
-        (nnunet, looped, "labelsTr/c.nii.gz", r"c\.nii\.gz: expected a NIfTI file, got a broken link"),
+        (
+            nnunet,
+            empty,
+            "labelsTr/c.nii",
+            r'file_ending: expected that of .*/labelsTr/c\.nii, received "\.nii\.gz"',
+        ),
+        (nnunet, empty, "labelsTr/a.nii", r"a\.nii\.gz: expected one file of the name a, received a\.nii "),
+        (nnunet, looped, "labelsTr/c.nii.gz", r"c\.nii\.gz: expected a NIfTI file, received a broken link"),
     ],
 )
 def test_one_file_too_many(
     layout: Callable[[Path], Path], add: Callable[[Path], Path], name: str, said: str | None, tmp_path: Path
 ) -> None:
-    """It is neither left out in silence nor taken for another, unless it is hidden."""
+    """It is neither left out silently nor taken for another, unless it is hidden."""
     folder = layout(tmp_path)
     add(folder / name)
     if said is None:
@@ -333,13 +356,13 @@ def test_many_files_without_partners_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "channels", "said"),
     [
-        (("a.nii", "a.nii.gz"), 1, r"a\.nii\.gz: expected one file of the name a, got a\.nii "),
+        (("a.nii", "a.nii.gz"), 1, r"a\.nii\.gz: expected one file of the name a, received a\.nii "),
         (
             ("a_0000.nii", "a_0002.nii"),
             2,
-            r"2 channels \(_0000 to _0001\), got 2 files: a_0000\.nii, a_0002",
+            r"2 channels \(_0000 to _0001\), received 2 files: a_0000\.nii, a_0002",
         ),
-        (("a_0001.nii",), 1, r"1 channels \(_0000\), got 1 files: a_0001\.nii"),
+        (("a_0001.nii",), 1, r"1 channels \(_0000\), received 1 files: a_0001\.nii"),
     ],
 )
 def test_images_to_predict_that_are_not_clear(
@@ -358,9 +381,9 @@ def test_images_to_predict(tmp_path: Path) -> None:
     found = unlabelled([single, tmp_path / "many"], channels=2)
     assert [name for name, _ in found] == ["one", "a", "b"]
     assert [path.name for path in found[2][1]] == ["b_0000.nii.gz", "b_0001.nii.gz"]
-    with pytest.raises(ValueError, match=r"1 channels \(_0000\), got 2 files: a_0000\.nii\.gz, a_0001\."):
+    with pytest.raises(ValueError, match=r"1 channels \(_0000\), received 2 files: a_0000\.nii\.gz, a_0001\."):
         unlabelled([tmp_path / "many"], channels=1)
-    with pytest.raises(ValueError, match=r"got one more than once: .*one\.nii\.gz and .*one\.nii\.gz"):
+    with pytest.raises(ValueError, match=r"received one more than once: .*one\.nii\.gz and .*one\.nii\.gz"):
         unlabelled([single, single])
-    with pytest.raises(ValueError, match="got nothing at"):
+    with pytest.raises(ValueError, match="received nothing at"):
         unlabelled([tmp_path / "nowhere"])

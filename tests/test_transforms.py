@@ -107,15 +107,15 @@ def test_labels_that_are_no_whole_numbers_are_named(value: float, make: Any) -> 
     labels = vessels()
     labels[0, 1, 2, 3] = value
     with pytest.raises(
-        ValueError, match=rf"label: expected whole numbers in a label map, got {value} at \[1, 2, 3\]"
+        ValueError, match=rf"label: expected whole numbers in a label map, received {value} at \[1, 2, 3\]"
     ):
         make({"label": labels})
 
 
 def test_distances_of_classes_that_there_are_not() -> None:
-    with pytest.raises(ValueError, match=r"channels: expected 2 or more, .* got 1.* pass regions=\[\[1\]\]"):
+    with pytest.raises(ValueError, match=r"channels: expected 2 or more, .* received 1.* pass regions=\[\[1\]\]"):
         SignedDistanced("label", channels=1)
-    with pytest.raises(ValueError, match=r"label: expected 0…2, as channels=3, got 3.* ignore_index"):
+    with pytest.raises(ValueError, match=r"label: expected 0…2, as channels=3, received 3.* ignore_index"):
         SignedDistanced("label", channels=3)({"label": vessels()})
     assert (
         SignedDistanced("label", channels=3, ignore_index=3)({"label": vessels()})["label_distance"].shape[0] == 3
@@ -369,11 +369,11 @@ def test_what_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in ([], [0, 1]):
         with pytest.raises(ValueError, match="labels: expected those of the foreground"):
             Componentsd("label", labels=wrong)
-    with pytest.raises(ValueError, match=r"connectivity: expected 6, 18 or 26 .* 4 or 8 .*, got 10\."):
+    with pytest.raises(ValueError, match=r"connectivity: expected 6, 18 or 26 .* 4 or 8 .*, received 10\."):
         NearestComponentd("label", connectivity=10)
     for connectivity, shape, expected in (
-        (8, (1, 3, 3, 3), "6 or 18 or 26 for labels of 3 axes, got 8"),
-        (6, (1, 3, 3), "4 or 8 or 26 for labels of 2 axes, got 6"),
+        (8, (1, 3, 3, 3), "6 or 18 or 26 for labels of 3 axes, received 8"),
+        (6, (1, 3, 3), "4 or 8 or 26 for labels of 2 axes, received 6"),
     ):
         with pytest.raises(ValueError, match=f"connectivity: expected {expected}"):
             Componentsd("label", connectivity=connectivity)({"label": torch.ones(shape)})

@@ -1,4 +1,4 @@
-"""Trials of losses: fair training, scores by hand, runs that resume, and a page that is what the numbers say."""
+"""Trials of losses: fair training, scores by hand, runs that resume, and a page that agrees with the numbers."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ def test_a_loss_that_is_not_finite_ends_the_run() -> None:
 
     contender = replace(VESSELS.contenders[BASELINE], loss=lambda **_: Broken())
     task = replace(VESSELS, contenders={BASELINE: contender})
-    with pytest.raises(ValueError, match=r"step 1: expected a finite loss, got nan"):
+    with pytest.raises(ValueError, match=r"step 1: expected a finite loss, received nan"):
         training.run(task, BASELINE, 0, SETTINGS)
 
 
@@ -389,12 +389,12 @@ def test_a_run_depends_on_settings_versions_and_sources(monkeypatch: pytest.Monk
         (["vessels", "--seeds", "0"], "'--seeds'.*1"),
         (
             ["vessels", "--losses", "DiceTopKLoss"],
-            f"--losses: expected some of {BASELINE}, {OTHER} for vessels, got",
+            f"--losses: expected some of {BASELINE}, {OTHER} for vessels, received",
         ),
-        (["lesions", "--losses", f"{BASELINE},"], "--losses: expected .* for lesions, got ''"),
-        (["vessels", "--edge", "24"], "--edge: expected a multiple of 8 that is at least 32, got 24"),
-        (["vessels", "--edge", "36"], "--edge: expected a multiple of 8 that is at least 32, got 36"),
-        (["vessels", "--out", "FILE"], "--out: expected a folder, got the file .*FILE"),
+        (["lesions", "--losses", f"{BASELINE},"], "--losses: expected .* for lesions, received ''"),
+        (["vessels", "--edge", "24"], "--edge: expected a multiple of 8 that is at least 32, received 24"),
+        (["vessels", "--edge", "36"], "--edge: expected a multiple of 8 that is at least 32, received 36"),
+        (["vessels", "--out", "FILE"], "--out: expected a folder, received the file .*FILE"),
     ],
 )
 def test_bad_arguments(
@@ -433,7 +433,9 @@ def test_a_file_of_something_else_is_not_replaced(
 ) -> None:
     (tmp_path / "trials.json").write_text(content, encoding="utf-8")
     assert command("vessels", *QUICK, "--out", str(tmp_path)) == 2
-    assert re.search(r"trials\.json: expected trials as this version writes them, got", capsys.readouterr().err)
+    assert re.search(
+        r"trials\.json: expected trials as this version writes them, received", capsys.readouterr().err
+    )
     assert (tmp_path / "trials.json").read_text(encoding="utf-8") == content
     assert trained == []
 

@@ -110,7 +110,7 @@ SIZES = [
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_every_number_of_classes_and_voxels(size: tuple[int, int], activation: str, poisoned_empty: None) -> None:
-    """Tiles that are not full, programs that are not, and items with programs of their own."""
+    """Tiles that are not full, programs that are not, and samples with programs of their own."""
     classes, voxels = size
     if classes == 1 and activation == "softmax":
         pytest.skip("a softmax over one class is 1")

@@ -1,4 +1,4 @@
-"""What the judge says of right losses and of wrong ones: levels, exit codes, and the verdict in words."""
+"""The verdict on correct and on incorrect losses: levels, exit codes, and the words."""
 
 from __future__ import annotations
 
@@ -107,23 +107,23 @@ def test_what_one_cause_explains_is_one_entry(verify: Verify) -> None:  # noqa: 
 
 @pytest.mark.integration
 def test_a_broken_invariance_is_named(verify: Verify) -> None:  # noqa: F811
-    """It tells that not only the ratio is wrong: here that voxels of prediction and target do not meet."""
+    """It shows that not only the ratio is wrong: here voxels of prediction and target are misaligned."""
     Path("mine.py").write_text(FLIPPED)
     claims = [word for claim in ("labels=map", "activation=softmax") for word in ("--claim", claim)]
     laws = [word for law in ("1", "13a", "13c", "24") for word in ("--law", law)]
     _, out, _ = verify("mine.py:dice", "--as", "dice", *claims, *laws)
     (line,) = [line for line in out.splitlines() if line.startswith("check 24, the value: wrong")]
     assert line.split("; ")[1].startswith("also broken: ")
-    assert "13a the order of voxels and items" in line
+    assert "13a the order of voxels and samples" in line
     assert "13c the shape of the volume" in line
     assert line.endswith("; 1 more check, probably by the same cause")
     assert "The value is what results if the target is flipped along axis 2." in out
     Path("mine.py").write_text(FLIPPED.replace(".flip(2)", ".flip(2).roll(1, 3)"))
     _, out, _ = verify("mine.py:dice", "--as", "dice", *claims, *laws)
-    assert "They change with the places of the voxels (check " in out
-    assert "look for a permute, reshape or flip" in out
+    assert "They depend on the positions of the voxels (check " in out
+    assert "search for a permute, reshape or flip" in out
     _, out, _ = verify("mine.py:dice", "--as", "dice", *claims, "--law", "24", "--level", "formula")
-    assert "No known slip and no other properties explain the values: if a --claim is missing, " in out
+    assert "No known coding error and no other properties explain the values: if a --claim is missing, " in out
     assert "Numerics: not checked. Interface: not checked." in out
 
 
@@ -142,7 +142,7 @@ def test_only_advice_is_no_failure_unless_strict(verify: Verify) -> None:  # noq
     advised = [*arguments("SoftDiceLoss"), "--law", "24", "--law", "31a"]
     code, out, _ = verify(*advised)
     assert code == 0
-    assert "Interface: 1 finding, as advice, unless --strict is given." in out
+    assert "Interface: 1 finding, as advice, unless --strict is set." in out
     assert verify(*advised, "--strict")[0] == 1
     assert verify(*advised, "--strict", "--level", "formula")[0] == 0
 
@@ -159,8 +159,7 @@ def test_a_verdict_is_short_whatever_is_broken() -> None:
     lines = list(verdict(verification))
     assert lines[0] == "The formula is that of a Dice loss (30 formula checks, 270 volumes)."
     assert (
-        lines[1]
-        == "Numerics: 12 problems (12 checks). Interface: 7 findings, as advice, unless --strict is given."
+        lines[1] == "Numerics: 12 problems (12 checks). Interface: 7 findings, as advice, unless --strict is set."
     )
     assert sum(line.startswith("check ") for line in lines) == 8
     assert "and 4 more: check " in "\n".join(lines)

@@ -1,4 +1,4 @@
-"""`voxloss verify`: what it prints, what it writes, its exit codes, and one readable line for each mistake."""
+"""`voxloss verify`: its output, its files, its exit codes, and one readable line for each usage error."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_laws_that_hold(verbosely: Verify, tmp_path: Path) -> None:
     assert re.search(r"^claims   family=dice .*activation=softmax labels=map", out, flags=re.M)
     assert "squared=" not in out, "a default"
     assert f"device   cpu ({platform.machine()}), torch {torch.__version__}\n" in out
-    assert re.search(r"^profile  quick: 30 drawn volumes per law, .*; seed 7$", out, flags=re.M)
+    assert re.search(r"^profile  quick: 30 drawn volumes per check, .*; seed 7$", out, flags=re.M)
     assert list(rows(out)) == ["1", "4"]
     for law, row in rows(out).items():
         name = re.escape(next(one.name for one in LAWS if one.id == law))
@@ -164,7 +164,7 @@ def test_a_snippet_shows_the_broken_value_in_a_fresh_python(verbosely: Verify) -
     run = subprocess.run([sys.executable, "-"], input=both, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     shown = [float(line) for line in run.stdout.splitlines() if re.fullmatch(r"\d\.\d+", line)]
-    got = [float(value) for value in re.findall(r"got (\d\.\d+)", both)]
+    got = [float(value) for value in re.findall(r"received (\d\.\d+)", both)]
     assert shown == pytest.approx(got, abs=1e-6)
     assert len(shown) == 2
 
@@ -194,7 +194,7 @@ def test_a_broken_law_tells_the_draws_of_its_volume(verbosely: Verify) -> None:
 def test_what_is_not_claimed_does_not_apply(verbosely: Verify) -> None:
     code, out, _ = verbosely(*flawed("Imprecise", "25"), "--claim", 'dtypes=["float32", "float64"]')
     assert code == 0
-    assert re.fullmatch(r"25 .* not applicable +no half-precision dtype is claimed", rows(out)["25"])
+    assert re.fullmatch(r"25 .* not applicable +no half-precision dtype is declared", rows(out)["25"])
     assert re.search(r"\n\n0 hold, 1 not applicable in 0 s\n$", out)
     assert verbosely(*flawed("Imprecise", "25"))[0] == 1
 
@@ -204,7 +204,7 @@ def test_a_loss_of_an_unknown_kind_says_what_it_claims(verify: Verify) -> None:
     code, out, err = verify(*plain)
     assert (code, out) == (2, "")
     assert re.fullmatch(
-        r"voxloss: .*:plain_dice: what the loss claims to be is not known: say --as with one of dice, .*\n", err
+        r"voxloss: .*:plain_dice: the family of the loss is not known. Set --as to one of dice, .*\n", err
     )
     for arguments, expected in (
         (("--as", "dice"), 0),
@@ -334,7 +334,7 @@ def test_expected_failures_that_are_none(verbosely: Verify) -> None:
     assert code == 1
     assert re.search(r" unexpectedly holds .*\(expected to be broken: boxes\)$", rows(out)["1"])
     assert rows(out)["25"].endswith(
-        "no half-precision dtype is claimed; but expected to be broken: it is imprecise"
+        "no half-precision dtype is declared; but expected to be broken: it is imprecise"
     )
     assert re.search(
         r"0 hold, 1 unexpectedly holds, 1 not applicable in .*; expected to be .*, but not applicable: 25\n", out
@@ -376,7 +376,7 @@ def test_json_says_everything(verify: Verify) -> None:
     }
     small, large, half = written["records"]
     assert small["worst"]["error"] == "Infinity"
-    assert small["worst"]["got"] == "NaN"
+    assert small["worst"]["received"] == "NaN"
     assert large["counterexample"]["input"] is None
     assert large["counterexample"]["input_shape"][:2] == [1, 2]
     assert (half["worst"], half["counterexample"]) == (None, None)
@@ -450,11 +450,11 @@ def test_html_is_one_page(verbosely: Verify) -> None:
         assert f"{law.statement} " in page.texts["small"]
         assert f"{law.level.value.capitalize()}: {law.because}." in page.texts["em"]
         assert f"{law.oracle}; {law.tolerance}" in cells
-    assert "no half-precision dtype is claimed" in cells
+    assert "no half-precision dtype is declared" in cells
     assert page.texts["figcaption"][:3] == [
-        "input, item 0, channel 0",
-        "input, item 0, channel 1",
-        "target, item 0",
+        "input, sample 0, channel 0",
+        "input, sample 0, channel 1",
+        "target, sample 0",
     ]
     values = np.ravel(strictly(Path("r.json"))["records"][0]["counterexample"]["input"])
     assert {f"{value:.9g}" for value in values} <= {*page.texts["title"]}
@@ -495,7 +495,7 @@ def test_values_of_a_picture() -> None:
     assert colours["inf"] == "#c2183c"
     assert {cell.colour for cell in target.cells} == {"#e2ebf3"}
     (wide, *_) = pictures(Volume("w", np.zeros((1, 2, 100, 90, 80)), np.zeros((1, 1, 100, 90, 80), int)))
-    assert wide.title == "input, item 0, channel 0, slice 40 of 80, one voxel in 3 along each axis"
+    assert wide.title == "input, sample 0, channel 0, slice 40 of 80, one voxel in 3 along each axis"
     assert len(wide.cells) == 34 * 30
     (line, *_) = pictures(Volume("l", np.zeros((1, 2, 5)), np.zeros((1, 1, 5), int)))
     assert (len(line.cells), line.height) == (5, line.size)
@@ -561,13 +561,13 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], r"expected a TARGET like .*, got none"),
+        ([], r"expected a TARGET like .*, received none"),
         (["nowhere:Loss"], r"nowhere cannot be imported: ModuleNotFoundError: No module named 'nowhere'"),
         (["nowhere.py:Loss"], r"nowhere.py: no such file"),
-        (["voxloss"], r"expected module:Name or file.py:Name, .*, got 'voxloss'"),
+        (["voxloss"], r"expected module:Name or file.py:Name, .*, received 'voxloss'"),
         (["voxloss:DiseLoss"], r"voxloss has no DiseLoss. Did you mean DiceLoss\? It has .*DiceLoss, .*"),
         (["exits.py:Loss"], r"exits.py.*: SystemExit: 0"),
-        (["FLAWS:SHAPE"], r".*SHAPE: expected a class or a callable loss, got tuple"),
+        (["FLAWS:SHAPE"], r".*SHAPE: expected a class or a callable loss, received tuple"),
         (["FLAWS:Fussy"], r".*:Fussy\(\) cannot be made: ValueError: size 3 is odd"),
         (
             ["FLAWS:Fussy", "--kwargs", '{"size": 5}'],
@@ -580,30 +580,30 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
         (["FLAWS:Raises", "--as", "dice"], r".*:Raises raised RuntimeError: out of luck; it was called with .*"),
         (
             ["voxloss:DiceLoss", "--kwargs", "{softmax: true}"],
-            r"--kwargs: expected a JSON object like .*, got '.*",
+            r"--kwargs: expected a JSON object like .*, received '.*",
         ),
-        (["voxloss:DiceLoss", "--kwargs", "[1]"], r"--kwargs: expected a JSON object like .*, got '\[1\]'"),
+        (["voxloss:DiceLoss", "--kwargs", "[1]"], r"--kwargs: expected a JSON object like .*, received '\[1\]'"),
         (["voxloss:DiceLoss", "--claim", "alfa=1"], r".*claim 'alfa': expected one of family, .*"),
-        (["voxloss:DiceLoss", "--claim", "alpha"], r".*claim: expected name=value like .*, got 'alpha'"),
-        (["voxloss:DiceLoss", "--claim", "alpha=much"], r".*claim alpha: expected a number, got 'much'"),
+        (["voxloss:DiceLoss", "--claim", "alpha"], r".*claim: expected name=value like .*, received 'alpha'"),
+        (["voxloss:DiceLoss", "--claim", "alpha=much"], r".*claim alpha: expected a number, received 'much'"),
         (["voxloss:DiceLoss", "--claim", "dtypes=[]"], r"voxloss:DiceLoss.*"),
-        (["voxloss:DiceLoss", "--as", "dise"], r".*claim family: expected one of dice, .*, got 'dise'"),
-        (["voxloss:DiceLoss", "--device", "toaster"], r"--device: expected .*got 'toaster'.*"),
-        (["voxloss:DiceLoss", "--device", "cuda:99"], r"--device: expected .*got 'cuda:99' \(.*\).*"),
-        (["voxloss:DiceLoss", "--law", "99"], r"laws: expected ids of 1, 2, .*, got 99"),
+        (["voxloss:DiceLoss", "--as", "dise"], r".*claim family: expected one of dice, .*, received 'dise'"),
+        (["voxloss:DiceLoss", "--device", "toaster"], r"--device: expected .*received 'toaster'.*"),
+        (["voxloss:DiceLoss", "--device", "cuda:99"], r"--device: expected .*received 'cuda:99' \(.*\).*"),
+        (["voxloss:DiceLoss", "--law", "99"], r"laws: expected ids of 1, 2, .*, received 99"),
         (["voxloss:DiceLoss", "--profile", "slow"], r".*'--profile'.*"),
         (["voxloss:DiceLoss", "--seed", "-1"], r".*'--seed'.*"),
-        (["voxloss:DiceLoss", "--data", "a.nii", "b.nii"], r"a.nii: expected a NIfTI file, got nothing.*"),
+        (["voxloss:DiceLoss", "--data", "a.nii", "b.nii"], r"a.nii: expected a NIfTI file, received nothing.*"),
         (["voxloss:DiceLoss", "--data", "a.nii"], r".*'--data'.*2.*"),
-        (["voxloss:DiceLoss", "--xfails", "no.toml"], r"no.toml: expected a TOML file, got No such file.*"),
+        (["voxloss:DiceLoss", "--xfails", "no.toml"], r"no.toml: expected a TOML file, received No such file.*"),
         (
             ["voxloss:DiceLoss", "--html", "no/r.html"],
-            r"--html: expected a file in a folder that exists, got no/r.html",
+            r"--html: expected a file in a folder that exists, received no/r.html",
         ),
-        (["voxloss:DiceLoss", "--json", "."], r"--json: expected a file in a folder that exists, got \."),
+        (["voxloss:DiceLoss", "--json", "."], r"--json: expected a file in a folder that exists, received \."),
         (
             ["voxloss:DiceLoss", "--counterexamples", "FILE"],
-            r"--counterexamples: expected a folder, got the file FILE",
+            r"--counterexamples: expected a folder, received the file FILE",
         ),
     ],
 )

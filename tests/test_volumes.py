@@ -64,7 +64,7 @@ Property = Callable[[Volume], Any]
         (PLAIN, lambda v: len(np.unique(v.input)) == 1 and v.input.size > 8),
     ],
     ids=[
-        *("empty", "full", "single voxel", "absent class", "extreme logits", "perfect", "float64", "two items"),
+        *("empty", "full", "single voxel", "absent class", "extreme logits", "perfect", "float64", "two samples"),
         *("some ignored", "all ignored", "soft target", "overlapping classes", "one channel", "constant"),
     ],
 )

@@ -27,17 +27,20 @@ def test_reasons_by_law(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, r"expected a TOML file, got No such file"),
-        (b"[xfail", r"expected a TOML file, got Expected"),
-        (b"\xff\xfe", r"expected a TOML file, got 'utf-8'"),
-        (b"", r"expected one table \[xfail\] of laws and reasons, got nothing"),
-        (b'25 = "why"', r"expected one table \[xfail\] of laws and reasons, got 25"),
+        (None, r"expected a TOML file, received No such file"),
+        (b"[xfail", r"expected a TOML file, received Expected"),
+        (b"\xff\xfe", r"expected a TOML file, received 'utf-8'"),
+        (b"", r"expected one table \[xfail\] of laws and reasons, received nothing"),
+        (b'25 = "why"', r"expected one table \[xfail\] of laws and reasons, received 25"),
         (b'xfail = "25"', r"expected one table \[xfail\]"),
-        (b'[xfails]\n25 = "why"', r"expected one table \[xfail\] of laws and reasons, got xfails"),
-        (b'[xfail]\n25 = "why"\n[also]\n', r"expected one table \[xfail\] of laws and reasons, got xfail, also"),
-        (b'[xfail]\n99 = "why"', r"expected laws of 1, 2, .*, got '99'"),
-        (b"[xfail]\n25 = true", r"expected a reason in words for law 25, got True"),
-        (b'[xfail]\n25 = " "', r"expected a reason in words for law 25, got ' '"),
+        (b'[xfails]\n25 = "why"', r"expected one table \[xfail\] of laws and reasons, received xfails"),
+        (
+            b'[xfail]\n25 = "why"\n[also]\n',
+            r"expected one table \[xfail\] of laws and reasons, received xfail, also",
+        ),
+        (b'[xfail]\n99 = "why"', r"expected laws of 1, 2, .*, received '99'"),
+        (b"[xfail]\n25 = true", r"expected a reason in words for law 25, received True"),
+        (b'[xfail]\n25 = " "', r"expected a reason in words for law 25, received ' '"),
     ],
 )
 def test_a_bad_file_is_one_line(content: bytes | None, message: str, tmp_path: Path) -> None:
@@ -51,7 +54,7 @@ def test_a_bad_file_is_one_line(content: bytes | None, message: str, tmp_path: P
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="expected a TOML file, got"):
+    with pytest.raises(ValueError, match="expected a TOML file, received"):
         read_xfails(tmp_path)
 
 

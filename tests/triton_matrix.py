@@ -36,7 +36,7 @@ from voxloss_app.bench.gpu_resources import compiled, measured
 OLDEST = "3.4.0" if sys.version_info < (3, 14) else "3.5.0"
 NEWEST = "3.9.0"
 
-# What a program may have of an SM, of registers and of bytes without asking for more.
+# What a program may have of an SM, of registers and of bytes without a request for more.
 REGISTERS, SHARED = 1 << 16, 48 << 10
 
 DICE = ("intersection", "prediction", "target")

@@ -50,7 +50,7 @@ def write_ct_set(
     require_integers("seed", (seed,), 1, at_least=0)
     affine = flipped_affine(spacing)
     if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"expected a folder to write CT volumes to, got the file {folder}")
+        raise NotADirectoryError(f"expected a folder to write CT volumes to, received the file {folder}")
     images, labels, tests = (folder / name for name in ("imagesTr", "labelsTr", "imagesTs"))
     for needed in (images, labels, *([tests] if test_cases else [])):
         needed.mkdir(parents=True, exist_ok=True)

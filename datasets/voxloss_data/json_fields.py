@@ -32,7 +32,7 @@ class Field:
             return cls(path, "", json.loads(path.read_bytes(), object_pairs_hook=_distinct))
         except (OSError, ValueError, RecursionError) as error:
             reason = shortened(f"{type(error).__name__}: {error}", 4 * _SHOWN)
-            raise ValueError(f"{quoted(path)}: expected JSON, got {printable(reason)}") from error
+            raise ValueError(f"{quoted(path)}: expected JSON, received {printable(reason)}") from error
 
     def object(self) -> dict[str, Field]:
         """The values of an object, by key."""
@@ -86,10 +86,10 @@ class Field:
                 raise self.error("each number once", f"{number} for {shortened(', '.join(same), _SHOWN)}")
         return {number: same[0] for number, same in keys.items()}
 
-    def error(self, expected: str, got: str | None = None) -> ValueError:
+    def error(self, expected: str, received: str | None = None) -> ValueError:
         """The error to raise for this value: what was expected, and what is in its place."""
         where = f"{shortened(self.key, _SHOWN)}: " if self.key else ""
-        found = f"{where}expected {expected}, got {_shown(self.value) if got is None else got}"
+        found = f"{where}expected {expected}, received {_shown(self.value) if received is None else received}"
         return ValueError(f"{quoted(self.file)}: {printable(found)}")
 
 

@@ -35,11 +35,11 @@ def find_pairs(prediction: Path, reference: Path) -> list[LabelMapPair]:
     for path in (prediction, reference):
         if not path.is_dir():
             found = "a file" if path.exists() else "nothing"
-            raise ValueError(f"expected two files or two folders, got {found} at {quoted(path)}")
+            raise ValueError(f"expected two files or two folders, received {found} at {quoted(path)}")
     names = sorted({path.name for folder in (prediction, reference) for path in nifti_files(folder).values()})
     if not names:
         raise ValueError(
-            f"expected .nii or .nii.gz files in {quoted(prediction)} and {quoted(reference)}, got none"
+            f"expected .nii or .nii.gz files in {quoted(prediction)} and {quoted(reference)}, received none"
         )
     return [LabelMapPair(name, prediction / name, reference / name) for name in names]
 
@@ -54,14 +54,16 @@ class LabelFile(NiftiFile):
     def require_grid_of(self, other: LabelFile) -> None:
         """Raise ValueError unless the other file has this shape and, within `TOLERANCE_MM`, these corners."""
         if self.shape != other.shape:
-            raise ValueError(f"{self.name}: expected the shape {other.shape} of {other.name}, got {self.shape}")
+            raise ValueError(
+                f"{self.name}: expected the shape {other.shape} of {other.name}, received {self.shape}"
+            )
         corners = np.array([*np.ndindex(2, 2, 2)]) * (np.array(self.shape) - 1)
         apart = (self.affine - other.affine) @ np.vstack([corners.T, np.ones(8)])
         distance = float(np.linalg.norm(apart, axis=0).max())
         if not distance <= TOLERANCE_MM:
             raise ValueError(
                 f"{self.name}: expected the affine of {other.name} to within {TOLERANCE_MM:g} mm, "
-                f"got corners {distance:.3g} mm apart"
+                f"received corners {distance:.3g} mm apart"
             )
 
     def labels(self) -> NDArray[Any]:
@@ -76,5 +78,7 @@ class LabelFile(NiftiFile):
                     x, y = wrong[0].tolist()
                     where, value = (x, y, z), data[x, y, z]
                     limit = " below 2^63" if 2.0**63 <= abs(value) < math.inf else ""
-                    raise ValueError(f"{self.name}: expected whole numbers{limit}, got {value} at voxel {where}")
+                    raise ValueError(
+                        f"{self.name}: expected whole numbers{limit}, received {value} at voxel {where}"
+                    )
         return data

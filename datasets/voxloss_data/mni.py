@@ -51,7 +51,7 @@ def brain_mri(resolution: int = 2, cache: str | PathLike[str] | None = None) -> 
     the extra: pip install 'voxloss[demo]'.
     """
     if resolution not in (1, 2):
-        raise ValueError(f"expected a resolution of 1 or 2 mm, got {resolution}")
+        raise ValueError(f"expected a resolution of 1 or 2 mm, received {resolution}")
     folder = _cache_folder(cache) / f"mni152_{resolution}mm"
     brain = BrainMRI(
         image=folder / "t1.nii.gz",

@@ -64,17 +64,17 @@ class NiftiFile:
         self.shape: tuple[int, ...] = tuple(map(int, image.shape))
         if len(self.shape) not in self.dimensions:
             raise ValueError(
-                f"{self.name}: expected {self.layout}, got {len(self.shape)}: {self.shape}{self._squeezed()}"
+                f"{self.name}: expected {self.layout}, received {len(self.shape)}: {self.shape}{self._squeezed()}"
             )
         if min(self.shape) < 1:
-            raise ValueError(f"{self.name}: expected voxels along each axis, got the shape {self.shape}")
+            raise ValueError(f"{self.name}: expected voxels along each axis, received the shape {self.shape}")
         if stored < needed:
             raise ValueError(
                 f"{self.name}: expected a whole NIfTI file of {needed} bytes, as its header claims, "
-                f"got {stored}. {_COPY}"
+                f"received {stored}. {_COPY}"
             )
         if dtype.kind not in "iuf":
-            raise ValueError(f"{self.name}: expected {self.content}, got the dtype {kind}")
+            raise ValueError(f"{self.name}: expected {self.content}, received the dtype {kind}")
         # Voxel indices to mm, 3x4.
         self.affine: NDArray[np.float64] = affine[:3] * _MM_PER_UNIT.get(unit, 1)
         edges = self.affine[:, :3]
@@ -83,7 +83,7 @@ class NiftiFile:
             flat = not self.voxel_ml > 1e-9 * float(np.prod(np.linalg.norm(edges, axis=0))) / 1000
         if flat or not np.isfinite(self.affine).all() or not 0 < self.voxel_ml < math.inf:
             raise ValueError(
-                f"{self.name}: expected voxels of some volume, got the affine {self.affine.tolist()}"
+                f"{self.name}: expected voxels of some volume, received the affine {self.affine.tolist()}"
             )
 
     def _read(self) -> NDArray[Any]:
@@ -101,7 +101,7 @@ class NiftiFile:
 
     def _unreadable(self, error: Exception) -> ValueError:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        return ValueError(f"{self.name}: expected a whole NIfTI file, got {reason}. {_COPY}")
+        return ValueError(f"{self.name}: expected a whole NIfTI file, received {reason}. {_COPY}")
 
 
 class ImageFile(NiftiFile):
@@ -137,18 +137,20 @@ class ImageFile(NiftiFile):
         edges = self.extent / np.array(spacing)
         if not (edges.min() >= 0.5 and edges.prod() <= LARGEST_VOLUME):
             raise ValueError(
-                f"{self.name}: expected 1 to {LARGEST_VOLUME} voxels when resampled to {_by(spacing)} mm, got "
-                f"{_by(edges)}, from its own {_by(self.spacing)} mm. Mend its header, or choose --spacing"
+                f"{self.name}: expected 1 to {LARGEST_VOLUME} voxels when resampled to {_by(spacing)} mm, "
+                f"received {_by(edges)}, from its own {_by(self.spacing)} mm. Fix its header, or set --spacing"
             )
 
     def require_grid_near(self, other: NiftiFile) -> None:
         """Raise ValueError unless it has the voxels of the other file, and its affine but for rounding."""
         remedy = f"as {other.name} has. Resample one of them to the other's grid"
         if self.shape[:3] != other.shape[:3]:
-            raise ValueError(f"{self.name}: expected {other.shape[:3]} voxels, got {self.shape[:3]}, {remedy}")
+            raise ValueError(
+                f"{self.name}: expected {other.shape[:3]} voxels, received {self.shape[:3]}, {remedy}"
+            )
         if not np.allclose(self.image.affine, other.image.affine, atol=TOLERANCE_MM):
-            expected, got = (np.round(file.image.affine[:3], 3).tolist() for file in (other, self))
-            raise ValueError(f"{self.name}: expected the affine {expected}, got {got}, {remedy}")
+            expected, received = (np.round(file.image.affine[:3], 3).tolist() for file in (other, self))
+            raise ValueError(f"{self.name}: expected the affine {expected}, received {received}, {remedy}")
 
     def require_finite(self) -> None:
         """Raise ValueError if a voxel is NaN or infinite; whole numbers need not be read for that."""
@@ -175,8 +177,8 @@ class ImageFile(NiftiFile):
                 first = (x, y, z, *channel)
         if first is not None:
             raise ValueError(
-                f"{self.name}: expected finite voxels, got {count} that are not, the first {data[first]} "
-                f"at voxel {first}. Replace them, say by the intensity of air"
+                f"{self.name}: expected finite voxels, received {count} that are not, the first {data[first]} "
+                f"at voxel {first}. Replace them, for example by the intensity of air"
             )
         return data
 
@@ -201,8 +203,8 @@ def _by(edges: Iterable[float]) -> str:
 class _Unexpected(Exception):
     """What was expected, and what there is."""
 
-    def __init__(self, expected: str, got: str) -> None:
-        super().__init__(f"expected {expected}, got {got}")
+    def __init__(self, expected: str, received: str) -> None:
+        super().__init__(f"expected {expected}, received {received}")
 
 
 def _require_regular(path: Path) -> None:

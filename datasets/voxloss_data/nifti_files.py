@@ -47,7 +47,8 @@ def nifti_files(folder: Path) -> dict[str, Path]:
         other = found.setdefault(stem(path), path)
         if other is not path:
             raise ValueError(
-                f"{quoted(path)}: expected one file of the name {quoted(stem(path))}, got {quoted(other.name)} "
+                f"{quoted(path)}: expected one file of the name {quoted(stem(path))}, received "
+                f"{quoted(other.name)} "
                 "beside it. Move one of them elsewhere."
             )
     return found

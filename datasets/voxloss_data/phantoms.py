@@ -155,7 +155,7 @@ def nested_cubes(*, inner: int = 8, outer: int = 16, spacing: Spacing = SPACING)
     """
     require_integers("inner, outer", (inner, outer), 2, at_least=1)
     if inner > outer:
-        raise ValueError(f"expected inner ≤ outer, got inner={inner}, outer={outer}")
+        raise ValueError(f"expected inner ≤ outer, received inner={inner}, outer={outer}")
     shape = [outer + 2] * 3
     return _hard(
         f"nested_cubes_{inner}_in_{outer}",
@@ -210,7 +210,7 @@ def half_volumes(*, shape: Triple = (8, 6, 5), spacing: Spacing = SPACING) -> Ph
     require_integers("shape", shape, at_least=1)
     x, y, z = shape
     if x % 2 or y % 2:
-        raise ValueError(f"expected an even number of voxels along x and y, got shape={shape}")
+        raise ValueError(f"expected an even number of voxels along x and y, received shape={shape}")
     return _hard(
         f"half_volumes_{_join(shape)}",
         _box(shape, (0, 0, 0), (x // 2, y, z)),
@@ -238,9 +238,11 @@ def constant(
     require_integers("shape", shape, at_least=1)
     x, y, z = shape
     if not 0 <= probability <= 1 or Fraction(float(np.float32(float(probability)))) != probability:
-        raise ValueError(f"expected a probability in [0, 1] that float32 holds exactly, got {probability}")
+        raise ValueError(f"expected a probability in [0, 1] that float32 holds exactly, received {probability}")
     if not 0 < fraction <= 1 or (Fraction(fraction) * x).denominator != 1:
-        raise ValueError(f"expected a fraction in (0, 1] that fills a whole number of {x} slices, got {fraction}")
+        raise ValueError(
+            f"expected a fraction in (0, 1] that fills a whole number of {x} slices, received {fraction}"
+        )
     p, q, voxels = Fraction(probability), Fraction(fraction), x * y * z
     return Phantom(
         name=f"constant_p{_dashed(p)}_q{_dashed(q)}_{_join(shape)}",
@@ -262,7 +264,7 @@ def ramp(*, n: int = 16, cross_section: tuple[int, int] = (4, 3), spacing: Spaci
     """
     require_integers("n, cross_section", (n, *cross_section), at_least=1)
     if not 2 <= n <= 2**23 or n & (n - 1):
-        raise ValueError(f"expected n to be a power of two from 2 to 2**23, got {n}")
+        raise ValueError(f"expected n to be a power of two from 2 to 2**23, received {n}")
     shape = (n, *cross_section)
     rows = math.prod(cross_section)
     probabilities = ((np.arange(n) + 0.5) / n).astype(np.float32)
@@ -284,13 +286,15 @@ def spheres(
     """Two balls of radius R at distance d, in mm: D = 1 − 3d/(4R) + d³/(16R³) in the continuum.
 
     They lie apart along (1, 2, 2)/3, so that every axis and its spacing (mm) counts. Raises ValueError unless
-    d ≥ 0 and R exceeds half a voxel's diagonal, below which the enclosure says nothing.
+    d ≥ 0 and R exceeds half a voxel's diagonal, below which the enclosure is empty.
     """
     affine = flipped_affine(spacing)
     if not math.hypot(*spacing) / 2 < radius_mm < math.inf:
-        raise ValueError(f"expected a radius above half of the voxel diagonal {spacing} mm, got {radius_mm} mm")
+        raise ValueError(
+            f"expected a radius above half of the voxel diagonal {spacing} mm, received {radius_mm} mm"
+        )
     if not 0 <= distance_mm < math.inf:
-        raise ValueError(f"expected a distance of 0 mm or more, got {distance_mm} mm")
+        raise ValueError(f"expected a distance of 0 mm or more, received {distance_mm} mm")
     offset = distance_mm / 2 * np.array([1, 2, 2]) / 3
     reach = ((radius_mm + offset) / spacing).astype(int) + 1
     voxels = np.moveaxis(np.indices(tuple(2 * reach + 1)), 0, -1) - reach
@@ -308,7 +312,7 @@ def spheres(
 
 
 def all_phantoms() -> list[Phantom | SpherePhantom]:
-    """Every phantom once, with the variants that tell losses apart: perfect, disjoint, touching, rare, full."""
+    """Every phantom once, with the variants that distinguish losses: perfect, disjoint, touching, rare, full."""
     return [
         shifted_boxes(),
         shifted_boxes(shift=(0, 0, 0)),
@@ -344,9 +348,9 @@ def write_phantoms(
     phantoms = all_phantoms() if phantoms is None else list(phantoms)
     names = [phantom.name for phantom in phantoms]
     if len(set(names)) < len(names):
-        raise ValueError(f"expected phantoms of different names, got {sorted(names)}")
+        raise ValueError(f"expected phantoms of different names, received {sorted(names)}")
     if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"expected a folder to write phantoms to, got the file {folder}")
+        raise NotADirectoryError(f"expected a folder to write phantoms to, received the file {folder}")
     folder.mkdir(parents=True, exist_ok=True)
 
     paths: list[Path] = []
@@ -421,7 +425,7 @@ def _board(shape: Triple) -> tuple[NDArray[np.uint8], int]:
     require_integers("shape", shape, at_least=1)
     voxels = math.prod(shape)
     if voxels % 2:
-        raise ValueError(f"expected an even number of voxels along at least one axis, got shape={shape}")
+        raise ValueError(f"expected an even number of voxels along at least one axis, received shape={shape}")
     return (1 - np.indices(shape).sum(0) % 2).astype(np.uint8), voxels // 2
 
 

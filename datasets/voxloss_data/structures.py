@@ -64,7 +64,7 @@ def vessel_tree(*, shape: Triple = (64, 64, 64), radius: float = 3.0, seed: int 
     require_integers("shape", shape, at_least=16)
     require_integers("seed", (seed,), 1, at_least=0)
     if not THINNEST <= radius <= THICKEST:
-        raise ValueError(f"radius: expected a number from {THINNEST:g} to {THICKEST:g} voxels, got {radius}")
+        raise ValueError(f"radius: expected a number from {THINNEST:g} to {THICKEST:g} voxels, received {radius}")
     generator = np.random.default_rng([seed, *shape])
     points, radii = _grow(shape, radius, generator)
     centre_lines = np.zeros(shape, np.uint8)
@@ -95,7 +95,7 @@ def many_lesions(
     require_integers("seed", (seed,), 1, at_least=0)
     smallest, largest = sizes
     if smallest > largest:
-        raise ValueError(f"sizes: expected the smaller one first, got {sizes}")
+        raise ValueError(f"sizes: expected the smaller one first, received {sizes}")
     generator = np.random.default_rng([seed, *shape])
     volumes = np.rint(np.exp(generator.uniform(math.log(smallest), math.log(largest), count))).astype(int)
     numbers = np.zeros(shape, np.int32)
@@ -106,7 +106,8 @@ def many_lesions(
         voxels = _place(blob, free, generator)
         if voxels is None:
             raise ValueError(
-                f"count: expected no more lesions than there is room for, got {count} of up to {largest} voxels "
+                f"count: expected no more lesions than there is room for, received {count} of up to "
+                f"{largest} voxels "
                 f"in {shape}, of which {number - 1} were placed. Lower count or sizes, or enlarge shape"
             )
         numbers[tuple(voxels.T)] = number

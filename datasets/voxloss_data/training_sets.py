@@ -30,7 +30,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The scans of a folder, sorted by name, and what its dataset.json says."""
+    """The scans of a folder, sorted by name, and the content of its dataset.json."""
 
     layout: str
     scans: tuple[Scan, ...]
@@ -54,7 +54,7 @@ def training_set(folder: Path) -> TrainingSet:
     """
     if not os.path.isdir(folder):
         found = "a file" if os.path.exists(folder) else "nothing"
-        raise ValueError(f"expected a folder of images and label maps, got {found} at {quoted(folder)}")
+        raise ValueError(f"expected a folder of images and label maps, received {found} at {quoted(folder)}")
     if os.path.lexists(folder / "dataset.json"):
         facts = Field.of_file(folder / "dataset.json")
         if "channel_names" in facts.object():
@@ -67,12 +67,12 @@ def training_set(folder: Path) -> TrainingSet:
             _files(images), _files(labels), "a label map of the same name", "an image of the same name"
         )
         if not scans:
-            raise ValueError(f"{quoted(folder)}: expected .nii or .nii.gz files, got none")
+            raise ValueError(f"{quoted(folder)}: expected .nii or .nii.gz files, received none")
         return TrainingSet(f"{images.name}/ and {labels.name}/", scans)
     files = _files(folder)
     if (images or labels) and not files:
         missing = "images (or imagesTr) beside labels" if images is None else "labels (or labelsTr) beside images"
-        raise ValueError(f"{quoted(folder)}: expected a folder {missing}, got none")
+        raise ValueError(f"{quoted(folder)}: expected a folder {missing}, received none")
     return _side_by_side(folder, files)
 
 
@@ -88,7 +88,9 @@ def unlabelled(paths: Sequence[Path], channels: int = 1) -> list[tuple[str, tupl
         for name, image in _images(path, channels).items():
             if name in found:
                 both = f"{quoted(found[name][0])} and {quoted(image[0])}"
-                raise ValueError(f"expected images of different names, got {quoted(name)} more than once: {both}")
+                raise ValueError(
+                    f"expected images of different names, received {quoted(name)} more than once: {both}"
+                )
             found[name] = image
     return [*found.items()]
 
@@ -96,11 +98,11 @@ def unlabelled(paths: Sequence[Path], channels: int = 1) -> list[tuple[str, tupl
 def _images(path: Path, channels: int) -> dict[str, tuple[Path, ...]]:
     if not os.path.isdir(path):
         if not os.path.exists(path):
-            raise ValueError(f"expected a NIfTI file or a folder of them, got nothing at {quoted(path)}")
+            raise ValueError(f"expected a NIfTI file or a folder of them, received nothing at {quoted(path)}")
         return {stem(path): (path,)}
     files = _files(path)
     if not files:
-        raise ValueError(f"{quoted(path)}: expected .nii or .nii.gz files, got none")
+        raise ValueError(f"{quoted(path)}: expected .nii or .nii.gz files, received none")
     if not all(re.search(r"_[0-9]{4}$", name) for name in files):
         return {name: (file,) for name, file in files.items()}
     images: dict[str, dict[str, Path]] = {}
@@ -111,7 +113,7 @@ def _images(path: Path, channels: int) -> dict[str, tuple[Path, ...]]:
             ends = "_0000" if channels == 1 else f"_0000 to _{channels - 1:04d}"
             raise ValueError(
                 f"{quoted(next(iter(image.values())))}: expected {channels} channels ({ends}), "
-                f"got {len(image)} files: {_listed(image.values())}. "
+                f"received {len(image)} files: {_listed(image.values())}. "
                 "If each is an image of its own, pass the files themselves."
             )
     return {name: tuple(image.values()) for name, image in images.items()}
@@ -190,7 +192,7 @@ def _nnunet(folder: Path, facts: Field) -> TrainingSet:
     if unused:
         raise ValueError(
             f"{quoted(min(unused))}: expected a label map in labelsTr and a channel in dataset.json for each "
-            f"image, got none for {_listed(unused)}. Move what is not to be trained on elsewhere."
+            f"image, received none for {_listed(unused)}. Move what is not to be trained on elsewhere."
         )
     return found
 
@@ -201,14 +203,15 @@ def _side_by_side(folder: Path, files: dict[str, Path]) -> TrainingSet:
         image = next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), None)
         if image is not None and labels.setdefault(image, path) is not path:
             raise ValueError(
-                f"{quoted(path)}: expected one label map for {quoted(image)}, got {quoted(labels[image].name)} "
+                f"{quoted(path)}: expected one label map for {quoted(image)}, received "
+                f"{quoted(labels[image].name)} "
                 "beside it. Move one of them elsewhere."
             )
     suffixes = f"NAME{SUFFIXES[0]}.nii.gz (or {', '.join(SUFFIXES[1:])})"
     if not labels:
         raise ValueError(
             f"{quoted(folder)}: expected a dataset.json (Decathlon or nnU-Net), folders images and labels, or "
-            f"NAME.nii.gz beside {suffixes}, got {len(files)} NIfTI files and none so named"
+            f"NAME.nii.gz beside {suffixes}, received {len(files)} NIfTI files and none so named"
         )
     images = {name: path for name, path in files.items() if path not in labels.values()}
     partners = f"a label map {suffixes} beside NAME.nii.gz", "an image NAME.nii.gz beside its label map"
@@ -220,7 +223,7 @@ def _paired(images: dict[str, Path], labels: dict[str, Path], label: str, image:
     without = {name: {**images, **labels}[name] for name in sorted(images.keys() ^ labels.keys())}
     for name, path in without.items():
         raise ValueError(
-            f"{quoted(path)}: expected {label if name in images else image}, got none. "
+            f"{quoted(path)}: expected {label if name in images else image}, received none. "
             f"Rename or move elsewhere what has no partner: {_listed(without.values())}."
         )
     return tuple(Scan(name, (images[name],), labels[name]) for name in sorted(images))
@@ -228,19 +231,20 @@ def _paired(images: dict[str, Path], labels: dict[str, Path], label: str, image:
 
 def _checked(found: TrainingSet, facts: Field) -> TrainingSet:
     if not found.scans:
-        raise ValueError(f"{quoted(facts.file)}: expected scans to train on, got none")
+        raise ValueError(f"{quoted(facts.file)}: expected scans to train on, received none")
     files = [path for scan in found.scans for path in (*scan.image, scan.label)]
     missing = [path for path in files if not os.path.isfile(path)]
     if missing:
         raise ValueError(
-            f"{quoted(facts.file)}: expected the file {quoted(missing[0])}, got nothing "
+            f"{quoted(facts.file)}: expected the file {quoted(missing[0])}, received nothing "
             f"({len(missing)} missing in all)"
         )
     names = [scan.name for scan in found.scans]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(
-            f"{quoted(facts.file)}: expected label maps of different names, got {quoted(twice[0])} more than once"
+            f"{quoted(facts.file)}: expected label maps of different names, received {quoted(twice[0])} "
+            "more than once"
         )
     return found
 
@@ -257,12 +261,12 @@ def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
 def _files(folder: Path) -> dict[str, Path]:
     """The NIfTI files of a folder by name, and nothing else that is called so."""
     if not os.path.isdir(folder):
-        raise ValueError(f"expected the folder {quoted(folder)}, got nothing")
+        raise ValueError(f"expected the folder {quoted(folder)}, received nothing")
     files = nifti_files(folder)
     for path in files.values():
         found = in_place_of_a_file(path)
         if found is not None:
-            raise ValueError(f"{quoted(path)}: expected a NIfTI file, got {found}. Move it elsewhere.")
+            raise ValueError(f"{quoted(path)}: expected a NIfTI file, received {found}. Move it elsewhere.")
     return files
 
 

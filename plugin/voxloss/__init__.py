@@ -1,8 +1,8 @@
-"""Region losses for 3D segmentation that are exact, and drop-in for MONAI's.
+"""Region losses for 3D segmentation, exact and with the arguments of MONAI's losses.
 
     logits, target ──one pass──▶ RegionStatistics [B, C] ──formula──▶ score [B, C] ──reduction──▶ loss
 
-Every loss is a small formula over a few sums per class, and the sums come from one pass over the volume.
+Every loss is a small formula over a few sums per class, and one pass over the volume computes the sums.
 Start reading in `voxloss.statistics`.
 """
 

@@ -17,8 +17,8 @@ class Channels(NamedTuple):
     Attributes:
         numbers: of the channels, 0 … total − 1.
         total: C, the number of channels of the input.
-        binary: whether each channel is an independent binary question (a sigmoid, or a single channel), and the
-            channels are not mutually exclusive classes.
+        binary: whether the channels are independent and binary (a sigmoid, or a single channel), instead of
+            mutually exclusive classes.
     """
 
     numbers: list[int]
@@ -72,34 +72,35 @@ def _runs(classes: Sequence[int]) -> list[list[int]]:
 
 
 def annotated_channels(
-    annotated: Sequence[Sequence[int]] | Tensor, items: int, channels: int, device: torch.device
+    annotated: Sequence[Sequence[int]] | Tensor, samples: int, channels: int, device: torch.device
 ) -> Tensor:
-    """Return which channels of which items were annotated, bool `[B, C]`, from a list of channels for each item.
+    """Return which channels were annotated, bool `[B, C]`, from a list of channels for each sample.
 
-    Raises ValueError for a number of items, or a channel, that there is not.
+    Raises ValueError for another number of samples, and for a channel that does not exist.
     """
     if isinstance(annotated, Tensor):
-        if annotated.dtype != torch.bool or annotated.shape != (items, channels):
+        if annotated.dtype != torch.bool or annotated.shape != (samples, channels):
             raise ValueError(
-                f"annotated: expected a bool tensor {[items, channels]}, or a list of channels for each item, "
-                f"got {annotated.dtype} {list(annotated.shape)}. Zeros and ones become one with annotated.bool()."
+                f"annotated: expected a bool tensor {[samples, channels]}, or a list of channels for each "
+                f"sample, received {annotated.dtype} {list(annotated.shape)}. Convert zeros and ones with "
+                "annotated.bool()."
             )
         return annotated.to(device)
-    if len(annotated) != items or not all(isinstance(chosen, Sequence) for chosen in annotated):
+    if len(annotated) != samples or not all(isinstance(chosen, Sequence) for chosen in annotated):
         raise ValueError(
-            f"annotated: expected a list of channels for each of {items} items, like {[[0, 1]] * items}, "
-            f"got {annotated!r}."
+            f"annotated: expected a list of channels for each of {samples} samples, like {[[0, 1]] * samples}, "
+            f"received {annotated!r}."
         )
-    for item, chosen in enumerate(annotated):
+    for sample, chosen in enumerate(annotated):
         if any(c not in range(channels) for c in chosen):
             raise ValueError(
                 f"annotated: expected channel numbers 0…{channels - 1}, as input has {channels} channels, "
-                f"got {list(chosen)} for item {item}."
+                f"received {list(chosen)} for sample {sample}."
             )
     return torch.stack([_marks(tuple(chosen), channels, device) for chosen in annotated])
 
 
-# A copy to a GPU waits for it, and data sets have few choices of annotated channels, which come again and again.
+# A copy to a GPU waits for it, and data sets have few choices of annotated channels, which repeat.
 _MARKS: dict[tuple[tuple[int, ...], int, torch.device], Tensor] = {}
 _MOST_MARKS = 4096
 

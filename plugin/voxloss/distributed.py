@@ -1,7 +1,7 @@
 """Sums over the processes of `torch.distributed`: a batch, or a volume, that is spread over many devices.
 
 Statistics are additive, so the sums of N ranks are those of one process that has all of their data: one
-all-reduce of a few numbers per class makes a loss exact across ranks, and no volume is sent anywhere.
+all-reduce of a few numbers per class makes a loss exact across ranks, and no volume is sent.
 """
 
 from __future__ import annotations
@@ -21,34 +21,37 @@ if TYPE_CHECKING:
 Group: TypeAlias = "ProcessGroup | Literal['world'] | None"
 Shard = Literal["batch", "volume"]
 
-# Numbers of a message: ranks that disagree on classes still send messages of one length, and see that they do.
+# Numbers in a message: ranks with different numbers of classes still send messages of one length, and detect it.
 _MESSAGE = 1024
-# Of a message: two numbers that tell whether the ranks agree, how many have failed and the sum of their numbers,
-# and what is summed.
+# In a message: two numbers that show whether the ranks agree, how many have failed, the sum of their numbers, and
+# the sums themselves.
 _FAILED, _RANKS, _SUMS = 2, 3, 4
 
 
 def require_group(group: Any, shard: str) -> None:
     """Check the options of a loss that concern other processes."""
     if isinstance(group, str) and group != "world":
-        raise ValueError(f'group: expected a torch.distributed process group, "world" or None, got {group!r}.')
+        raise ValueError(
+            f'group: expected a torch.distributed process group, "world" or None, received {group!r}.'
+        )
     if shard not in get_args(Shard):
-        raise ValueError(f"shard: expected one of {get_args(Shard)}, got {shard!r}.")
+        raise ValueError(f"shard: expected one of {get_args(Shard)}, received {shard!r}.")
     if shard == "volume" and group is None:
         raise ValueError(
-            'shard="volume": expected a group of processes that share the volume; say group="world".'
+            'shard="volume": expected a group of processes that share the volume, received none. '
+            'Set group="world".'
         )
 
 
 class GroupError(RuntimeError):
-    """What every rank of a group raises: they disagree, one has failed, or one has gone."""
+    """Raised on every rank of a group if the ranks disagree, or if one of them has failed or died."""
 
 
 @contextmanager
 def failing_together(group: Any, device: torch.device) -> Iterator[None]:
-    """Make an error of one rank, before its sums, an error of all: the others wait for these sums.
+    """If a rank fails before its sums, make the others, which wait for these sums, raise an error too.
 
-    Without a group, nothing is done; nor inside a graph of torch.compile, where nothing can be caught.
+    Nothing is done without a group, nor inside a graph of torch.compile, where nothing can be caught.
     """
     try:
         yield
@@ -59,7 +62,7 @@ def failing_together(group: Any, device: torch.device) -> Iterator[None]:
         if found is not None:
             message = torch.zeros(_MESSAGE, dtype=torch.float64, device=device)
             message[_FAILED], message[_RANKS] = 1, dist.get_rank(found)
-            with suppress(RuntimeError):  # the others have gone
+            with suppress(RuntimeError):  # the others have died
                 dist.all_reduce(message, group=found)
         raise
 
@@ -112,22 +115,24 @@ def _sum(tensor: Tensor, group_name: str, ranks: int, what: str) -> Tensor:
         dist.all_reduce(message, group=group)
     except RuntimeError as error:
         raise GroupError(
-            f"voxloss: a rank of the loss's group has gone, or its sums are of another length than the "
+            f"voxloss: a rank of the loss's group has died, or its sums have another length than the "
             f"{list(tensor.shape)} of rank {rank}: {error}"
         ) from error
     agree = message[0] ** 2 == ranks * message[1]
     disagree = (
         f"voxloss: the ranks of the loss's group disagree on what they sum; rank {rank} has {own}. "
-        "Give all the same loss, with the same arguments, and the same number of channels"
+        "Use the same loss, with the same arguments and the same number of channels, on all of them"
     )
     if message.is_cuda:  # without waiting for the device
-        torch._assert_async(message[_FAILED] == 0, "voxloss: a rank of the loss's group has failed; it says why")
+        torch._assert_async(
+            message[_FAILED] == 0, "voxloss: a rank of the loss's group has failed; see its error"
+        )
         torch._assert_async(agree, disagree)
     elif message[_FAILED]:
         number = int(message[_FAILED])
         failed = f"rank {int(message[_RANKS])} has" if number == 1 else f"{number} ranks have"
         raise GroupError(
-            f"voxloss: {failed} failed in the loss's group, of which rank {rank} is one; see it there."
+            f"voxloss: {failed} failed in the loss's group, to which rank {rank} belongs; see the error there."
         )
     elif not agree:
         raise GroupError(f"{disagree}.")

@@ -2,7 +2,7 @@
 
 I, P, T are the fields intersection, prediction and target of `RegionStatistics`; s_n and s_d the smoothing of
 numerator and denominator. A score is 1 for a perfect prediction; its loss is 1 − score. Where a denominator is
-0 (no prediction, no target, no smoothing) there is nothing to find and nothing was found: the score is 1.
+0 (empty target and empty prediction, no smoothing) the score is 1.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from voxloss.statistics import RegionStatistics
 
-# Where focal_power gives way to its chord: the spacing of float32 below 1, which is how well 1 − TI of a
-# float32 prediction is known.
+# Below this a linear segment replaces focal_power: the spacing of float32 below 1, which is the accuracy of 1 −
+# TI for a float32 prediction.
 FOCAL_LINEAR_BELOW = 2.0**-23
 
 
@@ -64,7 +64,7 @@ def generalized_dice(
 ) -> Tensor:
     """GD = (2 Σ_c w_c I_c + s_n) / (Σ_c w_c (P_c + T_c) + s_d) over the classes, `[B, 1]` (Sudre et al. 2017).
 
-    w_c = 1/T_c², 1/T_c or 1 ("square", "simple", "uniform"), relative to the largest finite one of the item,
+    w_c = 1/T_c², 1/T_c or 1 ("square", "simple", "uniform"), relative to the largest finite one of the sample,
     so that the sums keep the size of voxels beside the smoothing. A class absent from the target has that
     largest weight, 1; if all are absent, each has 1. `class_weight` `[C]` or `[B, C]` multiplies w.
     """
@@ -84,7 +84,7 @@ def generalized_dice(
 
 
 def penalty(distance: Tensor, k: float) -> Tensor:
-    """x / (1 + k(1 − x)), for x = 1 − score (Yang et al. 2019 on Generalised Dice, k = 2.5).
+    """x / (1 + k(1 − x)), for x = 1 − score (Yang et al. 2019 on Generalized Dice, k = 2.5).
 
     From 0 to 1 like x itself, but below it in between: the derivative is 1/(1 + k) at x = 0 and 1 + k at x = 1.
     """
@@ -101,12 +101,12 @@ def matthews(
 ) -> Tensor:
     """MCC = (TP·TN − FP·FN + s_n) / √((TP + FP)(TP + FN)(TN + FP)(TN + FN) + s_d) per class, in [−1, 1].
 
-    Matthews 1975; soft: Abhishek & Hamarneh 2021. It is 1 where nothing is wrong, also where there is nothing to
-    find, and otherwise 0 where the root is 0.
+    Matthews 1975; soft: Abhishek & Hamarneh 2021. It is 1 without false positives and false negatives, also for
+    an empty target, and otherwise 0 where the root is 0.
     """
     tp, fp, fn, tn = true_positives, false_positives, false_negatives, true_negatives
     product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn) + smooth_dr
-    zero = product <= 0  # NaN is not: it must reach the loss, where GradScaler looks for it
+    zero = product <= 0  # NaN is not: it must reach the loss, where GradScaler detects it
     root = product.masked_fill(zero, 1).sqrt()  # its derivative is infinite at 0
     score = ((tp * tn - fp * fn + smooth_nr) / root).masked_fill(zero, 0)
     return score.masked_fill((fp == 0) & (fn == 0), 1)
@@ -128,7 +128,7 @@ def focal_power(distance: Tensor, gamma: float) -> Tensor:
     """x^(1/γ) per class, for x = 1 − score (Abraham & Khan 2019: γ = 4/3 on the Tversky index).
 
     For γ > 1 the derivative is infinite at x = 0, and 1 − score can round below 0. Below ε = 2⁻²³, the resolution
-    of a float32 prediction, the power therefore gives way to its chord x·ε^(1/γ − 1): finite, never NaN, at
+    of a float32 prediction, the linear segment x·ε^(1/γ − 1) therefore replaces the power: finite, never NaN, at
     most .11·ε^(3/4) ≈ 7e-7 away from the power for γ = 4/3.
     """
     exponent = 1 / gamma
@@ -138,7 +138,7 @@ def focal_power(distance: Tensor, gamma: float) -> Tensor:
 def log_cosh(x: Tensor, up_to_one: bool = False) -> Tensor:
     """Log cosh x per class, for x = 1 − score (Jadon 2020 on Dice), without overflow, or cancellation near 0.
 
-    `up_to_one`: no x is beyond ±1, which spares what is needed elsewhere.
+    `up_to_one`: no x is beyond ±1, so the branch for larger values is skipped.
     """
     near = x if up_to_one else x.clamp(-1, 1)
     small = torch.log1p(2 * torch.sinh(near / 2) ** 2)  # cosh x = 1 + 2 sinh²(x/2)
@@ -149,7 +149,7 @@ def log_cosh(x: Tensor, up_to_one: bool = False) -> Tensor:
 
 
 def _ratio(numerator: Tensor, denominator: Tensor, smooth_nr: float, smooth_dr: float) -> Tensor:
-    """(numerator + s_n) / (denominator + s_d), or 1 where that is a division by 0, which s_d > 0 rules out."""
+    """(numerator + s_n) / (denominator + s_d), or 1 for a division by 0, which s_d > 0 excludes."""
     if smooth_nr:
         numerator = numerator + smooth_nr
     if smooth_dr:

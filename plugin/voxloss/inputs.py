@@ -1,4 +1,4 @@
-"""What may come in, and every message about what may not: expected, got, where, remedy."""
+"""Validation of arguments and tensors. Messages name the expected and the received value, where, and a remedy."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from voxloss.backends.voxels import PassSpec, range_tolerance, whole_labels
 
 
 class ShapeError(AssertionError, ValueError):
-    """Input and target do not fit together. MONAI raises AssertionError here, so this is one, too."""
+    """Input and target do not match. It is an AssertionError as well, which MONAI raises here."""
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """Take a MetaTensor's metadata off; gradients still flow through."""
+    """Return a MetaTensor as a plain tensor; gradients pass through."""
     as_tensor = getattr(tensor, "as_tensor", None)
     if as_tensor is None:
         return tensor
@@ -34,41 +34,42 @@ def plain(tensor: Tensor) -> Tensor:
 
 
 def require_pair(input: Tensor, target: Tensor, label_map: bool | None, softmax: bool) -> None:
-    """Check types, shapes and devices; nothing here looks at a voxel."""
+    """Check types, shapes and devices, without reading a voxel."""
     for name, tensor in (("input", input), ("target", target)):
         if not isinstance(tensor, Tensor):
             raise TypeError(
-                f"{name}: expected a torch.Tensor, got {type(tensor).__name__}. Convert an array with "
+                f"{name}: expected a torch.Tensor, received {type(tensor).__name__}. Convert an array with "
                 "torch.as_tensor, labels with maps to a voxloss.Target; for a list of outputs wrap the loss in "
                 "monai.losses.DeepSupervisionLoss."
             )
     if not input.is_floating_point():
         raise TypeError(
-            f"input: expected a floating-point tensor of logits or probabilities, got {input.dtype}. "
+            f"input: expected a floating-point tensor of logits or probabilities, received {input.dtype}. "
             "Convert it with input.float()."
         )
     if target.is_complex():
-        raise TypeError(f"target: expected labels or probabilities, got {target.dtype}.")
+        raise TypeError(f"target: expected labels or probabilities, received {target.dtype}.")
     if input.ndim < 3:
         raise ShapeError(
-            f"input: expected [B, C, spatial...] with at least one spatial axis, got {_shape(input)}."
+            f"input: expected [B, C, spatial...] with at least one spatial axis, received {_shape(input)}."
         )
     if input.numel() == 0:
-        raise ShapeError(f"input: expected at least one voxel, class and item, got {_shape(input)}.")
+        raise ShapeError(f"input: expected at least one voxel, class and sample, received {_shape(input)}.")
     if target.ndim == input.ndim - 1 and target.shape == (input.shape[0], *input.shape[2:]):
         raise ShapeError(
-            f"target: expected [B, 1, spatial...] or [B, C, spatial...], got {_shape(target)} without a "
+            f"target: expected [B, 1, spatial...] or [B, C, spatial...], received {_shape(target)} without a "
             "channel axis. Add one with target.unsqueeze(1)."
         )
     if target.ndim != input.ndim or target.shape[1] not in (1, input.shape[1]):
         raise ShapeError(
             "target: ground truth has different shape from input: expected one channel (a label map) or "
-            f"{input.shape[1]}, as input {_shape(input)} has, got {_shape(target)}."
+            f"{input.shape[1]}, as input {_shape(input)} has, received {_shape(target)}."
         )
     if target.shape[0] != input.shape[0]:
         raise ShapeError(
-            f"target: expected {input.shape[0]} items, as input {_shape(input)} has, got {_shape(target)}. "
-            "Both are [B, channels, spatial...]: if the batch axis is missing, add it with unsqueeze(0)."
+            f"target: expected {input.shape[0]} samples, as input {_shape(input)} has, received "
+            f"{_shape(target)}. Both are [B, channels, spatial...]: if the batch axis is missing, add it with "
+            "unsqueeze(0)."
         )
     if target.shape[2:] != input.shape[2:]:
         raise ShapeError(
@@ -79,70 +80,74 @@ def require_pair(input: Tensor, target: Tensor, label_map: bool | None, softmax:
         raise ShapeError(
             f"target: ground truth has different shape {_shape(target)} from input {_shape(input)}: "
             + (
-                "expected one channel with to_onehot_y=True. Leave to_onehot_y away for a one-hot target."
+                "expected one channel with to_onehot_y=True. For a one-hot target omit to_onehot_y."
                 if label_map
-                else "expected one channel per class. If it is a label map, say to_onehot_y=True."
+                else "expected one channel per class. For a label map set to_onehot_y=True."
             )
         )
     if input.device != target.device:
         raise ValueError(
-            f"target: expected on the input's device {input.device}, got {target.device}. "
+            f"target: expected on the input's device {input.device}, received {target.device}. "
             "Move it with target.to(input.device)."
         )
     if softmax and input.shape[1] == 1:
         raise ValueError(
-            "softmax=True: expected at least 2 channels, got 1, and a softmax over one channel is 1 "
-            "everywhere. Use sigmoid=True for a binary output."
+            "softmax=True: expected at least 2 channels, received 1, whose softmax is 1 everywhere. "
+            "For a binary output set sigmoid=True."
         )
 
 
 def require_regions(input: Tensor, target: Tensor, regions: int) -> None:
     """Check that the prediction has a channel for each region, and that the target is a label map."""
     if input.shape[1] != regions:
-        raise ShapeError(f"input: expected {regions} channels, one for each of the regions, got {_shape(input)}.")
+        raise ShapeError(
+            f"input: expected {regions} channels, one for each of the regions, received {_shape(input)}."
+        )
     if target.shape[1] != 1:
         raise ShapeError(
-            f"target: expected a label map [B, 1, spatial...] with regions, got {_shape(target)}. "
+            f"target: expected a label map [B, 1, spatial...] with regions, received {_shape(target)}. "
             "For a target with one channel per region omit regions."
         )
 
 
 def require_mask(mask: Tensor, input: Tensor) -> None:
-    """Check a mask's type, shape and device; nothing here looks at a voxel."""
+    """Check a mask's type, shape and device, without reading a voxel."""
     if not isinstance(mask, Tensor):
         raise TypeError(
-            f"mask: expected a torch.Tensor or None, got {type(mask).__name__}. Convert an array with "
-            "torch.as_tensor; classes that were annotated are a fourth argument, annotated=."
+            f"mask: expected a torch.Tensor or None, received {type(mask).__name__}. Convert an array with "
+            "torch.as_tensor; pass annotated classes as the fourth argument, annotated=."
         )
     wanted = [input.shape[0], 1, *input.shape[2:]]
     if mask.ndim != input.ndim or mask.shape[1] != 1 or mask.shape[2:] != input.shape[2:]:
         raise ShapeError(
-            f"mask: expected {wanted}, as input is {_shape(input)}, got {_shape(mask)}. "
-            "One mask is for all channels; if it has no channel axis, add one with mask.unsqueeze(1)."
+            f"mask: expected {wanted}, as input is {_shape(input)}, received {_shape(mask)}. "
+            "A mask applies to all channels; if it has no channel axis, add one with mask.unsqueeze(1)."
         )
     if mask.shape[0] not in (1, input.shape[0]):
-        raise ShapeError(f"mask: expected {wanted}, or one item for all, got {_shape(mask)}.")
+        raise ShapeError(f"mask: expected {wanted}, or one sample for all, received {_shape(mask)}.")
     if mask.is_complex():
-        raise TypeError(f"mask: expected booleans or weights, got {mask.dtype}.")
+        raise TypeError(f"mask: expected booleans or weights, received {mask.dtype}.")
     if mask.device != input.device:
         raise ValueError(
-            f"mask: expected on the input's device {input.device}, got {mask.device}. "
+            f"mask: expected on the input's device {input.device}, received {mask.device}. "
             "Move it with mask.to(input.device)."
         )
     if mask.requires_grad:
-        raise ValueError("mask: expected weights that need no gradient, as none is computed. Say mask.detach().")
+        raise ValueError(
+            "mask: expected weights without requires_grad, as they get no gradient. Pass mask.detach()."
+        )
 
 
 def require_reverse_mode(input: Tensor, target: Tensor) -> None:
-    """Check that no derivative is asked for that would silently be lost in a fused pass."""
+    """Reject derivatives that a fused pass would silently lose."""
     if torch.compiler.is_compiling():
         return
     transforms = torch._C._functorch.get_interpreter_stack() or []
     functional = any(transform.key() != TransformType.Vmap for transform in transforms)
     if functional or any(_tangent(tensor) is not None for tensor in (input, target)):
         raise NotImplementedError(
-            "torch.func.grad, jvp and forward-mode derivatives do not reach through the pass over the volume. "
-            "Take torch.autograd.grad or backward(), also twice; torch.func.vmap works."
+            "torch.func.grad, jvp and forward-mode derivatives are not supported by the pass over the volume. "
+            "Use torch.autograd.grad or backward(), also twice; torch.func.vmap is supported."
         )
 
 
@@ -152,12 +157,12 @@ def _tangent(tensor: Tensor) -> Tensor | None:
 
 
 def may_be_overwritten(input: Tensor) -> bool:
-    """Whether a gradient can take the place of an input.
+    """Whether the gradient can be written over an input.
 
-    Not inside of torch.compile, nor where elements share memory.
+    False inside torch.compile, and where elements share memory.
 
     Raises:
-        ValueError: for a leaf, as the values would be lost to whoever made it.
+        ValueError: for a leaf, whose owner would lose the values.
     """
     if torch.compiler.is_compiling() or not input.requires_grad:
         return False
@@ -178,12 +183,14 @@ def may_be_overwritten(input: Tensor) -> bool:
 def require_activated(input: Tensor, shape: torch.Size) -> None:
     """Check what a callable activation returned."""
     if not isinstance(input, Tensor) or input.shape != shape or not input.is_floating_point():
-        got = f"{input.dtype} {_shape(input)}" if isinstance(input, Tensor) else type(input).__name__
-        raise ShapeError(f"other_act: expected a floating-point tensor {list(shape)} as given, got {got}.")
+        received = f"{input.dtype} {_shape(input)}" if isinstance(input, Tensor) else type(input).__name__
+        raise ShapeError(
+            f"other_act: expected a floating-point tensor {list(shape)} as given, received {received}."
+        )
 
 
 def warn_if_single(channels: int, to_onehot_y: bool, include_background: bool) -> None:
-    """Say, as MONAI does, what a single channel makes of the options that speak of several."""
+    """Warn, as MONAI does, that a single channel ignores options for several channels."""
     if channels > 1 or torch.compiler.is_compiling():  # a warning would break the graph
         return
     if to_onehot_y:
@@ -196,22 +203,22 @@ def require_non_negative(**values: float) -> None:
     """Check that each value is a number ≥ 0."""
     for name, value in values.items():
         if not (_is_finite(value) and value >= 0):
-            raise ValueError(f"{name}: expected a finite number ≥ 0, got {value!r}.")
+            raise ValueError(f"{name}: expected a finite number ≥ 0, received {value!r}.")
 
 
 def require_positive(**values: float) -> None:
     """Check that each value is a number > 0."""
     for name, value in values.items():
         if not (_is_finite(value) and value > 0):
-            raise ValueError(f"{name}: expected a finite number > 0, got {value!r}.")
+            raise ValueError(f"{name}: expected a finite number > 0, received {value!r}.")
 
 
 def require_score_up_to_one(smooth_nr: float, smooth_dr: float) -> None:
-    """Check that smoothing carries no score above 1, for powers of 1 − score and of −log score."""
+    """Check that smoothing allows no score above 1, for powers of 1 − score and of −log score."""
     if smooth_nr > smooth_dr:
         raise ValueError(
-            f"smooth_nr: expected at most smooth_dr={smooth_dr:g}, got {smooth_nr:g}: the score of a good "
-            "prediction would be above 1, where this loss is not defined. Take the same number for both."
+            f"smooth_nr: expected at most smooth_dr={smooth_dr:g}, received {smooth_nr:g}: the score of a good "
+            "prediction would be above 1, where this loss is not defined. Pass the same number for both."
         )
 
 
@@ -219,21 +226,21 @@ def require_fraction(**values: float) -> None:
     """Check that each value is a number in [0, 1]."""
     for name, value in values.items():
         if not (_is_finite(value) and 0 <= value <= 1):
-            raise ValueError(f"{name}: expected a number in [0, 1], got {value!r}.")
+            raise ValueError(f"{name}: expected a number in [0, 1], received {value!r}.")
 
 
 def require_percent(**values: float) -> None:
     """Check that each value is a number in (0, 100]."""
     for name, value in values.items():
         if not (_is_finite(value) and 0 < value <= 100):
-            raise ValueError(f"{name}: expected a percentage above 0 and up to 100, got {value!r}.")
+            raise ValueError(f"{name}: expected a percentage above 0 and up to 100, received {value!r}.")
 
 
 def require_share(**values: float) -> None:
     """Check the factors of a compound's parts, with MONAI's message."""
     for name, value in values.items():
         if not (_is_finite(value) and value >= 0):
-            raise ValueError(f"{name} should be no less than 0.0, and finite, got {value!r}.")
+            raise ValueError(f"{name} should be no less than 0.0, and finite, received {value!r}.")
 
 
 def _is_finite(value: object) -> bool:
@@ -245,9 +252,9 @@ def require_ignore_index(ignore_index: int | None) -> None:
     if ignore_index is None:
         return
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, Integral):
-        raise TypeError(f"ignore_index: expected an int or None, got {ignore_index!r}.")
+        raise TypeError(f"ignore_index: expected an int or None, received {ignore_index!r}.")
     if not abs(ignore_index) < 2**63:
-        raise ValueError(f"ignore_index: expected an int between −2⁶³ and 2⁶³, got {ignore_index}.")
+        raise ValueError(f"ignore_index: expected an int between −2⁶³ and 2⁶³, received {ignore_index}.")
 
 
 def require_arguments(per_class: Callable[..., Tensor], extra_sums: Sequence[str]) -> bool:
@@ -267,16 +274,16 @@ def require_arguments(per_class: Callable[..., Tensor], extra_sums: Sequence[str
         if unnamed
         else f"Add {', '.join(untaken)} to its arguments"
     )
-    got = [first.name, *(argument.name for argument in arguments)]
-    raise TypeError(f"{per_class.__qualname__}: expected {expected}, got {got}. {remedy}.")
+    received = [first.name, *(argument.name for argument in arguments)]
+    raise TypeError(f"{per_class.__qualname__}: expected {expected}, received {received}. {remedy}.")
 
 
 def require_per_class(loss: Tensor, shape: torch.Size) -> None:
     """Check what a formula returned."""
     if loss.shape != shape:
         raise ShapeError(
-            f"per_class: expected one loss per item and class, {list(shape)} as the statistics, "
-            f"got {_shape(loss)}. Leave the mean and the sum to the reduction."
+            f"per_class: expected one loss per sample and class, {list(shape)} as the statistics, "
+            f"received {_shape(loss)}. The reduction takes the mean or the sum."
         )
 
 
@@ -288,9 +295,9 @@ def require_valid(
     spec: PassSpec,
     map: Tensor | None = None,
 ) -> None:
-    """Turn a pass's verdict on the values into an error, on CUDA without waiting for the device.
+    """Raise an error if a pass found invalid values; on CUDA without waiting for the device.
 
-    There the assertion fails on the device, as for the labels of `torch.nn.functional.cross_entropy`.
+    On CUDA the assertion fails on the device, as for the labels of `torch.nn.functional.cross_entropy`.
     """
     if valid.device.type == "cuda":
         torch._assert_async(valid, _DEVICE_MESSAGE)
@@ -315,7 +322,7 @@ def _explain(input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec,
             ~((mask >= 0) & (mask < torch.inf)),
             mask,
             "mask: expected finite weights ≥ 0",
-            "0 leaves a voxel out, whatever stands in it.",
+            "A weight of 0 leaves a voxel out, whatever its value.",
         )
         ignored = masked = mask == 0
     if spec.is_label_map(input, target):
@@ -327,7 +334,7 @@ def _explain(input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec,
             (exact != exact.round()) & ~ignored,
             target,
             "target: expected whole numbers in a label map",
-            "For probabilities as a target give one channel per class.",
+            "For probabilities pass one channel per class.",
         )
         _raise_if(
             ((labels < 0) | (labels >= labels_known)) & ~ignored,
@@ -335,10 +342,10 @@ def _explain(input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec,
             f"target: expected labels 0…{labels_known - 1}, the largest in a region"
             if spec.regions
             else f"target: expected labels 0…{channels - 1}, as input has {channels} channels",
-            "Name its region, or leave the label out with ignore_index."
+            "Add the label to a region, or set ignore_index to it."
             if spec.regions
-            else "Map the labels to consecutive classes, widen the network's output, or name the label to leave "
-            "out with ignore_index (a −1 stored as uint8 reads 255).",
+            else "Map the labels to consecutive classes, add output channels, or set ignore_index to the label "
+            "to leave out (−1 stored as uint8 is 255).",
         )
     else:
         if spec.ignore_index is not None and channels > 1 and 0 <= spec.ignore_index < channels:
@@ -348,7 +355,7 @@ def _explain(input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec,
                 ~ignored & (channel != 0),
                 channel,
                 f"target: expected 0 or 1 in the ignored channel {spec.ignore_index}",
-                "A voxel is ignored whole or not at all.",
+                "A voxel is either ignored or not.",
             )
         elif spec.ignore_index is not None:
             ignored = masked | (exact == spec.ignore_index).all(1, keepdim=True)
@@ -358,20 +365,20 @@ def _explain(input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec,
             outside,
             target,
             "target: expected values in [0, 1], one channel per class",
-            "One channel is the foreground's mask: say (target > 0), or give the network one output per class."
+            "One channel is a mask of the foreground: pass (target > 0), or add one output channel per class."
             if channels == 1 and bool(((exact == exact.round()) | ignored).all())
             else "Clip probabilities with target.clamp(0, 1); scale a mask of 0 and 255 by 1/255.",
         )
     if map is not None:
-        remedy = "A class that is nowhere has no boundary: give 0 there."
+        remedy = "For a class without a boundary pass 0."
         _raise_if(~map.isfinite() & ~ignored, map, "distance: expected finite numbers", remedy)
     if spec.activation == "none":
         tolerance = range_tolerance(input.dtype)
         _raise_if(
             ((input < -tolerance) | (input > 1 + tolerance)) & ~ignored,
             input,
-            "input: expected probabilities in [0, 1], as no softmax or sigmoid was asked for",
-            "For logits say softmax=True or sigmoid=True; an other_act must end in [0, 1].",
+            "input: expected probabilities in [0, 1], as neither softmax nor sigmoid is set",
+            "For logits set softmax=True or sigmoid=True; other_act must return values in [0, 1].",
         )
     raise ValueError("target or input: a value is out of range.")
 
@@ -380,7 +387,7 @@ def _raise_if(bad: Tensor, values: Tensor, expected: str, remedy: str) -> None:
     if bad.any():
         where = [int(i) for i in bad.nonzero()[0]]
         value = values[tuple(where)].item()
-        raise ValueError(f"{expected}; got {value} at {where} ({int(bad.sum())} in all). {remedy}")
+        raise ValueError(f"{expected}; received {value} at {where} ({int(bad.sum())} in all). {remedy}")
 
 
 def _shape(tensor: Tensor) -> str:

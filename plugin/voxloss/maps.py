@@ -1,4 +1,4 @@
-"""What a target may carry beside its labels: maps that the loader makes, and a tuple for loops."""
+"""Maps that the loader computes beside the labels, and a tuple of labels and maps for training loops."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from voxloss.inputs import ShapeError, plain
 
 
 class Target(NamedTuple):
-    """Labels and maps in the place of a target, for loops that call `loss(output, target)`.
+    """Labels and maps instead of a target, for loops that call `loss(output, target)`.
 
-    A loss takes what it needs and leaves the rest, so that one loader is enough for all. With keyword arguments,
-    `loss(output, labels, skeleton=skeleton)`, the tuple is not needed. The maps are made in the loader, by the
-    transforms of `voxloss.transforms`. MONAI's `DeepSupervisionLoss` resizes them with the labels, by the nearest
-    voxel; nnU-Net's wrapper takes a list with one for each output.
+    A loss takes the maps that it needs and ignores the others, so that one loader serves all losses. With keyword
+    arguments, `loss(output, labels, skeleton=skeleton)`, the tuple is not needed. The maps are made in the
+    loader, by the transforms of `voxloss.transforms`. MONAI's `DeepSupervisionLoss` resizes them with the labels,
+    by the nearest voxel; nnU-Net's wrapper takes a list with one for each output.
 
     Attributes:
         labels: the target of every loss, a label map `[B, 1, spatial...]` or `[B, C, spatial...]`.
@@ -52,7 +52,7 @@ class Target(NamedTuple):
     ) -> Target:
         """Resize labels and maps alike, which MONAI's `DeepSupervisionLoss` does with a target."""
         if function is not F.interpolate or not args or not isinstance(args[0], Target):
-            raise TypeError(f"Target: expected as the target of a loss, got as that of {function.__name__}.")
+            raise TypeError(f"Target: expected as the target of a loss, received as that of {function.__name__}.")
         target, *others = args
         volumes: Any = [each if each is None else _resized(each, *others, **(kwargs or {})) for each in target]
         return Target(*volumes)
@@ -89,12 +89,12 @@ def with_maps(target: Tensor | Target, maps: Maps) -> Target:
     """
     for name in maps:
         if name not in MADE_BY:
-            raise TypeError(f"expected maps out of {', '.join(MADE_BY)}, got {name}=.")
+            raise TypeError(f"expected maps among {', '.join(MADE_BY)}, received {name}=.")
     if not isinstance(target, Target):
         return Target(target, **maps)
     for name, value in maps.items():
         if value is not None and getattr(target, name) is not None:
-            raise ValueError(f"{name}: expected it in the target or as a keyword argument, got both.")
+            raise ValueError(f"{name}: expected it in the target or as a keyword argument, received both.")
     both = {**target._asdict(), **{name: value for name, value in maps.items() if value is not None}}
     return Target(**both)
 
@@ -152,19 +152,21 @@ def pass_cells(
     """The partition as the pass takes it, int32, and the number of its cells, checked where voxels count."""
     given = _require_map("partition", target.partition, input)
     if given.shape[1] != 1:
-        raise ShapeError(f"partition: expected one channel, got {list(given.shape)}.")
+        raise ShapeError(f"partition: expected one channel, received {list(given.shape)}.")
     ignored = _ignored(plain(target.labels), input.shape[1], mask, ignore_index, regions)
     given = given if ignored is None else given.masked_fill(ignored, 0)
     numbers = given.to(torch.int32)  # as the transforms make it
     given_cells = cells is not None
     if cells is None:
         if torch.compiler.is_compiling():
-            raise ValueError("cells: expected how many cells there are at most, as torch.compile cannot look.")
+            raise ValueError(
+                "cells: expected an upper limit of the number of cells, as torch.compile cannot read a partition."
+            )
         cells = 1 + int(numbers.max().clamp(min=0)) if numbers.numel() else 1
     fits = (numbers >= 0) & (numbers < cells) & (numbers == given)
     message = f"partition: expected whole numbers 0…{cells - 1}, one per cell"
     _require_all(fits, None, given, message, "Raise cells=, or omit it." if given_cells else _MOVED)
-    # Nothing is checked while a compiler looks on, and the pass writes where the numbers say.
+    # Under torch.compile nothing is checked, and the pass uses the numbers as indices into memory.
     return numbers.clamp(0, cells - 1) if torch.compiler.is_compiling() else numbers, cells
 
 
@@ -179,31 +181,31 @@ def _ignored(
 
 
 def _require_map(name: str, found: Tensor | None, input: Tensor) -> Tensor:
-    """Check a map's type, shape and device; nothing here looks at a voxel."""
+    """Check a map's type, shape and device, without reading a voxel."""
     if found is None:
         raise ValueError(
-            f"{name}: expected a map [B, C or 1, spatial...] beside the labels, got none. Make it in the loader "
-            f"with voxloss.transforms.{MADE_BY[name]}, and give it as {name}=..., or in the target's place "
+            f"{name}: expected a map [B, C or 1, spatial...] beside the labels, received none. Compute it in the "
+            f"loader with voxloss.transforms.{MADE_BY[name]}, and pass it as {name}=... or in the target "
             f"voxloss.Target(labels, {name}=...)."
         )
     if not isinstance(found, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(found).__name__}.")
+        raise TypeError(f"{name}: expected a torch.Tensor, received {type(found).__name__}.")
     found = plain(found)
     if found.device != input.device:
         raise ValueError(
-            f"{name}: expected on the input's device {input.device}, got {found.device}. "
+            f"{name}: expected on the input's device {input.device}, received {found.device}. "
             f"Move it with {name}.to(input.device)."
         )
-    # Not with `in`, which torch.compile does not see through where shapes are dynamic.
+    # Not with `in`, which torch.compile cannot trace if shapes are dynamic.
     own = found.ndim > 1 and (found.shape[1] == 1 or found.shape[1] == input.shape[1])
     fits = found.ndim == input.ndim and found.shape[0] == input.shape[0] and found.shape[2:] == input.shape[2:]
     if not fits or not own:
         raise ShapeError(
             f"{name}: expected {[input.shape[0], '1 or C', *input.shape[2:]]}, as input is {list(input.shape)}, "
-            f"got {list(found.shape)}. It is cropped, flipped and rotated with the labels."
+            f"received {list(found.shape)}. Crop, flip and rotate it with the labels."
         )
     if found.requires_grad:
-        raise ValueError(f"{name}: expected a map that needs no gradient. Say {name}.detach().")
+        raise ValueError(f"{name}: expected a map without requires_grad. Pass {name}.detach().")
     return found
 
 
@@ -215,7 +217,7 @@ def _require_all(holds: Tensor, ignored: Tensor | None, given: Tensor, message: 
     elif holds.device.type != "meta" and not torch.compiler.is_compiling() and not holds.all():
         place = [int(each) for each in (~holds).nonzero()[0]]
         value = given[tuple(place)].item()
-        raise ValueError(f"{message}, got {value} at {place} ({int((~holds).sum())} in all). {remedy}")
+        raise ValueError(f"{message}, received {value} at {place} ({int((~holds).sum())} in all). {remedy}")
 
 
 # What maps of labels want of the transforms that come after them.

@@ -110,8 +110,8 @@ def _of_regions(
     if y.shape[1] != 1 or y_pred.shape[1] != channels:
         remedy = "" if sigmoid else " For a prediction with a channel for each region pass sigmoid=True."
         raise ShapeError(
-            f"regions: expected y_pred [B, {channels}, spatial...] and a label map y [B, 1, spatial...], got "
-            f"{list(y_pred.shape)} and {list(y.shape)}.{remedy}"
+            f"regions: expected y_pred [B, {channels}, spatial...] and a label map y [B, 1, spatial...], "
+            f"received {list(y_pred.shape)} and {list(y.shape)}.{remedy}"
         )
     inside = [
         torch.tensor([bits >> r & 1 for bits in members], dtype=torch.bool, device=y.device)
@@ -151,11 +151,12 @@ def _require_pair(y_pred: Tensor, y: Tensor) -> None:
     if y_pred.ndim < 3 or y.ndim != y_pred.ndim:
         raise ShapeError(
             "expected y_pred and y as [B, channels, spatial...] with at least one spatial axis, "
-            f"got {list(y_pred.shape)} and {list(y.shape)}."
+            f"received {list(y_pred.shape)} and {list(y.shape)}."
         )
     if y_pred.shape[0] != y.shape[0] or y_pred.shape[2:] != y.shape[2:]:
         raise ShapeError(
-            f"y: expected the samples and spatial axes of y_pred, got {list(y.shape)} for {list(y_pred.shape)}."
+            f"y: expected the samples and spatial axes of y_pred, received {list(y.shape)} for "
+            f"{list(y_pred.shape)}."
         )
 
 
@@ -166,12 +167,13 @@ def _channels(y_pred: Tensor, y: Tensor, num_classes: int | None, sigmoid: bool)
         found -= {1}
     if len(found) > 1:
         raise ShapeError(
-            f"expected one number of classes, got {y_pred.shape[1]} channels of y_pred, {y.shape[1]} of y and "
+            f"expected one number of classes, received {y_pred.shape[1]} channels of y_pred, {y.shape[1]} "
+            "of y and "
             f"num_classes={num_classes}."
         )
     if not found:
         raise ValueError(
-            "num_classes: expected the number of classes, as y_pred and y are label maps, got None. For one "
+            "num_classes: expected the number of classes, as y_pred and y are label maps, received None. For one "
             "channel of logits pass sigmoid=True."
         )
     return found.pop()
@@ -187,9 +189,9 @@ def _independent(y_pred: Tensor, y: Tensor, threshold: float, ignore_index: int 
 
 def _is_predicted(scores: Tensor, threshold: float) -> Tensor:
     if not 0 < threshold < 1:
-        raise ValueError(f"threshold: expected a probability between 0 and 1, got {threshold!r}.")
+        raise ValueError(f"threshold: expected a probability between 0 and 1, received {threshold!r}.")
     if bool(torch.isnan(scores).any()):
-        raise ValueError("y_pred: expected numbers, got NaN.")
+        raise ValueError("y_pred: expected numbers, received NaN.")
     return scores > torch.logit(torch.tensor(threshold, dtype=torch.float64)).item()
 
 
@@ -201,7 +203,9 @@ def _counted(p: Tensor, g: Tensor, ignored: Tensor | None) -> OverlapCounts:
 
 def _require_one_hot(y: Tensor) -> None:
     if y.dtype != torch.bool and not bool(((y == 0) | (y == 1)).all()):
-        raise ValueError("y: expected 0 and 1 only in a target with one channel per class, got other values.")
+        raise ValueError(
+            "y: expected 0 and 1 only in a target with one channel per class, received other values."
+        )
 
 
 def _labels(tensor: Tensor, channels: int, name: str, ignore_index: int | None = None) -> Tensor:
@@ -213,12 +217,12 @@ def _labels(tensor: Tensor, channels: int, name: str, ignore_index: int | None =
             valid |= labels == ignore_index
         if not bool(valid.all()):
             bad = tensor.flatten()[~valid.flatten()][0].item()
-            raise ValueError(f"{name}: expected labels 0 to {channels - 1}, got {bad}.")
+            raise ValueError(f"{name}: expected labels 0 to {channels - 1}, received {bad}.")
         return labels
     if name == "y":
         _require_one_hot(tensor)
     elif tensor.is_floating_point() and bool(torch.isnan(tensor.sum())) and bool(torch.isnan(tensor).any()):
-        raise ValueError(f"{name}: expected numbers, got NaN.")
+        raise ValueError(f"{name}: expected numbers, received NaN.")
     # Whole numbers of 64 bits may be more than a float holds; a reference has 0 and 1 only.
     if tensor.device.type != "cpu" or (name != "y" and tensor.dtype == torch.int64):
         return tensor.to(torch.uint8 if tensor.dtype == torch.bool else tensor.dtype).argmax(1, keepdim=True)
@@ -226,7 +230,7 @@ def _labels(tensor: Tensor, channels: int, name: str, ignore_index: int | None =
 
 
 def _argmax(scores: Tensor) -> Tensor:
-    """The first class of the largest score; vectorised over voxels, unlike torch's argmax over axis 1."""
+    """The first class of the largest score; vectorised along the voxels, unlike torch's argmax over axis 1."""
     labels = torch.zeros((len(scores), 1, *scores.shape[2:]), dtype=torch.int64)
     for block in _blocks(scores):
         here = scores[block]
@@ -291,7 +295,7 @@ class OverlapMetric:
         group: Group = None,
     ) -> None:
         if metric not in get_args(Score):
-            raise ValueError(f"metric: expected one of {get_args(Score)}, got {metric!r}.")
+            raise ValueError(f"metric: expected one of {get_args(Score)}, received {metric!r}.")
         require_group(group, "batch")
         memberships(regions, include_background=include_background, ignore_index=ignore_index)
         self.include_background = include_background
@@ -323,7 +327,7 @@ class OverlapMetric:
         if self._counts and self._counts[0].both.shape[1] != counts.both.shape[1]:
             raise ValueError(
                 f"y_pred: expected {self._counts[0].both.shape[1]} classes, as before, "
-                f"got {counts.both.shape[1]}. Call reset() between data sets."
+                f"received {counts.both.shape[1]}. Call reset() between data sets."
             )
         self._counts.append(OverlapCounts(*(column.cpu() for column in counts)))
         return self._scores(counts)
@@ -381,7 +385,7 @@ class OverlapMetric:
 
 def _joined(held: Sequence[OverlapCounts]) -> OverlapCounts:
     if not held:
-        raise ValueError("expected at least one call before the scores are reduced, got none.")
+        raise ValueError("expected at least one call before the scores are reduced, received none.")
     return OverlapCounts(*map(torch.cat, zip(*held, strict=True)))
 
 
@@ -389,7 +393,7 @@ def _require_reduction(reduction: str) -> Reduction:
     for known in get_args(Reduction):
         if reduction == known:
             return known  # type: ignore[no-any-return]
-    raise ValueError(f"reduction: expected one of {get_args(Reduction)}, got {reduction!r}.")
+    raise ValueError(f"reduction: expected one of {get_args(Reduction)}, received {reduction!r}.")
 
 
 def _reduced(scores: Tensor, reduction: str) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""From one loss per item and class to what the optimiser sees: which classes count, how much, and the mean."""
+"""From one loss per sample and class to the loss: which classes count, their weights, and the mean."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ def require_classes(classes: Sequence[int] | None, include_background: bool) -> 
         return
     numbers = isinstance(classes, Sequence) and all(isinstance(c, int) and c >= 0 for c in classes)
     if not numbers or not classes or len(set(classes)) != len(classes):
-        raise ValueError(f"classes: expected a list of distinct channel numbers ≥ 0, got {classes!r}.")
+        raise ValueError(f"classes: expected a list of distinct channel numbers ≥ 0, received {classes!r}.")
     if not include_background and 0 in classes:
         raise ValueError(
             f"classes={list(classes)} names the background, include_background=False excludes it. "
-            "Take 0 out of classes, or say include_background=True."
+            "Remove 0 from classes, or set include_background=True."
         )
 
 
 def require_absent(absent: str) -> None:
     """Check the policy for absent classes."""
     if absent not in get_args(Absent):
-        raise ValueError(f"absent: expected one of {get_args(Absent)}, got {absent!r}.")
+        raise ValueError(f"absent: expected one of {get_args(Absent)}, received {absent!r}.")
 
 
 def factors_of_classes(given: Sequence[float] | float | Tensor | None, name: str = "weight") -> Tensor | None:
@@ -42,9 +42,11 @@ def factors_of_classes(given: Sequence[float] | float | Tensor | None, name: str
         return None
     weight = given if isinstance(given, Tensor) else torch.as_tensor(given, dtype=torch.float64)
     if weight.ndim > 1 or not bool(torch.isfinite(weight).all()):
-        raise ValueError(f"{name}: expected one number or one per class, all finite, got {weight.tolist()}.")
+        raise ValueError(f"{name}: expected one number or one per class, all finite, received {weight.tolist()}.")
     if bool((weight < 0).any()):
-        raise ValueError(f"the value/values of the `{name}` should be no less than 0, got {weight.tolist()}.")
+        raise ValueError(
+            f"the value/values of the `{name}` should be no less than 0, received {weight.tolist()}."
+        )
     return weight
 
 
@@ -58,7 +60,7 @@ def select_classes(
     if classes is not None and max(classes) >= channels:
         raise ValueError(
             f"classes: expected channel numbers 0…{channels - 1}, as input has {channels} channels, "
-            f"got {list(classes)}."
+            f"received {list(classes)}."
         )
     if channels == 1:
         return [0], [0]
@@ -93,7 +95,7 @@ def class_weights(
             " The background has a weight here, too: in a compound, include_background is of the region loss, "
             "and cross entropy has all channels."
         )
-    raise ValueError(f"{name}: expected a single value or {expected}, got {len(weight)}.{background}")
+    raise ValueError(f"{name}: expected a single value or {expected}, received {len(weight)}.{background}")
 
 
 def reduce(
@@ -105,7 +107,7 @@ def reduce(
     """Reduce the losses `[B, C]` by "mean", "sum" or "none"; where `counts` is False they are left out.
 
     A mean over nothing is 0; unreduced, what is left out is 0. Gradients there are 0, too. `over_ranks` makes of
-    a sum over items one over those of all processes.
+    a sum over samples one over those of all processes.
     """
     if counts is not None:
         loss = loss.masked_fill(~counts, 0)

@@ -2,7 +2,7 @@
 
     Compose([LoadImaged(["image", "label"]), EnsureChannelFirstd(["image", "label"]), Skeletonized("label"), ...])
 
-Each adds an item, `label_skeleton` for "label", of the same kind as the label (a MetaTensor keeps affine and
+Each adds an entry, `label_skeleton` for "label", of the same type as the label (a MetaTensor keeps affine and
 applied operations) and in its grid, so that the transforms that follow can treat it as a label. Everything here
 is deterministic: `CacheDataset` and `PersistentDataset` compute a map once.
 """
@@ -34,7 +34,7 @@ CONNECTIVITIES = {2: {4: 1, 8: 2, 26: 2}, 3: {6: 1, 18: 2, 26: 3}}
 
 
 class _Mapped(MapTransform):
-    """Adds a map of each label."""
+    """Add a map of each label."""
 
     backend = [TransformBackends.NUMPY]  # noqa: RUF012 # as MONAI has it
     name: str
@@ -44,13 +44,14 @@ class _Mapped(MapTransform):
         self.ignore_index = ignore_index
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the items and the maps."""
+        """Return the entries and the maps."""
         found = dict(data)
         for key in self.key_iterator(found):
             label = found[key]
             if label.ndim not in (3, 4) or label.shape[0] != 1:
                 raise ShapeError(
-                    f"{key}: expected a label map [1, spatial...] of two or three axes, got {list(label.shape)}. "
+                    f"{key}: expected a label map [1, spatial...] of two or three axes, received "
+                    f"{list(label.shape)}. "
                     "EnsureChannelFirstd adds the axis of channels."
                 )
             values = np.asarray(label.detach().cpu() if isinstance(label, Tensor) else label)[0]
@@ -70,22 +71,22 @@ class _Mapped(MapTransform):
 class Skeletonized(_Mapped):
     """Add `{key}_skeleton`: the labels along the centre lines of everything that is no background, elsewhere 0.
 
-    As Kirchhoff et al. 2024 have it for `SkeletonRecallLoss`: the foreground as a whole is thinned to lines,
-    which are thickened to tubes, and a voxel of a tube keeps its label. So a line goes on where one class ends at
-    another, and a class that lies beside another one may have no line. Every connected component has at least a
-    voxel: where thinning leaves nothing of one, as scikit-image's does of many that are an even number of voxels
-    wide, it is made a voxel narrower first.
+    For `SkeletonRecallLoss`, as Kirchhoff et al. 2024: the whole foreground is thinned to lines,
+    which are thickened to tubes, and each voxel of a tube keeps its label. So a line continues where one class
+    ends at another, and a class beside another one may have no line. Every connected component has at least one
+    voxel: if thinning removes a component, as scikit-image's does with many that are an even number of voxels
+    wide, it is made one voxel narrower first.
 
-    Flipped labels have a flipped skeleton up to single voxels, as thinning has an order; cropped ones another one
-    near the border. Make it from the whole volume, and crop, flip and rotate it with the label, by nearest
-    neighbour.
+    Flipped labels have a flipped skeleton up to single voxels, as thinning depends on the voxel order; cropped
+    labels have another one near the border. Compute it from the whole volume, and crop, flip and rotate it with
+    the label, by nearest neighbour.
 
     Args:
         keys: of the labels, `[1, spatial...]`, 0 for the background.
         tube: by how many voxels lines are thickened, along each axis alike: resample first where the spacing
             differs much. 2 in the paper's code.
-        ignore_index: a label that is no foreground.
-        allow_missing_keys: leave out a key that an item does not have.
+        ignore_index: a label that is not foreground.
+        allow_missing_keys: skip a key that a sample does not have.
     """
 
     name = "skeleton"
@@ -99,11 +100,11 @@ class Skeletonized(_Mapped):
     ) -> None:
         super().__init__(keys, ignore_index, allow_missing_keys)
         if tube < 0:
-            raise ValueError(f"tube: expected a number of voxels ≥ 0, got {tube!r}.")
+            raise ValueError(f"tube: expected a number of voxels ≥ 0, received {tube!r}.")
         self.tube = tube
 
     def map(self, labels: Image, spacing: Sequence[float]) -> Image:
-        """The labels on the tubes; the spacing plays no part."""
+        """The labels on the tubes; the spacing is not used."""
         morphology = _required("skimage.morphology", "scikit-image")
         inside = (labels != 0) & self.known(labels)
         lines = _centre_lines(inside)
@@ -115,21 +116,21 @@ class Skeletonized(_Mapped):
 class SignedDistanced(_Mapped):
     """Add `{key}_distance`: the distance to each class's boundary, `[channels, spatial...]`, negative inside.
 
-    For `BoundaryLoss` (Kervadec et al. 2019). Outside of a class it is the distance to the nearest voxel in it,
-    inside minus that to the nearest voxel outside, in the unit of the spacing that a MetaTensor's affine has,
-    else in voxels. A class that is nowhere, or everywhere, has no boundary and is 0.
+    For `BoundaryLoss` (Kervadec et al. 2019). Outside a class it is the distance to the nearest voxel in it,
+    inside it is minus the distance to the nearest voxel outside, in the unit of the spacing in a MetaTensor's
+    affine, else in voxels. For a class without voxels, or of all voxels, it is 0.
 
-    Flips and rotations by right angles of the labels are those of the distance; a crop has other distances, as
-    boundaries outside of it are not known. Make it from the whole volume, and crop it with the label.
+    If the labels are flipped or rotated by right angles, the distance is flipped and rotated alike; a crop has
+    other distances, as it lacks the boundaries outside. Compute it from the whole volume, and crop it with the
+    label.
 
     Args:
         keys: of the labels, `[1, spatial...]`.
-        channels: how many classes there are, 2 or more, of which 0 is the background; or `regions` in their
-            place.
-        regions: for each channel the labels that it is made of, as the loss has them; for a network with one
+        channels: the number of classes, 2 or more, of which 0 is the background; or pass `regions` instead.
+        regions: the labels of each channel, as for the loss; for a network with one
             channel `[[1]]`, with all labels of its foreground.
-        ignore_index: a label that is in no class.
-        allow_missing_keys: leave out a key that an item does not have.
+        ignore_index: a label that belongs to no class.
+        allow_missing_keys: skip a key that a sample does not have.
     """
 
     name = "distance"
@@ -147,7 +148,8 @@ class SignedDistanced(_Mapped):
             raise ValueError("channels, regions: expected one of them, how many classes or the labels of each.")
         if channels is not None and channels < 2:
             raise ValueError(
-                f"channels: expected 2 or more, of which 0 is the background, got {channels!r}. For a network "
+                f"channels: expected 2 or more, of which 0 is the background, received {channels!r}. For a "
+                "network "
                 "with one channel pass regions=[[1]], with all labels of its foreground."
             )
         self.channels = channels
@@ -160,7 +162,7 @@ class SignedDistanced(_Mapped):
             outside = ((labels < 0) | (labels >= self.channels)) & self.known(labels)
             if outside.any():
                 raise ValueError(
-                    f"label: expected 0…{self.channels - 1}, as channels={self.channels}, got "
+                    f"label: expected 0…{self.channels - 1}, as channels={self.channels}, received "
                     f"{labels[outside][0]}. Leave a label out with ignore_index."
                 )
         found = np.zeros((len(self.regions), *labels.shape), np.float32)
@@ -190,7 +192,7 @@ class Componentsd(_Mapped):
         connectivity: how many neighbours a voxel is connected to. In three axes 6 (faces), 18 (and edges) or 26
             (and corners), in two axes 4 (edges) or 8 (and corners); there 26, the default, means 8.
         ignore_index: a label that is no foreground.
-        allow_missing_keys: omit the map of a key that an item does not have.
+        allow_missing_keys: omit the map of a key that a sample does not have.
 
     Raises:
         ValueError: for a connectivity that is none of these, or none for the number of axes; for `labels` that
@@ -209,11 +211,13 @@ class Componentsd(_Mapped):
     ) -> None:
         super().__init__(keys, ignore_index, allow_missing_keys)
         if labels is not None and (not labels or 0 in labels):
-            raise ValueError(f"labels: expected those of the foreground, at least one and not 0, got {labels!r}.")
+            raise ValueError(
+                f"labels: expected those of the foreground, at least one and not 0, received {labels!r}."
+            )
         if not any(connectivity in ranks for ranks in CONNECTIVITIES.values()):
             raise ValueError(
                 "connectivity: expected 6, 18 or 26 for labels of three axes, 4 or 8 for labels of two, "
-                f"got {connectivity!r}."
+                f"received {connectivity!r}."
             )
         self.labels = None if labels is None else [*labels]
         self.connectivity = connectivity
@@ -224,7 +228,7 @@ class Componentsd(_Mapped):
         if self.connectivity not in ranks:
             raise ValueError(
                 f"connectivity: expected {' or '.join(map(str, ranks))} for labels of {labels.ndim} axes, "
-                f"got {self.connectivity}."
+                f"received {self.connectivity}."
             )
         ndimage = _required("scipy.ndimage", "scipy")
         inside = labels != 0 if self.labels is None else np.isin(labels, self.labels)
@@ -254,7 +258,7 @@ class NearestComponentd(Componentsd):
         labels: those that are foreground; by default all but 0.
         connectivity: how many neighbours a voxel is connected to, as for `Componentsd`.
         ignore_index: a label that is no foreground.
-        allow_missing_keys: omit the map of a key that an item does not have.
+        allow_missing_keys: omit the map of a key that a sample does not have.
 
     Raises:
         ValueError: as `Componentsd`.
@@ -276,13 +280,13 @@ class NearestComponentd(Componentsd):
 
 
 def _require_labels(key: Hashable, values: Image) -> None:
-    """Check that labels are whole numbers."""
+    """Check that labels are integers."""
     if values.dtype.kind == "f":
         wrong = ~np.isfinite(values) | (values != np.round(values))
         if wrong.any():
             place = [int(at[0]) for at in np.nonzero(wrong)]
             raise ValueError(
-                f"{key}: expected whole numbers in a label map, got {values[tuple(place)]} at {place} "
+                f"{key}: expected whole numbers in a label map, received {values[tuple(place)]} at {place} "
                 f"({int(wrong.sum())} in all). Resample labels with mode='nearest'."
             )
 

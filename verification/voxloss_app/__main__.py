@@ -44,7 +44,7 @@ def _run(given: Sequence[str]) -> int:
 
 
 def _report(error: BaseException, given: Sequence[str]) -> Any:
-    """Say what went wrong; return the exit code."""
+    """Print the error; return the exit code."""
     if _comes_of(error, KeyboardInterrupt):
         return ExitCode.INTERRUPTED
     if isinstance(error, BrokenPipeError) or (
@@ -85,7 +85,7 @@ def _comes_of(error: BaseException | None, kind: type[BaseException]) -> bool:
 
 
 def _wrong_usage(error: BaseException, given: Sequence[str]) -> str | None:
-    """What Typer says of a wrong command or option, empty if there is none; None for any other error."""
+    """Typer's message for a wrong command or option, empty if there is none; None for any other error."""
     typer = sys.modules.get("typer")
     # It carries click within itself or depends on it, as its version has it, and exports only this subclass.
     kind: Any = typer.BadParameter.__base__ if typer is not None else ()

@@ -1,4 +1,4 @@
-"""How a command ends: the exit codes, the error that is the user's to mend, and how it is shown."""
+"""How a command ends: the exit codes, the error that the user can fix, and how it is shown."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What `voxloss` tells the shell, the same for every command."""
+    """The exit codes of `voxloss`, the same for every command."""
 
     meaning: str
 
@@ -22,11 +22,11 @@ class ExitCode(IntEnum):
     REFUSED = 2, "wrong usage, an unusable file or target, or a missing extra"
     FAULT = 70, "an error that voxloss did not expect (--debug shows where)"
     INTERRUPTED = 130, "interrupted by Ctrl-C"
-    CLOSED_PIPE = 141, "whoever read the output stopped reading"
+    CLOSED_PIPE = 141, "the reader of the output closed the pipe"
 
 
 class Refused(Exception):
-    """What is requested cannot be done; the message says in a line what was expected, what came and where."""
+    """The request cannot be fulfilled; the message is one line: the expected and received value, and where."""
 
 
 def complain(message: str) -> None:

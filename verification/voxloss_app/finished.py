@@ -51,6 +51,6 @@ def digest(facts: object, sources: Iterable[Path] = ()) -> str:
 
 
 def interrupted(done: int, total: int, what: str, kept: Finished) -> str:
-    """What to say after Ctrl-C."""
+    """The message after Ctrl-C."""
     found = f"{done} of {total} {what} are finished and kept in {kept.folder}"
     return f"interrupted: {found}, the next run goes on from there"

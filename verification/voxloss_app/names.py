@@ -54,4 +54,4 @@ def loss_name(text: str) -> str:
     for name in LOSSES:
         if name.replace("-", "") == squeezed or (name, squeezed) == ("jaccard", "iou"):
             return name
-    raise ValueError(f"expected one of {', '.join(LOSSES)}, got {text!r}")
+    raise ValueError(f"expected one of {', '.join(LOSSES)}, received {text!r}")

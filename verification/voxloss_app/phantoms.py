@@ -1,4 +1,4 @@
-"""`voxloss phantoms`: write them, and say what their scores are."""
+"""`voxloss phantoms`: write them, and print their scores."""
 
 from __future__ import annotations
 

@@ -18,12 +18,13 @@ def parse_regions(text: str) -> dict[str, list[int]]:
     try:
         given = json.loads(text, object_pairs_hook=_distinct)
     except json.JSONDecodeError as error:
-        raise ValueError(f"expected JSON like '{EXAMPLE}', got {text!r}: {error}.") from None
+        raise ValueError(f"expected JSON like '{EXAMPLE}', received {text!r}: {error}.") from None
     if isinstance(given, list) and all(_are_labels(labels) for labels in given):
         given = _distinct([("+".join(map(str, labels)), labels) for labels in given])
     if not isinstance(given, dict) or not given or not all(map(_are_labels, given.values())):
         raise ValueError(
-            f"expected a name and a list of whole numbers from 0 for each region, like '{EXAMPLE}', got {text!r}."
+            f"expected a name and a list of whole numbers from 0 for each region, like '{EXAMPLE}', "
+            f"received {text!r}."
         )
     return given
 
@@ -32,7 +33,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"expected each region once, got {name!r} {names.count(name)} times.")
+            raise ValueError(f"expected each region once, received {name!r} {names.count(name)} times.")
     return dict(pairs)
 
 

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 
 
 class Verbosity(Enum):
-    """How much a command tells."""
+    """How much a command prints."""
 
     quiet = "results and errors"
     normal = "and progress"
@@ -24,7 +24,7 @@ _LOGS = [logging.getLogger(package) for package in ("voxloss_app", "voxloss_veri
 
 
 def set_verbosity(verbosity: Verbosity) -> None:
-    """How much everything tells from now on."""
+    """Set how much commands print from now on."""
     global _verbosity
     _verbosity = verbosity
     for log in _LOGS:
@@ -63,12 +63,12 @@ def as_text(*parts: RenderableType) -> str:
 def _console(terminal: bool, file: io.StringIO | None) -> Console:
     return Console(
         file=file,
-        # A file has no colours, even if the environment asks for them, and no columns to fit into.
+        # A file has no colours, even if the environment requests them, and no columns to fit into.
         color_system="auto" if terminal else None,
         force_terminal=None if terminal else False,
         width=None if terminal else 10_000,
-        # What losses, libraries and file names say is not markup, and lines are the terminal's to wrap: they may
-        # be selected and pasted.
+        # Texts of losses, libraries and file names are not markup, and the terminal wraps the lines, so that they
+        # can be selected and pasted.
         markup=False,
         highlight=False,
         emoji=False,
@@ -82,7 +82,7 @@ def progress_console(console: Console) -> Console:
 
 
 def shows_progress() -> bool:
-    """Whether there is a terminal to show it on, and somebody who wants it; a log says it in words."""
+    """Whether there is a terminal for progress bars, and they are wanted; a log replaces them."""
     return _verbosity is Verbosity.normal and (sys.stdout.isatty() or sys.stderr.isatty())
 
 

@@ -71,7 +71,7 @@ def check_loss(
     """
     subject = as_metric(subject_of(loss, claims, kwargs=kwargs, device=device))
     if profile not in PROFILES:
-        raise ValueError(f"profile: expected one of {', '.join(PROFILES)}, got {profile!r}.")
+        raise ValueError(f"profile: expected one of {', '.join(PROFILES)}, received {profile!r}.")
     setting = Setting(PROFILES[profile], seed, derandomize, data=data)
     try:
         yield from run_checks(subject, setting, chosen_laws(laws, is_metric(subject.claims)))
@@ -90,7 +90,9 @@ def chosen_laws(ids: Sequence[str] | None, of_metrics: bool = False) -> list[Law
     exact = {law.id for law in laws}
     unknown = sorted(map(str, set(ids) - exact - {str(law.number) for law in laws}))
     if unknown:
-        raise ValueError(f"laws: expected ids of {', '.join(law.id for law in laws)}, got {', '.join(unknown)}.")
+        raise ValueError(
+            f"laws: expected ids of {', '.join(law.id for law in laws)}, received {', '.join(unknown)}."
+        )
     wholes = set(ids) - exact
     return [law for law in laws if law.id in ids or str(law.number) in wholes]
 
@@ -193,7 +195,7 @@ def _examined(subject: Subject, setting: Setting, law: Law) -> Record:
             level=law.level if examiner.is_wrong or law.level is not Level.formula else Level.numerics,
         )
     elif not examiner.examples:
-        reason = "no volume that fits what is claimed has anything to compare"
+        reason = "no volume that fits what is declared has anything to compare"
         record = replace(record, status=Status.not_applicable, reason=reason)
     return record
 
@@ -230,7 +232,7 @@ class _Examiner:
         claims = self.subject.claims
         said_once = claims.may_be_nan and not is_metric(claims) and self.law.id != FINITE
         if said_once and np.isnan(exact.expected(claims, volume).value).any():
-            return  # not a number is what is claimed; that it should be one is said once
+            return  # NaN is declared; that the score should be a number is reported once
         compared = False
         try:
             for finding in self.law.check(self.subject, volume, self.setting):

@@ -219,7 +219,7 @@ CONFIGURATIONS: Mapping[str, Mapping[str, Arguments]] = {
     },
     **{
         name: {
-            # A mean over samples of means over voxels, which is claimed of samples of as many voxels that count.
+            # A mean over samples of means over voxels, which is declared of samples of as many voxels that count.
             **shared("softmax", "sigmoid"),
             **shared("softmax, s = 0", "ignore 255", "class weights", lambda_ce=0.0),
             **_own(

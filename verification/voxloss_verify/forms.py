@@ -1,4 +1,4 @@
-"""Claims for a loss of which nothing is claimed: the forms of tensors are tried, and the best is taken."""
+"""Claims for a loss of which nothing is declared: the forms of tensors are tried, and the best is taken."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Form:
         subject: the loss, with the claims that it is judged by.
         fits: whether its value is that of the formula with these claims.
         slip: in words, if it would be, but for a slip.
-        claimed: what differs from the defaults.
+        declared: what differs from the defaults.
     """
 
     subject: Subject

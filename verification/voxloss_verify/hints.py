@@ -21,7 +21,7 @@ from voxloss_verify.tolerances import ROUNDING
 
 SMOOTHINGS = (0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-3, 1.0)
 MOST_FORGOTTEN = 3
-# Claims that are forgotten, or that nothing is said of.
+# Properties that are often not declared.
 _SWITCHES: list[dict[str, Any]] = [
     {"batch": True},
     {"include_background": False},
@@ -39,7 +39,7 @@ _TVERSKY: list[dict[str, Any]] = [{}, {"alpha": 0.3, "beta": 0.7}, {"alpha": 0.7
 def hint(subject: Subject, wrong: Volume) -> str:
     """What explains a wrong value: one or two other claims with which it is right, or a slip; "" if nothing does.
 
-    It explains the value of the volume where it is `wrong` by what is claimed, and of a few others.
+    It explains the value of the volume where it is `wrong` by what is declared, and of a few others.
     """
     found = tried(subject, wrong)
     if not found:
@@ -50,7 +50,7 @@ def hint(subject: Subject, wrong: Volume) -> str:
 
 
 def usual(claims: Claims) -> list[dict[str, Any]]:
-    """Changes to claims of which nothing was said, the fewest first, and none at the beginning."""
+    """Changes to properties that were not declared, the fewest first, beginning with none."""
     weights = _TVERSKY if claims.family in ("tversky", "focal_tversky") else [{}]
     each = (
         {name: value for part in (*switched, smooth, weight) for name, value in part.items()}
@@ -110,7 +110,7 @@ def tried(subject: Subject, wrong: Volume) -> list[tuple[Volume, Outcome]]:
     """The loss of a volume and of two others; nothing if it raises on one."""
     claims = subject.claims
     dtype = claims.dtypes[0]
-    # Two items of three classes, one of them absent from the first: batch and absent classes show.
+    # Two samples of three classes, one of them absent from the first: batch and absent classes show.
     wide = claims if claims.fixed_channels or claims.named_channels else replace(claims, channels=3)
     parts = [cube(wide, 4, dtype, seed) for seed in (0, 1)]
     target = np.concatenate([part.target for part in parts])

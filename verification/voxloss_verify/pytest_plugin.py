@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add = group.addoption
     add("--voxloss-target", metavar="TARGET", help="module:Name or file.py:Name of the loss")
     add("--voxloss-kwargs", metavar="JSON", help="the arguments of the class")
-    add("--voxloss-as", metavar="FAMILY", help="what it claims to be: dice, jaccard, tversky, …")
+    add("--voxloss-as", metavar="FAMILY", help="declared family: dice, jaccard, tversky, …")
     add(
         "--voxloss-claim",
         metavar="NAME=VALUE",
@@ -80,7 +80,7 @@ class _Laws:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self, session: pytest.Session) -> None:
-        # Not while collecting: under xdist only workers do that, and mistakes are for the main process to say.
+        # Not while collecting: under xdist only workers do that, and the main process reports errors.
         self.verification = _prepared(session.config)
         unknown = {*self.chosen} - {ROOT} - {f"{ROOT}::{_name(law)}" for law in self.verification.laws}
         if unknown:
@@ -128,11 +128,11 @@ class _LawItem(pytest.Item):
         self.add_marker(f"voxloss_{law.level.value}")
         why = verification.xfails.get(law.id)
         if why is not None:
-            # `runtest` says itself what is xfailed: this is for what passes.
+            # `runtest` reports expected failures itself: this is for checks that pass.
             self.add_marker(pytest.mark.xfail(reason=why, raises=(), strict=verification.request.strict))
 
     def runtest(self) -> None:
-        """Pass, skip, xfail or fail as the record says."""
+        """Pass, skip, xfail or fail according to the record."""
         from voxloss_verify.laws.record import Status
 
         with warnings.catch_warnings():
@@ -151,8 +151,8 @@ class _LawItem(pytest.Item):
             pytest.skip(record.reason)
 
     def reportinfo(self) -> tuple[Path, None, str]:
-        """What a failure's headline says."""
-        return self.path, None, f"law {self.law.id}: {self.law.name}"
+        """The headline of a failure."""
+        return self.path, None, f"check {self.law.id}: {self.law.name}"
 
 
 def _name(law: Law) -> str:
@@ -173,7 +173,7 @@ def _prepared(config: pytest.Config) -> Verification:
         raise pytest.UsageError(f"--voxloss-kwargs: {error}") from error
     seed = option("voxloss_seed")
     if not 0 <= seed < 2**32:
-        raise pytest.UsageError(f"--voxloss-seed: expected a whole number from 0 to 2³² − 1, got {seed}.")
+        raise pytest.UsageError(f"--voxloss-seed: expected a whole number from 0 to 2³² − 1, received {seed}.")
     request = VerifyRequest(
         target=option("voxloss_target"),
         kwargs=kwargs,

@@ -1,4 +1,4 @@
-"""A verification as the command line requests it; light, so that mistakes show before torch is loaded."""
+"""A verification as the command line requests it; light, so that usage errors show before torch is loaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_CLASSES = 256
 
 
 class Level(str, Enum):
-    """What a broken law says of a loss. Formula and numerics fail it, interface is advice."""
+    """What a broken check means for a loss. Formula and numerics fail it, interface is advice."""
 
     formula = "formula"  # value or gradient do not follow from what is declared
     numerics = "numerics"  # the formula, inaccurate, or not for all inputs, processes and threads
@@ -32,7 +32,7 @@ class VerifyRequest:
     Attributes:
         target: "module:Name" or "file.py:Name".
         kwargs: the arguments of a class.
-        family, claims: what the loss says of itself, "name=value" each, over what can be read off it.
+        family, claims: declared properties, "name=value" each, which override those read from the loss.
         device, profile, seed, derandomize: as of `check_loss`; the device also "auto".
         data: two NIfTI label maps, or two folders of them.
         laws: the ids of the checks to run, None for all; `levels`: those of these levels only.
@@ -67,15 +67,15 @@ class VerifyRequest:
 
 
 def parse_kwargs(text: str | None) -> dict[str, Any]:
-    """Read the arguments of a class from JSON; raises ValueError that says what was expected."""
+    """Read the arguments of a class from JSON; raises ValueError that names the expected value."""
     if text is None:
         return {}
     try:
         kwargs = json.loads(text)
     except ValueError as error:
         raise ValueError(
-            f"""expected a JSON object like {{"softmax": true}}, got {text!r} ({error})."""
+            f"""expected a JSON object like {{"softmax": true}}, received {text!r} ({error})."""
         ) from error
     if not isinstance(kwargs, dict):
-        raise ValueError(f"""expected a JSON object like {{"softmax": true}}, got {text!r}.""")
+        raise ValueError(f"""expected a JSON object like {{"softmax": true}}, received {text!r}.""")
     return kwargs

@@ -21,7 +21,7 @@ class Slip:
     """What is done differently.
 
     Attributes:
-        said: in words, after "the value is what results if".
+        said: a clause that completes "the value is what results if".
         factor: of the intersection in the numerator.
         softmax_axis: over which probabilities add up to 1; the classes are axis 1.
         activations: how often the activation is applied.

@@ -31,7 +31,7 @@ class Verification:
     """What was requested, the loss that was found, and the records so far.
 
     Attributes:
-        form: how the tensors were found to be given, if nothing was claimed.
+        form: how the tensors were found to be given, if nothing was declared.
         records: of the checks run so far, in the light of `xfails`, the expected failures.
         files: of each broken law, those of its counter-example.
         unwritten: of each broken law without files, the reason.
@@ -87,7 +87,7 @@ class Verification:
         ]
         if not laws:
             wanted = ", ".join(level.value for level in levels)
-            raise ValueError(f"expected laws of level {wanted}, got {', '.join(request.laws or ())}.")
+            raise ValueError(f"expected laws of level {wanted}, received {', '.join(request.laws or ())}.")
         setting = Setting(PROFILES[request.profile], request.seed, request.derandomize, data=data)
         return cls(request, subject, setting, laws, expected, form)
 
@@ -97,7 +97,7 @@ class Verification:
 
     @property
     def claims(self) -> str:
-        """The family that the loss claims to be, and what of its claims differs from the defaults."""
+        """The declared family of the loss, and the properties that differ from the defaults."""
         return str(self.subject.claims)
 
     @property

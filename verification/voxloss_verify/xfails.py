@@ -29,20 +29,20 @@ def read_xfails(path: Path) -> dict[str, str]:
     try:
         content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"{path}: expected a TOML file, got {error.strerror or error}") from error
+        raise ValueError(f"{path}: expected a TOML file, received {error.strerror or error}") from error
     except ValueError as error:  # not TOML, or not UTF-8
-        raise ValueError(f"{path}: expected a TOML file, got {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path}: expected a TOML file, received {' '.join(str(error).split())}") from error
     table = content.get("xfail")
     if not isinstance(table, dict) or len(content) > 1:
         raise ValueError(
-            f"{path}: expected one table [xfail] of laws and reasons, got {', '.join(content) or 'nothing'}"
+            f"{path}: expected one table [xfail] of laws and reasons, received {', '.join(content) or 'nothing'}"
         )
     known = [law.id for law in (*LAWS, *METRIC_LAWS)]
     for law, reason in table.items():
         if law not in known:
-            raise ValueError(f"{path}: expected laws of {', '.join(known)}, got {law!r}")
+            raise ValueError(f"{path}: expected laws of {', '.join(known)}, received {law!r}")
         if not isinstance(reason, str) or not reason.strip():
-            raise ValueError(f"{path}: expected a reason in words for law {law}, got {reason!r}")
+            raise ValueError(f"{path}: expected a reason in words for law {law}, received {reason!r}")
     return {law: " ".join(reason.split()) for law, reason in table.items()}
 
 

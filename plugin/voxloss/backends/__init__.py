@@ -1,7 +1,7 @@
-"""Engines that make the pass over the voxels, and the choice between them.
+"""The implementations of the pass over the voxels, and their selection.
 
 A backend is a module with the functions of `Backend`. To add one, write the module and enter it in `BACKENDS`;
-to have it chosen by itself, enter it in `_FASTEST` as well. Nothing else changes.
+to select it automatically, enter it in `_FASTEST` as well. Nothing else changes.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ def select(
         takes, reason = BACKENDS[named].takes(device, dtype)
         if not takes:
             raise ValueError(
-                f"{by}={named!r}: expected {reason}, got {dtype} on {device!r}. "
-                f"Leave {by} away to have one chosen."
+                f"{by}={named!r}: expected {reason}, received {dtype} on {device!r}. "
+                f"Omit {by} for automatic selection."
             )
         return named, f"named by {by}"
     fastest = _FASTEST.get(device)
@@ -137,7 +137,7 @@ def select(
 def backend_for(requested: str | None, device: str, dtype: torch.dtype) -> Backend:
     """Return the backend that `select` chooses; log once if a CPU gets the eager one only for want of Numba.
 
-    For use inside of an operator: torch.compile cannot trace how a machine is looked at.
+    For use inside an operator: torch.compile cannot trace the inspection of a machine.
     """
     return BACKENDS[_chosen(requested, _from_environment(), device, dtype)]
 
@@ -169,7 +169,8 @@ def require_backend(name: str | None, by: str = "backend") -> None:
         return
     if name not in BACKENDS:
         raise ValueError(
-            f"{by}: expected one of {sorted(BACKENDS)} or None, got {name!r}. Leave it away to have one chosen."
+            f"{by}: expected one of {sorted(BACKENDS)} or None, received {name!r}. Omit it for automatic "
+            "selection."
         )
     available, reason = BACKENDS[name].available()
     if not available:

@@ -1,4 +1,4 @@
-"""Any memory layout, seen as items, channels and one line of voxels: what a fused pass walks along."""
+"""Any memory layout as samples, channels and one line of voxels, which a fused pass iterates over."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ def flatten_spatial(tensors: Sequence[Tensor]) -> list[Tensor]:
 
     The order is that in which the first tensor's voxels lie in memory. A view is returned wherever the spatial
     axes, in this order, have one common stride: so for tensors that are contiguous, channels-last, transposed,
-    expanded along the batch or the channels, or sliced in them or in the outermost spatial axis. Elsewhere (say
-    `x[..., 1:]`, or a second tensor laid out in another order than the first) a copy is, as no single stride
-    leads from voxel to voxel: who writes to a result looks whether it still shares the tensor's storage.
+    expanded along the batch or the channels, or sliced in them or in the outermost spatial axis. Otherwise (for
+    example `x[..., 1:]`, or a second tensor with another axis order than the first) a copy is returned, as no
+    single stride connects the voxels. Code that writes to a result checks whether it still shares the tensor's
+    storage.
     """
     first = tensors[0]
     order = sorted(range(2, first.ndim), key=first.stride, reverse=True)

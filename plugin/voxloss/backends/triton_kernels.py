@@ -1,13 +1,13 @@
 """The kernels of `triton_gpu`: voxels.py's definition, on tiles `[classes, voxels]` that stay in registers.
 
-One program takes every n-th tile of an item, so that programs that run at the same time read memory side by side.
-`sums` and `gradient` hold all classes of a voxel in one tile and read the volume once; `sums_of_many` and
+One program takes every n-th tile of a sample, so that programs that run at the same time read memory side by
+side. `sums` and `gradient` hold all classes of a voxel in one tile and read the volume once; `sums_of_many` and
 `gradient_of_many` walk over the classes in tiles, with an online softmax, and read it twice and three times.
 
 A voxel outside the volume and one that is ignored are treated alike: they are not `live`, their logit is −∞ (or
 their probability 0) and their target 0, so that every term of theirs is 0 by itself; so it is with the classes
 that fill a tile up. A voxel of weight 0 is not even loaded: it counts as one outside the volume, but that its
-gradient is written. `CONFIG` is known when a kernel is compiled: what is not asked for costs nothing.
+gradient is written. `CONFIG` is known when a kernel is compiled: what is not needed costs nothing.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class KernelConfig(NamedTuple):
     classes: int
     log_p: bool  # some sum needs it
     log_n: bool
-    kink: bool  # soft_intersection is asked for
+    kink: bool  # soft_intersection is needed
     p_slack: float  # how far outside [0, 1] a prediction may lie, and a target
     g_slack: float
     ranged: bool  # values of each class can be wrong, not only a label
-    by_target: bool  # ∂L/∂target is asked for
+    by_target: bool  # ∂L/∂target is needed
     real: tl.dtype  # what is computed in
     order: tuple[int, ...]  # of the sums in the backward pass
     even: bool  # every program has all its tiles, and these are full
@@ -81,7 +81,7 @@ def _down(x, CONFIG: tl.constexpr):
     return x
 
 
-# --- What a mask and a target say of their voxels ---
+# --- Masks and targets of voxels ---
 
 
 @triton.jit
@@ -189,8 +189,8 @@ def _tile_of_voxels(tile, CONFIG: tl.constexpr):
 
     Where neighbouring voxels lie side by side, lane after lane shall take voxel after voxel, with all classes.
     Triton would give a thread several neighbours that it can load at once, and the classes to different threads,
-    which would then have to exchange what a softmax needs; the hint keeps it from that: a thread takes as many
-    neighbours as it says.
+    which would then have to exchange what a softmax needs; the hint prevents that: it sets the number of
+    neighbours that a thread takes.
     """
     voxels = tile.to(tl.int64) * CONFIG.block_v + tl.arange(0, CONFIG.block_v)
     if CONFIG.side_by_side and not CONFIG.few:
@@ -322,7 +322,7 @@ def _out_of_range(p, g, m, CONFIG: tl.constexpr):
 def _flags(errors, CONFIG: tl.constexpr):
     """Errors as they are kept from tile to tile: those of each class as numbers.
 
-    AMD's compiler would keep truth values in scalar registers, of which there are not enough for so many.
+    AMD's compiler would keep booleans in scalar registers, of which there are not enough for so many.
     """
     if CONFIG.ranged and (not CONFIG.labels or CONFIG.map == "channel"):
         errors = errors.to(tl.int32)
@@ -404,7 +404,7 @@ def _log_of_probability(p):
 
 @triton.jit
 def _activate(z, largest, total, CONFIG: tl.constexpr):
-    """Return p, log p and log n; a logarithm that nothing asks for stands for nothing."""
+    """Return p, log p and log n; a logarithm that no sum needs has no meaning."""
     log_p = z
     log_n = z
     if CONFIG.activation == "softmax":
@@ -434,7 +434,7 @@ def _activate(z, largest, total, CONFIG: tl.constexpr):
 
 @triton.jit
 def _power(base, exponent: tl.constexpr):
-    """base^exponent; 0 takes the place of a base below it, and to a power below 0 is not asked for."""
+    """base^exponent; 0 replaces a negative base, and 0 to a negative power does not occur."""
     base = tl.maximum(base, 0, propagate_nan=ALL)
     if exponent == 0:
         result = tl.full(base.shape, 1, base.dtype)
@@ -700,7 +700,7 @@ def _derivative_of(weights, p, g, m, log_p, log_n, CONFIG: tl.constexpr):
 
 @triton.jit
 def _load_weights(weights, item, items, classes, CONFIG: tl.constexpr):
-    """Load ∂L/∂sums of one item: for each sum a vector over the classes, or the number of one class."""
+    """Load ∂L/∂sums of one sample: for each sum a vector over the classes, or the number of one class."""
     rows = ()
     for k in tl.static_range(len(CONFIG.sums)):
         row = weights + (k * items + item).to(tl.int64) * CONFIG.classes + classes

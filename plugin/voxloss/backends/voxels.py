@@ -38,7 +38,7 @@ smoothing adds the log losses (Szegedy et al. 2016, "Rethinking the Inception Ar
 The squared errors inside and outside of the target are those of Brosch et al. 2015, "Deep Convolutional Encoder
 Networks for Multiple Sclerosis Lesion Segmentation"; the powers of logarithms those of Wong et al. 2018, "3D
 Segmentation with Exponential Logarithmic Loss for Highly Unbalanced Object Sizes". For γ < 1 their derivative is
-infinite at ℓ = 0: below ε = 2⁻²³, the resolution of a float32 probability, the chord ℓ·ε^(γ−1) takes the place of
+infinite at ℓ = 0: below ε = 2⁻²³, the resolution of a float32 probability, the linear segment ℓ·ε^(γ−1) replaces
 the power.
 
 Logarithms are taken of the logits, not of p: log p = z − logsumexp(z) or −softplus(−z). Their derivatives are by
@@ -66,7 +66,7 @@ SMALLEST_LOGARITHM = 2.0**-23
 
 
 class PassSpec(NamedTuple):
-    """What a pass is asked to do; every backend's functions take one."""
+    """What a pass computes; every backend's functions take one."""
 
     activation: str  # "softmax", "sigmoid" or "none"
     sums: Sequence[str]  # names out of TERMS, in the order of the result's first axis
@@ -82,25 +82,25 @@ class PassSpec(NamedTuple):
 
 
 def require_spec(spec: PassSpec, labels: bool, mapped: bool) -> None:
-    """Check that a pass is asked for what it can do: of a label map or not, with a map or without one."""
+    """Check that a pass supports the specification, for a label map or not, with a map or without one."""
     unknown = sorted(set(spec.sums) - set(TERMS))
     if unknown:
-        raise ValueError(f"sums: expected names out of {sorted(TERMS)}, got {unknown}.")
+        raise ValueError(f"sums: expected names out of {sorted(TERMS)}, received {unknown}.")
     if spec.activation == "softmax" and set(spec.sums) & set(NEGATIVE):
         raise ValueError(
-            f"sums: {sorted(set(spec.sums) & set(NEGATIVE))} are of binary losses, one for each channel. "
-            'Take activation="sigmoid" for them; with "softmax" the positive ones are the whole loss.'
+            f"sums: {sorted(set(spec.sums) & set(NEGATIVE))} belong to binary losses, one for each channel. "
+            'For these set activation="sigmoid"; with "softmax" the positive sums are the whole loss.'
         )
     if spec.regions and spec.activation == "softmax":
         raise ValueError(
-            'regions: expected activation="sigmoid" or "none", as regions may overlap, got "softmax".'
+            'regions: expected activation="sigmoid" or "none", as regions may overlap, received "softmax".'
         )
     if not mapped and not set(spec.sums).isdisjoint(MAPPED):
-        raise ValueError(f"sums: {[name for name in spec.sums if name in MAPPED]} need a map, got none.")
+        raise ValueError(f"sums: {[name for name in spec.sums if name in MAPPED]} need a map, received none.")
     if spec.map_of_label and not labels:
         raise ValueError("map: expected one number per channel, as the target is no label map.")
     if not 0 <= spec.gamma < float("inf"):
-        raise ValueError(f"gamma: expected a finite number ≥ 0, got {spec.gamma!r}.")
+        raise ValueError(f"gamma: expected a finite number ≥ 0, received {spec.gamma!r}.")
 
 
 class Voxels(NamedTuple):
@@ -108,11 +108,11 @@ class Voxels(NamedTuple):
 
     p: Tensor  # [B, C, N]
     g: Tensor  # [B, C, N]
-    log_p: Tensor | None  # [B, C, N] where a sum asks for it
+    log_p: Tensor | None  # [B, C, N] where a sum needs it
     log_n: Tensor | None
     ignored: Tensor | None  # [B, 1, N]
     weight: Tensor | None  # [B, 1, N]
-    m: Tensor | None  # [B, C, N] where a sum asks for it
+    m: Tensor | None  # [B, C, N] where a sum needs it
     valid: Tensor  # []: labels are classes, probabilities lie in [0, 1], weights are ≥ 0, all are finite
 
 
@@ -169,7 +169,7 @@ TERMS: dict[str, Callable[[Voxels, float], Tensor]] = {
 }
 MAPPED = ("map_intersection", "map_total")
 POSITIVE = ("cross_entropy", "focal", "log_loss", "log_power")
-# Those that are asked for voxel by voxel.
+# Those that can be computed voxel by voxel.
 EACH = ("cross_entropy", "focal", "log_loss", "cross_entropy_negative", "focal_negative", "log_loss_negative")
 # Those whose derivative by the prediction is 0.
 SUMS_OF_TARGET = ("target", "target_squared", "voxels", "map_total")
@@ -247,7 +247,7 @@ def prepare(
     valid = valid.all() if weighed is None else valid.all() & weighed
     if spec.activation == "none":
         tolerance = range_tolerance(input.dtype)
-        # Written so that NaN passes: in a prediction it must reach the loss, where GradScaler looks for it.
+        # Written so that NaN passes: in a prediction it must reach the loss, where GradScaler detects it.
         valid = valid & ~((p < -tolerance) | (p > 1 + tolerance)).any()
     return Voxels(p, g, log_p, log_n, ignored, weight, m, valid)
 

@@ -29,9 +29,9 @@ class BoundaryLoss(StatisticsLoss):
 
     Kervadec et al. 2019, "Boundary loss for highly unbalanced segmentation". φ is negative inside of the target,
     so that the loss falls with what is predicted there, and rises with the distance of what is predicted outside.
-    Take it beside a region loss: `DiceBoundaryLoss`. The distance is a map of the target, made in the loader, for
-    example by `voxloss.transforms.SignedDistanced`, and given as `distance=` or in a `Target`. Any other numbers
-    weigh the voxels of each class: a weight map per class.
+    Combine it with a region loss: `DiceBoundaryLoss`. The distance is a map of the target, computed in the
+    loader, for example by `voxloss.transforms.SignedDistanced`, and passed as `distance=` or in a `Target`. Other
+    values make it a weight map per class.
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
     `to_onehot_y`, else `[B, C, spatial...]`; of it the ignored voxels are left out. distance:
@@ -86,7 +86,7 @@ class BoundaryLoss(StatisticsLoss):
 class DiceBoundaryLoss(CompoundLoss):
     """L = λ_dice · Dice + λ_boundary · boundary loss, in one pass: `DiceLoss` and `BoundaryLoss`.
 
-    Kervadec et al. 2019 begin with nearly nothing but Dice, and have two schedules: "increase",
+    Kervadec et al. 2019 begin with almost only Dice, and have two schedules: "increase",
     λ_boundary = e · step beside a constant Dice, and "rebalance", λ_dice = max(step, 1 − e · step) and
     λ_boundary = 1 − λ_dice. Call `at_epoch(e)` at the start of each epoch e = 1, 2, …. Arguments as `DiceLoss`;
     the distance as of `BoundaryLoss`.
@@ -129,9 +129,9 @@ class DiceBoundaryLoss(CompoundLoss):
         inputs.require_share(lambda_dice=lambda_dice, lambda_boundary=lambda_boundary)
         inputs.require_fraction(step=step)
         if schedule not in get_args(Schedule):
-            raise ValueError(f"schedule: expected one of {get_args(Schedule)}, got {schedule!r}.")
+            raise ValueError(f"schedule: expected one of {get_args(Schedule)}, received {schedule!r}.")
         if LossReduction(reduction) is LossReduction.NONE:
-            raise ValueError('reduction: expected "mean" or "sum", got "none".')
+            raise ValueError('reduction: expected "mean" or "sum", received "none".')
         shared = shared_options(to_onehot_y, sigmoid, softmax, other_act, reduction, ignore_index)
         super().__init__(include_background=include_background, **pass_options(options), **shared)
         self.dice = DiceLoss(
@@ -161,7 +161,7 @@ class DiceBoundaryLoss(CompoundLoss):
             ValueError: for an epoch before the first.
         """
         if epoch < 1:
-            raise ValueError(f"epoch: expected 1 for the first or a later one, got {epoch!r}.")
+            raise ValueError(f"epoch: expected 1 for the first or a later one, received {epoch!r}.")
         if self.schedule == "increase":
             self.lambda_boundary = epoch * self.step
         elif self.schedule == "rebalance":

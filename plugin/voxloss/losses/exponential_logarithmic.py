@@ -39,12 +39,12 @@ class LogarithmicDiceLoss(DiceLoss):
 class LogarithmicCrossEntropyLoss(VoxelMean):
     """The mean over voxels of w_y (−log p_y)^γ, y the right class, w_c = √(Σ_k f_k / f_c); Wong et al. 2018.
 
-    With a sigmoid the mean over voxels and classes, in which what is not there is a class of its own.
+    With a sigmoid the mean over voxels and classes, in which the negatives of a channel are a class of their own.
 
     Args:
         gamma: γ > 0.
         frequencies: f_c > 0, one per channel or per class that counts: how many voxels of a class there are. For
-            yes-or-no questions the share of voxels that are there. None: as many as in the batch.
+            a sigmoid the fraction of positive voxels. None: as many as in the batch.
     """
 
     frequencies: Tensor | None
@@ -57,7 +57,7 @@ class LogarithmicCrossEntropyLoss(VoxelMean):
         self.gamma = gamma
         found = None if frequencies is None else torch.as_tensor(frequencies, dtype=torch.float64)
         if found is not None and (found.ndim != 1 or not bool(((found > 0) & found.isfinite()).all())):
-            raise ValueError(f"frequencies: expected one finite number > 0 per class, got {frequencies!r}.")
+            raise ValueError(f"frequencies: expected one finite number > 0 per class, received {frequencies!r}.")
         self.register_buffer("frequencies", found, persistent=False)
 
     @property
@@ -101,7 +101,7 @@ class ExponentialLogarithmicLoss(CompoundLoss):
     y the right class of a voxel, f_c how many voxels of class c there are and w_c = √(Σ_k f_k / f_c): small
     classes, and what is nearly right already, keep a derivative. With a sigmoid the second term is the mean over
     voxels and classes of √(1/f_c) g (−log p)^γ + √(1/(1 − f_c)) (1 − g)(−log(1 − p))^γ, with f_c a share of the
-    voxels. Below 2⁻²³ a power gives way to its chord, so that a perfect prediction has a finite derivative.
+    voxels. Below 2⁻²³ a linear segment replaces a power, so that a perfect prediction has a finite derivative.
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
     `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,
@@ -110,12 +110,13 @@ class ExponentialLogarithmicLoss(CompoundLoss):
 
     Args:
         reduction: "mean" or "sum".
-        smooth_nr, smooth_dr: s_n > 0 and s_d ≥ s_n, in voxels; without s_n a class that is missed costs infinity.
+        smooth_nr, smooth_dr: s_n > 0 and s_d ≥ s_n, in voxels; without s_n the loss of a missed class is
+            infinite.
         lambda_dice, lambda_ce: λ ≥ 0.
         gamma_dice, gamma_ce: γ > 0.
         frequencies: f_c > 0 of the training set, one per channel: how many voxels of a class there are, or for a
             sigmoid their share of the voxels. None: as many as in the batch.
-        weight: a further factor ≥ 0 per channel.
+        weight: an additional factor ≥ 0 per channel.
     """
 
     weighted_parts = (("lambda_dice", "dice"), ("lambda_ce", "cross_entropy"))

@@ -25,9 +25,9 @@ class CellwiseLoss(StatisticsLoss):
     """L = mean over samples of the mean over their cells of a loss, each cell as a sample of its own.
 
     For any formula over sums per class, and for cross entropy, on the cells of a `partition`, one per lesion. The
-    sums of all cells come from one pass. The partition is a map of the target, made in the loader, and given as
-    `partition=` or in a `Target`. A sample without lesions has one cell, the whole volume: there everything that
-    is predicted is a false positive. Classes that a cell has no target of count as they do in the loss for a
+    sums of all cells come from one pass. The partition is a map of the target, computed in the loader, and passed
+    as `partition=` or in a `Target`. A sample without lesions has one cell, the whole volume: there everything
+    that is predicted is a false positive. Classes that a cell has no target of count as they do in the loss for a
     whole sample; `absent="skip"` of a region loss leaves them out.
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
@@ -49,13 +49,15 @@ class CellwiseLoss(StatisticsLoss):
         self, loss: RegionLoss | CrossEntropyLoss, joined: bool = False, cells: int | None = None
     ) -> None:
         if not isinstance(loss, RegionLoss | CrossEntropyLoss):
-            raise TypeError(f"loss: expected a region loss or CrossEntropyLoss, got {type(loss).__name__}.")
+            raise TypeError(f"loss: expected a region loss or CrossEntropyLoss, received {type(loss).__name__}.")
         if not loss.one_pass:
-            raise TypeError(f"loss: expected one over all voxels, got {type(loss).__name__}, which chooses some.")
+            raise TypeError(
+                f"loss: expected one over all voxels, received {type(loss).__name__}, which chooses some."
+            )
         if loss.shard == "volume":
-            raise ValueError('shard: expected "batch", as each rank has cells of its own, got "volume".')
+            raise ValueError('shard: expected "batch", as each rank has cells of its own, received "volume".')
         if cells is not None and cells < 1:
-            raise ValueError(f"cells: expected a number ≥ 1 or None, got {cells!r}.")
+            raise ValueError(f"cells: expected a number ≥ 1 or None, received {cells!r}.")
         super().__init__(
             include_background=loss.include_background,
             to_onehot_y=loss.to_onehot_y,

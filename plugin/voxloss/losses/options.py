@@ -42,13 +42,13 @@ class PassOptions(TypedDict, total=False):
 class RegionOptions(PassOptions, total=False):
     """Keyword arguments of every region loss and compound that MONAI's losses do not have.
 
-    * `classes`: the channels that count, say the rare ones; the softmax still runs over all channels.
-    * `absent`: "count" (MONAI's way) lets a class without a target voxel count with its smoothed score;
+    * `classes`: the channels that count, for example the rare ones; the softmax still runs over all channels.
+    * `absent`: "count", as in MONAI, lets a class without a target voxel count with its smoothed score;
       "skip" leaves it out of the sum and the mean: per sample, or per batch with `batch=True`.
     * `backend`: force one of `voxloss.backends.list_backends()`; None chooses.
     * `group`, `shard`: ranks that share a batch or a volume; see `StatisticsLoss`.
     * `inplace`: write the gradient over the logits; see `StatisticsLoss`.
-    * `regions`: for each channel the labels that it is made of; see `StatisticsLoss`.
+    * `regions`: the labels of each channel; see `StatisticsLoss`.
     """
 
     classes: Sequence[int] | None
@@ -105,9 +105,9 @@ def option_names(parameters: Mapping[str, Parameter]) -> set[str] | None:
 def refusing_others(constructor: Constructor) -> Constructor:
     """Make a constructor raise TypeError for keyword arguments that its signature does not name.
 
-    Its `**options` reach a base class that may know more arguments than the loss has: what is none of
-    `RegionOptions` or `VoxelOptions` would be accepted and mean nothing. A constructor with other `**` arguments
-    is left alone.
+    Its `**options` reach a base class that may accept more arguments than the loss has: arguments that are not in
+    `RegionOptions` or `VoxelOptions` would be accepted without effect. A constructor with other `**` arguments
+    is unchanged.
     """
     parameters = signature(constructor).parameters
     options = option_names(parameters)
@@ -121,7 +121,7 @@ def refusing_others(constructor: Constructor) -> Constructor:
             if name not in known:
                 near = "".join(f" Did you mean {match!r}?" for match in get_close_matches(name, known, 1))
                 raise TypeError(
-                    f"{type(self).__name__} got an unexpected keyword argument {name!r}.{near} Beside those "
+                    f"{type(self).__name__} received an unexpected keyword argument {name!r}.{near} Beside those "
                     f"in its signature it takes {', '.join(sorted(options))}."
                 )
         constructor(self, *args, **arguments)

@@ -1,4 +1,4 @@
-"""Losses that make something further of Dice, Generalised Dice or Tversky; the formulas are in `formulas`."""
+"""Losses derived from Dice, Generalized Dice or Tversky; the formulas are in `formulas`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class LogCoshDiceLoss(DiceLoss):
     """L = log cosh(1 − Dice) per class, then the reduction.
 
     Jadon 2020, "A survey of loss functions for semantic segmentation". Nearly x²/2 for a small Dice loss x, so
-    that classes that are almost right hardly count: the opposite of `FocalTverskyLoss`. At most log cosh 1 = .434
+    that nearly right classes hardly count: the opposite of `FocalTverskyLoss`. At most log cosh 1 = .434
     where Dice is between 0 and 1. Arguments as `DiceLoss`.
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
@@ -42,7 +42,7 @@ class AsymmetricSimilarityLoss(TverskyLoss):
     """L = 1 − F_β, F_β = ((1 + β²) TP + s) / ((1 + β²) TP + β² FN + FP + s) per class, then the reduction.
 
     Hashemi et al. 2019, "Asymmetric Loss Functions and Deep Densely-Connected Networks for Highly-Imbalanced
-    Medical Image Segmentation", with β = 1.5: false negatives weigh β² times as much as false positives. It is
+    Medical Image Segmentation", with β = 1.5: false negatives count β² times as much as false positives. It is
     the Tversky loss with α = 1/(1 + β²) for false positives, β²/(1 + β²) for false negatives, and s in units of
     1 + β².
 
@@ -91,12 +91,12 @@ class AsymmetricSimilarityLoss(TverskyLoss):
 
 
 class PenaltyGeneralizedDiceLoss(GeneralizedDiceLoss):
-    """L = x / (1 + k(1 − x)), x the loss of `GeneralizedDiceLoss`, per item, then the mean.
+    """L = x / (1 + k(1 − x)), x the loss of `GeneralizedDiceLoss`, per sample, then the mean.
 
     Yang et al. 2019, "Major Vessel Segmentation on X-ray Coronary Angiography using Deep Networks with a Novel
-    Penalty Loss Function", k = 2.5: a prediction that is all wrong is pushed 1 + k times as hard, one that is
-    nearly right 1 + k times less. Taken of the loss, as is usual; the same expression of the *coefficient* would
-    be 1 − (1 − x) / (1 + kx), which does the opposite. k = 0 is `GeneralizedDiceLoss`.
+    Penalty Loss Function", k = 2.5: the gradient is multiplied by 1 + k for a completely wrong prediction, and
+    divided by 1 + k for a nearly right one. The penalty is applied to the loss, as is usual; applied to the
+    *coefficient*, 1 − (1 − x) / (1 + kx), it would do the opposite. k = 0 is `GeneralizedDiceLoss`.
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
     `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,
@@ -144,5 +144,5 @@ class PenaltyGeneralizedDiceLoss(GeneralizedDiceLoss):
         self.k = k
 
     def per_class(self, statistics: RegionStatistics, weight: Tensor | None = None) -> Tensor:
-        """The penalty of 1 − GD, one value per item for all of its classes, `[B, 1]`."""
+        """The penalty of 1 − GD, one value per sample for all of its classes, `[B, 1]`."""
         return formulas.penalty(super().per_class(statistics, weight), self.k)

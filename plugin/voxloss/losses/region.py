@@ -32,28 +32,28 @@ class RegionLoss(StatisticsLoss):
     Args:
         include_background: False leaves channel 0 out (after the softmax, which runs over all channels).
         to_onehot_y: the target is a label map `[B, 1, spatial...]`; it is never expanded in memory.
-        sigmoid, softmax, other_act: what makes probabilities of the input; at most one. Without any of them
-            the input has to be probabilities. `other_act` is a callable that ends in [0, 1].
+        sigmoid, softmax, other_act: the activation of the input; at most one. Without any of them
+            the input has to be probabilities. `other_act` is a callable that returns values in [0, 1].
         squared_pred: Σp² and Σg² in the denominators.
-        reduction: "mean" or "sum" over items and classes, or "none": one value per item and class, 0 for what
+        reduction: "mean" or "sum" over samples and classes, or "none": one value per sample and class, 0 for what
             `absent` or `annotated` leaves out. A mean over nothing is 0.
-        batch: sum over the items before the formula, as if the batch were one volume.
+        batch: sum over the samples before the formula, as if the batch were one volume.
         weight: a factor ≥ 0 for the loss of each class: one number, one per channel, or one per class that was
             chosen (by `classes`, or without the background), the ignored one included. The mean is not divided by
             it, as in MONAI.
-        soft_label: the target holds values between 0 and 1; Σ min(p, g) takes the place of Σ p·g.
-        ignore_index: voxels of this label are left out as if they were not there, and so is the class.
+        soft_label: the target holds values between 0 and 1; Σ min(p, g) replaces Σ p·g.
+        ignore_index: voxels of this label are left out, as if deleted, and so is the class.
         classes, absent, backend, group, shard, regions: see `RegionOptions`.
 
     `forward(input, target, mask=None, annotated=None)`: input `[B, C, spatial...]`, target `[B, 1, spatial...]`
     with `to_onehot_y`, otherwise `[B, C, spatial...]`; a mask `[B, 1, spatial...]` of booleans or weights; for
-    partially labelled data the channels that were annotated for each item. The loss is float32 for float32 and
+    partially labelled data the channels that were annotated for each sample. The loss is float32 for float32 and
     half-precision inputs and float64 for float64; the gradient has the input's dtype and layout.
 
     Raises:
-        ValueError, TypeError: for arguments and tensors that make no sense; the message says what was
-            expected, what came and the remedy.
-        ShapeError: (an AssertionError, as in MONAI, and a ValueError) where input and target do not fit.
+        ValueError, TypeError: for invalid arguments and tensors; the message names the expected and the
+            received value, and a remedy.
+        ShapeError: (an AssertionError, as in MONAI, and a ValueError) if input and target do not match.
     """
 
     # Without reduction MONAI's Dice losses return [B, C, 1, 1, 1], its Tversky loss [B, C].

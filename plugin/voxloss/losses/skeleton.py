@@ -1,4 +1,4 @@
-"""Thin structures: how much of the target's centre lines is found, alone and beside Dice and cross entropy."""
+"""Thin structures: the recall on the target's centre lines, alone and beside Dice and cross entropy."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class SkeletonRecallLoss(RegionLoss):
     """L = 1 − (Σps + s_n) / (Σs + s_d) per foreground class, then the reduction; s is the target's skeleton.
 
     Kirchhoff et al. 2024, "Skeleton Recall Loss for Connectivity Conserving and Resource Efficient Segmentation
-    of Thin Tubular Structures". The skeleton is a map of the target, made in the loader, for example by
-    `voxloss.transforms.Skeletonized`, and given as `skeleton=` or in a `Target`. A class without one costs
+    of Thin Tubular Structures". The skeleton is a map of the target, computed in the loader, for example by
+    `voxloss.transforms.Skeletonized`, and passed as `skeleton=` or in a `Target`. A class without one costs
     nothing if s_n = s_d.
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with

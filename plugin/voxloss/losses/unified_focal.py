@@ -1,4 +1,4 @@
-"""The unified focal loss, and its two parts, in which the background is treated apart."""
+"""The unified focal loss, and its two parts, in which background and foreground differ."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 class ModifiedFocalLoss(VoxelMean):
     """The mean over voxels of −δ (1 − p_y)^γ log p_y, y the right class; 1 − δ for the background.
 
-    Yeung et al. 2022. `asymmetric`: (1 − p)^γ for the background only. With a sigmoid each channel is foreground,
-    and what is not there is background: −δ g log p − (1 − δ)(1 − g) p^γ log(1 − p), over voxels and classes.
+    Yeung et al. 2022. `asymmetric`: (1 − p)^γ for the background only. With a sigmoid each channel is foreground
+    and its negatives are background: the mean over voxels and classes of −δ g log p − (1 − δ)(1 − g) p^γ log(1 −
+        p).
     """
 
     def __init__(self, delta: float = 0.6, gamma: float = 0.5, asymmetric: bool = True, **options: Any) -> None:
@@ -63,13 +64,13 @@ class ModifiedFocalLoss(VoxelMean):
 class EnhancedTverskyLoss(TverskyLoss):
     """L = (1 − TI)^(1−γ) per class, then the reduction; `asymmetric`: without the power for the background.
 
-    Yeung et al. 2022. The background is channel 0 of several that are one answer (no sigmoid).
+    Yeung et al. 2022. The background is channel 0 of mutually exclusive classes (no sigmoid).
     """
 
     def __init__(self, gamma: float = 0.5, asymmetric: bool = True, **options: Any) -> None:
         super().__init__(**options)
         if not 0 <= gamma < 1:
-            raise ValueError(f"gamma: expected a number in [0, 1), got {gamma!r}.")
+            raise ValueError(f"gamma: expected a number in [0, 1), received {gamma!r}.")
         if gamma:
             inputs.require_score_up_to_one(self.smooth_nr, self.smooth_dr)
         self.gamma = gamma
@@ -97,8 +98,8 @@ class UnifiedFocalLoss(CompoundLoss):
     The exponents are those of the authors' code, γ for the focal and 1 − γ for the Tversky part (the paper has
     them the other way round; at γ = ½ it is the same). `asymmetric=False` treats r and b alike, but for δ. The
     background is channel 0; with a sigmoid or a single channel each channel is foreground.
-    `monai.losses.AsymmetricUnifiedFocalLoss` has its first two classes only, takes probabilities, and divides the
-    focal part by two.
+    It is not a drop-in replacement of `monai.losses.AsymmetricUnifiedFocalLoss` (MONAI 1.6.1), which divides the
+    focal part by two, takes probabilities only, uses only the first two classes, and has δ = 0.7 by default.
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
     `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,

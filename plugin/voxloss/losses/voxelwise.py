@@ -1,7 +1,7 @@
 """Losses that are a mean over voxels, cross entropy and focal loss, from sums of the same pass.
 
 Mutually exclusive classes (softmax) have a term for the true class only. With a sigmoid, or a single channel,
-each channel is an independent binary question and has a term either way.
+each channel is independent and binary, with a term for positives and one for negatives.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 Reduction = Literal["mean", "sum", "none"]
 
 _NOT_ANNOTATED = (
-    "label_smoothing: expected 0 with `annotated`, got {:g}: it adds a sum over all voxels, also those whose "
-    "label was not annotated. Set it to 0."
+    "label_smoothing: expected 0 with `annotated`, received {:g}: it adds a sum over all voxels, also those "
+    "whose label was not annotated. Set it to 0."
 )
 
 
 class VoxelLoss(StatisticsLoss):
-    """What cross entropy and focal loss share: classes, weights, and that a value per voxel is no sum.
+    """Base of cross entropy and focal loss: classes, weights, and values per voxel.
 
     Of mutually exclusive classes the one of `ignore_index` still counts as a class: voxels are ignored, and their
     label takes no part, but neither `weight` nor `label_smoothing` leaves it out.
@@ -68,10 +68,11 @@ class VoxelLoss(StatisticsLoss):
     ) -> None:
         if reduction == "none" and not self.of_each_voxel:
             raise ValueError(
-                'reduction: expected "mean" or "sum", got "none", which cross entropy and focal loss have alone.'
+                'reduction: expected "mean" or "sum", received "none", which only cross entropy and focal loss '
+                "have."
             )
         if reduction == "none" and inplace:
-            raise ValueError('inplace: expected False with reduction="none", got True.')
+            raise ValueError('inplace: expected False with reduction="none", received True.')
         super().__init__(
             include_background=include_background,
             to_onehot_y=to_onehot_y,
@@ -119,7 +120,7 @@ class VoxelLoss(StatisticsLoss):
         like = torch.zeros((), dtype=wide, device=input.device)
         shape = PassShape(input.shape[1], volumes.binary, ignored, chosen, like)
         channels, factors = self.of_each(shape)
-        share = len(channels.numbers) if volumes.binary else 1  # the mean over yes-or-no questions
+        share = len(channels.numbers) if volumes.binary else 1  # the mean over the binary channels
         rows = [
             spread(factor / share, channels.numbers, like.new_zeros(input.shape[1]))
             for factor in factors.values()
@@ -171,7 +172,7 @@ class CrossEntropyLoss(VoxelLoss):
         reduction: "mean", or "sum" over voxels and classes; "none" for the loss of each voxel, not divided,
             `[B, 1, spatial...]`: −Σ_c w_c g_c log p_c, under a sigmoid the mean over the classes that count.
         weight: w_c ≥ 0: one number, one per channel, or one per class that counts.
-        label_smoothing: ε in [0, 1]: the target is (1 − ε) g + ε/C, for a binary question (1 − ε) g + ε/2
+        label_smoothing: ε in [0, 1]: the target is (1 − ε) g + ε/C, for a sigmoid (1 − ε) g + ε/2
             (Szegedy et al. 2016, "Rethinking the Inception Architecture for Computer Vision"). With a softmax,
             not together with `annotated`.
     """
@@ -292,9 +293,9 @@ class FocalLoss(VoxelMean):
     share, `VoxelOptions` those that torch and MONAI do not have.
 
     Args:
-        gamma: γ ≥ 0; the larger, the less a voxel counts that is nearly right.
-        alpha: α in [0, 1] for what is there, 1 − α for what is not (with `use_softmax`: for the background), or
-            one factor α_c per class for what is there. None: no factor. With `use_softmax`
+        gamma: γ ≥ 0; the larger it is, the less nearly right voxels count.
+        alpha: α in [0, 1] for positives, 1 − α for negatives (with `use_softmax`: for the background), or
+            one factor α_c per class for its positives. None: no factor. With `use_softmax`
             and without the background, one number is ignored with a warning.
         weight: w_c ≥ 0: one number, one per channel, or one per class that counts.
         reduction: "mean", or "sum" over samples and classes of the mean over a sample's voxels, as in MONAI;
@@ -345,7 +346,7 @@ class FocalLoss(VoxelMean):
         return self.of_each(sums)
 
     def of_each(self, shape: PassSums | PassShape) -> tuple[Channels, Mapping[str, Tensor | float]]:
-        """Class weights, and α for what is there and for what is not."""
+        """Class weights, and α for positives and negatives."""
         channels, weight = self.select(shape, "class_weight", "weight")
         positive, negative = self._balance(shape)
         factors = {"focal": weight * positive}
@@ -354,7 +355,7 @@ class FocalLoss(VoxelMean):
         return channels, factors
 
     def _balance(self, sums: PassSums | PassShape) -> tuple[Tensor | float, Tensor | float]:
-        """The factors of what is there and of what is not."""
+        """The factors of positives and negatives."""
         if self.alpha is None:
             return 1.0, 1.0
         channels, factors = self.select(sums, "alpha", "alpha")

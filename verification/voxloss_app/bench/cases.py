@@ -122,7 +122,7 @@ def quick_cases(device: str) -> list[BenchCase]:
 
 
 def default_cases(device: str) -> list[BenchCase]:
-    """About twenty minutes on two cores: all that the goals and the plot ask for."""
+    """About twenty minutes on two cores: all cases that the goals and the plot need."""
     edge = 128 if device == "cuda" else 96
     found = [BenchCase(family, activation, 14, edge, device=device) for family, activation in _LOSSES]
     found += [

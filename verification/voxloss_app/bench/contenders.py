@@ -130,7 +130,7 @@ def _monai(case: BenchCase, input: Tensor, target: Tensor) -> Prepared:
 
 
 def _monai_compiled(case: BenchCase, input: Tensor, target: Tensor) -> Prepared:
-    """One graph if it can be had, else as many as it takes, and a note that says why."""
+    """One graph if possible, else several, with a note of the reason."""
     loss = _monai_loss(case)
     try:
         return _compiled(case, loss, input, target, fullgraph=True)
@@ -245,7 +245,7 @@ _COPIED = 1 << 30
 
 
 def _copy(case: BenchCase, input: Tensor, target: Tensor) -> Prepared:
-    """Copy a large tensor; `copied_share` says how much of its time the floor's bytes would take."""
+    """Copy a large tensor; `copied_share` is the fraction of its time that the floor's bytes would take."""
     source = torch.ones(_COPIED // 4, device=input.device)
     sink = torch.empty_like(source)
 
@@ -337,6 +337,6 @@ def contenders_for(case: BenchCase, compile: bool = True) -> list[Contender]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error that says something, with its type."""
+    """The first informative line of an error, with its type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

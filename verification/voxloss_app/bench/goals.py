@@ -19,7 +19,7 @@ _BROKEN = (State.wrong.value, State.failed.value)
 
 @dataclass(frozen=True)
 class Found:
-    """What a run says about a goal.
+    """The result of a run for a goal.
 
     Attributes:
         value: None if it was not measured.
@@ -52,7 +52,7 @@ class Goal:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A goal and what came of it; `reached` is None if it was not measured."""
+    """A goal and its result; `reached` is None if it was not measured."""
 
     goal: Goal
     shown: str

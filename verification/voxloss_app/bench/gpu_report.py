@@ -93,7 +93,7 @@ class GpuReport:
     """All stages, and where they ran.
 
     Attributes:
-        date, command, commit: of the last run; a stage that it was not asked for may be of an earlier one.
+        date, command, commit: of the last run; a stage that it did not run may be of an earlier one.
         complete: all six ran to their ends, whatever they found.
     """
 

@@ -40,7 +40,7 @@ class KernelCase(NamedTuple):
     spec: PassSpec
     target: torch.dtype | None = None  # of one channel per class; None: a label map of bytes
     memory_format: torch.memory_format = torch.contiguous_format
-    map: torch.dtype | None = None  # of the label, or of each class, as `spec` says
+    map: torch.dtype | None = None  # of the label, or of each class, according to `spec`
 
 
 CASES = [

@@ -1,7 +1,7 @@
 """What of a step on the CPU is arithmetic: the fused pass on pieces of the volume that stay in the cache.
 
-Added to the floor, which is what memory takes, it says how long a step would take if the two did not overlap:
-where that is more than a goal leaves, the goal is missed by this arithmetic on this machine.
+Added to the floor, which is the time of the memory traffic, it is the time of a step in which the two do not
+overlap: if that exceeds a goal, this arithmetic is the reason for missing the goal on this machine.
 """
 
 from __future__ import annotations

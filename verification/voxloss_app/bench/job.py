@@ -1,4 +1,4 @@
-"""One case in a process of its own: reads what to do from stdin, says on stdout how far it is, leaves a file."""
+"""One case in its own process: reads the job from stdin, reports progress on stdout, writes a file."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from voxloss_app.bench.timing import interleaved, seconds, seconds_ahead
 
 # That a GPU is given at once where the host is to be ahead of it.
 STEPS_AHEAD = 20
-# Where the two float64 truths are compared; below so many bytes the system's view of memory is noise.
+# Where the two float64 references are compared; below so many bytes the system's memory figures are noise.
 _CUT, _RESIDENT_FROM = 16, 64 * 2**20
 
 Report = Callable[[float, str], None]
@@ -47,7 +47,7 @@ class Options:
 
 
 def measure(case: BenchCase, options: Options, report: Report = lambda share, what: None) -> BenchResult:
-    """Examine every contender of a case and time those that are right; `report` hears how far it is."""
+    """Examine every contender of a case and time the correct ones; `report` receives the progress."""
     torch.set_num_threads(options.threads)
     input, target = tensors(case, options.seed)
     report(0.0, "float64")
@@ -132,7 +132,7 @@ def needed_beside(case: BenchCase) -> int:
 
 
 def require_agreement(case: BenchCase, input: Tensor, target: Tensor) -> None:
-    """The two float64 truths, voxloss's reference and the textbook formulas, agree on a corner of the volume."""
+    """Check that voxloss's reference and the textbook formulas, both float64, agree on a corner of the volume."""
     edge = min(_CUT, case.edge)
     small = replace(case, edge=edge, dtype="float64")
     z, y = (each.detach()[:, :, :edge, :edge, :edge].contiguous() for each in (input, target))

@@ -106,7 +106,7 @@ def _run(run: Run) -> dict[str, Any]:
 
 
 def _floors(results: Sequence[BenchResult]) -> str:
-    """Over which range the floor of the most frequent size went, if that is so wide that it says something."""
+    """The range of the floor of the most frequent size, if it is wide enough to mention."""
     times: dict[int, list[float]] = {}
     for result in results:
         times.setdefault(result.case.logit_bytes, []).extend(1000 * t for t in result.times(FLOOR))

@@ -65,7 +65,7 @@ def _draw(run: Run, row: Sequence[Axes]) -> None:
     _lines(row[1], by_classes, BenchResult.peak)
     _name(row[1], "peak memory beyond the inputs", "classes", "in sizes of the logits")
     _lines(row[2], {size**3: result for size, result in growth.items()}, _voxel_time)
-    _name(row[2], "growth with the volume, C = 14", "voxels per item", "ns per voxel")
+    _name(row[2], "growth with the volume, C = 14", "voxels per sample", "ns per voxel")
     for axes, ticks in ((row[0], by_classes), (row[1], by_classes)):
         axes.set_xscale("log")
         axes.set_xticks(list(ticks), [str(channels) for channels in ticks], minor=False)

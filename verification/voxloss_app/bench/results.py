@@ -33,7 +33,7 @@ class Measurement:
     Attributes:
         state: only what is measured has times.
         why: of every other state.
-        note: what else there is to say.
+        note: a remark.
         value_error, gradient_error: distance from the exact ones, as `exact.errors` has it; None of yardsticks.
         first_call: seconds, with whatever is compiled or loaded by it.
         peak: bytes that torch's allocator gave out at once beyond the inputs, the gradient included.

@@ -41,7 +41,7 @@ _SHOW = ("goals.py", "gpu_report.py", "gpu_resources.py", "page.py", "plot.py", 
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """What the command line asks for.
+    """The request of the command line.
 
     Attributes:
         extent: "quick", "default" or "full".
@@ -70,7 +70,7 @@ class BenchRequest:
 
     @property
     def command(self) -> str:
-        """The command line that asks for the same figures."""
+        """The command line for the same figures."""
         parts = ["voxloss bench"]
         parts += [f"--{self.extent}"] if self.extent != "default" else []
         parts += [f"--device {self.device}"] if self.device != "cpu" else []
@@ -94,11 +94,13 @@ def bench(request: BenchRequest) -> int:
     """
     device = chosen_device(request.device).type
     if device not in ("cpu", "cuda"):
-        raise ValueError(f"--device: expected cpu or cuda, got {request.device!r}.")
+        raise ValueError(f"--device: expected cpu or cuda, received {request.device!r}.")
     cases = choose(CASES[request.extent](device), request.pattern, request.edge)
     if not cases:
         names = ", ".join(case.id for case in choose(CASES[request.extent](device), None, request.edge))
-        raise ValueError(f"--only: expected a part of a case's name, got {request.pattern!r}. Names: {names}.")
+        raise ValueError(
+            f"--only: expected a part of a case's name, received {request.pattern!r}. Names: {names}."
+        )
     request.out.mkdir(parents=True, exist_ok=True)
     console = results_console()
     options = Options(
@@ -220,7 +222,7 @@ def _weight(case: BenchCase) -> float:
 
 
 def _fitting(case: BenchCase, compile: bool, available: int) -> BenchCase:
-    """The case with one item, if two would leave contenders out."""
+    """The case with one sample, if two would leave contenders out."""
     most = max(contender.peak(case) for contender in contenders_for(case, compile))
     needed = most * case.logit_bytes + needed_beside(case)
     return case if needed <= available else replace(case, batch=1)
@@ -254,7 +256,7 @@ def _measured_apart(
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            with suppress(BrokenPipeError):  # it has ended already: its exit code says more
+            with suppress(BrokenPipeError):  # it has ended already, and its exit code is the reason
                 process.stdin.write(json.dumps(job))
                 process.stdin.close()
             for line in process.stdout:

@@ -1,4 +1,4 @@
-"""Times of contenders that take turns, and what they say."""
+"""Times of contenders in interleaved rounds, and their ratios."""
 
 from __future__ import annotations
 

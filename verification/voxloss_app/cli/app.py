@@ -32,7 +32,7 @@ _Verbose = Annotated[
     typer.Option(
         "--verbose",
         "-v",
-        help="Log on stderr what is done, in the place of bars; `verify` shows every check.",
+        help="Log progress on stderr instead of progress bars; `verify` shows every check.",
         rich_help_panel=_ENDINGS,
     ),
 ]
@@ -51,7 +51,7 @@ def command(group: str) -> Callable[[Callable[..., int | None]], Callable[..., i
         @functools.wraps(function)
         def run(quiet: bool, verbose: bool, debug: bool, **given: Any) -> None:
             if quiet and verbose:
-                raise typer.BadParameter("--quiet and --verbose: expected one of them, got both.")
+                raise typer.BadParameter("--quiet and --verbose: expected one of them, received both.")
             set_verbosity(Verbosity.quiet if quiet else Verbosity.verbose if verbose else Verbosity.normal)
             raise typer.Exit(function(**given) or ExitCode.DONE)
 
@@ -80,7 +80,7 @@ def voxloss(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_version, is_eager=True, help="Print the versions that run here, and exit."
+            "--version", callback=_version, is_eager=True, help="Print the installed versions and exit."
         ),
     ] = False,
 ) -> None:
@@ -102,5 +102,5 @@ def voxloss(
 
         voxloss doctor
 
-        voxloss COMMAND --help    # what a command does, its options, and examples
+        voxloss COMMAND --help    # description, options and examples of a command
     """

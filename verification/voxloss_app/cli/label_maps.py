@@ -22,7 +22,7 @@ GROUP = "Label maps"
 
 
 class Format(str, Enum):
-    """How scores are written."""
+    """Output format of scores."""
 
     table = "table"
     csv = "csv"
@@ -33,7 +33,7 @@ def _labels(text: str | None) -> list[int] | None:
     try:
         return None if text is None else list(dict.fromkeys(map(int, text.split(","))))
     except ValueError:
-        raise typer.BadParameter(f"--labels: expected whole numbers like 1,2,5, got {text!r}.") from None
+        raise typer.BadParameter(f"--labels: expected integers like 1,2,5, received {text!r}.") from None
 
 
 @command(GROUP)
@@ -47,19 +47,19 @@ def score(
     ],
     labels: Annotated[
         str | None,
-        typer.Option(metavar="1,2,5", help="The labels to score; by default all that occur, without 0."),
+        typer.Option(metavar="1,2,5", help="Labels to score; by default all that occur, except 0."),
     ] = None,
     regions: RegionsOption = None,
     ignore: IgnoreOption = None,
-    format: Annotated[Format, typer.Option(help="JSON has the exact fractions.")] = Format.table,
-    jobs: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="How many processes score folders.")] = 1,
+    format: Annotated[Format, typer.Option(help="Output format; JSON has the exact fractions.")] = Format.table,
+    jobs: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="Number of processes for folders.")] = 1,
     out: FileOption = None,
 ) -> int:
     """Score label maps against references: Dice, IoU, TP, FP, FN and volumes in ml, per label.
 
     Both are 3D NIfTI files on the same grid (corners within 0.001 mm), or folders of them with the same file
-    names. Counts are exact. A label in neither image has no score; in only one of the two, it has 0. Exit code 2
-    if anything could not be scored; the rest is.
+    names. Counts are exact. A label in neither image has no score; a label in only one of them scores 0. Exit
+    code 2 if a pair could not be scored; the others are scored.
 
     Examples:
 
@@ -73,7 +73,7 @@ def score(
     """
     chosen, named = _labels(labels), regions_given(regions)
     if chosen is not None and named is not None:
-        raise typer.BadParameter("--labels and --regions: expected one of them, got both.")
+        raise typer.BadParameter("--labels and --regions: expected one of them, received both.")
     require_writable("--out", out)
     from voxloss_app.score.table import score_and_show
 
@@ -83,7 +83,7 @@ def score(
 @command(GROUP)
 def phantoms(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Where the files go; made if need be.", show_default=False)
+        Path, typer.Argument(metavar="FOLDER", help="Output folder; created if missing.", show_default=False)
     ],
 ) -> None:
     """Write pairs of images whose Dice and IoU are known exactly, as NIfTI.

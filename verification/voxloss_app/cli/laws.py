@@ -22,7 +22,7 @@ from voxloss_app.cli.options import (
 from voxloss_verify.oracle.claims import Family
 from voxloss_verify.request import COUNTEREXAMPLES, Level, VerifyRequest, parse_kwargs
 
-GROUP = "Laws of losses"
+GROUP = "Checks of losses"
 
 
 def _families(incomplete: str) -> list[str]:
@@ -43,7 +43,7 @@ def verify(
         typer.Option(
             "--as",
             metavar="FAMILY",
-            help=f"What it claims to be: {', '.join(get_args(Family))}.",
+            help=f"Declared family: {', '.join(get_args(Family))}.",
             autocompletion=_families,
         ),
     ] = None,
@@ -51,13 +51,13 @@ def verify(
         list[str] | None,
         typer.Option(
             metavar="NAME=VALUE",
-            help="What it claims besides, once per claim: smooth_nr, smooth_dr (0 unless said), alpha, beta, "
+            help="Declared property; may be repeated: smooth_nr, smooth_dr (default 0), alpha, beta, "
             "gamma, activation, labels, squared, batch, include_background, ignore_index, dtypes, …",
         ),
     ] = None,
     law: Annotated[
         list[str] | None,
-        typer.Option(metavar="ID", help="Check this law only: 31a, or 31 with all its parts; once per law."),
+        typer.Option(metavar="ID", help="Run this check only: 31a, or 31 with all its parts; may be repeated."),
     ] = None,
     level: Annotated[
         list[Level] | None,
@@ -76,36 +76,42 @@ def verify(
         ),
     ] = None,
     xfails: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Expected failures: TOML, [xfail] with a reason per law.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Expected failures: TOML, [xfail] with a reason per check."),
     ] = None,
     mutants: Annotated[
-        bool, typer.Option("--mutants", help="Instead of a TARGET: wrong losses, and which law kills which.")
+        bool,
+        typer.Option(
+            "--mutants", help="Mutation testing instead of a TARGET: which check detects which incorrect loss."
+        ),
     ] = False,
     device: DeviceOption = "cpu",
     profile: ProfileOption = Profile.default,
     seed: SeedOption = 0,
     derandomize: Annotated[
-        bool, typer.Option("--derandomize", help="Draw volumes from each law alone, not from the seed.")
+        bool, typer.Option("--derandomize", help="Draw the volumes of each check independently of the seed.")
     ] = False,
     counterexamples: Annotated[
         Path,
         typer.Option(
-            metavar="FOLDER", help="Where those of broken laws go, in a folder per target; made if need be."
+            metavar="FOLDER",
+            help="Folder for the counter-examples of broken checks, with a folder per target; "
+            "created if missing.",
         ),
     ] = COUNTEREXAMPLES,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one page about everything.")] = None,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write everything for machines.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all results as one HTML page.")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all results as JSON.")] = None,
 ) -> int:
-    """Verify a loss or a metric, of whatever library: check the laws of the formula that it claims to be.
+    """Verify a loss or a metric of any library: run the property checks of its declared formula.
 
-    What losses of voxloss, MONAI, nnU-Net, kornia and SMP claim, and metrics of voxloss, MONAI, torchmetrics,
-    scikit-learn and nnU-Net, is read off them; others say it with --as and --claim:
-    python -c "from voxloss_verify import Claims; help(Claims)" explains all claims. Without any --claim, usual
-    forms of tensors are tried. The smallest volume that breaks a law is written as NIfTI, with Python that shows
-    it; --verbose prints that, and every check.
+    The properties of losses of voxloss, MONAI, nnU-Net, kornia and SMP, and of metrics of voxloss, MONAI,
+    torchmetrics, scikit-learn and nnU-Net, are read from them. For others set --as and --claim:
+    python -c "from voxloss_verify import Claims; help(Claims)" documents all properties. Without any --claim,
+    usual forms of tensors are tried. The smallest volume that breaks a check is written as NIfTI, with Python
+    code that reproduces it; --verbose prints that, and every check.
 
-    Exit code 0 if every law of formula and numerics holds, 1 if one is broken, 2 if the loss could not be loaded
-    or called; findings about the interface are advice. Ctrl-C reports what there is.
+    Exit code 0 if every check of formula and numerics holds, 1 if one is broken, 2 if the loss could not be
+    loaded or called; findings about the interface are advice. Ctrl-C reports the results so far.
 
     Examples:
 
@@ -117,17 +123,19 @@ def verify(
 
         voxloss verify monai.metrics:DiceMetric --kwargs '{"include_background": false}'
 
-        voxloss verify --mutants --profile quick    # does every law catch a wrong loss, and every wrong loss die?
+        voxloss verify --mutants --profile quick    # mutation testing: do the checks detect incorrect losses?
     """
     if mutants:
         if target is not None:
-            raise typer.BadParameter(f"--mutants: expected no TARGET beside it, got {target}.")
+            raise typer.BadParameter(f"--mutants: expected no TARGET beside it, received {target}.")
         with needs_extra("verify --mutants"):
             from voxloss_app.verify.mutants import run_mutants
 
         return run_mutants(profile.value, seed, law)
     if target is None:
-        raise typer.BadParameter("expected a TARGET like monai.losses:DiceLoss or my_losses.py:MyDice, got none.")
+        raise typer.BadParameter(
+            "expected a TARGET like monai.losses:DiceLoss or my_losses.py:MyDice, received none."
+        )
     try:
         arguments = parse_kwargs(kwargs)
     except ValueError as error:
@@ -163,12 +171,12 @@ def conformance(
     seed: SeedOption = 0,
     out: FolderOption = Path("out"),
 ) -> int:
-    """Check every law on losses and metrics of voxloss, MONAI, nnU-Net, kornia, SMP and torchmetrics.
+    """Run every check on losses and metrics of voxloss, MONAI, nnU-Net, kornia, SMP and torchmetrics.
 
     Writes conformance.md and .png, a summary with the findings that matter, and conformance.html and .json, every
-    broken law with its smallest counter-example; the same bytes for the same versions and seed. A library that is
-    not installed is left out, and the page says so. About half a minute per loss; Ctrl-C keeps what is finished.
-    Exit code 1 if a loss of voxloss breaks a law.
+    broken check with its smallest counter-example; the same bytes for the same versions and seed. A library that
+    is not installed is left out, and listed on the page. About half a minute per loss; Ctrl-C keeps finished
+    results. Exit code 1 if a loss of voxloss breaks a check.
 
     Examples:
 

@@ -24,7 +24,7 @@ GROUP = "This machine"
 
 
 class Dtype(str, Enum):
-    """Of an input."""
+    """Dtype of an input."""
 
     float32 = "float32"
     float64 = "float64"
@@ -34,12 +34,10 @@ class Dtype(str, Enum):
 
 @command(GROUP)
 def doctor(
-    dtype: Annotated[
-        Dtype | None, typer.Option(help="Only for inputs of this dtype.", show_default="all")
-    ] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Only inputs of this dtype.", show_default="all")] = None,
     device: DeviceOption = "all",
     gpu: Annotated[
-        bool, typer.Option("--gpu", help="Examine the GPU in six stages instead, in less than ten minutes.")
+        bool, typer.Option("--gpu", help="Test the GPU in six stages instead, in less than ten minutes.")
     ] = False,
     stage: Annotated[
         list[int] | None,
@@ -48,27 +46,27 @@ def doctor(
             min=1,
             max=6,
             show_default="all",
-            help="Run this stage of --gpu only, with more time; several may be given.",
+            help="Run this stage of --gpu only, with more time; may be repeated.",
         ),
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(min=0.1, show_default="10", help="How long --gpu may take, shared out among its stages."),
+        typer.Option(min=0.1, show_default="10", help="Time limit of --gpu, distributed among its stages."),
     ] = None,
     out: FolderOption = Path("out"),
 ) -> int:
-    """Show which backends run on this machine, try each, and say which one an input gets and why.
+    """Show which backends run on this machine, test each, and show which one is selected for an input, and why.
 
-    Every backend that can run here makes a small pass, forward and backward, and is compared with the reference.
+    Every available backend runs a small pass, forward and backward, and is compared with the reference.
     --device and --dtype choose the inputs that are shown. Exit code 1 if a backend fails or is wrong, or if the
-    environment variable VOXLOSS_BACKEND names one that an input cannot have.
+    environment variable VOXLOSS_BACKEND names a backend that does not support an input.
 
-    --gpu examines the CUDA or ROCm device 0: 1 versions and yardsticks, 2 values and gradients against the
+    --gpu tests the CUDA or ROCm device 0: 1 versions and yardsticks, 2 values and gradients against the
     reference, 3 properties (no synchronisation, graph capture, equal bits, invalid labels, more than 2³¹
     elements), 4 kernels alone with other tilings, 5 whole steps beside MONAI, 6 the tests that need a GPU, in a
     checkout. It prints one table and writes gpu.json to --out, after every stage. An earlier gpu.json is renamed
-    after its time; if it is of the same GPU and versions, the stages that are not run again are taken over. Cases
-    that were not reached in time are listed. Exit code 1 if anything is wrong; Ctrl-C keeps what there is.
+    after its time; for the same GPU and versions, its stages are kept unless they are run again. Cases
+    that were not reached in time are listed. Exit code 1 if anything is wrong; Ctrl-C keeps the results so far.
 
     Examples:
 
@@ -114,26 +112,26 @@ def bench(
         typer.Option(
             metavar="NUMBER",
             min=1,
-            help="How often each is timed; by default 9, 5 with --quick, × 3 on CUDA.",
+            help="Number of timed rounds; by default 9, 5 with --quick, × 3 on CUDA.",
         ),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(metavar="NUMBER", min=1, help="Of the CPU; by default torch's number.")
+        int | None, typer.Option(metavar="NUMBER", min=1, help="Number of CPU threads; by default that of torch.")
     ] = None,
     edge: EdgeOption = None,
-    compile: Annotated[bool, typer.Option(help="Whether torch.compile takes part.")] = True,
+    compile: Annotated[bool, typer.Option(help="Include torch.compile.")] = True,
     resume: ResumeOption = True,
     check: Annotated[bool, typer.Option("--check", help="Exit code 1 if a goal is missed.")] = False,
     metrics: Annotated[
-        bool, typer.Option("--metrics", help="Instead: OverlapMetric beside MONAI's DiceMetric, C = 14, 96³.")
+        bool, typer.Option("--metrics", help="Measure OverlapMetric and MONAI's DiceMetric instead, C = 14, 96³.")
     ] = False,
     loader: Annotated[
         bool,
-        typer.Option("--loader", help="Instead: what regions and skeletons cost nnU-Net's loader, 128³."),
+        typer.Option("--loader", help="Measure regions and skeletons in nnU-Net's loader instead, 128³."),
     ] = False,
     maps: Annotated[
         bool,
-        typer.Option("--maps", help="Instead: the transforms of voxloss.transforms, with voxloss[maps], 128³."),
+        typer.Option("--maps", help="Measure voxloss.transforms instead, with voxloss[maps], 128³."),
     ] = False,
     device: DeviceOption = "cpu",
     seed: SeedOption = 0,
@@ -141,10 +139,10 @@ def bench(
 ) -> int:
     """Measure time and memory of losses, forward and backward, beside MONAI, nnU-Net and torch.compile.
 
-    Contenders take turns within each case; one whose value or gradient is incorrect is not timed. Writes
-    performance.md, .png and .json, in which an earlier run on another device is kept; about forty minutes on
-    two cores, with voxloss[demo]. Ctrl-C keeps the cases that are finished, in .OUT-bench. Exit code 1 if voxloss
-    is wrong or fails anywhere.
+    All contenders of a case run once per round; incorrect implementations are not timed. Writes
+    performance.md, .png and .json, and keeps an earlier run on another device in them; about forty minutes on
+    two cores, with voxloss[demo]. Ctrl-C keeps finished cases, in .OUT-bench. Exit code 1 if voxloss
+    is wrong or fails in any case.
 
     Examples:
 
@@ -173,7 +171,7 @@ def bench(
 
         return of_maps.compare(edge or of_maps.EDGE, rounds or of_maps.ROUNDS, seed)
     if quick and full:
-        raise typer.BadParameter("--quick and --full: expected one of them, got both.")
+        raise typer.BadParameter("--quick and --full: expected one of them, received both.")
     require_folder("--out", out)
     with needs_extra("bench", "demo"):
         from voxloss_app.bench.run import BenchRequest

@@ -1,4 +1,4 @@
-"""The options that several commands have and that mean the same in each, and checks before torch is loaded."""
+"""Options that several commands share, and checks before torch is loaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 class Profile(str, Enum):
-    """How much is tried."""
+    """Extent of the verification."""
 
     quick = "quick"
     default = "default"
@@ -26,7 +26,7 @@ class Profile(str, Enum):
 
 
 def starting(choices: Sequence[str], incomplete: str) -> list[str]:
-    """What a shell offers."""
+    """The completions that a shell offers."""
     return [choice for choice in choices if choice.startswith(incomplete)]
 
 
@@ -36,7 +36,7 @@ def _devices(incomplete: str) -> list[str]:
 
 def _seed(seed: int) -> int:
     if not 0 <= seed < 2**32:
-        raise typer.BadParameter(f"expected a number from 0 to {2**32 - 1}, got {seed}.")
+        raise typer.BadParameter(f"expected a number from 0 to {2**32 - 1}, received {seed}.")
     return seed
 
 
@@ -45,13 +45,13 @@ DeviceOption = Annotated[
     typer.Option(
         "--device",
         metavar="NAME",
-        help="cpu, cuda, cuda:1, mps; auto is CUDA if there is any.",
+        help="Device: cpu, cuda, cuda:1, mps; auto is CUDA if available.",
         autocompletion=_devices,
     ),
 ]
 ProfileOption = Annotated[
     Profile,
-    typer.Option("--profile", metavar="NAME", help="How much is tried: quick, default or thorough."),
+    typer.Option("--profile", metavar="NAME", help="Extent of the checks: quick, default or thorough."),
 ]
 SeedOption = Annotated[
     int,
@@ -59,23 +59,19 @@ SeedOption = Annotated[
         "--seed",
         metavar="NUMBER",
         callback=_seed,
-        help="Of all that is random: the same seed, the same numbers on a CPU.",
+        help="Random seed (reproducible on CPU).",
     ),
 ]
-FolderOption = Annotated[
-    Path, typer.Option("--out", metavar="FOLDER", help="Where the files go; made if need be.")
-]
-FileOption = Annotated[
-    Path | None, typer.Option("--out", metavar="FILE", help="Where the output goes, by default to stdout.")
-]
+FolderOption = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Output folder; created if missing.")]
+FileOption = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Output file; by default stdout.")]
 
 
 EdgeOption = Annotated[
     int | None,
-    typer.Option("--edge", metavar="VOXELS", min=2, help="Of every volume, to try the command out."),
+    typer.Option("--edge", metavar="VOXELS", min=2, help="Edge length of every volume, for quick trials."),
 ]
 ResumeOption = Annotated[
-    bool, typer.Option("--resume/--fresh", help="Keep what an earlier run with the same --out has finished.")
+    bool, typer.Option("--resume/--fresh", help="Keep finished results of an earlier run with this --out.")
 ]
 IgnoreOption = Annotated[
     int | None,
@@ -90,7 +86,7 @@ RegionsOption = Annotated[
 
 
 def regions_given(text: str | None) -> dict[str, list[int]] | None:
-    """What --regions says."""
+    """The value of --regions."""
     try:
         return None if text is None else parse_regions(text)
     except ValueError as error:
@@ -98,30 +94,32 @@ def regions_given(text: str | None) -> dict[str, list[int]] | None:
 
 
 def require_folder(option: str, path: Path) -> None:
-    """Refuse a folder that is a file, or that cannot be made or written to."""
+    """Reject a folder that is a file, or that cannot be created or written to."""
     with _refused(option, "a folder", path):
         if path.is_file():
-            raise typer.BadParameter(f"{option}: expected a folder, got the file {_quoted(path)}.")
+            raise typer.BadParameter(f"{option}: expected a folder, received the file {_quoted(path)}.")
         _require_room(next(place for place in (path, *path.parents) if _exists(place)))
 
 
 def require_writable(option: str, path: Path | None) -> None:
-    """Refuse a file that cannot be made or replaced."""
+    """Reject a file that cannot be created or replaced."""
     if path is None:
         return
     with _refused(option, "a file", path):
         if not path.parent.is_dir() or (_exists(path) and not path.is_file()):
-            raise typer.BadParameter(f"{option}: expected a file in a folder that exists, got {_quoted(path)}.")
+            raise typer.BadParameter(
+                f"{option}: expected a file in a folder that exists, received {_quoted(path)}."
+            )
         _require_room(Path(os.path.realpath(path)).parent)  # a link is followed
 
 
 @contextmanager
 def _refused(option: str, kind: str, path: Path) -> Iterator[None]:
-    """Refuse what the system refuses."""
+    """Report an error of the operating system as one of the option."""
     try:
         yield
     except OSError as error:
-        expected = f"{kind} that can be written, got {_quoted(path)}"
+        expected = f"{kind} that can be written, received {_quoted(path)}"
         raise typer.BadParameter(f"{option}: expected {expected} ({error.strerror}).") from error
 
 
@@ -135,7 +133,7 @@ def _exists(path: Path) -> bool:
 
 
 def _require_room(folder: Path) -> None:
-    """Raise OSError unless a file can be made in the folder: permissions alone do not show it, least to root."""
+    """Raise OSError unless a file can be created in the folder; permissions alone do not show it."""
     with TemporaryFile(dir=folder):
         pass
 
@@ -148,7 +146,7 @@ def _quoted(path: Path) -> str:
 
 @contextmanager
 def needs_extra(command: str, extra: str = "verify") -> Iterator[None]:
-    """Say which extra a command needs that cannot be imported without it."""
+    """Name the extra that a command needs if an import fails."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -30,7 +30,7 @@ GROUP = "Training"
 
 
 class Modality(str, Enum):
-    """What the intensities of images are."""
+    """Modality of the images."""
 
     auto = "auto"
     ct = "ct"
@@ -38,7 +38,7 @@ class Modality(str, Enum):
 
 
 class Precision(str, Enum):
-    """What a network computes in; the sums of a loss are in float32 and float64 all the same."""
+    """Precision of the network, by autocast; the sums of a loss are in float32 and float64 in any case."""
 
     auto = "auto"
     float32 = "float32"
@@ -53,8 +53,9 @@ def _loss(name: str) -> str:
         raise typer.BadParameter(f"{error}.") from error
     if found not in OF_LABELS:
         raise typer.BadParameter(
-            f"expected a loss of labels alone, got {name}: {LOSSES[found]} needs a map beside them, which the "
-            "transforms of voxloss.transforms make in a training loop of your own."
+            f"expected a loss that needs labels only, received {name}: {LOSSES[found]} also needs a map. "
+            "Compute it "
+            "with voxloss.transforms in your own training loop."
         )
     return found
 
@@ -69,7 +70,7 @@ LossOption = Annotated[
         "--loss",
         callback=_loss,
         metavar="NAME",
-        help=f"What to train with: {', '.join(OF_LABELS)}.",
+        help=f"Loss: {', '.join(OF_LABELS)}.",
         autocompletion=_losses,
     ),
 ]
@@ -88,10 +89,10 @@ def demo(
 ) -> int:
     """Train a small UNet on a real brain MRI, check every loss, write a report.
 
-    The left hemisphere of the MNI152 brain trains, the right one is held out. Then every loss of voxloss is
-    compared with its exact value. Writes report.html (one file), report.png and metrics.json; about three minutes
-    on two cores, half of them for the checks. Exit code 1 if a check fails; Ctrl-C stops the training or the
-    checks and reports what there is.
+    The left hemisphere of the MNI152 brain is for training, the right one is held out. Then every loss of voxloss
+    is compared with its exact value. Writes report.html (one file), report.png and metrics.json; about three
+    minutes on two cores, half of them for the checks. Exit code 1 if a check fails; Ctrl-C stops training or
+    checks and reports the results so far.
 
     Examples:
 
@@ -120,75 +121,93 @@ def train(
     loss: LossOption = "dice-ce",
     loss_kwargs: Annotated[
         str | None,
-        typer.Option(metavar="JSON", help="Its arguments; softmax, to_onehot_y and ignore_index are set here."),
+        typer.Option(
+            metavar="JSON",
+            help="Arguments of the loss; softmax, to_onehot_y and ignore_index are set automatically.",
+        ),
     ] = None,
     epochs: Annotated[
         int,
         typer.Option(
             metavar="NUMBER",
             min=1,
-            help="How often all scans are used; a higher number continues a run.",
+            help="Number of epochs; a higher number continues a run.",
         ),
     ] = 100,
-    patches: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="Of each scan, per epoch.")] = 4,
+    patches: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="Patches of each scan per epoch.")] = 4,
     batch: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="Patches per optimiser step.")] = 2,
     learning_rate: Annotated[
-        float, typer.Option(metavar="NUMBER", min=0, help="Of AdamW at first; it falls to 0.")
+        float, typer.Option(metavar="NUMBER", min=0, help="Initial learning rate of AdamW; it decreases to 0.")
     ] = 1e-3,
     patch: Annotated[
         tuple[int, int, int] | None,
-        typer.Option(metavar="X Y Z", help="Voxels; by default up to 96, as the scans are large."),
+        typer.Option(metavar="X Y Z", help="Patch size in voxels; by default up to 96, depending on the scans."),
     ] = None,
     spacing: Annotated[
         tuple[float, float, float] | None,
-        typer.Option(metavar="X Y Z", help="Of the network's voxels in mm; by default the scans' median."),
+        typer.Option(
+            metavar="X Y Z", help="Voxel spacing of the network in mm; by default the median of the scans."
+        ),
     ] = None,
     modality: Annotated[
-        Modality, typer.Option(metavar="NAME", help="ct, mr; auto asks dataset.json, then the darkest voxel.")
+        Modality,
+        typer.Option(
+            metavar="NAME", help="Modality: ct, mr; auto takes it from dataset.json, else from the darkest voxel."
+        ),
     ] = Modality.auto,
     window: Annotated[
         tuple[float, float] | None,
-        typer.Option(metavar="LOW HIGH", help="Of a CT, in HU; by default -175 250, soft tissue."),
+        typer.Option(metavar="LOW HIGH", help="Intensity window of CT in HU; by default -175 250, soft tissue."),
     ] = None,
     regions: RegionsOption = None,
     ignore: IgnoreOption = None,
     max_classes: Annotated[
         int,
-        typer.Option(metavar="NUMBER", min=2, help="More labels are refused as the values of an image."),
+        typer.Option(
+            metavar="NUMBER",
+            min=2,
+            help="Largest number of labels; more are taken for the intensities of an image.",
+        ),
     ] = MAX_CLASSES,
     validation: Annotated[
-        float, typer.Option(metavar="FRACTION", min=0, max=1, help="Of the scans, held out and scored.")
+        float,
+        typer.Option(metavar="FRACTION", min=0, max=1, help="Fraction of the scans that is held out and scored."),
     ] = 0.2,
     validate_every: Annotated[
         int | None,
-        typer.Option(metavar="EPOCHS", min=1, help="By default a tenth of all epochs."),
+        typer.Option(
+            metavar="EPOCHS", min=1, help="Epochs between validations; by default a tenth of all epochs."
+        ),
     ] = None,
     width: Annotated[
         int, typer.Option(metavar="NUMBER", min=1, help="Channels of the U-Net's first level.")
     ] = 16,
     precision: Annotated[
         Precision,
-        typer.Option(metavar="NAME", help="float32, float16, bfloat16; auto is float16 on CUDA."),
+        typer.Option(
+            metavar="NAME", help="Autocast precision: float32, float16, bfloat16; auto is float16 on CUDA."
+        ),
     ] = Precision.auto,
     workers: Annotated[int, typer.Option(metavar="NUMBER", min=0, help="Processes that prepare patches.")] = 0,
     cache: Annotated[
-        float, typer.Option(metavar="FRACTION", min=0, max=1, help="Of the scans, kept in memory.")
+        float,
+        typer.Option(metavar="FRACTION", min=0, max=1, help="Fraction of the scans that is kept in memory."),
     ] = 1.0,
     resume: ResumeOption = True,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     out: FolderOption = Path("out"),
 ) -> int:
-    """Train a 3D U-Net on a folder of images and label maps, and score what it finds in held-out ones.
+    """Train a 3D U-Net on a folder of images and label maps, and score its predictions on held-out scans.
 
     The folder is a Decathlon task, nnU-Net raw data, has folders images and labels with the same file names, or
     NAME.nii.gz beside NAME_label.nii.gz. Writes plan.json, checkpoint.pt, curves.csv, TensorBoard events,
-    predictions on the images' own grids, and scores.csv, with voxloss[train]. With --regions, or where nnU-Net's
-    dataset.json has some, the network has a channel for each region, which may overlap. All files are read to
-    their ends first, and a damaged one is named. A run that was killed or ended by Ctrl-C goes on by the same
-    command, and ends with the same network on the same machine. A higher --epochs continues a run, with a
-    learning rate that falls to 0 at the new end. Exit code 2 if a held-out scan could not be predicted or scored;
-    the others are.
+    predictions on the images' own grids, and scores.csv, with voxloss[train]. With --regions, or if nnU-Net's
+    dataset.json has regions, the network has a channel for each region, which may overlap. All files are checked
+    completely first, and damaged ones are named. To resume an interrupted run repeat the
+    command; on the same machine the result is the same network. A higher --epochs continues a run, with a
+    learning rate that decreases to 0 at the new end. Exit code 2 if a held-out scan could not be predicted or
+    scored; the others are.
 
     Examples:
 
@@ -242,7 +261,7 @@ def train(
 @command(GROUP)
 def predict(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="What voxloss train has written.", show_default=False)
+        Path, typer.Argument(metavar="RUN", help="The output folder of voxloss train.", show_default=False)
     ],
     images: Annotated[
         list[Path],
@@ -252,12 +271,12 @@ def predict(
     device: DeviceOption = "auto",
     out: FolderOption = Path("out"),
 ) -> int:
-    """Write the label maps that a trained network finds in images, on the images' own grids.
+    """Predict label maps of images with a trained network, on the images' own grids.
 
-    In a folder whose files are all called NAME_0000.nii.gz, NAME_0001.nii.gz, … those of one NAME are the
-    channels of one image. What this network has predicted already stays, unless --fresh; a file
-    that is no prediction is never replaced. Exit code 2 if an image is
-    damaged or cannot be predicted; the others are.
+    In a folder whose files are all named NAME_0000.nii.gz, NAME_0001.nii.gz, … those of one NAME are the
+    channels of one image. Existing predictions of this network are kept, unless --fresh; a file
+    that is not a prediction is never replaced. Exit code 2 if an image is damaged or cannot be predicted; the
+    others are.
 
     Examples:
 
@@ -275,7 +294,7 @@ def predict(
 
 
 class TrialTask(str, Enum):
-    """What there is to segment."""
+    """The task of a trial."""
 
     vessels = "vessels"
     lesions = "lesions"
@@ -285,32 +304,32 @@ class TrialTask(str, Enum):
 def trial(
     task: Annotated[
         TrialTask,
-        typer.Argument(metavar="TASK", help="vessels or lesions, which are generated.", show_default=False),
+        typer.Argument(metavar="TASK", help="Generated data: vessels or lesions.", show_default=False),
     ],
     seeds: Annotated[
         int,
         typer.Option(
-            metavar="NUMBER", min=1, help="Networks per loss, with other weights, volumes and batches each."
+            metavar="NUMBER", min=1, help="Networks per loss, each with its own weights, volumes and batches."
         ),
     ] = 3,
     steps: StepsOption = 300,
     losses: Annotated[
         str | None,
-        typer.Option(metavar="A,B", help="Classes to compare with DiceCELoss; by default all that the task has."),
+        typer.Option(metavar="A,B", help="Loss classes to compare with DiceCELoss; by default all of the task."),
     ] = None,
     edge: EdgeOption = None,
     resume: ResumeOption = True,
     out: FolderOption = Path("out"),
 ) -> int:
-    """Train the same small network with several losses on generated volumes, and compare what it finds.
+    """Train the same small network with several losses on generated volumes, and compare its predictions.
 
     vessels is a branching tree of thin tubes, lesions are 60 blobs of 4 to 2000 voxels, in volumes of 64³ voxels
-    (--edge: another multiple of 8 from 32 on; lesions are then as dense). For each seed, all losses
-    start from the same weights and get the same batches and number of steps; the held-out volumes are the same
-    for all seeds. Writes trials.json, trials.md with means, standard deviations and differences to DiceCELoss
-    paired by seed, and a picture; a trial of the other task in the same folder is kept. About a minute per loss
-    and seed on one CPU thread, with voxloss[demo,maps]; on one machine, the numbers are the same each time.
-    Ctrl-C keeps the runs that are finished, in .OUT-trial, and the same command resumes.
+    (--edge: another multiple of 8 from 32 on, with lesions of the same density). For each seed, all losses
+    start from the same weights and train on the same batches for the same number of steps; the held-out volumes
+    are the same for all seeds. Writes trials.json, trials.md with means, standard deviations and differences to
+    DiceCELoss paired by seed, and a picture; a trial of the other task in the same folder is kept. About a minute
+    per loss and seed on one CPU thread, with voxloss[demo,maps]; on one machine, the numbers are the same each
+    time. Ctrl-C keeps finished runs, in .OUT-trial; repeat the command to resume.
 
     Examples:
 
@@ -318,7 +337,7 @@ def trial(
 
         voxloss trial lesions --seeds 5 --losses DiceTopKLoss --out trials
 
-        voxloss trial vessels --steps 20 --seeds 1 --edge 32    # quickly, to try it out
+        voxloss trial vessels --steps 20 --seeds 1 --edge 32    # a quick trial of the command
     """
     require_folder("--out", out)
     with needs_extra("trial", "demo,maps"):

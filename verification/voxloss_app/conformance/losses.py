@@ -19,7 +19,7 @@ class ExaminedLoss:
         library: whose it is, by its name.
         target: "module:Class".
         label: the arguments in a few words, the same for all libraries.
-        kwargs: the arguments; functions among them can be imported from where they say that they are.
+        kwargs: the arguments; functions among them can be imported from their `__module__`.
     """
 
     library: str

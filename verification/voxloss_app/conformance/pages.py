@@ -61,7 +61,7 @@ MARKS = {Status.holds.value: "✓", Status.broken.value: "✗", Status.not_appli
 
 @dataclass(frozen=True)
 class Conformance:
-    """Everything that the pages tell of."""
+    """The content of the pages."""
 
     rows: Sequence[Row]
     laws: Sequence[Law]

@@ -40,7 +40,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def run_demo(settings: Settings) -> int:
-    """Train, check and report, as `settings` say; return the exit code.
+    """Train, check and report according to `settings`; return the exit code.
 
     0 if every check holds, 1 if one does not, 130 if the training was interrupted. Raises ImportError without
     the extra: pip install 'voxloss[demo]'.

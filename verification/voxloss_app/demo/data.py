@@ -41,7 +41,7 @@ def hemisphere(volume: Any, side: Side) -> Any:
     """
     to_world = volume.affine
     if bool(to_world[0, 1:3].abs().max() > 1e-6):
-        raise ValueError(f"expected x along the first axis, got the affine {to_world.tolist()}")
+        raise ValueError(f"expected x along the first axis, received the affine {to_world.tolist()}")
     x = to_world[0, 0] * torch.arange(volume.shape[1]) + to_world[0, 3]
     inside = ((x < 0) == (side == "left")).nonzero().flatten()
     first, last = int(inside[0]), int(inside[-1])

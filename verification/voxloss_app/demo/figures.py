@@ -67,7 +67,7 @@ def overview_png(segmentation: Segmentation, curves: Curves) -> bytes:
 
 
 def _slices(figure: Figure | SubFigure, segmentation: Segmentation) -> None:
-    """Axial and coronal above, sagittal below; each as T1, truth, prediction and mistakes."""
+    """Axial and coronal above, sagittal below; each as T1, ground truth, prediction and errors."""
     above, below = figure.subfigures(2, 1, height_ratios=[117, 95])
     axial, coronal = above.subfigures(1, 2)
     centre = [int(c) for c in np.argwhere(segmentation.reference).mean(0).round()]
@@ -76,7 +76,7 @@ def _slices(figure: Figure | SubFigure, segmentation: Segmentation) -> None:
         _plane(part, name, axis, centre[axis], segmentation)
     above.set_facecolor(DARK.paper)
     figure.legend(
-        handles=[*_legend(), Patch(color=ERROR, label="prediction ≠ truth")],
+        handles=[*_legend(), Patch(color=ERROR, label="prediction ≠ ground truth")],
         loc="outside lower center",
         ncols=len(CLASSES),
         frameon=False,

@@ -31,7 +31,7 @@ from voxloss_verify.subject.devices import device_name
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that the report tells of."""
+    """The content of the report."""
 
     settings: Settings
     training: Training
@@ -130,7 +130,7 @@ def check_fields(check: ValueCheck) -> dict[str, Any]:
         "case": check.volume,
         "dtype": check.dtype,
         "expected": None if worst is None else worst.expected,
-        "got": None if worst is None else worst.got,
+        "received": None if worst is None else worst.received,
         "tolerance": check.tolerance,
         "error": check.error,
         "holds": check.holds,

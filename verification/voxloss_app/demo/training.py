@@ -33,7 +33,7 @@ EVALUATIONS = 10
 class Training:
     """What a training run leaves behind; the scores are counted in the voxels of the held-out hemisphere."""
 
-    labels: NDArray[np.uint8]  # the truth of the held-out hemisphere, [X, Y, Z]
+    labels: NDArray[np.uint8]  # the ground truth of the held-out hemisphere, [X, Y, Z]
     prediction: NDArray[np.uint8]  # and what the network made of it
     losses: list[float] = field(default_factory=list)  # one per step
     dice: dict[int, list[Fraction]] = field(default_factory=dict)  # per class, by step

@@ -36,7 +36,7 @@ DTYPES = {
 
 
 class Finding(NamedTuple):
-    """What there is to say of a backend."""
+    """The results of a backend."""
 
     backend: str
     works: bool | None  # None: it cannot run here
@@ -73,12 +73,12 @@ def _tried(name: str) -> tuple[bool, str]:
     try:
         x, labels, grad = x.to(device), labels.to(device), grad.to(device)
         sums = BACKENDS[name].region_sums(x, labels, spec)[0].cpu()
-        got = BACKENDS[name].region_sums_backward(grad, x, labels, spec, "input").cpu()
+        received = BACKENDS[name].region_sums_backward(grad, x, labels, spec, "input").cpu()
     except Exception as error:  # whatever it is, it is what the person has to see
         return False, f"fails: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     off = (
         float(((sums - exact).abs() / exact).max()),
-        float((got - derivative).abs().max() / derivative.abs().max()),
+        float((received - derivative).abs().max() / derivative.abs().max()),
     )
     if not (off[0] <= LOSS["float32"] and off[1] <= GRADIENT["float32"]):
         return False, f"wrong: sums are off by {off[0]:.1e}, gradients by {off[1]:.1e} of their size"
@@ -136,7 +136,7 @@ def _devices(name: str | None) -> list[str]:
         return [torch.device(name).type]
     except RuntimeError as error:
         raise Refused(
-            f"--device: expected auto or a device like cpu, cuda, cuda:1 or mps, got {name!r}"
+            f"--device: expected auto or a device like cpu, cuda, cuda:1 or mps, received {name!r}"
         ) from error
 
 

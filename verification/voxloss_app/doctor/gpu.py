@@ -37,14 +37,14 @@ _LOG = logging.getLogger(__name__)
 # Of a stage's time: how much its kernels may be compiled for beforehand, and when it is to end by itself.
 _COMPILED, _SOFT = 0.45, 0.92
 _COMPILERS = 12  # processes at most; each has a context on the device
-_NO_STAGE = "not asked for"
+_NO_STAGE = "not requested"
 
 Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
 class GpuRequest:
-    """What the command line asks for: the numbers of the stages, none for all; how long they may take."""
+    """The request of the command line: the numbers of the stages, none for all; how long they may take."""
 
     out: Path
     stages: Sequence[int] = ()
@@ -200,7 +200,7 @@ def _run(report: StageReport, request: GpuRequest, show: Progress) -> None:
 
 
 def _compile(stage: Stage, job: dict[str, Any], deadline: float, show: Progress) -> Counter[bool]:
-    """Let several processes compile what the stage will launch; it compiles what they have not."""
+    """Compile in parallel processes what the stage will launch; the stage compiles the rest."""
     counts: Counter[bool] = Counter()
 
     def take(event: dict[str, Any]) -> None:
@@ -254,7 +254,7 @@ def _started(job: dict[str, Any], errors: IO[str]) -> subprocess.Popen[str]:
         start_new_session=True,  # so that what it has started ends with it
     )
     assert process.stdin is not None
-    with suppress(BrokenPipeError):  # it has ended already: its exit code says more
+    with suppress(BrokenPipeError):  # it has ended already, and its exit code is the reason
         process.stdin.write(json.dumps(job))
         process.stdin.close()
     return process

@@ -44,9 +44,9 @@ class Sizes:
 
 
 class Notes:
-    """Where a stage writes what it finds, and asks how much time is left.
+    """Where a stage writes its results, and reads how much time is left.
 
-    Every entry is sent at once: a stage that takes the device down with it has said all it knew.
+    Every entry is sent at once: nothing is lost if a stage crashes the device.
     """
 
     def __init__(

@@ -55,7 +55,7 @@ class Place:
 
     def no_waiting(self) -> AbstractContextManager[None]:
         """A context in which the host raises where it would wait for the device."""
-        raise Unavailable("only CUDA says where the host waits")
+        raise Unavailable("only CUDA reports where the host waits")
 
     def kernels(self, run: Callable[[], object]) -> int:
         """How many kernels the device runs for it, copies and fills of memory included."""

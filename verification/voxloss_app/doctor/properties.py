@@ -150,10 +150,10 @@ def bad_label(place: Place) -> None:
         raise Broken("expected an error, the process ended with 0")
     if place.device.type != "cuda":  # there the message names voxel and label, as there is time to look for it
         if "label" not in done.stderr:
-            raise Broken(f"expected a message about a label, got {said!r}")
+            raise Broken(f"expected a message about a label, received {said!r}")
         return
     if _DEVICE_MESSAGE[:60] not in done.stderr:
-        raise Broken(f"expected voxloss's message among what the device says, got {said!r}")
+        raise Broken(f"expected voxloss's message in the device's output, received {said!r}")
 
 
 def large(place: Place, sizes: Sizes) -> None:

@@ -88,7 +88,7 @@ def compare(case: RightCase, place: Place, backend: str = "triton_gpu") -> float
     given = BACKENDS[backend].region_sums(x, y, spec, mask)
     wanted = BACKENDS["reference"].region_sums(x, y, spec, mask)
     if bool(given[1]) != bool(wanted[1]):
-        raise ArithmeticError(f"all voxels are valid: expected {bool(wanted[1])}, got {bool(given[1])}")
+        raise ArithmeticError(f"all voxels are valid: expected {bool(wanted[1])}, received {bool(given[1])}")
     grad = torch.linspace(-1, 1, wanted[0].numel(), dtype=torch.float64, device=place.device).view_as(wanted[0])
     gradient = BACKENDS[backend].region_sums_backward(grad, x, y, spec, "input", mask)
     exact = BACKENDS["reference"].region_sums_backward(grad, x.double(), y, spec, "input", mask)

@@ -18,7 +18,7 @@ class Stage:
     Attributes:
         seconds: its share of the ten minutes.
         run: writes what it finds into the notes.
-        launches: functions that prepare what it will launch, to be compiled before by several processes.
+        launches: functions that prepare what it will launch, to be compiled beforehand by parallel processes.
     """
 
     name: str

@@ -57,7 +57,7 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class PairScores:
-    """The scores of a case, or else the error in one line that says why there are none."""
+    """The scores of a case, or the error, in one line."""
 
     case: LabelMapPair
     scores: list[ClassScore]
@@ -124,7 +124,7 @@ def score_pairs(
     # Not forked: threads, such as that of a progress bar, do not survive a fork.
     executor = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
     try:
-        # The workers inherit deafness to Ctrl-C; this process hears it and ends them.
+        # The workers inherit the disabled SIGINT; this process handles Ctrl-C and ends them.
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             futures = [executor.submit(score, case) for case in cases]

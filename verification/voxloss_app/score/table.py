@@ -48,7 +48,7 @@ def score_and_show(
         raise Refused(str(error)) from error
     scored_files = [path for case in cases for path in (case.prediction, case.reference)]
     if out is not None and any(is_same_file(out, path) for path in scored_files):
-        raise Refused(f"--out: expected a file that is not scored, got {quoted(out)}")
+        raise Refused(f"--out: expected a file that is not scored, received {quoted(out)}")
     folders = prediction.is_dir()
     _LOG.info("scoring %d cases in %d processes", len(cases), min(jobs, len(cases)))
     with progress_bar(results_console()) as progress:

@@ -1,7 +1,7 @@
 """`voxloss train` and `voxloss predict`: a segmentation network from a folder of images and label maps.
 
 One room per job: `plan` what will be done and why, `volumes` the MONAI transforms, `network` what is trained and
-by which steps, `loop` the epochs, `checkpoint` what survives a kill, `prediction` label maps on the images' own
+by which steps, `loop` the epochs, `checkpoint` the saved state, `prediction` label maps on the images' own
 grids, `rules` what options and plans may be, `lock` one run per folder, `run` the commands.
 """
 

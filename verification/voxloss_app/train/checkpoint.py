@@ -1,4 +1,4 @@
-"""What survives a kill: the state after the last whole epoch, in one file that is replaced at once."""
+"""The state after the last complete epoch, in one file that is replaced atomically."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Checkpoint:
 
     @classmethod
     def of(cls, steps: Steps, epochs: list[Epoch]) -> Checkpoint:
-        """The state of a training."""
+        """The state of a training run."""
         network, optimiser, scaler = (
             part.state_dict() for part in (steps.network, steps.optimiser, steps.scaler)
         )
@@ -63,7 +63,7 @@ class Checkpoint:
         return found.hexdigest()[:16]
 
     def restore(self, steps: Steps, folder: Path) -> None:
-        """Bring a training into this state. Raises ValueError if it is that of another one, or damaged."""
+        """Restore this state in a training run. Raises ValueError if it belongs to another run, or is damaged."""
         try:
             self._require_plan(steps.plan)
             steps.network.load_state_dict(self.network)
@@ -145,4 +145,4 @@ def _unusable(folder: Path, error: Exception) -> ValueError:
     if len(reason) > 200:  # torch names every tensor
         reason = f"{reason[:200]}…"
     expected = "a checkpoint of `voxloss train` with the plan beside it"
-    return ValueError(f"{folder / FILE}: expected {expected}, got {reason}. {START_OVER}")
+    return ValueError(f"{folder / FILE}: expected {expected}, received {reason}. {START_OVER}")

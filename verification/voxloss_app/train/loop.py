@@ -72,9 +72,9 @@ class Training:
             Checkpoint.of(self.steps, self.epochs).save(self.out)
             after_epoch(self.epochs)
 
-    def _diverged(self, step: int, what: str, got: str) -> ValueError:
+    def _diverged(self, step: int, what: str, received: str) -> ValueError:
         return ValueError(
-            f"step {step + 1}: expected {what}, got {got}. Try a lower --learning-rate"
+            f"step {step + 1}: expected {what}, received {received}. Try a lower --learning-rate"
             + ("" if self.steps.dtype is None else ", or --precision float32")
             + ", in another --out or with --fresh"
         )

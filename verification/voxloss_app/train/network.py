@@ -33,7 +33,7 @@ def loss_of(plan: Plan) -> nn.Module:
             loss = softmax_loss(plan.loss, **arguments)
         else:
             loss = sigmoid_loss(plan.loss, plan.classes_of_regions, **arguments)
-        # What a loss cannot do with these classes, it says before the first epoch.
+        # A loss that does not support these classes raises before the first epoch.
         loss(torch.zeros(1, len(plan.channel_names), 2, 2, 2), torch.zeros(1, 1, 2, 2, 2))
     except (TypeError, ValueError) as error:
         raise ValueError(f"--loss-kwargs: {error}") from error

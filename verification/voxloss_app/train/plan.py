@@ -1,4 +1,4 @@
-"""What a training will do: what was requested, and what follows from the scans where nothing was."""
+"""The plan of a training run: the request, completed from the scans."""
 
 from __future__ import annotations
 
@@ -105,7 +105,8 @@ class Plan:
         path = folder / FILE
         if not path.exists():
             raise ValueError(
-                f"expected a folder that `voxloss train` has written, got no {FILE} in {folder}. Choose another"
+                f"expected a folder that `voxloss train` has written, received no {FILE} in {folder}. "
+                "Choose another"
             )
         try:
             if not path.is_file():
@@ -120,7 +121,7 @@ class Plan:
         except (TypeError, ValueError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(
-                f"{path}: expected a plan of this version of voxloss, got: {reason}. {START_OVER}"
+                f"{path}: expected a plan of this version of voxloss, received: {reason}. {START_OVER}"
             ) from error
         return plan
 
@@ -139,7 +140,7 @@ class Plan:
             ("validation", "none of the scans that train", not {*self.training} & {*self.validation}),
         ):
             if not holds:
-                raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)}")
+                raise ValueError(f"{name}: expected {expected}, received {getattr(self, name)}")
 
     @property
     def channel_names(self) -> list[str]:
@@ -176,7 +177,7 @@ class Plan:
 
 @dataclass
 class _Seen:
-    """What the headers and label maps of the scans say."""
+    """The content of the headers and label maps of the scans."""
 
     channels: int
     images: list[ImageFile]  # of the first channel
@@ -196,7 +197,7 @@ def make_plan(request: TrainRequest, advance: Callable[[int, int], object] = lam
     taken = sorted({*request.loss_kwargs} & {*TAKEN})
     if taken:
         raise ValueError(
-            f"--loss-kwargs: expected none of {', '.join(TAKEN)}, which are set here, got {taken[0]}"
+            f"--loss-kwargs: expected none of {', '.join(TAKEN)}, which are set here, received {taken[0]}"
             + (". Use --ignore LABEL" if taken[0] == "ignore_index" else "")
         )
     found = training_set(request.data)
@@ -205,19 +206,20 @@ def make_plan(request: TrainRequest, advance: Callable[[int, int], object] = lam
     regions = dict(found.regions if request.regions is None else request.regions)
     of_regions = {label for region in regions.values() for label in region}
     if ignored in of_regions:
-        raise ValueError(f"--regions: expected labels that count, got {ignored}, which is ignored")
+        raise ValueError(f"--regions: expected labels that count, received {ignored}, which is ignored")
     labels = sorted({*seen.labels, *found.class_names, *of_regions, 0} - {ignored})
     if len(labels) < 2:
         raise ValueError(
-            f"{request.data}: expected labels beside 0, got {seen.labels} in {len(found.scans)} files"
+            f"{request.data}: expected labels beside 0, received {seen.labels} in {len(found.scans)} files"
         )
     if labels[0] < 0:
         raise ValueError(
-            f"{request.data}: expected labels from 0 up, got {labels[0]}; if it marks voxels that nobody looked "
+            f"{request.data}: expected labels from 0 up, received {labels[0]}; if it marks voxels that "
+            "nobody looked "
             f"at: --ignore {labels[0]}"
         )
     if max(labels) > LARGEST_LABEL:
-        raise ValueError(f"{request.data}: expected labels up to {LARGEST_LABEL}, got {max(labels)}")
+        raise ValueError(f"{request.data}: expected labels up to {LARGEST_LABEL}, received {max(labels)}")
     modality = request.modality or _modality(found, seen.darkest, request.data)
     spacing = request.spacing or tuple(
         float(v) for v in np.median([image.spacing for image in seen.images], axis=0)
@@ -234,7 +236,8 @@ def make_plan(request: TrainRequest, advance: Callable[[int, int], object] = lam
             f"like {' '.join(map(str, fit))}" if max(fit) > step else f"at least one of them {2 * step} or more"
         )
         raise ValueError(
-            f"--patch: expected multiples of {step}, {near}, got {' '.join(map(str, patch))}: the network halves "
+            f"--patch: expected multiples of {step}, {near}, received {' '.join(map(str, patch))}: the "
+            "network halves "
             f"a patch {depth - 1} times"
         )
     training, validation = _split(found.scans, request.validation, request.seed)
@@ -289,7 +292,8 @@ def _look_at(found: TrainingSet, request: TrainRequest, advance: Callable[[int, 
         channels = sum(file.channels for file in files)
         if seen.channels not in (0, channels):
             raise ValueError(
-                f"{scan.image[0]}: expected {seen.channels} channels as in {scans[0].image[0]}, got {channels}"
+                f"{scan.image[0]}: expected {seen.channels} channels as in {scans[0].image[0]}, received "
+                f"{channels}"
             )
         seen.channels = channels
         seen.images.append(files[0])
@@ -298,13 +302,13 @@ def _look_at(found: TrainingSet, request: TrainRequest, advance: Callable[[int, 
         if len(labels) > request.max_classes:
             raise ValueError(
                 f"{scan.label}: expected a label map, and at most {request.max_classes} labels in all of them, "
-                f"got {len(labels)}, as in an image. --max-classes {len(labels)} or more takes them"
+                f"received {len(labels)}, as in an image. --max-classes {len(labels)} or more takes them"
             )
         known = {0, *found.class_names, found.ignored if request.ignore is None else request.ignore}
         if found.class_names and not own <= known:
             unknown, named = min(own - known), ", ".join(map(str, sorted(found.class_names)))
             raise ValueError(
-                f"{scan.label}: expected the labels that dataset.json names, {named}, got {unknown}. "
+                f"{scan.label}: expected the labels that dataset.json names, {named}, received {unknown}. "
                 f"Add it there, or leave out its voxels by --ignore {unknown}"
             )
         advance(done, len(scans))
@@ -316,7 +320,7 @@ def _modality(found: TrainingSet, darkest: float | None, data: Path) -> str:
     kinds = {"ct" if name.strip().lower() == "ct" else "mr" for name in found.modalities}
     if len(kinds) > 1:
         raise ValueError(
-            f"{data}: expected channels of one kind, got {', '.join(found.modalities)}. "
+            f"{data}: expected channels of one kind, received {', '.join(found.modalities)}. "
             "Give --modality mr to normalise all of them by mean and deviation."
         )
     return kinds.pop() if darkest is None else "ct" if darkest < DARKEST_MRI else "mr"
@@ -328,7 +332,7 @@ def _split(scans: Sequence[Scan], fraction: float, seed: int) -> tuple[list[str]
     count = 0 if fraction == 0 else max(1, round(fraction * len(names)))
     if count >= len(names):
         raise ValueError(
-            f"--validation: expected scans to be left to train on, got {count} of {len(names)} to validate; "
+            f"--validation: expected scans to be left to train on, received {count} of {len(names)} to validate; "
             "--validation 0 trains on all"
         )
     return sorted(names[count:]), sorted(names[:count])

@@ -54,7 +54,7 @@ def predicted_classes(
     opened[0].require_resampled(plan.spacing)
     channels = sum(file.channels for file in opened)
     if channels != plan.channels:
-        raise ValueError(f"{image[0]}: expected {plan.channels} channels, got {channels}")
+        raise ValueError(f"{image[0]}: expected {plan.channels} channels, received {channels}")
     transforms = image_transforms(plan)
     try:
         volume: Any = transforms({"image": files(image)})["image"]
@@ -63,7 +63,8 @@ def predicted_classes(
     logits = logits_of(network, volume.as_tensor(), plan, device, overlap=0.5)
     if not torch.isfinite(logits).all():  # they would all be class 0
         raise ValueError(
-            f"{image[0]}: expected finite outputs of the network, got NaN or infinite ones in {plan.precision}. "
+            f"{image[0]}: expected finite outputs of the network, received NaN or infinite ones in "
+            f"{plan.precision}. "
             "Train with --precision float32, in another --out"
         )
 
@@ -118,7 +119,7 @@ def is_predicted(path: Path, mark: str) -> bool:
         description = ""
     if not description.startswith(MARK):
         raise ValueError(
-            f"{quoted(path)}: expected a prediction, got another file. Move it, or choose another --out"
+            f"{quoted(path)}: expected a prediction, received another file. Move it, or choose another --out"
         )
     return description == mark
 
@@ -135,5 +136,5 @@ def write_prediction(
     labels = np.array(plan.labels, np.min_scalar_type(max(plan.labels)))[classes]
     source: Any = nib.load(image[0])
     if labels.shape != source.shape[:3]:
-        raise RuntimeError(f"expected a prediction of shape {source.shape[:3]}, got {labels.shape}")
+        raise RuntimeError(f"expected a prediction of shape {source.shape[:3]}, received {labels.shape}")
     save_nifti(path, labels, source.affine, description=mark)

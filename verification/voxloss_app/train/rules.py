@@ -23,7 +23,7 @@ class Rule:
     def require(self, name: str, value: Any) -> None:
         """Raise ValueError with this name unless a value is what is expected."""
         if not self.holds(value):
-            raise ValueError(f"{name}: expected {self.expected}, got {value!r}")
+            raise ValueError(f"{name}: expected {self.expected}, received {value!r}")
 
 
 def _is_whole(value: Any, low: float, high: float = math.inf) -> bool:

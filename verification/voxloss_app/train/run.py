@@ -44,7 +44,7 @@ PREDICTIONS, SCORES, CURVES, EVENTS = "predictions", "scores.csv", "curves.csv",
 
 
 def train_and_score(request: TrainRequest) -> int:
-    """Train as `request` says, or go on with what is in its folder; return the exit code.
+    """Train according to `request`, or resume the run in its folder; return the exit code.
 
     0: trained, and every held-out scan predicted and scored; 2: one could not be predicted or scored; 130:
     interrupted. Raises ValueError for options and files that cannot be.
@@ -82,7 +82,7 @@ def train_and_score(request: TrainRequest) -> int:
 
 
 def predict_and_write(run: Path, images: Sequence[Path], out: Path, device_name: str, fresh: bool) -> int:
-    """Predict the label maps of images, or of all images of folders, with the network of a training.
+    """Predict the label maps of images, or of all images of folders, with the network of a training run.
 
     A prediction that is already there stays, unless `fresh`. An image that cannot be predicted is named on
     stderr, and the others are predicted. Returns the exit code: 0, 2 if one could not be predicted, 130 if
@@ -94,7 +94,7 @@ def predict_and_write(run: Path, images: Sequence[Path], out: Path, device_name:
     named = unlabelled(images, plan.channels)
     for name, files in named:
         if any(is_same_file(_prediction(out, name), file) for file in files):
-            raise ValueError(f"--out: expected another folder than that of the images, got {quoted(out)}")
+            raise ValueError(f"--out: expected another folder than that of the images, received {quoted(out)}")
     state = _trained(run, device)
     network = state.network_for(plan, run)
     if len(state.epochs) < plan.epochs:
@@ -132,7 +132,7 @@ def _begin(request: TrainRequest, plan: Plan, console: Console) -> None:
         plan.require_same(before, out)
         if plan.epochs < done:
             raise ValueError(
-                f"--epochs: expected {done} or more, since so many are done in {out}, got {plan.epochs}. "
+                f"--epochs: expected {done} or more, since so many are done in {out}, received {plan.epochs}. "
                 "Choose another --out, or start over with --fresh"
             )
         if plan.epochs != before.epochs and not is_quiet():
@@ -225,7 +225,7 @@ def _board(folder: Path, begun: int, console: Console):  # type: ignore[no-untyp
     try:
         return SummaryWriter(str(folder), purge_step=begun + 1)
     except UnicodeError:
-        console.print(f"no TensorBoard: it needs a folder whose name is UTF-8, got {quoted(folder)}")
+        console.print(f"no TensorBoard: it needs a folder whose name is UTF-8, received {quoted(folder)}")
         return None
 
 
@@ -242,7 +242,7 @@ def _curves(plan: Plan, epochs: Sequence[Epoch]) -> str:
 def _trained(run: Path, device: torch.device) -> Checkpoint:
     state = Checkpoint.load(run, device)
     if state is None:
-        raise ValueError(f"expected a folder with a trained network, got no {checkpoint.FILE} in {run}")
+        raise ValueError(f"expected a folder with a trained network, received no {checkpoint.FILE} in {run}")
     return state
 
 

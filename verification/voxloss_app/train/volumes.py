@@ -155,7 +155,7 @@ def unfit(paths: Sequence[str | Path], error: Exception) -> ValueError:
     while reason.__cause__ is not None:
         reason = reason.__cause__
     text = " ".join(f"{type(reason).__name__}: {reason}".split())
-    return ValueError(f"{', '.join(map(str, paths))}: expected what fits on the network's grid, got {text}")
+    return ValueError(f"{', '.join(map(str, paths))}: expected what fits on the network's grid, received {text}")
 
 
 def item(scan: Scan) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class Trial:
 
     Attributes:
         command: that repeats it.
-        truth: the first held-out volume as `scores.projection` has it.
+        truth: ground truth of the first held-out volume as `scores.projection` has it.
     """
 
     task: Task
@@ -97,7 +97,7 @@ def load(path: Path) -> list[Trial]:
     except (ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(
-            f"{path}: expected trials as this version writes them, got {reason}. Move the file away"
+            f"{path}: expected trials as this version writes them, received {reason}. Move the file away"
         ) from error
 
 

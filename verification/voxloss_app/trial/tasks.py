@@ -24,7 +24,7 @@ class Contender:
     """A loss, with `softmax` and `to_onehot_y`, and the maps of a `Target` that it needs.
 
     Attributes:
-        maps: by the attribute of `Target`, the transform that adds it to an item with a `label`.
+        maps: by the attribute of `Target`, the transform that adds it to a sample with a `label`.
     """
 
     loss: Callable[..., nn.Module]
@@ -112,6 +112,6 @@ def chosen(task: Task, losses: Sequence[str] | None) -> list[str]:
     for name in losses or ():
         if name not in task.contenders:
             raise ValueError(
-                f"--losses: expected some of {', '.join(task.contenders)} for {task.name}, got {name!r}"
+                f"--losses: expected some of {', '.join(task.contenders)} for {task.name}, received {name!r}"
             )
     return [name for name in task.contenders if losses is None or name in losses or name == BASELINE]

@@ -45,7 +45,7 @@ class Settings:
         """Refuse what the network cannot divide."""
         if self.edge < self.patch or self.edge % MULTIPLE:
             raise ValueError(
-                f"--edge: expected a multiple of {MULTIPLE} that is at least {self.patch}, got {self.edge}"
+                f"--edge: expected a multiple of {MULTIPLE} that is at least {self.patch}, received {self.edge}"
             )
 
 
@@ -122,7 +122,7 @@ def _train(
         loss.backward()
         optimiser.step()
         if not math.isfinite(loss.item()):
-            raise ValueError(f"step {step + 1}: expected a finite loss, got {loss.item()}")
+            raise ValueError(f"step {step + 1}: expected a finite loss, received {loss.item()}")
         after_step(step + 1)
     return network
 

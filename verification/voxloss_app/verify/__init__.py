@@ -1,1 +1,1 @@
-"""`voxloss verify`: a loss under examination, on a terminal, as a page and as JSON; and the kill matrix."""
+"""`voxloss verify`: the results for a loss on a terminal, as a page and as JSON; and mutation testing."""

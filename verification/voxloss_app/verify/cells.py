@@ -35,7 +35,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Picture:
-    """One channel of one item; the slices stand side by side."""
+    """One channel of one sample; the slices stand side by side."""
 
     title: str
     width: int
@@ -52,7 +52,9 @@ def pictures(volume: Volume, prefix: str = "") -> Iterator[Picture]:
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
         for item, channels in enumerate(values):
             for channel, image in enumerate(channels):
-                title = f"{name}, item {item}, channel {channel}" if len(channels) > 1 else f"{name}, item {item}"
+                title = (
+                    f"{name}, sample {item}, channel {channel}" if len(channels) > 1 else f"{name}, sample {item}"
+                )
                 yield _picture(title, image, low, high)
 
 

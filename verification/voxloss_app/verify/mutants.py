@@ -1,4 +1,4 @@
-"""`voxloss verify --mutants`: the kill matrix, printed."""
+"""`voxloss verify --mutants`: the matrix of mutation testing, printed."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ STYLES = {INTENDED: "bold green", KILLED: "green", HELD: "dim", MISSED: "bold re
 def run_mutants(
     profile: str = "quick", seed: int = 0, laws: Sequence[str] | None = None, jobs: int = JOBS
 ) -> int:
-    """Run all checks, or those of these ids, on wrong and on correct losses; print a matrix and a verdict.
+    """Run all checks, or those of these ids, on mutants and on correct losses; print a matrix and a verdict.
 
-    Returns the exit code: 0 if every wrong loss is caught by the laws that speak of its mistake, every law
-    catches one or has a reason not to, and the correct losses keep all laws; else 1, and 130 after Ctrl-C. With
-    some of the laws, only the mutants that these should catch are tried. With more than one job, call it from the
-    main thread.
+    Returns the exit code: 0 if every mutant is detected by the checks for its error, every check
+    detects a mutant or has a reason not to, and all checks hold for the correct losses; else 1, and 130 after
+    Ctrl-C. With some of the checks, only the mutants that these should detect are tried. With more than one job,
+    call it from the main thread.
 
     Raises:
         ValueError: for a profile or law that does not exist.
     """
     if profile not in PROFILES:
-        raise ValueError(f"profile: expected one of {', '.join(PROFILES)}, got {profile!r}.")
+        raise ValueError(f"profile: expected one of {', '.join(PROFILES)}, received {profile!r}.")
     console = results_console()
     try:
         with progress_bar(console) as bar:
@@ -46,7 +46,7 @@ def run_mutants(
             chosen = PROFILE if profile == "quick" else PROFILES[profile]
             matrix = kill_matrix(chosen, seed, laws, jobs, progress)
     except KeyboardInterrupt:
-        print("interrupted: nothing is proved", file=sys.stderr)
+        print("interrupted: the mutation testing is incomplete", file=sys.stderr)
         return ExitCode.INTERRUPTED
     show(matrix, console)
     return ExitCode.FAILED if matrix.faults else ExitCode.DONE
@@ -57,7 +57,7 @@ def show(matrix: KillMatrix, console: Console) -> None:
     numbers = range(1, len(matrix.mutants) + 1)
     for digit in (10, 1):
         cells = "".join(_spaced(n, str(n // digit % 10) if n >= digit else " ") for n in numbers)
-        console.print(f"{'' if digit == 10 else 'law':<4} {cells}")
+        console.print(f"{'' if digit == 10 else 'id':<4} {cells}")
     for law in matrix.laws:
         line = Text(f"{law.id:<4} ")
         for number, mutant in enumerate(matrix.mutants, 1):
@@ -78,20 +78,21 @@ def show(matrix: KillMatrix, console: Console) -> None:
         console.print(f"{number:>4} {loss:<26} {killers:<8} {mutant.specimen.flaw}")
     console.print("")
     for id in (law for law in matrix.idle if law in CANNOT):
-        console.print(f"law {id} caught no mutant: {CANNOT[id]}")
+        console.print(f"check {id} detected no mutant: {CANNOT[id]}")
     for fault in matrix.faults:
         console.print(Text(fault, style="bold red"))
     advised = [mutant.specimen.loss.__name__ for mutant in matrix.mutants if mutant.is_advised_only]
     if advised:
-        console.print(f"right for every right input, so that only advice is against them: {', '.join(advised)}")
+        console.print(f"right for every valid input, so that only advice concerns them: {', '.join(advised)}")
     for said in _rarest(matrix):
         console.print(said)
     caught = sum(bool(mutant.broken) and not mutant.missed for mutant in matrix.mutants)
     kept = sum(not control.broken for control in matrix.controls)
     console.print(
-        f"{caught} of {len(matrix.mutants)} wrong losses caught as they should be, "
-        f"{kept} of {len(matrix.controls)} correct ones keep all laws, "
-        f"{len(matrix.laws) - len(matrix.idle)} of {len(matrix.laws)} laws caught one, in {matrix.seconds:.0f} s",
+        f"{caught} of {len(matrix.mutants)} mutants detected as expected, "
+        f"all checks hold for {kept} of {len(matrix.controls)} correct losses, "
+        f"{len(matrix.laws) - len(matrix.idle)} of {len(matrix.laws)} checks detected a mutant, "
+        f"in {matrix.seconds:.0f} s",
     )
 
 

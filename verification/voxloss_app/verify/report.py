@@ -47,9 +47,10 @@ def report(verification: Verification) -> dict[str, Any]:
     | records | one per check that was run or does not apply, in the order of the laws |
 
     A record has law, name, level (formula, numerics or interface), because, version (of the check), statement,
-    oracle, tolerance, status (a value of `Status`), advice, failed, reason, hint, examples, seconds; worst, the
-    finding nearest to its tolerance or beyond it, or null: what, where, got, expected, error, tolerance, ulp;
-    counterexample, or null: message, snippet, files, and of the volume its name, dtype, input_shape,
+    oracle, tolerance, status (a value of `Status`), advice, failed, reason, hint, examples, seconds. It has
+    worst,
+    the finding nearest to its tolerance or beyond it, or null: what, where, received, expected, error, tolerance,
+    ulp. It has counterexample, or null: message, snippet, files, and of the volume its name, dtype, input_shape,
     target_shape, and input and target as nested lists, each null above 256 numbers; the same of other, the volume
     that it is compared with, or null.
     """
@@ -126,7 +127,7 @@ def _fields(record: Record, law: Law, verification: Verification) -> dict[str, A
         else {
             "what": worst.what,
             "where": record.worst_where,
-            "got": worst.got,
+            "received": worst.received,
             "expected": worst.expected,
             "error": worst.error,
             "tolerance": worst.tolerance,

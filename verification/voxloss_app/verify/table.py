@@ -64,7 +64,7 @@ def verify_and_show(request: VerifyRequest, html: Path | None, json: Path | None
 def _run_all(console: Console, verification: Verification) -> None:
     names = max(len(law.name) for law in verification.laws)
     words = max(len(status.value) for status in Status if verification.xfails or not _needs_xfails(status))
-    heading = ("law", "name", "status", "examples", "worst error", "ULP", "seconds", "where")
+    heading = ("check", "name", "status", "examples", "worst error", "ULP", "seconds", "where")
     row = f"{{:<4}} {{:<{names}}}  {{:<{words}}}  {{:>8}}  {{:>11}}  {{:>8}}  {{:>7}}  {{}}"
     if is_verbose():
         console.print(f"\n{row.format(*heading)}")
@@ -117,7 +117,7 @@ def _show_header(console: Console, verification: Verification) -> None:
         "source": "; ".join(subject.source.splitlines()),
         "claims": verification.claims,
         "device": f"{subject.device} ({device_name(subject.device)}), torch {torch.__version__}",
-        "profile": f"{request.profile}: {profile.examples} drawn volumes per law, cubes of {edges}; {drawn}",
+        "profile": f"{request.profile}: {profile.examples} drawn volumes per check, cubes of {edges}; {drawn}",
         "data": ", ".join(["phantoms", "MNI152 brain", *own]),
     }
     for key, value in lines.items():

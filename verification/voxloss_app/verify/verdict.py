@@ -1,4 +1,4 @@
-"""The verdict on a loss in words: what it is, what is wrong with it, worst first, and where the rest is."""
+"""The verdict on a loss in words: its formula, and the broken checks, the worst first."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KINDS: dict[Family, str] = {
     "focal_tversky": "a Focal Tversky loss",
     "log_cosh_dice": "a log-cosh Dice loss",
     "logarithmic_dice": "a logarithmic Dice loss",
-    "generalized_dice": "a Generalised Dice loss",
+    "generalized_dice": "a Generalized Dice loss",
     "mcc": "a loss of Matthews' correlation",
     "sensitivity_specificity": "a loss of sensitivity and specificity",
     "cross_entropy": "a cross entropy",
@@ -93,13 +93,13 @@ def _explanation(broken: Sequence[Record]) -> str:
     places = [record.law for record in broken if record.law in OF_PLACES]
     if not places:
         return (
-            "No known slip and no other properties explain the values: if a --claim is missing, for example of "
-            "activation, include_background, smooth_nr and smooth_dr, or alpha and beta, add it."
+            "No known coding error and no other properties explain the values: if a --claim is missing, for "
+            "example of activation, include_background, smooth_nr and smooth_dr, or alpha and beta, add it."
         )
     checks = ", ".join(places)
     return (
-        f"No known slip explains the values. They change with the places of the voxels (check {checks}): "
-        "look for a permute, reshape or flip of prediction or target."
+        "No known coding error explains the values. They depend on the positions of the voxels "
+        f"(check {checks}): search for a permute, reshape or flip of prediction or target."
     )
 
 
@@ -121,7 +121,7 @@ def _interface(verification: Verification) -> str:
     found = sum(record.is_advice for record in verification.records)
     if not found:
         return "Interface: no finding."
-    meaning = "with --strict" if verification.request.strict else "as advice, unless --strict is given"
+    meaning = "with --strict" if verification.request.strict else "as advice, unless --strict is set"
     return f"Interface: {_counted(found, 'finding')}, {meaning}."
 
 

@@ -25,13 +25,13 @@ def _bounded(subject: Subject, setting: Setting) -> str | None:
         if claims.by_voxel:
             continue
         if claims.smooth_nr != claims.smooth_dr:
-            return "s_n = s_d is not claimed"
+            return "s_n = s_d is not declared"
         if subject.claims.parts and claims.offset == 1:
             continue  # of the lower bound, 0, weights and sums make nothing else
         if claims.class_weight is not None and claims.family != "generalized_dice":
-            return "class weights are claimed, which scale the bounds"
+            return "class weights are declared, which scale the bounds"
         if claims.reduction == "sum":
-            return "a sum of losses is claimed, whose bound depends on how many there are"
+            return "a sum of losses is declared, whose bound depends on how many there are"
     return None
 
 
@@ -81,17 +81,17 @@ def bounds(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findi
 def _monotone(subject: Subject, setting: Setting) -> str | None:
     for claims in subject.claims.formulas:
         if claims.family == "formula":
-            return "nothing says that a formula of its own falls with every error"
+            return "a formula of its own need not fall with every error"
         if claims.label_smoothing:
-            return "a smoothed target is claimed, which a sure prediction overshoots"
+            return "a smoothed target is declared, which a sure prediction overshoots"
         if claims.family in ("tversky", "focal_tversky") and not (claims.alpha > 0 and claims.beta > 0):
-            return "α > 0 and β > 0 are not claimed"
+            return "α > 0 and β > 0 are not declared"
         if claims.class_weight is not None:
-            return "class weights are claimed, which may make a class count for nothing"
+            return "class weights are declared, which may make a class count for nothing"
         if claims.absent != "count" or claims.average == "micro":
             return "classes that are absent or share one ratio need not improve by a voxel put right"
         if claims.smooth_nr > claims.smooth_dr:
-            return "s_n ≤ s_d is not claimed"
+            return "s_n ≤ s_d is not declared"
     return None
 
 

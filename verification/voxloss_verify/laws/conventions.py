@@ -1,4 +1,4 @@
-"""Laws 29–31: what a loss does where the formula says nothing, its shape, and what it refuses."""
+"""Laws 29–31: conventions that the formula leaves open, the shape of a loss, and the input that it rejects."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from voxloss_verify.subject.subject import Raised, Subject, TargetError
     "empty and absent classes",
     level=Level.numerics,
     because="what is declared where the formula has 0 in its denominator",
-    oracle="the exact value with the policies that are claimed",
+    oracle="the exact value with the policies that are declared",
     given=edges,
 )
 def empty_classes(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
-    """Empty in both, in one, all voxels ignored: the claimed value, a finite gradient, 0 where ignored."""
+    """Empty in both, in one, all voxels ignored: the declared value, a finite gradient, 0 where ignored."""
     found = subject.gradient(volume)
     if not subject.claims.may_be_nan:
         yield from each_finite(found)
@@ -50,7 +50,7 @@ def empty_classes(subject: Subject, volume: Volume, setting: Setting) -> Iterato
     given=lambda subject, setting: _base(subject, setting),
 )
 def empty_batch(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
-    """A batch without items, or without voxels, is an error or costs 0; it is never NaN."""
+    """A batch without samples, or without voxels, is an error or costs 0; it is never NaN."""
     subject = _on_cpu(subject)
     for what, cut in (("items", ":0"), ("voxels", "..., :0")):
         bad = Bad(f"no {what}", volume, (f"input, target = input[{cut}], target[{cut}]",))
@@ -95,12 +95,12 @@ def not_a_number(subject: Subject, volume: Volume, setting: Setting) -> Iterator
     "the shape of the result",
     level=Level.interface,
     because="which shape is returned does not change a value",
-    oracle="the shape that is claimed",
+    oracle="the shape that is declared",
     tolerance="0",
     strategy=lambda claims: volumes(claims),
 )
 def shape(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
-    """A single number with a reduction; without one the claimed shape, whose mean and sum are the others."""
+    """A single number with a reduction; without one the declared shape, whose mean and sum are the others."""
     claims = subject.claims
     found = subject.value(volume)
     each: Subject | None = subject
@@ -243,12 +243,12 @@ def bad_labels(subject: Subject, volume: Volume, setting: Setting) -> Iterator[F
     given=_base,
 )
 def bad_shapes(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
-    """Sizes, items or channels that do not fit together, arrays, and inputs that are not floating point."""
+    """Sizes, samples or channels that do not fit together, arrays, and inputs that are not floating point."""
 
     def cases() -> Iterator[Bad]:
         yield Bad("a smaller target", volume.changed(target=volume.target[..., :-1]))
         doubled = np.concatenate([volume.target, volume.target])
-        yield Bad("a target of two items for one", volume.changed(target=doubled))
+        yield Bad("a target of two samples for one", volume.changed(target=doubled))
         wide = np.concatenate([volume.target, volume.target, volume.target], 1)
         if subject.claims.labels == "regions":  # of which other channels are none
             code = ("target = target.repeat(1, 3, *[1] * (target.ndim - 2))",)

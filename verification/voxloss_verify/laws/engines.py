@@ -177,9 +177,9 @@ def training_step(
 def _shards(subject: Subject, setting: Setting) -> str | None:
     claims = subject.claims
     if not claims.shard_kinds:
-        return "no split over processes is claimed: --claim 'shards=[\"equal batch\"]'"
+        return "no split over processes is declared: --claim 'shards=[\"equal batch\"]'"
     if claims.reduction == "none":
-        return "a single number is not claimed, and training needs one"
+        return "a single number is not declared, and training needs one"
     try:
         pickled(training_step, (subject.loss,))
     except ValueError as error:
@@ -188,7 +188,7 @@ def _shards(subject: Subject, setting: Setting) -> str | None:
 
 
 def _batches(subject: Subject, setting: Setting) -> Iterator[Volume]:
-    """Four different items; in the first two the last class is absent."""
+    """Four different samples; in the first two the last class is absent."""
     claims = subject.claims
     dtype = "float64" if "float64" in claims.dtypes else "float32"
     parts = [cube(claims, 4, dtype, seed) for seed in range(4)]
@@ -200,14 +200,14 @@ def _batches(subject: Subject, setting: Setting) -> Iterator[Volume]:
     elif target.dtype == bool:
         target[:2, 0] |= target[:2, last]
         target[:2, last] = False
-    yield Volume("four items", input, target, dtype)
+    yield Volume("four samples", input, target, dtype)
 
 
 @law(
     "28a",
-    "shares of the data on several processes",
+    "shares of the data in distributed training",
     level=Level.numerics,
-    because="how the parts of a loss on several processes add up is the implementation's",
+    because="how the parts of a loss on the processes add up depends on the implementation",
     oracle="the loss and the gradients of one process with all data",
     domain=_shards,
     given=_batches,
@@ -260,7 +260,7 @@ def _on_two_processes(where: int, axis: int, axis_of_target: int) -> tuple[str, 
         f"shares = zip(input.tensor_split([{where}], {axis}), target.tensor_split([{where}], {axis_of_target}))",
         "with Ranks(2) as ranks:",
         "    steps = ranks.run(training_step, [(loss, x.contiguous(), y.contiguous()) for x, y in shares])",
-        "print([step[0].item() for step in steps])  # their mean is compared with one process's value",
+        "print([step[0].sample() for step in steps])  # their mean is compared with one process's value",
         f"print(torch.cat([step[1] for step in steps], {axis}) / 2)  # compared with one process's gradient",
     )
 
@@ -327,7 +327,7 @@ def _compiler(setting: Setting) -> str:
     level=Level.interface,
     because="a loss trains without being compiled",
     oracle="the loss as it is, not compiled",
-    domain=lambda subject, setting: None if subject.claims.compiles else "torch.compile is not claimed",
+    domain=lambda subject, setting: None if subject.claims.compiles else "torch.compile is not declared",
     code=("loss = torch.compile(loss, fullgraph=True, backend='aot_eager')",),
     given=_compiled_volumes,
 )
@@ -382,7 +382,7 @@ def _has_operators(subject: Subject, setting: Setting) -> str | None:
     "28d",
     "opcheck",
     level=Level.numerics,
-    because="what PyTorch asks of an operator",
+    because="what PyTorch requires of an operator",
     oracle="torch.library.opcheck",
     tolerance="torch.library.opcheck's",
     domain=_has_operators,

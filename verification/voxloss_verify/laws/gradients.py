@@ -88,7 +88,7 @@ def closed_form(subject: Subject, volume: Volume, setting: Setting) -> Iterator[
     because="the derivative of a softmax",
     oracle="0",
     tolerance="GRADIENT, relative to the largest ∂L/∂p",
-    domain=lambda subject, setting: None if subject.claims.activation == "softmax" else "softmax is not claimed",
+    domain=lambda subject, setting: None if subject.claims.activation == "softmax" else "softmax is not declared",
     strategy=_smooth_volumes,
 )
 def zero_sum(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
@@ -105,9 +105,9 @@ def _euler(subject: Subject, setting: Setting) -> str | None:
     if of_scores(subject) is not None:
         return of_scores(subject)
     if claims.activation != "none" or not claims.soft_labels:
-        return "soft targets for probabilities are not claimed"
+        return "soft targets for probabilities are not declared"
     if claims.smooth_nr or claims.smooth_dr:
-        return "s = 0 is not claimed"
+        return "s = 0 is not declared"
     if claims.absent != "count":
         return "which classes are absent changes"
     if _degree(claims) is None:
@@ -161,7 +161,7 @@ def _mean_weight(claims: Claims, channels: int) -> float:
 def _double(subject: Subject, setting: Setting) -> str | None:
     if subject.claims.precision == "float32":
         return "it computes in float32, whose values are too coarse for finite differences"
-    return None if "float64" in subject.claims.dtypes else "float64 is not claimed"
+    return None if "float64" in subject.claims.dtypes else "float64 is not declared"
 
 
 @law(

@@ -49,7 +49,7 @@ def _plain(subject: Subject, families: tuple[str, ...]) -> str | None:
     if claims.family not in families:
         return f"a law of {', '.join(families)}, not of {claims.family}"
     if claims.class_weight is not None:
-        return "class weights are claimed, and the law is one of a single class"
+        return "class weights are declared, and the law is one of a single class"
     if claims.average == "micro":
         return "all classes share one ratio, and the law is one of a single class"
     return unlabelled(subject)
@@ -67,7 +67,7 @@ def _scores(subject: Subject, volume: Volume) -> tuple[np.ndarray[tuple[int, ...
 def _dice_and_iou(subject: Subject, setting: Setting) -> str | None:
     reason = _plain(subject, ("dice", "jaccard"))
     if reason is None and subject.claims.smooth_nr != subject.claims.smooth_dr:
-        reason = "s_n = s_d is not claimed"
+        reason = "s_n = s_d is not declared"
     return reason
 
 
@@ -113,11 +113,11 @@ def _tversky_domain(subject: Subject, setting: Setting) -> str | None:
     claims = subject.claims
     reason = _plain(subject, ("dice", "jaccard", "tversky"))
     if reason is None and claims.squared:
-        reason = "squared denominators are claimed, which Tversky does not have"
+        reason = "squared denominators are declared, which Tversky does not have"
     if reason is None and claims.family == "tversky":
         if claims.alpha == claims.beta == 0.5 or claims.alpha == claims.beta == 1:
             return None
-        return "neither α = β = ½ nor α = β = 1 is claimed"
+        return "neither α = β = ½ nor α = β = 1 is declared"
     return reason
 
 
@@ -235,11 +235,11 @@ def _soft_perfect(subject: Subject, setting: Setting) -> str | None:
     if of_scores(subject) is not None:
         return of_scores(subject)
     if not claims.soft_labels or claims.activation != "none":
-        return "soft targets for probabilities are not claimed"
+        return "soft targets for probabilities are not declared"
     if claims.overlap != "min" and not (claims.squared and claims.family in ("dice", "jaccard")):
         return "a law of squared denominators and of Σ min(p, g)"
     if claims.smooth_nr != claims.smooth_dr:
-        return "s_n = s_d is not claimed"
+        return "s_n = s_d is not declared"
     return None
 
 

@@ -59,14 +59,14 @@ def _moved(volume: Volume, move: Move) -> Volume:
 
 @law(
     "13a",
-    "the order of voxels and items",
+    "the order of voxels and samples",
     level=Level.formula,
     because="a sum does not depend on the order of what is added",
     oracle="the loss and the gradient of the original",
     strategy=lambda claims: volumes(claims),
 )
 def order(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
-    """Voxel permutation, flips, 90° rotations and the order of items only move the gradient."""
+    """Voxel permutation, flips, 90° rotations and the order of samples only move the gradient."""
     first = subject.gradient(volume)
     assert first.gradient is not None
     axes = range(2, volume.input.ndim)
@@ -77,7 +77,7 @@ def order(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
 
     permuted = f"input.grad.flatten(2)[..., {shuffle.tolist()}].reshape_as(input)"
     moves: list[tuple[str, Move, str]] = [("with its voxels permuted", shuffled, permuted)]
-    moves += [("with its items reversed", partial(np.flip, axis=0), "input.grad.flip(0)")]
+    moves += [("with its samples reversed", partial(np.flip, axis=0), "input.grad.flip(0)")]
     moves += [
         (f"flipped along axis {axis}", partial(np.flip, axis=axis), f"input.grad.flip({axis})") for axis in axes
     ]
@@ -88,7 +88,11 @@ def order(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
     for what, move, gradient in moves:
         moved = _moved(volume, move)
         found = subject.gradient(moved)
-        if what.startswith("with its items") and subject.claims.reduction == "none" and not subject.claims.batch:
+        if (
+            what.startswith("with its samples")
+            and subject.claims.reduction == "none"
+            and not subject.claims.batch
+        ):
             found = replace(found, value=found.value[::-1])
         there = replace(first, gradient=move(first.gradient))
         yield from _same(subject, what, volume, there, found, moved, gradient=gradient)
@@ -98,7 +102,7 @@ def order(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
     "13b",
     "the order of classes",
     level=Level.formula,
-    because="classes are told apart by their weights only",
+    because="classes differ in their weights only",
     oracle="the loss and the gradient of the original",
     strategy=lambda claims: volumes(claims),
 )
@@ -155,11 +159,11 @@ def _relabelled(labels: Image, swap: list[int]) -> Image:
 def _unsmoothed(subject: Subject, setting: Setting) -> str | None:
     for claims in subject.claims.formulas:
         if claims.smooth_nr or claims.smooth_dr or claims.family == "formula":
-            return "s = 0 is not claimed"
+            return "s = 0 is not declared"
         if claims.family == "cross_entropy" and claims.reduction == "sum":
-            return "a sum over voxels is claimed, which grows with their number"
+            return "a sum over voxels is declared, which grows with their number"
     if subject.claims.chooses_voxels:
-        return "k % of the voxels are claimed, which are rounded down"
+        return "k % of the voxels are declared, which are rounded down"
     return None
 
 
@@ -217,7 +221,7 @@ def _without_background(subject: Subject) -> str | None:
     if any(each.every_class for each in formulas):
         return "the background counts"
     if any(each.by_voxel or each.family in ALL_VOXELS for each in formulas):
-        return "a mean over voxels is claimed, which falls with every voxel that is right"
+        return "a mean over voxels is declared, which falls with every voxel that is right"
     return None
 
 
@@ -254,9 +258,9 @@ def padding(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Find
 def _of_the_batch(subject: Subject) -> str | None:
     for claims in subject.claims.formulas:
         if not claims.by_voxel and not claims.batch:
-            return "batch-level sums are not claimed"
+            return "batch-level sums are not declared"
         if claims.family in FOCAL and claims.reduction == "sum":
-            return "a sum over items of means over their voxels is claimed"
+            return "a sum over samples of means over their voxels is declared"
     return None
 
 
@@ -265,12 +269,12 @@ def _of_the_batch(subject: Subject) -> str | None:
     "a batch is one volume",
     level=Level.formula,
     because="batch-level sums are declared",
-    oracle="the loss and the gradient of the items side by side",
+    oracle="the loss and the gradient of the samples side by side",
     domain=lambda subject, setting: _of_the_batch(subject),
     strategy=lambda claims: volumes(claims, samples=3),
 )
 def batch(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
-    """Batch-level: the items laid side by side in one volume have the same loss."""
+    """Batch-level: the samples laid side by side in one volume have the same loss."""
 
     def joined(image: Image) -> Image:
         return np.concatenate(list(image), -1)[None]
@@ -284,17 +288,17 @@ def batch(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
 
 @law(
     "16b",
-    "an item's loss does not depend on the others",
+    "a sample's loss does not depend on the others",
     level=Level.formula,
-    because="a mean over items is declared",
+    because="a mean over samples is declared",
     oracle="the mean of the losses of batches of one, and their gradients",
     domain=lambda subject, setting: (
-        None if subject.claims.is_mean_of_items else "a mean over items of one size is not claimed"
+        None if subject.claims.is_mean_of_items else "a mean over samples of one size is not declared"
     ),
     strategy=lambda claims: volumes(claims, samples=3).filter(lambda volume: len(volume.input) > 1),
 )
 def items(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
-    """The loss of a batch is the mean of its items' losses, each computed by itself."""
+    """The loss of a batch is the mean of its samples' losses, each computed by itself."""
     parts = [subject.gradient(_moved(volume, itemgetter(slice(at, at + 1)))) for at in range(len(volume.input))]
     gradients = [part.gradient for part in parts if part.gradient is not None]
     wanted = replace(
@@ -312,7 +316,7 @@ def items(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
     because="which channels count is declared, and so is the softmax",
     oracle="the exact loss of the other channels, with probabilities over all of them",
     domain=lambda subject, setting: (
-        "softmax without background or with a choice of classes is not claimed"
+        "softmax without background or with a choice of classes is not declared"
         if subject.claims.activation != "softmax" or all(each.every_class for each in subject.claims.formulas)
         else None
     ),
@@ -337,7 +341,7 @@ def background(subject: Subject, volume: Volume, setting: Setting) -> Iterator[F
     level=Level.formula,
     because="an identity of the softmax",
     oracle="the loss and the gradient of the original",
-    domain=lambda subject, setting: None if subject.claims.activation == "softmax" else "softmax is not claimed",
+    domain=lambda subject, setting: None if subject.claims.activation == "softmax" else "softmax is not declared",
     strategy=lambda claims: volumes(claims, prediction="soft"),
 )
 def shifted(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
@@ -353,7 +357,7 @@ def shifted(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Find
 def _ignoring(subject: Subject, setting: Setting) -> str | None:
     claims = subject.claims
     if claims.ignore_index is None:
-        return "no ignored label is claimed"
+        return "no ignored label is declared"
     return "the target is one-hot: an ignored label has no voxel there" if claims.has_channels else None
 
 
@@ -414,14 +418,14 @@ def layout(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findi
         code = ("print(loss(input, target).tolist())", *lines)
         yield from _same(subject, what, volume, first, found, code=code)
     if len(volume.input) == 1:
-        # Every item the same, by a stride of 0; a mean over items is that of one.
+        # Every sample the same, by a stride of 0; a mean over samples is that of one.
         wide = input.expand(2, *input.shape[1:]), target.expand(2, *target.shape[1:])
         copied = tuple(tensor.contiguous() for tensor in wide)
         with torch.no_grad():
             strided, packed = (subject.call(*pair).double().cpu().numpy() for pair in (wide, copied))
         tolerance = 4 * exact.expected(subject.claims, volume).tolerance
         code = ("input, target = (t.expand(2, *t.shape[1:]) for t in (input, target))",)
-        yield replace(close("loss expanded over items", strided, packed, tolerance, first.dtype), code=code)
+        yield replace(close("loss expanded over samples", strided, packed, tolerance, first.dtype), code=code)
     kinds: tuple[str, ...] = LABELS
     if volume.is_one_hot and subject.claims.regions is None:
         kinds = LABELS if volume.target.dtype == bool else ()
@@ -469,7 +473,7 @@ def _formed(
 def _both_forms(subject: Subject, setting: Setting) -> str | None:
     claims = subject.claims
     if claims.labels == "indices":
-        return "only class indices are claimed"
+        return "only class indices are declared"
     other = _other_form(subject)
     return None if other is not None else "the other form of labels is not known to be taken"
 
@@ -502,7 +506,7 @@ def forms(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
         target = volume.target
     elif volume.is_one_hot:
         if not (volume.target.sum(1) == 1).all():
-            return  # classes overlap, and no label map says so
+            return  # classes overlap, which a label map cannot express
         target = volume.target.argmax(1)[:, None]
     else:
         target = one_hot(volume.target, volume.channels)
@@ -517,7 +521,7 @@ def forms(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
 
 @law(
     "19d",
-    "a mask leaves voxels out, or weighs them",
+    "a mask leaves voxels out, or weights them",
     level=Level.formula,
     because="a mask multiplies the voxels in every sum",
     oracle="the loss and the gradient without those voxels, and with a voxel of weight k in it k times",

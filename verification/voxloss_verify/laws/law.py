@@ -29,7 +29,7 @@ class Law:
         number: its place among the laws; the file that it stands in names the range.
         part: a letter where one number has several parts, else empty.
         name: in a few words.
-        level: what it says of a loss that it is broken, `because` of what.
+        level: what a broken check means for a loss, `because` of what.
         statement: what must be true, with the equation.
         oracle: what the loss is compared with.
         tolerance: how far off a loss may be.
@@ -111,7 +111,7 @@ def law(
 
 def close(
     what: str,
-    got: ArrayLike,
+    received: ArrayLike,
     expected: ArrayLike,
     tolerance: float,
     dtype: str | None = None,
@@ -120,7 +120,7 @@ def close(
 
     `dtype` of the value, for its distance in ULP.
     """
-    found, wanted = np.asarray(got, np.float64), np.asarray(expected, np.float64)
+    found, wanted = np.asarray(received, np.float64), np.asarray(expected, np.float64)
     if found.size != wanted.size:
         shapes = f"{what}: shape {list(found.shape)} for {list(wanted.shape)}"
         return Finding(shapes, None, None, tolerance, float("inf"))
@@ -135,7 +135,7 @@ def close(
     one, other, error = float(found[worst]), float(wanted[worst]), float(errors[worst])
     if errors.size > 1:
         what = f"{what} at {[int(i) for i in worst]}"
-    # Beside 0 the spacing is that of the smallest numbers, and says nothing.
+    # Beside 0 the spacing is that of the smallest numbers, and has no meaning.
     ulp = error / spacing(other, dtype) if dtype is not None and np.isfinite(error) and other else None
     magnitude = float(abs(wanted[np.isfinite(wanted)]).max(initial=0.0))
     return Finding(what, one, other, tolerance, error, ulp, magnitude=magnitude)
@@ -164,10 +164,10 @@ def of_scores(subject: Subject) -> str | None:
 
 
 def is_true(
-    what: str, statement: bool | np.bool_, got: float | None = None, code: tuple[str, ...] = ()
+    what: str, statement: bool | np.bool_, received: float | None = None, code: tuple[str, ...] = ()
 ) -> Finding:
     """A statement that has no distance: its error is 0 or infinite."""
-    return Finding(what, got, None, 0.0, 0.0 if statement else float("inf"), code=code)
+    return Finding(what, received, None, 0.0, 0.0 if statement else float("inf"), code=code)
 
 
 def close_value(

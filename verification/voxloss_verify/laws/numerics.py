@@ -65,7 +65,7 @@ def _half_volumes(subject: Subject, setting: Setting) -> Iterator[Volume]:
     oracle="the exact value for the rounded inputs",
     tolerance="LOSS of half-precision inputs",
     domain=lambda subject, setting: (
-        None if set(HALF) & set(subject.claims.dtypes) else "no half-precision dtype is claimed"
+        None if set(HALF) & set(subject.claims.dtypes) else "no half-precision dtype is declared"
     ),
     strategy=lambda claims: volumes(claims, dtypes=HALF),
     given=_half_volumes,
@@ -100,7 +100,7 @@ def _autocast_volumes(subject: Subject, setting: Setting) -> Iterator[Volume]:
     oracle="the exact value for the half-precision logits that a network returns under autocast",
     tolerance="LOSS and GRADIENT of half-precision inputs",
     domain=lambda subject, setting: (
-        "no half-precision dtype is claimed"
+        "no half-precision dtype is declared"
         if not set(HALF) & set(subject.claims.dtypes)
         else "its input is probabilities, of which no network makes half-precision ones under autocast"
         if subject.claims.activation == "none"

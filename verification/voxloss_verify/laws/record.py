@@ -45,11 +45,11 @@ class Finding:
     """
 
     what: str
-    got: float | None
+    received: float | None
     expected: float | None
     tolerance: float
     error: float
-    ulp: float | None = None  # |got − expected| in units in the last place of the returned dtype
+    ulp: float | None = None  # |received − expected| in units in the last place of the returned dtype
     volume: Volume | None = None  # what showed it, if it is not the volume that was examined
     other: Volume | None = None  # what that volume is compared with
     code: tuple[str, ...] = ()  # what is done with `loss`, `input` and `target` before the loss is called
@@ -67,11 +67,11 @@ class Finding:
         return self.error <= self.tolerance
 
     def __str__(self) -> str:
-        got = "" if self.got is None else f", got {self.got:.17g}"
+        received = "" if self.received is None else f", received {self.received:.17g}"
         if self.expected is None:
-            return f"expected {self.what}{got}"
+            return f"expected {self.what}{received}"
         return (
-            f"{self.what}: expected {self.expected:.17g}{got}, "
+            f"{self.what}: expected {self.expected:.17g}{received}, "
             f"off by {self.error:.3g}, tolerance {self.tolerance:.3g}"
         )
 
@@ -129,14 +129,14 @@ class CounterExample:
         return "\n".join(lines)
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write the volume as a pair of NIfTI files per item, channels last, and the snippet beside them."""
+        """Write the volume as a pair of NIfTI files per sample, channels last, and the snippet beside them."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         paths = []
         for prefix, volume in (("", self.volume), ("other_", self.other)):
             for part, array in _parts(volume):
                 for item, image in enumerate(array):
-                    path = folder / f"{self.stem}_{prefix}item{item}_{part}.nii.gz"
+                    path = folder / f"{self.stem}_{prefix}sample{item}_{part}.nii.gz"
                     save_nifti(path, _as_image(image), self.volume.affine)
                     paths.append(path)
         script = folder / f"{self.stem}.py"
@@ -160,7 +160,7 @@ class CounterExample:
                 lines.append(f"{name} = torch.tensor({text}, dtype=torch.{dtype}).reshape{shape}{without}")
                 continue
             where = "" if folder is None else f"{folder.as_posix()}/"
-            files = f"f'{where}{self.stem}_{prefix}item{{i}}_{part}.nii.gz' for i in range({len(array)})"
+            files = f"f'{where}{self.stem}_{prefix}sample{{i}}_{part}.nii.gz' for i in range({len(array)})"
             shape = (len(array), *array.shape[2:], array.shape[1])
             lines += [
                 "import nibabel, numpy",

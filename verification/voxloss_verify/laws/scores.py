@@ -42,7 +42,7 @@ def _equals(what: str, found: Outcome, wanted: Image) -> Finding:
     entered=METRIC_LAWS,
 )
 def score(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
-    """Dice = 2 TP / (P + G), IoU = TP / (P + G − TP), generalised Dice = 2 Σ w TP / Σ w (P + G)."""
+    """Dice = 2 TP / (P + G), IoU = TP / (P + G − TP), Generalized Dice = 2 Σ w TP / Σ w (P + G)."""
     yield _equals("score", subject.value(volume), hard.value(subject.claims, volume))
 
 
@@ -50,8 +50,8 @@ def score(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
     "41",
     "empty prediction, empty reference",
     level=Level.formula,
-    because="what is declared where the formula has 0 in its denominator, or nothing to find",
-    oracle="the policy that is claimed",
+    because="what is declared where the formula has 0 in its denominator, or the reference is empty",
+    oracle="the policy that is declared",
     tolerance="rounding of the returned dtype",
     given=lambda subject, setting: _empties(subject.claims),
     entered=METRIC_LAWS,

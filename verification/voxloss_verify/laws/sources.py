@@ -50,7 +50,7 @@ def read_pairs(prediction: Path, reference: Path) -> list[LabelPair]:
         if len(known) > MAX_CLASSES:
             raise ValueError(
                 f"{case.prediction}: expected a label map, and at most {MAX_CLASSES} labels in it and "
-                f"{case.reference}, got {len(known)}, as in an image"
+                f"{case.reference}, received {len(known)}, as in an image"
             )
         p, g = (np.searchsorted(known, labels).astype(np.int64) for labels in (p, g))
         affine = np.vstack([files[1].affine, [0, 0, 0, 1]])
@@ -168,7 +168,7 @@ def _drawn(claims: Claims) -> Labels:
 
 
 def cube(claims: Claims, edge: int, dtype: str, seed: int) -> Volume:
-    """A cube of `edge`³ voxels (in fewer axes: as many), rare classes, logits that lean to the truth."""
+    """A cube of `edge`³ voxels (in fewer axes: as many), rare classes, logits that favour the ground truth."""
     return _cube(
         claims.activation,
         _drawn(claims),

@@ -1,5 +1,5 @@
-"""Wrong losses, which the laws must catch: the proof that the suite catches anything.
+"""Mutation testing: incorrect losses, which the laws must detect.
 
-`textbook` correct losses, a method per step; `mutants` each with one step wrong; `kill_matrix` which law catches
+`textbook` correct losses, a method per step; `mutants` each with one step wrong; `kill_matrix` which law detects
 which.
 """

@@ -1,4 +1,4 @@
-"""Which law catches which wrong loss: the suite's own proof. `voxloss verify --mutants` prints it."""
+"""Mutation testing: which law detects which mutant. `voxloss verify --mutants` prints it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from voxloss_verify.laws.record import Record, Status
 from voxloss_verify.laws.setting import PROFILES, Profile, Setting
 from voxloss_verify.mutants.mutants import CANNOT, CONTROLS, MUTANTS, Specimen
 
-# What is enough for the mistakes at hand; in cubes of these sizes, that of rounding shows as well.
+# Enough for these mutants; cubes of these sizes show rounding errors as well.
 PROFILE = replace(PROFILES["quick"], examples=20, sizes=(32, 48))
 # Workers would each start processes of their own for these.
 WITH_PROCESSES = ("28a",)
@@ -75,7 +75,7 @@ class KillMatrix:
 
     @property
     def idle(self) -> list[str]:
-        """The laws that caught no wrong loss."""
+        """The laws that detected no mutant."""
         useful = {record.law for mutant in self.mutants for record in mutant.broken}
         return [law.id for law in self.laws if law.id not in useful]
 
@@ -141,7 +141,7 @@ def _trials(
     # Not forked: threads, such as that of a progress bar, do not survive a fork.
     executor = ProcessPoolExecutor(max(1, jobs), multiprocessing.get_context("spawn"))
     try:
-        # The workers inherit deafness to Ctrl-C; this process hears it and ends them.
+        # The workers inherit the disabled SIGINT; this process handles Ctrl-C and ends them.
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if there else None
         try:
             tasks = [executor.submit(_run_there, each, profile, seed, there) for each in specimens if there]

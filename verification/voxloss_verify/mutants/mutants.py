@@ -1,8 +1,8 @@
-# ruff: noqa: D102  # `Textbook` says what each method is for, and the class what is wrong with it
-"""Wrong losses, each of which a law must catch: a suite that catches nothing proves nothing.
+# ruff: noqa: D102  # `Textbook` documents each method, and the class its error
+"""Mutants: incorrect losses, each of which a law must detect.
 
-Each changes one method of `Textbook` and is entered with the laws that speak of its mistake. `CANNOT` says why
-some laws can catch none here.
+Each changes one method of `Textbook` and is entered with the laws that must detect it. `CANNOT` has the reasons
+why some laws detect none here.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ class Specimen:
 MUTANTS: list[Specimen] = []
 
 CANNOT = {
-    "26": "more than 2³¹ elements need a GPU; voxloss's tests run it on wrong losses with fewer",
+    "26": "more than 2³¹ elements need a GPU; voxloss's tests run it on mutants with fewer",
     "28b": "only voxloss has backends; voxloss's tests break one",
 }
 
 
 def caught_by(*laws: str, **kwargs: Any) -> Callable[[type[Textbook]], type[Textbook]]:
-    """Enter a wrong loss, with its arguments and the laws that must catch it."""
+    """Enter a mutant, with its arguments and the laws that must detect it."""
 
     def enter(loss: type[Textbook]) -> type[Textbook]:
         MUTANTS.append(Specimen(loss, kwargs, laws))
@@ -143,7 +143,7 @@ class ErrorsTwice(Textbook):
 
 @caught_by("8", **FOCAL)
 class GammaUpsideDown(Textbook):
-    """The exponent is 1/γ where γ is claimed."""
+    """The exponent is 1/γ where γ is declared."""
 
     def power(self, distance: Tensor) -> Tensor:
         return distance.clamp(min=2.0**-23) ** (1 / self.gamma)
@@ -151,7 +151,7 @@ class GammaUpsideDown(Textbook):
 
 @caught_by("9", **TVERSKY)
 class AlphaAndBetaSwapped(Textbook):
-    """α weighs the misses, β the false alarms."""
+    """α weights false negatives, β false positives."""
 
     def fraction(self, i: Tensor, p: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         return super().fraction(i, g, p)
@@ -194,7 +194,7 @@ class IntersectionDetached(Textbook):
 
 @caught_by("13a", **SOFTMAX)
 class LastVoxelsCountMore(Textbook):
-    """Voxels weigh more towards the end of the last axis."""
+    """The weight of voxels increases along the last axis."""
 
     def total(self, x: Tensor) -> Tensor:
         return super().total(x * torch.linspace(1, 2, x.shape[-1], dtype=x.dtype, device=x.device))
@@ -202,7 +202,7 @@ class LastVoxelsCountMore(Textbook):
 
 @caught_by("13b", **SOFTMAX)
 class LastClassesCountMore(Textbook):
-    """Classes weigh more the later they come."""
+    """The weight of classes increases with their number."""
 
     def losses(self, i: Tensor, p: Tensor, g: Tensor) -> Tensor:
         losses = super().losses(i, p, g)
@@ -235,7 +235,7 @@ class MeansForSums(Textbook):
 
 @caught_by("16", **BATCH)
 class BatchMean(Textbook):
-    """Sums are averaged over the items, beside the smoothing."""
+    """Sums are averaged over the samples, beside the smoothing."""
 
     def gather(self, sums: Tensor) -> Tensor:
         return sums.mean(0, keepdim=True)
@@ -243,7 +243,7 @@ class BatchMean(Textbook):
 
 @caught_by("16", **BATCH)
 class BatchForgotten(Textbook):
-    """Each item has a ratio of its own, whatever `batch` says."""
+    """Each sample has a ratio of its own, whatever `batch` is."""
 
     def gather(self, sums: Tensor) -> Tensor:
         return sums
@@ -251,7 +251,7 @@ class BatchForgotten(Textbook):
 
 @caught_by("16b", **SOFTMAX)
 class LargeItemsCountMore(Textbook):
-    """The mean over items is weighted by their voxels of the last class."""
+    """The mean over samples is weighted by their voxels of the last class."""
 
     def losses(self, i: Tensor, p: Tensor, g: Tensor) -> Tensor:
         size = g[:, -1:] + 1
@@ -371,7 +371,7 @@ class TargetSquared(Textbook):
 
 
 class _Quotient(torch.autograd.Function):
-    """n/d whose derivative is a constant to whoever asks for the next one."""
+    """n/d whose first derivative is a constant to the second derivative."""
 
     @staticmethod
     def forward(ctx: Any, n: Tensor, d: Tensor) -> Tensor:
@@ -566,7 +566,7 @@ class GraphBreak(Textbook):
 
 
 def _operator(name: str, fake: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Σ p·g over voxels as an operator of torch; `fake` says what comes out, without computing it."""
+    """Σ p·g over voxels as an operator of torch; `fake` returns the shape without computing it."""
 
     def forward(p: Tensor, g: Tensor) -> Tensor:
         return (p * g).flatten(2).sum(2)
@@ -598,14 +598,14 @@ class OwnOperator(Textbook):
 
 @caught_by("28d", **SOFTMAX)
 class WrongFake(Textbook):
-    """An operator that tells compilers a shape that it does not have."""
+    """An operator that declares a wrong shape to compilers."""
 
     def sums(self, p: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return _overlap_wrong(p, g), *super().sums(p, g)[1:]
 
 
 class Masked(Textbook):
-    """A third argument says how much each voxel counts."""
+    """A third argument is the weight of each voxel."""
 
     weights: Tensor | None = None
 
@@ -652,7 +652,7 @@ class SoftmaxBesideSigmoid(TextbookCompound):
 
 @caught_by("20", "25b", **COMPOUND, hardest=30.0)
 class HardestOfEachItem(TextbookCompound):
-    """Cross entropy is of the hardest voxels of each item."""
+    """Cross entropy is of the hardest voxels of each sample."""
 
     def hardest_of(self, loss: Tensor, voxels: Tensor) -> Tensor:
         items = (slice(b, b + 1) for b in range(len(loss)))
@@ -677,7 +677,7 @@ class LambdasSwapped(TextbookCompound):
 
 @caught_by("20", "24", **SOFTMAX, focus=2.0)
 class FocusPlusOne(TextbookCompound):
-    """The focal loss has γ + 1 where γ is claimed."""
+    """The focal loss has γ + 1 where γ is declared."""
 
     def focused(self, log: Tensor) -> Tensor:
         return super().focused(log) * -torch.expm1(log)
@@ -705,7 +705,7 @@ class LogarithmOfAProbability(TextbookCompound):
 
 @caught_by("29a")
 class WorstIfEmpty(Textbook):
-    """Nothing to find and nothing found costs 1."""
+    """An empty target and an empty prediction cost 1."""
 
     def ratio(self, numerator: Tensor, denominator: Tensor) -> Tensor:
         return numerator / torch.where(denominator == 0, 1.0, denominator)
@@ -713,7 +713,7 @@ class WorstIfEmpty(Textbook):
 
 @caught_by("29b", **SOFTMAX)
 class EmptyAccepted(Textbook):
-    """A mean over no items."""
+    """A mean over no samples."""
 
     def check_shapes(self, input: Tensor, target: Tensor) -> None:
         if input.numel():
@@ -755,7 +755,7 @@ class LargestLabelInNoRegion(Textbook):
 
 @caught_by("31a", **REGIONS)
 class UnknownLabelsInNoRegion(Textbook):
-    """A label beyond the largest of the regions is background, in silence."""
+    """A label beyond the largest of the regions is background, without an error."""
 
     def check_target(self, target: Tensor, channels: int) -> None:
         if self.regions is None:
@@ -764,7 +764,7 @@ class UnknownLabelsInNoRegion(Textbook):
 
 @caught_by("31a", **SOFTMAX)
 class LabelsClipped(Textbook):
-    """Labels of C and above count as C − 1, in silence."""
+    """Labels of C and above count as C − 1, without an error."""
 
     def check_target(self, target: Tensor, channels: int) -> None:
         pass
@@ -775,7 +775,7 @@ class LabelsClipped(Textbook):
 
 @caught_by("31b", **SOFTMAX)
 class Broadcasting(Textbook):
-    """One item may meet a target of two."""
+    """One sample may meet a target of two."""
 
     def check_shapes(self, input: Tensor, target: Tensor) -> None:
         super().check_shapes(input, target[: len(input)])
@@ -805,12 +805,12 @@ class SingleInside(Textbook):
 
 
 def _right(loss: type[Textbook]) -> type[Textbook]:
-    """What a wrong loss is made of."""
+    """What a mutant is made of."""
     return TextbookCompound if issubclass(loss, TextbookCompound) else Textbook
 
 
 def _controls() -> list[Specimen]:
-    """The textbook with the arguments of each wrong loss, and the correct ones that some are made of."""
+    """The textbook with the arguments of each mutant, and the correct losses that some are made of."""
     each = [Specimen(_right(mutant.loss), mutant.kwargs) for mutant in MUTANTS]
     each += [
         Specimen(SingleInside, SOFTMAX),

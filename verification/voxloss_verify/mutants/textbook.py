@@ -13,11 +13,11 @@ from voxloss_verify.oracle.claims import OF_THE_CALL, Claims, Family
 
 
 class Textbook(nn.Module):
-    """A region loss as its formulas say: the whole volume at once, in float64. It knows nothing of voxloss's.
+    """A region loss as in its formula: the whole volume at once, in float64, without code of voxloss.
 
     `family` and what it means are those of `Claims`. A one-hot target may be soft; `soft_label` takes Σ min(p, g)
     for Σ p·g. `weight` is one number for each class that counts. Without reduction the result is [B, C], with
-    `batch` [1, C], of generalised Dice [B, 1] or [1, 1].
+    `batch` [1, C], of Generalized Dice [B, 1] or [1, 1].
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Textbook(nn.Module):
 
     @property
     def claims(self) -> Claims:
-        """What the arguments say that the loss is."""
+        """The properties that follow from the arguments."""
         return Claims(
             family=self.family,
             smooth_nr=self.smooth_nr,
@@ -100,7 +100,7 @@ class Textbook(nn.Module):
         if self.regions is not None and (self.softmax or self.to_onehot_y or self.ignore_index is not None):
             raise ValueError("regions: expected neither softmax nor to_onehot_y nor ignore_index beside them.")
         if self.family not in get_args(Family) or self.reduction not in ("mean", "sum", "none"):
-            raise ValueError(f"family, reduction: got {self.family!r}, {self.reduction!r}.")
+            raise ValueError(f"family, reduction: received {self.family!r}, {self.reduction!r}.")
 
     def check_shapes(self, input: Tensor, target: Tensor) -> None:
         """Refuse what is no pair of tensors that fit together, or empty."""
@@ -108,7 +108,7 @@ class Textbook(nn.Module):
             raise TypeError("expected two tensors, the first of floating point.")
         channels = 1 if self.to_onehot_y or self.regions is not None else input.shape[1]
         if target.shape != (len(input), channels, *input.shape[2:]) or not input.numel():
-            raise ValueError(f"got shapes {list(input.shape)} and {list(target.shape)}.")
+            raise ValueError(f"received shapes {list(input.shape)} and {list(target.shape)}.")
         if self.softmax and input.shape[1] == 1:
             raise ValueError("softmax over one channel is always 1.")
 
@@ -129,7 +129,7 @@ class Textbook(nn.Module):
         if not (self.softmax or self.sigmoid):
             p = self.mask(input.detach().double(), self.valid_mask(target))
             if not ((p >= 0) & (p <= 1)).all():
-                raise ValueError("expected probabilities, got values outside [0, 1].")
+                raise ValueError("expected probabilities, received values outside [0, 1].")
 
     def precise(self, input: Tensor) -> Tensor:
         """In the dtype to compute in."""
@@ -192,7 +192,7 @@ class Textbook(nn.Module):
         return self.total(self.overlap(p, g)), self.total(p**power), self.total(g**power)
 
     def gather(self, sums: Tensor) -> Tensor:
-        """Sum over items, if they count together."""
+        """Sum over samples, if they count together."""
         return sums.sum(0, keepdim=True) if self.batch else sums
 
     def fraction(self, i: Tensor, p: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
@@ -207,7 +207,7 @@ class Textbook(nn.Module):
         return i, i + self.alpha * (p - i) + self.beta * (g - i)
 
     def region_weights(self, g: Tensor) -> Tensor:
-        """1/g² relative to the item's largest; a class without target has the largest."""
+        """1/g² relative to the sample's largest; a class without target has the largest."""
         smallest = torch.where(g > 0, g, torch.inf).amin(1, keepdim=True)
         return torch.where(g > 0, smallest / torch.where(g > 0, g, 1.0), 1.0) ** 2
 
@@ -216,7 +216,7 @@ class Textbook(nn.Module):
         return numerator + self.smooth_nr, denominator + self.smooth_dr
 
     def ratio(self, numerator: Tensor, denominator: Tensor) -> Tensor:
-        """The score, which is 1 where there is nothing to find and nothing was found."""
+        """The score, which is 1 for an empty target and an empty prediction."""
         empty = denominator == 0
         return torch.where(empty, 1.0, numerator / torch.where(empty, 1.0, denominator))
 
@@ -229,7 +229,7 @@ class Textbook(nn.Module):
         return 1.0 if self.weight is None else self.weight
 
     def losses(self, i: Tensor, p: Tensor, g: Tensor) -> Tensor:
-        """One per item and class."""
+        """One per sample and class."""
         return self.class_weights() * self.power(1 - self.ratio(*self.smooth(*self.fraction(i, p, g))))
 
     def reduce(self, losses: Tensor) -> Tensor:
@@ -242,7 +242,7 @@ class Textbook(nn.Module):
 class TextbookCompound(Textbook):
     """λ · region loss + λ · mean over voxels, of all classes: cross entropy or, with `focus`, focal loss.
 
-    `weight` is one number for each channel, of both; Generalised Dice has none here. `focus` is γ of focal loss,
+    `weight` is one number for each channel, of both; Generalized Dice has none here. `focus` is γ of focal loss,
     `hardest` how many percent of the voxels cross entropy is of.
     """
 

@@ -1,4 +1,4 @@
-"""What a loss says of itself: its formula, its options, its conventions. The laws hold it to that."""
+"""The declared properties of a loss: its formula, options and conventions, which the checks compare it with."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ OF_THE_CALL = (
 
 @runtime_checkable
 class Formula(Protocol):
-    """A formula that is known by what it does, for an item of so many classes.
+    """A formula that is known by what it does, for a sample of so many classes.
 
     If it has an attribute `extra_sums`, these sums, by voxloss's names, follow intersection, prediction and
     target in what it takes.
@@ -101,12 +101,12 @@ class Claims:
     | focal_tversky | offset − (1 − Tversky)^exponent is the loss |
     | log_cosh_dice | offset − 1 + log cosh(1 − Dice) is the loss |
     | logarithmic_dice | offset − 1 + (−log Dice)^exponent is the loss |
-    | generalized_dice | (2 Σ_c w TP + s_n) / (Σ_c w (Σp + Σg) + s_d), one per item |
+    | generalized_dice | (2 Σ_c w TP + s_n) / (Σ_c w (Σp + Σg) + s_d), one per sample |
     | mcc | (TP·TN − FP·FN + s_n) / √((TP + FP)(TP + FN)(TN + FP)(TN + FN) + s_d), 1 if FP = FN = 0 |
     | sensitivity_specificity | r Σ g(g − p)² / Σg + (1 − r) Σ (1 − g)(g − p)² / Σ(1 − g) is the loss, 0/0 = 0 |
     | formula | what the loss's own `formula` makes of the sums is the loss |
     | dice_metric, iou_metric | the score itself, of hard label maps: 2 TP / (P + G), TP / (P + G − TP) |
-    | generalized_dice_metric | the same of 2 Σ_c w TP / Σ_c w (P + G), one per item |
+    | generalized_dice_metric | the same of 2 Σ_c w TP / Σ_c w (P + G), one per sample |
 
     | family | loss |
     |---|---|
@@ -115,13 +115,13 @@ class Claims:
     | logarithmic_cross_entropy | the mean over voxels of Σ_c w √(Σf/f_c) g (−log p)^γ |
     | compound | Σ λ·part |
 
-    Under a sigmoid, or with a single channel, cross entropy and focal loss are a yes-or-no question for each
-    channel: with a term in 1 − g, p and log(1 − p) as well (for focal loss its factor is 1 − α if α is one
-    number), and the mean is over voxels and classes. Otherwise an ignored class is one of the answers, though no
-    voxel's right one.
+    Under a sigmoid, or with a single channel, cross entropy and focal loss have independent binary
+    channels: with a term in 1 − g, p and log(1 − p) as well (for focal loss its factor is 1 − α if α is one
+    number), and the mean is over voxels and classes. Otherwise an ignored class is still one of the mutually
+    exclusive classes, though never the correct one.
 
-    What concerns the call (`OF_THE_CALL`) a compound claims for its parts, which repeat it; what concerns the
-    formula they claim themselves.
+    A compound declares the properties of the call (`OF_THE_CALL`) for its parts, which repeat them; the parts
+    declare those of the formula.
 
     Args:
         smooth_nr, smooth_dr: s_n and s_d, in voxels.
@@ -132,15 +132,16 @@ class Claims:
         focused: which classes have the power: of focal loss perhaps the background only, of focal Tversky perhaps
             the foreground only. The background is channel 0 of several that are one answer.
         linear_below: below this a power of a distance, or of a logarithm, is its chord from 0; 0 if it never is.
-        penalty: k of generalised Dice, of whose loss x it makes x / (1 + k(1 − x)).
+        penalty: k of Generalized Dice, of whose loss x it makes x / (1 + k(1 − x)).
         inside: r of the error inside of the target.
-        frequencies: f of each channel, of a yes-or-no question a share of 1; None for the voxels of the batch.
-        weight_type, weight_scale: w = 1/(Σg)², 1/Σg or 1, divided by the item's largest finite one if
-            "relative"; a class without target has the item's largest finite w, or 1 if there is none; of a metric
+        frequencies: f of each channel, under a sigmoid a fraction of 1; None for the voxels of the batch.
+        weight_type, weight_scale: w = 1/(Σg)², 1/Σg or 1, divided by the sample's largest finite one if
+            "relative"; a class without target has the sample's largest finite w, or 1 if there is none; of a
+            metric
             that leaves it out 0.
-        class_weight: a factor for the loss of each class, for generalised Dice on w; one number, or one for
+        class_weight: a factor for the loss of each class, for Generalized Dice on w; one number, or one for
             each class that counts. The mean is not divided by it, but that of cross entropy.
-        label_smoothing: ε of cross entropy, whose target is (1 − ε) g + ε/C, of a yes-or-no question ε/2.
+        label_smoothing: ε of cross entropy, whose target is (1 − ε) g + ε/C, under a sigmoid ε/2.
         hardest: k of cross entropy, which is of the max(1, ⌊N k/100⌋) of the batch's N voxels where it is
             largest; those that are equal to the last of them share what is left.
         balance: α of focal loss: one number, for a softmax 1 − α for the background, or one for each class that
@@ -151,26 +152,26 @@ class Claims:
         activation: what the loss itself applies to its input.
         labels: "map" [B, 1, ...], "indices" [B, ...], "one-hot" [B, C, ...], or "regions": a map, each channel is
             where its label is in one of the `regions`.
-        regions: of each channel the labels; every choice of channels must be that of a label, as in
-            [[1, 3], [2, 3]], so that any target can be given.
-        either_labels: of a label map and one-hot, the loss takes the other form, too, and tells them apart.
+        regions: the labels of each channel; every combination of channels must belong to a label, as in
+            [[1, 3], [2, 3]], so that any target can be expressed.
+        either_labels: the loss takes both a label map and one-hot, and distinguishes them.
         soft_labels: a one-hot target may hold any value in [0, 1].
         spatial_dims: how many spatial axes the loss takes.
         channels: the number of channels, if it is fixed.
         include_background, classes: which channels count; a single channel always does.
         average: "macro", a loss per class; "micro", the sums of all classes in one ratio.
-        batch: the sums run over the items, too.
-        reduction, unreduced: over items and classes; the shape without reduction, in letters and ones. A sum of
-            cross entropy is over voxels, of focal loss over items and classes, each the mean of an item's voxels;
-            without reduction neither is claimed, nor a compound.
+        batch: the sums run over the samples, too.
+        reduction, unreduced: over samples and classes; the shape without reduction, in letters and ones. A sum of
+            cross entropy is over voxels, of focal loss over samples and classes, each the mean of a sample's
+            voxels; without reduction neither is declared, nor a compound.
         offset: 1 for 1 − score, 0 for −score.
         ignore_index: voxels with this label count as deleted, and the class does not count.
         map: what the loss is given beside the target: the checks make it of the target, the "skeleton" as the
             whole of it, the "distance" as 1 − 2g, of the partitions "nearest" and "components" one cell for each
             sample.
         empty: the score where the denominator is 0; of a metric, where prediction and reference are empty.
-        absent: whether classes without target count; else they are left out of the mean over items and classes,
-            or of the mean over the classes of each item, which then are averaged. Of a metric, they are NaN.
+        absent: whether classes without target count; else they are left out of the mean over samples and classes,
+            or of the mean over the classes of each sample, which then are averaged. Of a metric, they are NaN.
             "perfect": they count, and their score is 1 for every prediction.
         dtypes: of the input.
         precision: what the loss computes in: "float32" is as exact for float64 inputs as for those of float32.
@@ -178,7 +179,7 @@ class Claims:
             then over the samples; or of all at once. Without reduction, `unreduced` "C" is the mean over samples.
         shards: how data may be split over processes so that each computes its share of the loss, DDP averages
             the gradients, and the sum is that of one process. None: equal batch shards, if the loss is a mean
-            over items, or over voxels of which every item has as many.
+            over samples, or over voxels of which every sample has as many.
         compiles: torch.compile(fullgraph=True) takes it.
     """
 
@@ -236,36 +237,40 @@ class Claims:
                 object.__setattr__(self, name, tuple(value))
                 value = tuple(value)
             if not _fits(value, hint):
-                raise ValueError(f"claim {name}: expected {_spelled(hint)}, got {value!r}.")
+                raise ValueError(f"claim {name}: expected {_spelled(hint)}, received {value!r}.")
         for name in ("smooth_nr", "smooth_dr", "alpha", "beta", "linear_below", "penalty", "inside"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"claim {name}: expected a number ≥ 0, got {getattr(self, name)!r}.")
+                raise ValueError(f"claim {name}: expected a number ≥ 0, received {getattr(self, name)!r}.")
         if not 0 <= self.label_smoothing <= 1:
-            raise ValueError(f"claim label_smoothing: expected a number in [0, 1], got {self.label_smoothing!r}.")
+            raise ValueError(
+                f"claim label_smoothing: expected a number in [0, 1], received {self.label_smoothing!r}."
+            )
         if not 0 < self.hardest <= 100 or (self.hardest < 100 and self.family != "cross_entropy"):
             raise ValueError(
-                f"claim hardest: expected percent in (0, 100] of cross entropy, got {self.hardest!r} of "
+                f"claim hardest: expected percent in (0, 100] of cross entropy, received {self.hardest!r} of "
                 f"{self.family}."
             )
         if self.family in FOCAL and not 0 <= self.gamma < math.inf:
-            raise ValueError(f"claim gamma: expected a number ≥ 0, got {self.gamma!r}.")
+            raise ValueError(f"claim gamma: expected a number ≥ 0, received {self.gamma!r}.")
         inverted = self.family not in FOCAL and self.gamma_as != "1-gamma"
         if not math.isfinite(self.gamma) or (inverted and not self.gamma):
-            raise ValueError(f"claim gamma: expected a number other than 0, got {self.gamma!r}.")
+            raise ValueError(f"claim gamma: expected a number other than 0, received {self.gamma!r}.")
         if (self.family == "compound") != bool(self.parts):
             raise ValueError(
                 "claim parts: a compound has some, no other family has. They are given in Python, as "
                 "Claims(family='compound', parts=((factor, Claims(...)), ...))."
             )
         if (self.family == "formula") != (self.formula is not None):
-            raise ValueError(f"claim formula: expected one of the family of that name only, got {self.family}.")
+            raise ValueError(
+                f"claim formula: expected one of the family of that name only, received {self.family}."
+            )
         if not self.dtypes or not set(self.dtypes) <= set(DTYPES):
-            raise ValueError(f"claim dtypes: expected some of {', '.join(DTYPES)}, got {list(self.dtypes)}.")
+            raise ValueError(f"claim dtypes: expected some of {', '.join(DTYPES)}, received {list(self.dtypes)}.")
         if self.channels is not None and self.channels < 1:
-            raise ValueError(f"claim channels: expected a number ≥ 1, got {self.channels}.")
+            raise ValueError(f"claim channels: expected a number ≥ 1, received {self.channels}.")
         if (self.labels == "regions") != (self.regions is not None):
             raise ValueError(
-                f'claim regions: expected labels="regions" beside them, and with that some, got labels='
+                f'claim regions: expected labels="regions" beside them, and with that some, received labels='
                 f'"{self.labels}", regions={self.regions}.'
             )
         if self.regions is not None:
@@ -273,15 +278,16 @@ class Claims:
             if missing or self.activation == "softmax" or self.soft_labels:
                 raise ValueError(
                     "claim regions: expected for each choice of channels a label that is in these regions and no "
-                    "other, as [[1, 3], [2, 3]], and neither a softmax nor soft labels, got "
+                    "other, as [[1, 3], [2, 3]], and neither a softmax nor soft labels, received "
                     f"{[list(region) for region in self.regions]}, activation={self.activation}."
                 )
         if not all(part in ("B", "C") or part.isdecimal() for part in self.unreduced.split()):
             raise ValueError(
-                f"claim unreduced: expected letters B, C and numbers like 'B C 1 1 1', got {self.unreduced!r}."
+                "claim unreduced: expected letters B, C and numbers like 'B C 1 1 1', received "
+                f"{self.unreduced!r}."
             )
         if self.reduction == "none" and (self.by_voxel or self.parts):
-            raise ValueError(f'claim reduction: expected "mean" or "sum" of {self.family}, got "none".')
+            raise ValueError(f'claim reduction: expected "mean" or "sum" of {self.family}, received "none".')
         shared = {name: getattr(self, name) for name in OF_THE_CALL}
         parts = tuple((float(factor), replace(part, **shared)) for factor, part in self.parts)
         object.__setattr__(self, "parts", parts)
@@ -328,7 +334,7 @@ class Claims:
 
     @property
     def may_be_nan(self) -> bool:
-        """Whether there are volumes for which not a number is claimed."""
+        """Whether there are volumes for which not a number is declared."""
         return any(each.empty == "nan" for each in self.formulas)
 
     @property
@@ -361,7 +367,7 @@ class Claims:
         return {"all": True, "background": background, "foreground": not background}[self.focused]
 
     def is_binary(self, channels: int) -> bool:
-        """Whether each of so many channels is a question of its own, and not one answer of many."""
+        """Whether the channels are independent and binary, instead of mutually exclusive classes."""
         return channels == 1 or self.activation == "sigmoid"
 
     def counting(self, channels: int) -> list[int]:
@@ -394,7 +400,7 @@ class Claims:
             return [1.0 if value is None else value] * count
         if len(value) != count:
             raise ValueError(
-                f"claim {name}: expected {count} numbers, one per class that counts, got {list(value)}."
+                f"claim {name}: expected {count} numbers, one per class that counts, received {list(value)}."
             )
         return list(value)
 
@@ -433,14 +439,14 @@ class Claims:
 
     @property
     def shard_kinds(self) -> tuple[Shards, ...]:
-        """The splits that are claimed, by name or by being a mean over items."""
+        """The splits that are declared, by name or by being a mean over samples."""
         if self.shards is not None:
             return self.shards
         return ("equal batch",) if self.is_mean_of_items else ()
 
     @property
     def is_mean_of_items(self) -> bool:
-        """Whether a batch costs the mean of what its items cost each by itself, for items of one size."""
+        """Whether a batch costs the mean of what its samples cost each by itself, for samples of one size."""
         if self.parts:
             return all(part.is_mean_of_items for _, part in self.parts)
         if self.by_voxel:
@@ -450,7 +456,7 @@ class Claims:
 
     @property
     def _divides_alike(self) -> bool:
-        """Whether a mean over voxels is divided by the same for any items of one size, if no voxel is ignored."""
+        """Whether a mean over voxels has the same divisor for any samples of one size without ignored voxels."""
         if self.family == "logarithmic_cross_entropy" and self.frequencies is None:
             return False
         if self.family in FOCAL or self.activation == "sigmoid":
@@ -462,14 +468,14 @@ class Claims:
 def parse_claims(pairs: Iterable[str], start: Claims | None = None, family: str | None = None) -> Claims:
     """Change `start`, or the defaults of a family, by "name=value" pairs; values are JSON or bare words.
 
-    Raises ValueError that says which claims there are, or what a value should be.
+    Raises ValueError that lists the properties, or names the expected value.
     """
     given: dict[str, Any] = {}
     hints = get_type_hints(Claims)
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
-            raise ValueError(f"claim: expected name=value like alpha=0.3, got {pair!r}.")
+            raise ValueError(f"claim: expected name=value like alpha=0.3, received {pair!r}.")
         names = [field.name for field in fields(Claims) if field.name not in ("formula", "parts")]
         if name not in names:
             near = get_close_matches(name, names, 1)
@@ -486,7 +492,7 @@ def parse_claims(pairs: Iterable[str], start: Claims | None = None, family: str 
         return replace(start, **given)
     if "family" not in given:
         families = ", ".join(get_args(Family))
-        raise ValueError(f"what the loss claims to be is not known: say --as with one of {families}.")
+        raise ValueError(f"the family of the loss is not known. Set --as to one of {families}.")
     return Claims(**given)
 
 

@@ -1,8 +1,8 @@
 """The independent witness for cross entropy and focal loss: logarithms and sums in extended precision.
 
-Nothing here knows torch or voxloss. Shapes are `[B, C, ...]`; the target has one channel per class. One answer of
-many classes has a term for what is there; a yes-or-no question for each channel also one for what is not. With
-n = 1 − p these are −g n^γ log p and −(1 − g) p^γ log n, and with γ = 0 those of cross entropy.
+This module uses neither torch nor voxloss. Shapes are `[B, C, ...]`; the target has one channel per class.
+Mutually exclusive classes have a term for positives; independent binary channels also have one for negatives.
+With n = 1 − p these are −g n^γ log p and −(1 − g) p^γ log n, and with γ = 0 those of cross entropy.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _terms(claims: Claims, v: Voxels, valid_mask: NDArray[np.bool_]) -> Iterator
 
 
 def _counted(claims: Claims, v: Voxels, valid_mask: NDArray[np.bool_], times: int) -> Voxels:
-    """Choose the hardest voxels, where these alone are claimed, each of which is there so many times."""
+    """Choose the hardest voxels, where these alone are declared, each of which is there so many times."""
     if claims.hardest == 100:
         return v
     hard = np.where(valid_mask, -sum(_terms(claims, v, valid_mask)), -np.inf)
@@ -161,7 +161,7 @@ def _focus_there(claims: Claims, channel: int, channels: int) -> float:
 
 
 def _log(claims: Claims, log: Image) -> tuple[Image, Image]:
-    """What stands for a logarithm, −(−log)^γ where a power of it is claimed, and the derivative."""
+    """What stands for a logarithm, −(−log)^γ where a power of it is declared, and the derivative."""
     if claims.family != "logarithmic_cross_entropy":
         return log, np.ones_like(log)
     near, gamma = claims.linear_below, claims.gamma
@@ -213,7 +213,7 @@ def _shares(claims: Claims, g: Image, channels: int, voxels: int) -> tuple[Image
 
 
 def _by_frequency(claims: Claims, g: Image, voxels: int) -> tuple[Image, Image]:
-    """√(Σf/f_c) of the channels that count; of a yes-or-no question √(1/f) and √(1/(1 − f))."""
+    """√(Σf/f_c) of the channels that count; of binary channels √(1/f) and √(1/(1 − f))."""
     channels = g.shape[1]
     counting, ones = claims.counting(channels), np.ones(len(claims.counting(channels)), g.dtype)
     if claims.family != "logarithmic_cross_entropy":
@@ -232,7 +232,7 @@ def _by_frequency(claims: Claims, g: Image, voxels: int) -> tuple[Image, Image]:
 
 
 def _divisors(claims: Claims, v: Voxels, times: int) -> Image:
-    """What the terms of each item are divided by, `[B]`; infinite where there is nothing to divide."""
+    """What the terms of each sample are divided by, `[B]`; infinite where there is nothing to divide."""
     channels = v.g.shape[1]
     counting = claims.counting(channels)
     voxels = v.counted.reshape(len(v.g), -1).sum(1)

@@ -78,7 +78,7 @@ def valid_mask(claims: Claims, volume: Volume) -> NDArray[np.bool_]:
 
 
 def region_sums(claims: Claims, volume: Volume) -> list[list[Sums]]:
-    """The exact sums of every item and channel."""
+    """The exact sums of every sample and channel."""
     of_all = claims.family in confusion.FAMILIES or bool(_extra_sums(claims))
     if volume.sums is not None and not of_all:
         return [list(row) for row in volume.sums]
@@ -185,7 +185,7 @@ def probability_gradient(claims: Claims, volume: Volume) -> NDArray[np.float64]:
 
 
 def sum_derivatives(claims: Claims, rows: Rows) -> list[list[Derivatives]]:
-    """∂(sum of the losses)/∂I and /∂P for every item and channel; 0 for channels that do not count."""
+    """∂(sum of the losses)/∂I and /∂P for every sample and channel; 0 for channels that do not count."""
     items, channels = len(rows), len(rows[0])
     counting = claims.counting(channels)
     entering = _entering(claims, rows)
@@ -311,7 +311,7 @@ def _entering(claims: Claims, rows: Rows) -> list[list[Sums]]:
 
 
 def _region_weights(claims: Claims, row: Sequence[Sums], channels: int) -> list[Fraction]:
-    """w of generalised Dice."""
+    """w of Generalized Dice."""
     power = {"square": 2, "simple": 1, "uniform": 0}[claims.weight_type]
     raw = [1 / s.target**power if s.target else None for s in row]
     largest = max((w for w in raw if w is not None), default=Fraction(1))
@@ -323,7 +323,7 @@ def _region_weights(claims: Claims, row: Sequence[Sums], channels: int) -> list[
 
 
 def _generalized(claims: Claims, row: Sequence[Sums], channels: int) -> tuple[Fraction, Fraction, list[Fraction]]:
-    """Numerator and denominator of generalised Dice, and w."""
+    """Numerator and denominator of Generalized Dice, and w."""
     weights = _region_weights(claims, row, channels)
     if claims.overlap == "min":
         row = [replace(s, intersection=s.soft_intersection) for s in row]

@@ -42,7 +42,7 @@ def volumes(
     samples: int = 2,
     ignored: bool = True,
 ) -> Volume:
-    """Draw a volume that a loss with such claims can be given; its name tells the draws of a kind.
+    """Draw a volume for a loss with such properties; its name identifies the kind of draw.
 
     `prediction`: "hard" p of 0 and 1; "soft" moderate ones;
     "any" also extreme logits and perfect predictions. `target`: soft only where the loss takes it.

@@ -34,7 +34,7 @@ def counts(claims: Claims, volume: Volume) -> NDArray[np.int64]:
 
 
 def value(claims: Claims, volume: Volume) -> NDArray[np.float64]:
-    """The scores `[B, C]`, of generalised Dice `[B, 1]`, or their mean without NaN: by sample, then of all."""
+    """The scores `[B, C]`, of Generalized Dice `[B, 1]`, or their mean without NaN: by sample, then of all."""
     both, predicted, reference = counts(claims, volume)
     if claims.family == "generalized_dice_metric":
         items = zip(both.tolist(), predicted.tolist(), reference.tolist(), strict=True)
@@ -59,7 +59,7 @@ def _mean(scores: NDArray[np.float64]) -> float:
 
 
 def _score(claims: Claims, both: int, predicted: int, reference: int) -> float:
-    """2 TP / (P + G) or TP / (P + G − TP), and what is claimed of empty ones."""
+    """2 TP / (P + G) or TP / (P + G − TP), and what is declared of empty ones."""
     if not reference and claims.absent != "count":
         return 1.0 if claims.absent == "perfect" else float("nan")
     if not predicted + reference:
@@ -70,7 +70,7 @@ def _score(claims: Claims, both: int, predicted: int, reference: int) -> float:
 
 
 def _generalized(claims: Claims, both: list[int], predicted: list[int], reference: list[int]) -> float:
-    """2 Σ_c w TP / Σ_c w (P + G) of the classes of one item."""
+    """2 Σ_c w TP / Σ_c w (P + G) of the classes of one sample."""
     power = {"square": 2, "simple": 1, "uniform": 0}[claims.weight_type]
     known = [Fraction(1, g**power) if g else None for g in reference]
     largest = max((w for w in known if w is not None), default=Fraction(1))

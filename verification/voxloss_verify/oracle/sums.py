@@ -74,11 +74,11 @@ def sums(prediction: Image, target: Image) -> Sums:
     to 53 bits, and so is every product of two float64 values.
     """
     if prediction.shape != target.shape:
-        raise ValueError(f"expected two images of one shape, got {prediction.shape} and {target.shape}")
+        raise ValueError(f"expected two images of one shape, received {prediction.shape} and {target.shape}")
     if prediction.dtype.kind in "biu" and target.dtype.kind in "biu":
         p, g = prediction != 0, target != 0
         if (prediction > 1).any() or (target > 1).any():
-            raise ValueError("expected masks of 0 and 1, got a label map; see label_sums")
+            raise ValueError("expected masks of 0 and 1, received a label map; see label_sums")
         both, predicted, wanted = (Fraction(int(np.count_nonzero(mask))) for mask in (p & g, p, g))
         return Sums(both, both, predicted, predicted, wanted, wanted)
     p, g = _rationals(prediction), _rationals(target)
@@ -96,7 +96,7 @@ def pair_counts(prediction: Image, target: Image) -> Counter[tuple[Any, Any]]:
     Runs of one pair are found first, and only they are sorted: label maps are piecewise constant.
     """
     if prediction.shape != target.shape:
-        raise ValueError(f"expected two images of one shape, got {prediction.shape} and {target.shape}")
+        raise ValueError(f"expected two images of one shape, received {prediction.shape} and {target.shape}")
     counts: Counter[tuple[Any, Any]] = Counter()
     # In the order in which NIfTI stores voxels, and so without a copy.
     predicted, wanted = prediction.ravel(order="F"), target.ravel(order="F")
@@ -138,7 +138,7 @@ def tversky(
 def generalized_dice(
     classes: Sequence[Sums], weight_type: str = "square", smooth_nr: Number = 0, smooth_dr: Number = 0
 ) -> Fraction:
-    """GD = (2 Σ_c w TP + s_n) / (Σ_c w(Σp + Σg) + s_d) over the classes of one item.
+    """GD = (2 Σ_c w TP + s_n) / (Σ_c w(Σp + Σg) + s_d) over the classes of one sample.
 
     w = 1/(Σg)², 1/Σg or 1 ("square", "simple", "uniform"), divided by the largest finite w; where Σg = 0 it is 1.
     """
@@ -152,7 +152,7 @@ def generalized_dice(
 
 
 def _ratio(numerator: Fraction, denominator: Fraction) -> Fraction:
-    """Nothing to find and nothing found is a score of 1."""
+    """An empty target and an empty prediction have a score of 1."""
     return numerator / denominator if denominator else Fraction(1)
 
 

@@ -22,7 +22,7 @@ def chosen_device(name: str, option: str = "--device") -> torch.device:
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise ValueError(
-            f"{option}: expected auto, cpu, or a device that this torch can use, got {name!r} ({reason}). "
+            f"{option}: expected auto, cpu, or a device that this torch can use, received {name!r} ({reason}). "
             "auto chooses one."
         ) from error
     return device

@@ -74,7 +74,7 @@ def adapted(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> Flattene
 def claims_of_function(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> Claims | None:
     """What a function of a known library claims with these arguments; None for any other function.
 
-    Raises ValueError for arguments that cannot be claimed.
+    Raises ValueError for arguments that cannot be declared.
     """
     if _name(function) not in _FAMILIES or _library(function) not in ("sklearn", "nnunetv2"):
         return None
@@ -92,10 +92,12 @@ def _name(function: Callable[..., Any]) -> str:
 def _sklearn(family: Family, kwargs: Mapping[str, Any]) -> Claims:
     unknown = sorted({*kwargs} - {"average", "labels", "zero_division"})
     if unknown:
-        raise ValueError(f"claims cannot be read off {', '.join(unknown)}: give them.")
+        raise ValueError(f"properties cannot be read from {', '.join(unknown)}: give them.")
     average = kwargs.get("average", "binary")
     if average not in ("binary", "macro", None):
-        raise ValueError(f"claims cannot be read off average={average!r}: expected 'binary', 'macro' or None.")
+        raise ValueError(
+            f"properties cannot be read from average={average!r}: expected 'binary', 'macro' or None."
+        )
     claims: dict[str, Any] = {"family": family, "empty": _empty(kwargs.get("zero_division", "warn")), **_MAPS}
     if average == "binary":
         return Claims(**claims, channels=2, include_background=False)
@@ -105,7 +107,7 @@ def _sklearn(family: Family, kwargs: Mapping[str, Any]) -> Claims:
         claims["empty"] = "nan"  # the labels are those that are in one of the images
     else:
         raise ValueError(
-            "claims cannot be read off average=None without labels, whose scores depend on the images."
+            "properties cannot be read from average=None without labels, whose scores depend on the images."
         )
     if average is None:
         claims |= {"reduction": "none", "unreduced": "C"}
@@ -134,6 +136,7 @@ def _of_labels(name: str, labels: Any) -> dict[str, Any]:
     """The claims of the classes that have a score each."""
     if not isinstance(labels, Sequence) or not labels or not all(isinstance(c, int) and c >= 0 for c in labels):
         raise ValueError(
-            f"claims cannot be read off {name}: expected numbers of classes, as [0, 1, 2], got {labels!r}."
+            f"properties cannot be read from {name}: expected numbers of classes, as [0, 1, 2], received "
+            f"{labels!r}."
         )
     return {"channels": max(2, *(c + 1 for c in labels)), "classes": tuple(labels)}

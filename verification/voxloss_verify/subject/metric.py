@@ -68,7 +68,7 @@ def called(metric: Any, claims: Claims, batches: list[tuple[Tensor, Tensor]]) ->
     * update, compute, reset: torchmetrics;
     * a call per batch, aggregate, reset: MONAI and voxloss, whose calls return the scores without reduction;
     * a function of (prediction, reference), or of another library's form as `adapted` makes one of it; of scores
-      with names, the one that is claimed.
+      with names, the one that is declared.
     """
     if all(hasattr(metric, name) for name in ("update", "compute", "reset")):
         metric.reset()

@@ -30,9 +30,9 @@ T = TypeVar("T")
 
 # All in seconds. How long a rank may take to import torch, on a machine however busy.
 _IMPORT = 300.0
-# How long to look for a rank that died after another one raised: its peers may notice first.
+# How long to search for a rank that died after another one raised: its peers may notice first.
 _DEATH = 0.5
-# How long a rank may take to leave when it is asked to, before it is killed.
+# How long a rank may take to exit on request, before it is killed.
 _LEAVE = 2.0
 
 # sys.path comes from the parent before anything is imported, for a folder's own `signal.py` not to come first.
@@ -40,7 +40,7 @@ _INTERPRETER = "import sys; sys.path[:] = sys.argv[1:]; from voxloss_verify.subj
 
 
 class RanksError(RuntimeError):
-    """A rank died, raised or did not answer in time; says which one, and the exception's type and text.
+    """A rank died, raised or did not answer in time; names the rank, and the exception's type and text.
 
     The cause of an exception raised in a rank is its traceback there.
     """
@@ -56,7 +56,9 @@ class Ranks:
 
     def __init__(self, size: int, timeout: float = 60.0) -> None:
         if size < 1 or not 0 < timeout < math.inf:
-            raise ValueError(f"expected a positive size and a finite timeout, got size={size}, timeout={timeout}")
+            raise ValueError(
+                f"expected a positive size and a finite timeout, received size={size}, timeout={timeout}"
+            )
         self.size = size
         self.timeout = timeout
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -76,7 +78,7 @@ class Ranks:
         are killed, since others may wait for it for ever; only a result that cannot be pickled leaves them be.
         """
         if len(arguments) != self.size:
-            raise ValueError(f"expected arguments for {self.size} ranks, got them for {len(arguments)}")
+            raise ValueError(f"expected arguments for {self.size} ranks, received them for {len(arguments)}")
         tasks = [pickled(function, of_rank) for of_rank in arguments]
         try:
             if not self._processes:
@@ -129,7 +131,7 @@ class Ranks:
     def _ask(self, tasks: Sequence[bytes], timeout: float) -> list[_Answer]:
         """Let every rank do its task; answers by rank. Raises RanksError for the first that fails."""
         heard: queue.SimpleQueue[tuple[int, _Answer | None]] = queue.SimpleQueue()
-        # With threads, a rank that does not even read cannot block the others, and Ctrl-C is heard.
+        # With threads, a rank that does not even read cannot block the others, and Ctrl-C is handled.
         for rank, (process, task) in enumerate(zip(self._processes, tasks, strict=True)):
             threading.Thread(target=_converse, args=(rank, process, task, heard), daemon=True).start()
         answers: dict[int, _Answer] = {}
@@ -152,7 +154,7 @@ class Ranks:
         missing = [str(rank) for rank in range(self.size) if rank not in answers]
         if missing:
             ranks = f"rank{'s' if len(missing) > 1 else ''} {', '.join(missing)}"
-            raise RanksError(f"expected an answer of {ranks} within {timeout:g} s, got none")
+            raise RanksError(f"expected an answer of {ranks} within {timeout:g} s, received none")
         return [answers[rank] for rank in range(self.size)]
 
     def _kill(self) -> None:
@@ -182,7 +184,7 @@ class _RemoteTraceback(Exception):
 
 
 class _Answer(NamedTuple):
-    """What a rank says; `raised` if the function did so, and no result if it cannot be pickled."""
+    """A rank's answer; `raised` if the function did so, and no result if it cannot be pickled."""
 
     result: bytes | None
     error: str = ""
@@ -205,7 +207,8 @@ def pickled(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
         _Pickler(stream).dump((function, arguments))
     except Exception as error:  # whatever a __reduce__ raises
         raise ValueError(
-            f"expected a function of an importable module and arguments that can be pickled, got {_line(error)}"
+            "expected a function of an importable module and arguments that can be pickled, received "
+            f"{_line(error)}"
         ) from error
     return stream.getvalue()
 
@@ -253,8 +256,8 @@ def _serve() -> None:
     """Call what comes and answer, until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     tasks, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    # What functions read and print must not get among tasks and answers. Nothing reads what libraries in C++ say
-    # on stdout: torch 2.8 greets there.
+    # What functions read and print must not get among tasks and answers. Nothing reads what C++ libraries print
+    # on stdout, as torch 2.8 does.
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 1)
@@ -321,7 +324,7 @@ def _join(store: str, rank: int, size: int, timeout: float) -> None:
 
 
 def _leave() -> None:
-    """As torch asks for, though gloo ends quietly without; but not by importing it only to leave at once."""
+    """As torch requires, though gloo exits without it; but torch is not imported for this alone."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_initialized():
         distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""What losses and metrics of known libraries claim, read off an instance. No library is imported."""
+"""The properties of losses and metrics of known libraries, read from an instance. No library is imported."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def map_of(loss: Any) -> MapName | None:
         return name
     joined = {bool(part.joined) for part in loss.modules() if hasattr(part, "joined")}
     if name is not None or len(joined) > 1:
-        raise ValueError("claims cannot be read off a loss of two maps: expected one partition alone.")
+        raise ValueError("properties cannot be read from a loss of two maps: expected one partition alone.")
     return "components" if joined.pop() else "nearest"
 
 
@@ -50,12 +50,13 @@ def _call(loss: Any) -> dict[str, Any]:
     """What concerns the call of a loss like MONAI's."""
     for name in ("other_act", "pre_softmax"):
         if getattr(loss, name, None) is not None:
-            raise ValueError(f"claims cannot be read off a loss with {name}: give them.")
+            raise ValueError(f"properties cannot be read from a loss with {name}: give them.")
     ignored = getattr(loss, "ignore_index", None)
     if not _is_ours(loss) and ignored is not None and 0 <= ignored < 255:
         raise ValueError(
-            f"claims cannot be read off ignore_index={ignored}: whether the class of that number counts is not "
-            "documented. Give them."
+            f"properties cannot be read from ignore_index={ignored}: whether the class of that number "
+            "counts is not "
+            "documented. Declare them."
         )
     softmax = getattr(loss, "use_softmax", None)
     if softmax is None:
@@ -192,7 +193,7 @@ def _compound(loss: Any) -> Claims | None:
     parts: list[tuple[float, Claims]] = []
     for factor, name in loss.weighted_parts:
         share = float(getattr(loss, factor))
-        if not share:  # nothing is claimed of what adds nothing
+        if not share:  # nothing is declared of what adds nothing
             continue
         part = claims_of(getattr(loss, name))
         if part is None:
@@ -276,15 +277,19 @@ def _cellwise(loss: Any) -> Claims | None:
     claims = replace(part, **_call(loss), batch=False)
     if not claims.is_mean_of_items:
         raise ValueError(
-            "claims cannot be read off a mean over cells of means that are over more voxels in one than in the "
-            "other (ignored ones, class weights, one-hot targets of a softmax), or leave out classes. Give them."
+            "properties cannot be read from a mean over cells of means that are over more voxels in one "
+            "than in the "
+            "other (ignored ones, class weights, one-hot targets of a softmax), or leave out classes. "
+            "Declare them."
         )
     return claims
 
 
 def _log_cosh_dice(loss: Any) -> Claims:
     if loss.jaccard:
-        raise ValueError("claims cannot be read off jaccard=True: log cosh is claimed of Dice only. Give them.")
+        raise ValueError(
+            "properties cannot be read from jaccard=True: log cosh is declared of Dice only. Declare them."
+        )
     return _monai_like(loss, "log_cosh_dice")
 
 
@@ -301,13 +306,13 @@ def _nnunet(loss: Any) -> Claims:
         name = getattr(loss.apply_nonlin, "__name__", None)
         if name not in _NONLINEARITIES:
             raise ValueError(
-                "claims cannot be read off apply_nonlin: expected None, nnU-Net's softmax_helper_dim1 or "
-                f"torch.sigmoid, got {name or type(loss.apply_nonlin).__name__}."
+                "properties cannot be read from apply_nonlin: expected None, nnU-Net's softmax_helper_dim1 or "
+                f"torch.sigmoid, received {name or type(loss.apply_nonlin).__name__}."
             )
         activation = _NONLINEARITIES[name]
     clip = getattr(loss, "clip_tp", None)
     if clip is not None:
-        raise ValueError(f"claims cannot be read off clip_tp: expected None, got {clip!r}.")
+        raise ValueError(f"properties cannot be read from clip_tp: expected None, received {clip!r}.")
     return Claims(
         family="dice",
         smooth_nr=float(loss.smooth),
@@ -381,7 +386,7 @@ def _enhanced_tversky(loss: Any) -> Claims:
 
 
 def _formula(loss: Any) -> Claims | None:
-    """Of a loss that is a `per_class` and nothing else: all that is said of it but the formula."""
+    """The properties of a loss that is a `per_class` and nothing else, without the formula."""
     from voxloss_verify.subject.formula import OwnFormula
 
     base = next(kind for kind in type(loss).__mro__ if kind.__name__ == "RegionLoss")
@@ -390,7 +395,7 @@ def _formula(loss: Any) -> Claims | None:
     if not set(loss.extra_sums) <= set(EXTRA_SUMS):
         others = sorted(set(loss.extra_sums) - set(EXTRA_SUMS))
         raise ValueError(
-            f"claims cannot be read off a formula of {others}: expected some of {', '.join(EXTRA_SUMS)} in "
+            f"properties cannot be read from a formula of {others}: expected some of {', '.join(EXTRA_SUMS)} in "
             "`extra_sums`, whose exact sums are known here."
         )
     shape = ("C" if loss.batch else "B C") + " 1" * 3 * loss.keeps_spatial_axes
@@ -401,7 +406,7 @@ def _kornia(loss: Any, family: Family, **own: Any) -> Claims:
     ignored = loss.ignore_index
     if ignored is not None and 0 <= ignored < 255:
         # Its pixels do not count, but the class of that number enters average="micro" with its false positives.
-        raise ValueError(f"claims cannot be read off ignore_index={ignored}, which may be that of a class.")
+        raise ValueError(f"properties cannot be read from ignore_index={ignored}, which may be that of a class.")
     micro = own.get("average") == "micro"
     return Claims(
         family=family,
@@ -409,7 +414,8 @@ def _kornia(loss: Any, family: Family, **own: Any) -> Claims:
         activation="softmax",
         labels="indices",
         spatial_dims=2,
-        # An item whose pixels are all ignored costs 1, which no claim says of a mean over the classes present.
+        # A sample whose pixels are all ignored costs 1, which no property expresses for a mean over the classes
+        # present.
         ignore_index=ignored if micro else None,
         absent="count" if micro else "skip per item",
         empty="worst",
@@ -419,7 +425,9 @@ def _kornia(loss: Any, family: Family, **own: Any) -> Claims:
 
 def _kornia_dice(loss: Any) -> Claims:
     if loss.weight is not None:
-        raise ValueError("claims cannot be read off weight: expected None, as the mean is divided by weights.")
+        raise ValueError(
+            "properties cannot be read from weight: expected None, as the mean is divided by weights."
+        )
     return _kornia(loss, "dice", average=loss.average)
 
 
@@ -432,7 +440,8 @@ def _kornia_focal(loss: Any, **own: Any) -> Claims:
     ignored = loss.ignore_index
     if ignored is not None and 0 <= ignored < 255:
         raise ValueError(
-            f"claims cannot be read off ignore_index={ignored}, as ignored pixels count in the mean over pixels."
+            f"properties cannot be read from ignore_index={ignored}, as ignored pixels count in the mean "
+            "over pixels."
         )
     claims: dict[str, Any] = {
         "activation": "softmax",
@@ -449,7 +458,7 @@ def _kornia_binary_focal(loss: Any) -> Claims:
     if loss.pos_weight is not None:
         if loss.alpha is not None:
             raise ValueError(
-                "claims cannot be read off pos_weight beside alpha: expected one of them to be None."
+                "properties cannot be read from pos_weight beside alpha: expected one of them to be None."
             )
         own["balance"] = _numbers(loss.pos_weight)
     return _kornia_focal(loss, **own)
@@ -460,7 +469,7 @@ def _require(loss: Any, **wanted: Any) -> None:
     for name, value in wanted.items():
         given = getattr(loss, name)
         if given != value:
-            raise ValueError(f"claims cannot be read off {name}: expected {value!r}, got {given!r}.")
+            raise ValueError(f"properties cannot be read from {name}: expected {value!r}, received {given!r}.")
 
 
 def _smp_call(loss: Any, activation: Literal["softmax", "sigmoid"]) -> dict[str, Any]:
@@ -469,7 +478,8 @@ def _smp_call(loss: Any, activation: Literal["softmax", "sigmoid"]) -> dict[str,
     if ignored is not None and (loss.mode != "multiclass" or 0 <= ignored < 255):
         # Other modes leave out single channels; and an ignored class counts in the mean over classes.
         raise ValueError(
-            f"claims cannot be read off ignore_index={ignored} with mode={loss.mode!r}: expected None or, with "
+            f"properties cannot be read from ignore_index={ignored} with mode={loss.mode!r}: expected None "
+            "or, with "
             "mode='multiclass', a number that is no class."
         )
     channels = 1 if loss.mode == "binary" else None
@@ -518,12 +528,14 @@ def _smp_tversky(loss: Any) -> Claims:
 
 
 def _smp_focal(loss: Any) -> Claims:
-    """A yes-or-no question for each class, also of mode multiclass."""
+    """Independent binary channels, also with mode multiclass."""
     _require(loss, from_logits=True, reduction="mean")
     options = loss.focal_loss_fn.keywords
     for name, wanted in (("normalized", False), ("reduced_threshold", None)):
         if options[name] != wanted:
-            raise ValueError(f"claims cannot be read off {name}: expected {wanted}, got {options[name]!r}.")
+            raise ValueError(
+                f"properties cannot be read from {name}: expected {wanted}, received {options[name]!r}."
+            )
     return Claims(
         family="focal",
         gamma=float(options["gamma"]),
@@ -544,7 +556,7 @@ _GENERALIZED_DICE_FOCAL = _monai_compound(
 def _monai_metric(metric: Any, family: Family) -> Claims:
     """Of the call, which returns the scores of each sample and class."""
     if getattr(metric, "per_component", False):
-        raise ValueError("claims cannot be read off a metric of connected components.")
+        raise ValueError("properties cannot be read from a metric of connected components.")
     return Claims(
         family=family,
         reduction="none",
@@ -568,11 +580,13 @@ def _overlap_metric(metric: Any) -> Claims:
 def _torchmetrics(metric: Any, family: Family) -> Claims:
     """Of label maps without a channel axis, or of masks; a class in neither image is left out."""
     if metric.input_format == "mixed":
-        raise ValueError("claims cannot be read off a metric with input_format='mixed'.")
+        raise ValueError("properties cannot be read from a metric with input_format='mixed'.")
     if getattr(metric, "average", "macro") in ("micro", "weighted"):
-        raise ValueError(f"claims cannot be read off a metric with average={metric.average!r}.")
+        raise ValueError(f"properties cannot be read from a metric with average={metric.average!r}.")
     if family == "iou_metric" and metric.per_class:
-        raise ValueError("claims cannot be read off per_class=True: a class in neither image has the score -1.")
+        raise ValueError(
+            "properties cannot be read from per_class=True: a class in neither image has the score -1."
+        )
     by_class = getattr(metric, "average", "macro") in ("none", None)
     return Claims(
         family=family,
@@ -591,7 +605,7 @@ def _torchmetrics(metric: Any, family: Family) -> Claims:
 def _monai_generalized_dice_metric(metric: Any) -> Claims:
     if not metric.sum_over_classes:
         raise ValueError(
-            f"claims cannot be read off reduction: expected 'mean' or 'sum', got {metric.reduction!r}."
+            f"properties cannot be read from reduction: expected 'mean' or 'sum', received {metric.reduction!r}."
         )
     read = _monai_metric(metric, "generalized_dice_metric")
     weights: Any = metric.weight_type.value
@@ -601,7 +615,7 @@ def _monai_generalized_dice_metric(metric: Any) -> Claims:
 def _torchmetrics_generalized_dice(metric: Any) -> Claims:
     if metric.per_class:
         raise ValueError(
-            "claims cannot be read off a metric with per_class=True, which weights change nothing of."
+            "properties cannot be read from a metric with per_class=True, which weights change nothing of."
         )
     weights: Any = {"linear": "uniform"}.get(metric.weight_type, metric.weight_type)
     # The weight of a class without reference is one of other samples of the batch: of a single sample 0.

@@ -26,11 +26,11 @@ from voxloss_verify.subject.readers import claims_of
 
 
 class TargetError(ValueError):
-    """The loss cannot be loaded, made or called; the message is one line that says why."""
+    """The loss cannot be loaded, constructed or called; the message is one line with the reason."""
 
 
 class Raised(Exception):
-    """The loss raised on a volume that it should take; the cause says what."""
+    """The loss raised on a volume that it should take; the cause is the error."""
 
     def __str__(self) -> str:
         return f"raised {said(self.__cause__)}"
@@ -38,7 +38,7 @@ class Raised(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came back: the value in its own shape, its dtype, and the gradient [B, C, ...] if it was computed."""
+    """The result: the value in its own shape, its dtype, and the gradient [B, C, ...] if it was computed."""
 
     value: NDArray[np.float64]
     dtype: str
@@ -112,8 +112,8 @@ class Subject:
         except (Exception, SystemExit) as error:
             raise Raised from error
         if not isinstance(value, Tensor) or not value.is_floating_point():
-            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise Raised from TypeError(f"returned {got}, expected a floating-point torch.Tensor")
+            received = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise Raised from TypeError(f"returned {received}, expected a floating-point torch.Tensor")
         return value
 
     def value(self, volume: Volume) -> Outcome:
@@ -153,7 +153,7 @@ def subject_of(
     device: str | torch.device = "cpu",
     change: Callable[[Claims | None], Claims] | None = None,
 ) -> Subject:
-    """Find a loss, make it, and read off what it claims.
+    """Find a loss, construct it, and read its properties.
 
     Args:
         loss: "module:Name", "file.py:Name", a class, an instance or a function (input, target) -> Tensor.
@@ -195,9 +195,9 @@ def subject_of(
             call = f"lambda input, target: {attribute}(input, target, {given})" if kwargs else attribute
         source += f"\nloss = {call if inspect.isfunction(found) or isinstance(loss, str) else repr(found)}"
     else:
-        raise TargetError(f"{name}: expected a class or a callable loss, got {type(found).__name__}.")
+        raise TargetError(f"{name}: expected a class or a callable loss, received {type(found).__name__}.")
     if not callable(instance):
-        raise TargetError(f"{name}: expected a loss to be called with (input, target), got {instance!r}.")
+        raise TargetError(f"{name}: expected a loss to be called with (input, target), received {instance!r}.")
     if isinstance(instance, nn.Module):
         instance = instance.to(device)
     try:
@@ -207,7 +207,8 @@ def subject_of(
         raise TargetError(f"{name}: {error}") from error
     if claims is None:
         raise TargetError(
-            f"{name}: what it claims to be cannot be read off a {type(instance).__name__}: give claims."
+            f"{name}: the properties of a {type(instance).__name__} cannot be read from it: declare them "
+            "(claims)."
         )
     instance, source = _with_map(instance, claims), source + _hook_source(claims)
     return Subject(name, instance, claims, source, torch.device(device), make, kwargs)
@@ -217,7 +218,7 @@ def _with_map(loss: Any, claims: Claims) -> Any:
     """A loss that needs a map, given one at every call."""
     if claims.map is not None:
         if not isinstance(loss, nn.Module):
-            raise TargetError(f"claim map: expected it of a torch.nn.Module, got {type(loss).__name__}.")
+            raise TargetError(f"claim map: expected it of a torch.nn.Module, received {type(loss).__name__}.")
         loss.register_forward_pre_hook(MapOfTarget(claims.map, claims.regions))
     return loss
 
@@ -247,7 +248,9 @@ def _load(target: str) -> tuple[Any, str]:
     """Import "module:Name" or "file.py:Name"; return the object, and the source that imports it."""
     where, colon, attribute = target.rpartition(":")
     if not colon or not where or not attribute:
-        raise TargetError(f"expected module:Name or file.py:Name, as in monai.losses:DiceLoss, got {target!r}.")
+        raise TargetError(
+            f"expected module:Name or file.py:Name, as in monai.losses:DiceLoss, received {target!r}."
+        )
     try:
         if where.endswith(".py"):
             module = _import_file(Path(where))

@@ -11,7 +11,7 @@ from pathlib import Path
 NAME = "nnUNetTrainerVoxloss.py"
 
 # nnU-Net imports that folder's modules whichever trainer it looks for: this one must not fail without voxloss.
-MODULE = '''"""Written by `python -m voxloss.integrations.nnunet`, which takes it away again with --remove."""
+MODULE = '''"""Written by `python -m voxloss.integrations.nnunet`, which deletes it with --remove."""
 
 try:
     from voxloss.integrations.nnunet.trainers import *
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="write there, and not into nnU-Net's own trainer folder; nnU-Net 2.8 or newer also searches the "
         "folders named by the environment variable nnUNet_extTrainer",
     )
-    parser.add_argument("--remove", action="store_true", help="take the module away again")
+    parser.add_argument("--remove", action="store_true", help="delete the module")
     given = parser.parse_args(arguments)
     try:
         path = (given.folder or trainer_folder()).resolve() / NAME
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     print(f"wrote {path}")
     if given.folder:
-        print(f'say: export nnUNet_extTrainer="{path.parent}"')
+        print(f'next: export nnUNet_extTrainer="{path.parent}"')
     print("then: nnUNetv2_train DATASET 3d_fullres 0 -tr nnUNetTrainerVoxloss")
     return 0
 

@@ -24,7 +24,7 @@ class NNUNetScale(nn.Module):
         loss: a loss that is 0 at a perfect prediction.
         by_channel: the same for one channel per region.
         ignored_last: regions with an ignore label. Then such a target is `[B, C + 1, spatial...]`, and its last
-            channel says which voxels are as if they were not there.
+            channel marks the voxels to ignore.
     """
 
     def __init__(

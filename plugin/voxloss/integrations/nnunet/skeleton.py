@@ -53,7 +53,8 @@ class SkeletonScale(NNUNetScale):
         """Return the loss, `[]`."""
         if target.shape[1] != 2:
             raise ShapeError(
-                f"target: expected [B, 2, spatial...], the labels and their skeleton, got {list(target.shape)}. "
+                "target: expected [B, 2, spatial...], the labels and their skeleton, received "
+                f"{list(target.shape)}. "
                 "A trainer with transforms of its own passes them through "
                 "voxloss.integrations.nnunet.skeleton.with_skeleton."
             )

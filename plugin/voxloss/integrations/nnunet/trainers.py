@@ -5,15 +5,15 @@
 What `nnUNetTrainer` configures is kept: `batch_dice` of the plans, Dice without background and with 1e-5 of
 smoothing, a softmax for labels and a sigmoid for regions, the weights of deep supervision, and −1 as the loss of
 a perfect prediction. On the same tensors value and gradient of `nnUNetTrainerVoxloss` are those of
-`nnUNetTrainer`, except here:
+`nnUNetTrainer`, except for:
 
-* A voxel with the ignore label is as if it were not there. nnU-Net multiplies it by 0, and NaN · 0 is NaN.
+* A voxel with the ignore label is equivalent to a deleted voxel. nnU-Net multiplies it by 0, and NaN · 0 is NaN.
 * Regions with an ignore label: binary cross entropy is the mean over voxels and regions, as it is without an
   ignore label. nnU-Net divides the sum over voxels and regions by the number of voxels, so that with R regions it
-  weighs R times as much beside Dice, even if no voxel is ignored.
-* Several processes: the loss is that of one process with the whole batch. nnU-Net's is, for Dice with
+  counts R times as much beside Dice, even if no voxel is ignored.
+* Distributed training: the loss is that of one process with the whole batch. So is nnU-Net's Dice with
   `batch_dice`; all else it averages over the processes, each with a mean of its own, which differs if they have
-  different numbers of items or of voxels that are not ignored.
+  different numbers of samples or of voxels that are not ignored.
 * Regions stay labels: the loaders do not expand them to a channel each (`ConvertSegmentationToRegionsTransform`),
   and what they send to the device is the label map. Only validation, which counts by channel, makes the channels,
   on the device.
@@ -137,7 +137,7 @@ def _regions(labels: Any) -> list[list[int]]:
 
 
 class nnUNetTrainerVoxlossTversky(nnUNetTrainerVoxloss):
-    """Tversky + cross entropy: what is missed costs more than what is found wrongly (α = 0.3, β = 0.7)."""
+    """Tversky + cross entropy: a false negative costs more than a false positive (α = 0.3, β = 0.7)."""
 
     def region_loss(self, **configured: Any) -> StatisticsLoss:
         """Return the loss, 0 at a perfect prediction."""
@@ -145,7 +145,7 @@ class nnUNetTrainerVoxlossTversky(nnUNetTrainerVoxloss):
 
 
 class nnUNetTrainerVoxlossFocalTversky(nnUNetTrainerVoxloss):
-    """Focal Tversky + cross entropy: (1 − TI)^(3/4) stays steep for classes that are already good (γ = 4/3)."""
+    """Focal Tversky + cross entropy: (1 − TI)^(3/4) has larger gradients for nearly right classes (γ = 4/3)."""
 
     def region_loss(self, **configured: Any) -> StatisticsLoss:
         """Return the loss, 0 at a perfect prediction."""
