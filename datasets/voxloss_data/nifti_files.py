@@ -48,7 +48,6 @@ def nifti_files(folder: Path) -> dict[str, Path]:
         if other is not path:
             raise ValueError(
                 f"{quoted(path)}: expected one file of the name {quoted(stem(path))}, received "
-                f"{quoted(other.name)} "
-                "beside it. Move one of them elsewhere."
+                f"{quoted(other.name)} beside it. Move one of them elsewhere."
             )
     return found

@@ -106,9 +106,8 @@ def many_lesions(
         voxels = _place(blob, free, generator)
         if voxels is None:
             raise ValueError(
-                f"count: expected no more lesions than there is room for, received {count} of up to "
-                f"{largest} voxels "
-                f"in {shape}, of which {number - 1} were placed. Lower count or sizes, or enlarge shape"
+                f"count: expected no more lesions than there is room for, received {count} of up to {largest} "
+                f"voxels in {shape}, of which {number - 1} were placed. Lower count or sizes, or enlarge shape"
             )
         numbers[tuple(voxels.T)] = number
         contrast[tuple(voxels.T)] = generator.uniform(0.7, 1.3)

@@ -112,9 +112,9 @@ def _images(path: Path, channels: int) -> dict[str, tuple[Path, ...]]:
         if [*image] != [f"{name}_{channel:04d}" for channel in range(channels)]:
             ends = "_0000" if channels == 1 else f"_0000 to _{channels - 1:04d}"
             raise ValueError(
-                f"{quoted(next(iter(image.values())))}: expected {channels} channels ({ends}), "
-                f"received {len(image)} files: {_listed(image.values())}. "
-                "If each is an image of its own, pass the files themselves."
+                f"{quoted(next(iter(image.values())))}: expected {channels} channels ({ends}), received "
+                f"{len(image)} files: {_listed(image.values())}. If each is an image of its own, pass the files "
+                "themselves."
             )
     return {name: tuple(image.values()) for name, image in images.items()}
 
@@ -204,8 +204,7 @@ def _side_by_side(folder: Path, files: dict[str, Path]) -> TrainingSet:
         if image is not None and labels.setdefault(image, path) is not path:
             raise ValueError(
                 f"{quoted(path)}: expected one label map for {quoted(image)}, received "
-                f"{quoted(labels[image].name)} "
-                "beside it. Move one of them elsewhere."
+                f"{quoted(labels[image].name)} beside it. Move one of them elsewhere."
             )
     suffixes = f"NAME{SUFFIXES[0]}.nii.gz (or {', '.join(SUFFIXES[1:])})"
     if not labels:

@@ -307,8 +307,8 @@ def require_valid(
 
 _DEVICE_MESSAGE = (
     "voxloss: a label is not a whole number in 0..C-1 (or ignore_index), a probability is outside [0, 1], a "
-    "mask's weight is negative or not finite, or a distance is not finite; "
-    "run the same tensors on the CPU to see which and where"
+    "mask's weight is negative or not finite, or a distance is not finite; run the same tensors on the CPU to "
+    "see which and where"
 )
 
 

@@ -167,9 +167,8 @@ def _channels(y_pred: Tensor, y: Tensor, num_classes: int | None, sigmoid: bool)
         found -= {1}
     if len(found) > 1:
         raise ShapeError(
-            f"expected one number of classes, received {y_pred.shape[1]} channels of y_pred, {y.shape[1]} "
-            "of y and "
-            f"num_classes={num_classes}."
+            f"expected one number of classes, received {y_pred.shape[1]} channels of y_pred, {y.shape[1]} of y "
+            f"and num_classes={num_classes}."
         )
     if not found:
         raise ValueError(

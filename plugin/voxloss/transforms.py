@@ -51,8 +51,7 @@ class _Mapped(MapTransform):
             if label.ndim not in (3, 4) or label.shape[0] != 1:
                 raise ShapeError(
                     f"{key}: expected a label map [1, spatial...] of two or three axes, received "
-                    f"{list(label.shape)}. "
-                    "EnsureChannelFirstd adds the axis of channels."
+                    f"{list(label.shape)}. EnsureChannelFirstd adds the axis of channels."
                 )
             values = np.asarray(label.detach().cpu() if isinstance(label, Tensor) else label)[0]
             _require_labels(key, values)
@@ -149,8 +148,7 @@ class SignedDistanced(_Mapped):
         if channels is not None and channels < 2:
             raise ValueError(
                 f"channels: expected 2 or more, of which 0 is the background, received {channels!r}. For a "
-                "network "
-                "with one channel pass regions=[[1]], with all labels of its foreground."
+                "network with one channel pass regions=[[1]], with all labels of its foreground."
             )
         self.channels = channels
         self.regions = [[c] for c in range(channels or 0)] if regions is None else [[*each] for each in regions]

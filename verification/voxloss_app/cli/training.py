@@ -53,9 +53,8 @@ def _loss(name: str) -> str:
         raise typer.BadParameter(f"{error}.") from error
     if found not in OF_LABELS:
         raise typer.BadParameter(
-            f"expected a loss that needs labels only, received {name}: {LOSSES[found]} also needs a map. "
-            "Compute it "
-            "with voxloss.transforms in your own training loop."
+            f"expected a loss that needs labels only, received {name}: {LOSSES[found]} also needs a map. Compute "
+            "it with voxloss.transforms in your own training loop."
         )
     return found
 

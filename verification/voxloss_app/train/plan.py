@@ -165,8 +165,8 @@ class Plan:
         if different:
             what = "; ".join(f"{name} was {theirs[name]}, is {mine[name]}" for name in different)
             raise ValueError(
-                f"{folder} holds a run with other settings ({what}). "
-                "Choose another --out, give the old settings, or start over with --fresh."
+                f"{folder} holds a run with other settings ({what}). Choose another --out, give the old "
+                "settings, or start over with --fresh."
             )
 
     def scans(self, found: TrainingSet) -> tuple[list[Scan], list[Scan]]:
@@ -214,9 +214,8 @@ def make_plan(request: TrainRequest, advance: Callable[[int, int], object] = lam
         )
     if labels[0] < 0:
         raise ValueError(
-            f"{request.data}: expected labels from 0 up, received {labels[0]}; if it marks voxels that "
-            "nobody looked "
-            f"at: --ignore {labels[0]}"
+            f"{request.data}: expected labels from 0 up, received {labels[0]}; if it marks voxels that nobody "
+            f"looked at: --ignore {labels[0]}"
         )
     if max(labels) > LARGEST_LABEL:
         raise ValueError(f"{request.data}: expected labels up to {LARGEST_LABEL}, received {max(labels)}")
@@ -236,9 +235,8 @@ def make_plan(request: TrainRequest, advance: Callable[[int, int], object] = lam
             f"like {' '.join(map(str, fit))}" if max(fit) > step else f"at least one of them {2 * step} or more"
         )
         raise ValueError(
-            f"--patch: expected multiples of {step}, {near}, received {' '.join(map(str, patch))}: the "
-            "network halves "
-            f"a patch {depth - 1} times"
+            f"--patch: expected multiples of {step}, {near}, received {' '.join(map(str, patch))}: the network "
+            f"halves a patch {depth - 1} times"
         )
     training, validation = _split(found.scans, request.validation, request.seed)
     return Plan(

@@ -64,8 +64,7 @@ def predicted_classes(
     if not torch.isfinite(logits).all():  # they would all be class 0
         raise ValueError(
             f"{image[0]}: expected finite outputs of the network, received NaN or infinite ones in "
-            f"{plan.precision}. "
-            "Train with --precision float32, in another --out"
+            f"{plan.precision}. Train with --precision float32, in another --out"
         )
 
     def on_grid(c: int) -> Tensor:

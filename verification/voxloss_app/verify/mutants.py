@@ -89,10 +89,9 @@ def show(matrix: KillMatrix, console: Console) -> None:
     caught = sum(bool(mutant.broken) and not mutant.missed for mutant in matrix.mutants)
     kept = sum(not control.broken for control in matrix.controls)
     console.print(
-        f"{caught} of {len(matrix.mutants)} mutants detected as expected, "
-        f"all checks hold for {kept} of {len(matrix.controls)} correct losses, "
-        f"{len(matrix.laws) - len(matrix.idle)} of {len(matrix.laws)} checks detected a mutant, "
-        f"in {matrix.seconds:.0f} s",
+        f"{caught} of {len(matrix.mutants)} mutants detected as expected, all checks hold for {kept} of "
+        f"{len(matrix.controls)} correct losses, {len(matrix.laws) - len(matrix.idle)} of {len(matrix.laws)} "
+        f"checks detected a mutant, in {matrix.seconds:.0f} s",
     )
 
 

@@ -71,8 +71,8 @@ class Finding:
         if self.expected is None:
             return f"expected {self.what}{received}"
         return (
-            f"{self.what}: expected {self.expected:.17g}{received}, "
-            f"off by {self.error:.3g}, tolerance {self.tolerance:.3g}"
+            f"{self.what}: expected {self.expected:.17g}{received}, off by {self.error:.3g}, tolerance "
+            f"{self.tolerance:.3g}"
         )
 
 

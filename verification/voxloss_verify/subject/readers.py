@@ -54,9 +54,8 @@ def _call(loss: Any) -> dict[str, Any]:
     ignored = getattr(loss, "ignore_index", None)
     if not _is_ours(loss) and ignored is not None and 0 <= ignored < 255:
         raise ValueError(
-            f"properties cannot be read from ignore_index={ignored}: whether the class of that number "
-            "counts is not "
-            "documented. Declare them."
+            f"properties cannot be read from ignore_index={ignored}: whether the class of that number counts is "
+            "not documented. Declare them."
         )
     softmax = getattr(loss, "use_softmax", None)
     if softmax is None:
@@ -277,9 +276,8 @@ def _cellwise(loss: Any) -> Claims | None:
     claims = replace(part, **_call(loss), batch=False)
     if not claims.is_mean_of_items:
         raise ValueError(
-            "properties cannot be read from a mean over cells of means that are over more voxels in one "
-            "than in the "
-            "other (ignored ones, class weights, one-hot targets of a softmax), or leave out classes. "
+            "properties cannot be read from a mean over cells of means that are over more voxels in one than in "
+            "the other (ignored ones, class weights, one-hot targets of a softmax), or leave out classes. "
             "Declare them."
         )
     return claims
@@ -478,9 +476,8 @@ def _smp_call(loss: Any, activation: Literal["softmax", "sigmoid"]) -> dict[str,
     if ignored is not None and (loss.mode != "multiclass" or 0 <= ignored < 255):
         # Other modes leave out single channels; and an ignored class counts in the mean over classes.
         raise ValueError(
-            f"properties cannot be read from ignore_index={ignored} with mode={loss.mode!r}: expected None "
-            "or, with "
-            "mode='multiclass', a number that is no class."
+            f"properties cannot be read from ignore_index={ignored} with mode={loss.mode!r}: expected None or, "
+            "with mode='multiclass', a number that is no class."
         )
     channels = 1 if loss.mode == "binary" else None
     if loss.class_weights is not None:

@@ -54,8 +54,7 @@ class SkeletonScale(NNUNetScale):
         if target.shape[1] != 2:
             raise ShapeError(
                 "target: expected [B, 2, spatial...], the labels and their skeleton, received "
-                f"{list(target.shape)}. "
-                "A trainer with transforms of its own passes them through "
+                f"{list(target.shape)}. A trainer with transforms of its own passes them through "
                 "voxloss.integrations.nnunet.skeleton.with_skeleton."
             )
         value: Tensor = self.loss(net_output, Target(target[:, :1], skeleton=target[:, 1:]))
