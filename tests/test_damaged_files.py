@@ -628,7 +628,7 @@ def test_more_epochs_continue_a_finished_run(tmp_path: Path, capsys: pytest.Capt
     assert train_and_score(replace(request, epochs=20)) == 0
     shown = capsys.readouterr().out
     assert "1 before, 20 now" in shown
-    assert "going on after epoch 1 of 20" in shown
+    assert "resuming after epoch 1 of 20" in shown
     state = Checkpoint.load(out, CPU)
     assert state is not None
     rates = [epoch.learning_rate for epoch in state.epochs]

@@ -150,7 +150,7 @@ def test_a_label_in_no_region_is_background(ct: Path, tmp_path: Path) -> None:
         ),
         (
             {"regions": {"whole": [1, 2]}, "ignore": 2},
-            r"--regions: expected labels that count, received 2, which is ignored",
+            r"--regions: expected labels that are not ignored, received 2, as --ignore",
         ),
         (
             {"regions": {"a": [1]}, "loss_kwargs": {"regions": [[1]]}},
@@ -419,7 +419,10 @@ def test_an_image_on_another_grid_than_its_labels_is_named(ct: Path, tmp_path: P
     [
         ({"patch": (20, 16, 16)}, "--patch: expected multiples of 8, like 16 16 16, received 20 16 16"),
         ({"patch": (8, 8, 8)}, "at least one of them 16 or more, received 8 8 8"),
-        ({"validation": 0.9}, "--validation: expected scans to be left to train on, received 2 of 2"),
+        (
+            {"validation": 0.9},
+            "--validation: expected a fraction that leaves scans for training, received 2 of 2",
+        ),
         ({"loss_kwargs": {"gama": 2}, "patch": (16, 16, 16)}, "--loss-kwargs: .*gama"),
         ({"loss_kwargs": {"weight": [1, 2, 3]}, "patch": (16, 16, 16)}, "--loss-kwargs: .*weight"),
     ],

@@ -194,7 +194,7 @@ def _dtype(features: Tensor) -> torch.dtype:
 
 
 def _accepts(features: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
-    """Whether it is what a convolution accepts, which otherwise says so itself."""
+    """Whether a convolution accepts these; otherwise the convolution raises its own error."""
     autocast = torch.is_autocast_enabled(features.device.type)
     same = features.dtype == weight.dtype and features.device == weight.device
     return dtype.is_floating_point and (same or (autocast and features.device == weight.device))

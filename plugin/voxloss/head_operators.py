@@ -220,5 +220,5 @@ def _lazily(grad: Tensor, logits: LazyLogits, call: _Call, whole: Callable[[], T
 
 
 def _without_autocast(tensor: Tensor) -> torch.autocast:
-    """Products are of the dtype that was asked for, and sums of them in float32."""
+    """Products have the requested dtype, and their sums are in float32."""
     return torch.autocast(tensor.device.type, enabled=False)

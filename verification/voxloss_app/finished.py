@@ -1,4 +1,4 @@
-"""What a long run has finished is kept in files beside its output, so that the next one goes on from there."""
+"""Finished parts of a long run, kept in files beside its output, so that the next run resumes."""
 
 from __future__ import annotations
 
@@ -53,4 +53,4 @@ def digest(facts: object, sources: Iterable[Path] = ()) -> str:
 def interrupted(done: int, total: int, what: str, kept: Finished) -> str:
     """The message after Ctrl-C."""
     found = f"{done} of {total} {what} are finished and kept in {kept.folder}"
-    return f"interrupted: {found}, the next run goes on from there"
+    return f"interrupted: {found}; repeat the command to resume"

@@ -23,7 +23,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise ValueError(
-            f"--out: expected a folder in which nothing trains, received {folder}, where another `voxloss train` "
+            f"--out: expected a folder that no other run uses, received {folder}, where another `voxloss train` "
             "is running. Wait for it to end, or choose another --out"
         ) from None
     try:

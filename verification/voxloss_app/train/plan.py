@@ -165,7 +165,7 @@ class Plan:
         if different:
             what = "; ".join(f"{name} was {theirs[name]}, is {mine[name]}" for name in different)
             raise ValueError(
-                f"{folder} holds a run with other settings ({what}). Choose another --out, give the old "
+                f"{folder} holds a run with other settings ({what}). Choose another --out, restore the "
                 "settings, or start over with --fresh."
             )
 
@@ -206,7 +206,7 @@ def make_plan(request: TrainRequest, advance: Callable[[int, int], object] = lam
     regions = dict(found.regions if request.regions is None else request.regions)
     of_regions = {label for region in regions.values() for label in region}
     if ignored in of_regions:
-        raise ValueError(f"--regions: expected labels that count, received {ignored}, which is ignored")
+        raise ValueError(f"--regions: expected labels that are not ignored, received {ignored}, as --ignore")
     labels = sorted({*seen.labels, *found.class_names, *of_regions, 0} - {ignored})
     if len(labels) < 2:
         raise ValueError(
@@ -214,8 +214,8 @@ def make_plan(request: TrainRequest, advance: Callable[[int, int], object] = lam
         )
     if labels[0] < 0:
         raise ValueError(
-            f"{request.data}: expected labels from 0 up, received {labels[0]}; if it marks voxels that nobody "
-            f"looked at: --ignore {labels[0]}"
+            f"{request.data}: expected labels ≥ 0, received {labels[0]}. If it marks voxels without annotation, "
+            f"set --ignore {labels[0]}"
         )
     if max(labels) > LARGEST_LABEL:
         raise ValueError(f"{request.data}: expected labels up to {LARGEST_LABEL}, received {max(labels)}")
@@ -300,14 +300,14 @@ def _look_at(found: TrainingSet, request: TrainRequest, advance: Callable[[int, 
         if len(labels) > request.max_classes:
             raise ValueError(
                 f"{scan.label}: expected a label map, and at most {request.max_classes} labels in all of them, "
-                f"received {len(labels)}, as in an image. --max-classes {len(labels)} or more takes them"
+                f"received {len(labels)}, as in an image. If they are labels, set --max-classes {len(labels)}"
             )
         known = {0, *found.class_names, found.ignored if request.ignore is None else request.ignore}
         if found.class_names and not own <= known:
             unknown, named = min(own - known), ", ".join(map(str, sorted(found.class_names)))
             raise ValueError(
                 f"{scan.label}: expected the labels that dataset.json names, {named}, received {unknown}. "
-                f"Add it there, or leave out its voxels by --ignore {unknown}"
+                f"Add it there, or set --ignore {unknown} to leave out its voxels"
             )
         advance(done, len(scans))
     seen.labels = sorted(labels)
@@ -319,7 +319,7 @@ def _modality(found: TrainingSet, darkest: float | None, data: Path) -> str:
     if len(kinds) > 1:
         raise ValueError(
             f"{data}: expected channels of one kind, received {', '.join(found.modalities)}. "
-            "Give --modality mr to normalise all of them by mean and deviation."
+            "Set --modality mr to normalise all of them to mean 0 and standard deviation 1."
         )
     return kinds.pop() if darkest is None else "ct" if darkest < DARKEST_MRI else "mr"
 
@@ -330,7 +330,7 @@ def _split(scans: Sequence[Scan], fraction: float, seed: int) -> tuple[list[str]
     count = 0 if fraction == 0 else max(1, round(fraction * len(names)))
     if count >= len(names):
         raise ValueError(
-            f"--validation: expected scans to be left to train on, received {count} of {len(names)} to validate; "
-            "--validation 0 trains on all"
+            f"--validation: expected a fraction that leaves scans for training, received {count} of {len(names)} "
+            "for validation. --validation 0 trains on all"
         )
     return sorted(names[count:]), sorted(names[:count])

@@ -77,7 +77,7 @@ def train_and_score(request: TrainRequest) -> int:
     except KeyboardInterrupt:
         kept = (request.out / checkpoint.FILE).exists()
         what = "the last whole epoch is kept" if kept else "no epoch was finished"
-        console.print(f"interrupted: {what} in {request.out}; the same command goes on from there")
+        console.print(f"interrupted: {what} in {request.out}; repeat the command to resume")
         return ExitCode.INTERRUPTED
 
 
@@ -102,7 +102,7 @@ def predict_and_write(run: Path, images: Sequence[Path], out: Path, device_name:
     try:
         failures, kept = _predict(network, _mark(state), plan, named, out, device, console, fresh)
     except KeyboardInterrupt:
-        console.print(f"interrupted: what is predicted is kept in {out}; the same command goes on from there")
+        console.print(f"interrupted: what is predicted is kept in {out}; repeat the command to resume")
         return ExitCode.INTERRUPTED
     stay = f" ({kept} of {len(named)} were there already, of this network, and stay; --fresh predicts them again)"
     console.print(f"predictions: {out}{stay if kept else ''}")
@@ -132,12 +132,12 @@ def _begin(request: TrainRequest, plan: Plan, console: Console) -> None:
         plan.require_same(before, out)
         if plan.epochs < done:
             raise ValueError(
-                f"--epochs: expected {done} or more, since so many are done in {out}, received {plan.epochs}. "
+                f"--epochs: expected {done} or more, the completed epochs in {out}, received {plan.epochs}. "
                 "Choose another --out, or start over with --fresh"
             )
         if plan.epochs != before.epochs and not is_quiet():
             console.print(
-                f"epochs   {before.epochs} before, {plan.epochs} now; the learning rate falls to the new end"
+                f"epochs   {before.epochs} before, {plan.epochs} now; the learning rate decreases to 0 at the new end"
             )
     plan.save(out)
 
@@ -178,7 +178,7 @@ def _train(
     state = Training(plan, request.out, device)
     begun = len(state.epochs)
     if begun and not is_quiet():
-        where = f"going on after epoch {begun} of {plan.epochs}"
+        where = f"resuming after epoch {begun} of {plan.epochs}"
         console.print(where if begun < plan.epochs else f"all {begun} epochs are done")
     board = _board(request.out / EVENTS, begun, console)
     with progress_bar(console, *COLUMNS, *TIMES) as progress:
