@@ -137,7 +137,7 @@ def _begin(request: TrainRequest, plan: Plan, console: Console) -> None:
             )
         if plan.epochs != before.epochs and not is_quiet():
             console.print(
-                f"epochs   {before.epochs} before, {plan.epochs} now; the learning rate decreases to 0 at the new end"
+                f"epochs   {before.epochs} before, {plan.epochs} now; the learning rate falls to 0 at the new end"
             )
     plan.save(out)
 

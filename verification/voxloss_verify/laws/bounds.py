@@ -97,7 +97,7 @@ def _monotone(subject: Subject, setting: Setting) -> str | None:
 
 @law(
     "12a",
-    "a voxel put right lowers the loss",
+    "correcting a voxel lowers the loss",
     level=Level.formula,
     because="the sign of the declared formula's derivative",
     oracle="the order of two losses",
@@ -108,7 +108,7 @@ def _monotone(subject: Subject, setting: Setting) -> str | None:
     ),
 )
 def repair(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
-    """Putting one wrong voxel of a hard prediction right strictly lowers the loss."""
+    """Correcting one wrong voxel of a hard prediction strictly lowers the loss."""
     claims = subject.claims
     p, g = exact.probabilities(volume.input, claims.activation) == 1, exact.one_hot_target(volume) == 1
     counting = claims.counting(volume.channels)

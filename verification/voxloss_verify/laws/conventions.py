@@ -45,7 +45,7 @@ def empty_classes(subject: Subject, volume: Volume, setting: Setting) -> Iterato
     "29b",
     "an empty batch",
     level=Level.interface,
-    because="no training has a batch without voxels, unless something went wrong before",
+    because="an empty batch occurs only after another error",
     oracle="an error, or 0",
     given=lambda subject, setting: _base(subject, setting),
 )
@@ -195,7 +195,7 @@ def _on_cpu(subject: Subject) -> Subject:
     "31a",
     "bad labels are errors",
     level=Level.interface,
-    because="right inputs do not show it",
+    because="valid input is not affected",
     oracle="an exception",
     tolerance="0",
     given=_base,
@@ -237,7 +237,7 @@ def bad_labels(subject: Subject, volume: Volume, setting: Setting) -> Iterator[F
     "31b",
     "bad shapes and types are errors",
     level=Level.interface,
-    because="right inputs do not show it",
+    because="valid input is not affected",
     oracle="an exception",
     tolerance="0",
     given=_base,
@@ -267,7 +267,7 @@ def bad_shapes(subject: Subject, volume: Volume, setting: Setting) -> Iterator[F
     "31c",
     "invalid predictions are errors",
     level=Level.interface,
-    because="right inputs do not show it",
+    because="valid input is not affected",
     oracle="an exception",
     tolerance="0",
     domain=lambda subject, setting: (
@@ -276,7 +276,7 @@ def bad_shapes(subject: Subject, volume: Volume, setting: Setting) -> Iterator[F
     given=_base,
 )
 def bad_predictions(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
-    """Logits where probabilities are due, a softmax over one channel: an error."""
+    """Logits where probabilities are expected, a softmax over one channel: an error."""
     claims = subject.claims
 
     def cases() -> Iterator[Bad]:
@@ -329,7 +329,7 @@ def _constructor(subject: Subject, setting: Setting) -> str | None:
     "31d",
     "bad arguments are errors",
     level=Level.interface,
-    because="right arguments do not show it",
+    because="valid arguments are not affected",
     oracle="an exception, at the latest in the first call",
     tolerance="0",
     domain=_constructor,

@@ -96,7 +96,7 @@ def _repeated(subject: Subject, setting: Setting) -> Iterator[Volume]:
     "27a",
     "the same bits again",
     level=Level.numerics,
-    because="the formula is a function: only an implementation can answer differently",
+    because="the formula is deterministic: only an implementation can differ from run to run",
     oracle="the first run; on a CPU a run with another number of threads, within LOSS",
     strategy=lambda claims: volumes(claims),
     given=_repeated,
@@ -213,7 +213,7 @@ def _batches(subject: Subject, setting: Setting) -> Iterator[Volume]:
     given=_batches,
 )
 def shards(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
-    """Batch shards, equal and unequal, and a split volume, on gloo processes under DDP: as one process trains."""
+    """Batch shards, equal and unequal, and a split volume, on gloo processes under DDP: equal to one process."""
     claims = subject.claims
     input, target = (tensor.cpu() for tensor in subject.tensors(volume))
     try:

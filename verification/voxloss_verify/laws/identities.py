@@ -253,7 +253,7 @@ def _soft_perfect(subject: Subject, setting: Setting) -> str | None:
     strategy=lambda claims: volumes(claims, prediction="soft", target="soft", ignored=False),
 )
 def perfect_soft(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
-    """L(q, q) = 0 for soft q, squared or min, at rest there; soft-label IoU obeys the triangle inequality."""
+    """L(q, q) = 0 for soft q, squared or min, with gradient 0; soft-label IoU obeys the triangle inequality."""
     claims = subject.claims
     perfect = volume.changed(target=volume.input)
     if claims.empty == "perfect" or claims.smooth_dr or volume.input.sum((0, 2)).all():

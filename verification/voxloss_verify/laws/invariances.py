@@ -107,7 +107,7 @@ def order(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
     strategy=lambda claims: volumes(claims),
 )
 def class_order(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
-    """Classes that count may change places, with their weights; in compounds those that all parts treat alike."""
+    """Permuting classes with their weights keeps the loss; in compounds, classes that all parts treat alike."""
     claims = subject.claims
     # The ignored label is that of no class, and does not change places.
     counting = [c for c in claims.counting(volume.channels) if c != claims.ignore_index]
@@ -177,7 +177,7 @@ def _unsmoothed(subject: Subject, setting: Setting) -> str | None:
     strategy=lambda claims: volumes(claims),
 )
 def shape(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
-    """The same voxels in one row, or cut in tiles that lie one after another, have the same loss."""
+    """The same voxels in one row, or in consecutive tiles, have the same loss."""
     first = subject.gradient(volume)
     assert first.gradient is not None
     ones = [1] * (subject.claims.spatial_dims - 1)
@@ -311,7 +311,7 @@ def items(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
 
 @law(
     "17",
-    "the background goes after the softmax",
+    "the background is excluded after the softmax",
     level=Level.formula,
     because="which channels count is declared, and so is the softmax",
     oracle="the exact loss of the other channels, with probabilities over all of them",
@@ -323,7 +323,7 @@ def items(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
     strategy=lambda claims: volumes(claims, prediction="soft"),
 )
 def background(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
-    """Excluding the background is dropping its channel after softmax, in value and in gradient."""
+    """Excluding the background drops its channel after the softmax, in value and in gradient."""
     claims = subject.claims
     first = subject.gradient(volume)
     yield close_value("loss", subject, first, volume)
@@ -371,7 +371,7 @@ def _ignoring(subject: Subject, setting: Setting) -> str | None:
     strategy=lambda claims: volumes(claims, samples=1),
 )
 def ignored(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
-    """Value and gradient as without the voxel, whatever stands in its input: NaN, Inf or any number."""
+    """Value and gradient as without the voxel, whatever its input is: NaN, Inf or any number."""
     claims = subject.claims
     keep = exact.valid_mask(claims, volume)[0]
     first = subject.gradient(volume)
@@ -403,7 +403,7 @@ LABELS = ("uint8", "int8", "int16", "int32", "int64", "float32", "float64")
     "19b",
     "memory layout and label dtype",
     level=Level.numerics,
-    because="the formula knows nothing of memory: only an implementation can notice it",
+    because="the formula does not depend on the memory layout: only an implementation can",
     oracle="the loss and the gradient of contiguous tensors and int64 labels",
     strategy=lambda claims: volumes(claims),
 )
@@ -490,7 +490,7 @@ def _other_form(subject: Subject) -> Subject | None:
 
 @law(
     "19c",
-    "a label map is its one-hot form",
+    "a label map equals its one-hot form",
     level=Level.formula,
     because="both forms of the target are declared",
     oracle="the loss and the gradient with the other form",
@@ -535,7 +535,7 @@ def forms(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
     strategy=lambda claims: volumes(claims).filter(lambda volume: volume.input[0, 0].size > 1),
 )
 def mask(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
-    """A voxel of weight 0 ≡ deleted voxel, whatever stands in its input; one of weight k ≡ k such voxels."""
+    """A voxel of weight 0 ≡ deleted voxel, whatever its input is; one of weight k ≡ k such voxels."""
     sides = volume.input.shape[2:]
     weights = (np.arange(volume.input[0, 0].size) % 3).reshape(sides)
     for what, times in (("weights", weights), ("booleans", np.minimum(weights, 1))):

@@ -96,7 +96,7 @@ def _autocast_volumes(subject: Subject, setting: Setting) -> Iterator[Volume]:
     "25b",
     "autocast around network and loss",
     level=Level.numerics,
-    because="most networks are trained so, and torch chooses what is computed in float32",
+    because="most networks are trained with autocast, in which torch chooses the operations in float32",
     oracle="the exact value for the half-precision logits that a network returns under autocast",
     tolerance="LOSS and GRADIENT of half-precision inputs",
     domain=lambda subject, setting: (

@@ -102,7 +102,7 @@ def _volume(claims: Claims, name: str, prediction: Image, reference: Image, chan
     entered=METRIC_LAWS,
 )
 def symmetry(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
-    """Prediction and reference may change places."""
+    """Swapping prediction and reference does not change the score."""
     assert isinstance(subject, Metric)
     prediction, reference = subject.tensors(volume)
     swapped = subject.scores(reference, prediction)
@@ -120,7 +120,7 @@ def symmetry(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Fin
     entered=METRIC_LAWS,
 )
 def order(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
-    """Flips leave the score, classes that change places take their scores with them."""
+    """Flips do not change the score; permuted classes have permuted scores."""
     first = subject.value(volume)
     for axis in range(2, volume.input.ndim):
         moved = volume.changed(input=np.flip(volume.input, axis), target=np.flip(volume.target, axis))
@@ -158,7 +158,7 @@ def order(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findin
     entered=METRIC_LAWS,
 )
 def calls(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
-    """One sample per call, or all in one: the same; and a reset forgets."""
+    """One sample per call, or all in one, give the same score; reset() discards all samples."""
     assert isinstance(subject, Metric)
     prediction, reference = subject.tensors(volume)
     parts = [(prediction[at : at + 1], reference[at : at + 1]) for at in range(len(prediction))]
@@ -225,7 +225,7 @@ def unchanged(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Fi
     "47",
     "bad labels are errors",
     level=Level.interface,
-    because="right inputs do not show it",
+    because="valid input is not affected",
     oracle="an exception",
     tolerance="0",
     domain=lambda subject, setting: "masks have no labels" if subject.claims.labels == "one-hot" else None,
@@ -249,7 +249,7 @@ def bad_labels(subject: Subject, volume: Volume, setting: Setting) -> Iterator[F
     "48",
     "shapes that do not fit are errors",
     level=Level.interface,
-    because="right inputs do not show it",
+    because="valid input is not affected",
     oracle="an exception",
     tolerance="0",
     given=lambda subject, setting: list(_empties(subject.claims))[-1:],
