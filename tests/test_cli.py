@@ -107,7 +107,7 @@ def test_a_loss_with_a_map_is_named_as_one_and_refused(run: Run) -> None:
         code, _, error = run("demo", "--loss", name)
         assert code == 2
         words = re.sub(r"[\s│]+", " ", error)
-        assert f"received {name}: {LOSSES[name]} needs a map beside them" in words
+        assert f"received {name}: {LOSSES[name]} also needs a map" in words
 
 
 @pytest.mark.parametrize(

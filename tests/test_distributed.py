@@ -345,7 +345,7 @@ def _survivor(first: bool) -> str:
 @pytest.mark.integration
 def test_the_rank_that_is_left_says_why() -> None:
     with Ranks(2, timeout=60) as ranks:
-        assert "voxloss: a rank of the loss's group has gone" in ranks.run(_survivor, [(True,), (False,)])[1]
+        assert "voxloss: a rank of the loss's group has died" in ranks.run(_survivor, [(True,), (False,)])[1]
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ def test_bad_tensors(name: str, backend: str) -> None:
         ({"classes": []}, ValueError, "distinct channel numbers"),
         ({"classes": [1, 1]}, ValueError, "distinct channel numbers"),
         ({"classes": [-1]}, ValueError, "distinct channel numbers"),
-        ({"classes": [0, 1], "include_background": False}, ValueError, "Take 0 out of classes"),
+        ({"classes": [0, 1], "include_background": False}, ValueError, "Remove 0 from classes"),
         ({"absent": "ignore"}, ValueError, r"absent: expected one of \('count', 'skip'\), received 'ignore'"),
         ({"backend": "cuda"}, ValueError, "backend: expected one of"),
         ({"sigmoid": True, "other_act": torch.tanh}, ValueError, "Incompatible values"),

@@ -191,7 +191,7 @@ def test_softmax_over_one_channel_is_an_error() -> None:
     x, mask = logits(channels=1), label_map(channels=2)
     with pytest.warns(UserWarning, match="`softmax=True` ignored"):
         assert monai.losses.DiceLoss(softmax=True)(x, mask) == monai.losses.DiceLoss()(x, mask)
-    with pytest.raises(ValueError, match=r"Use sigmoid=True"):
+    with pytest.raises(ValueError, match=r"set sigmoid=True"):
         voxloss.DiceLoss(softmax=True)(x, mask)
 
 

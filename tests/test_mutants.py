@@ -270,7 +270,7 @@ def test_ctrl_c_proves_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
     monkeypatch.setattr(kill_matrix, "run_all", interrupted)
     assert run_mutants(laws=["1"], jobs=1) == 130
-    assert capsys.readouterr().err == "interrupted: nothing is proved\n"
+    assert capsys.readouterr().err == "interrupted: the mutation testing is incomplete\n"
 
 
 def test_what_does_not_exist_is_an_error() -> None:

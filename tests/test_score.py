@@ -594,8 +594,8 @@ def test_nothing_to_score(folders: tuple[Path, Path], tmp_path: Path, score: Sco
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--labels", "1,b"], "--labels: expected whole numbers like 1,2,5, received '1,b'"),
-        (["--labels", ""], "--labels: expected whole numbers like 1,2,5, received ''"),
+        (["--labels", "1,b"], "--labels: expected integers like 1,2,5, received '1,b'"),
+        (["--labels", ""], "--labels: expected integers like 1,2,5, received ''"),
         (["--ignore", "x"], "'--ignore'"),
         (["--format", "xml"], "'--format'"),
         (["--jobs", "0"], "'--jobs'"),

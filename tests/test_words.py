@@ -35,6 +35,7 @@ EXAMPLES = (
     "expected 1, got 2",
     "nothing to find",
     "with what is not there",
+    "nothing is to be found",
     "a wrong loss",
     "lets wrong values loose",
     "which check kills which",

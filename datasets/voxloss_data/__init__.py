@@ -5,7 +5,7 @@ Start with `all_phantoms()` in memory, `write_phantoms(folder)` on disk, `write_
 set of labelled CT volumes to train on, `vessel_tree()` and `many_lesions()` for thin and for many structures,
 `brain_mri()` for the MNI152 brain, `training_set(folder)` for which image belongs to which label map in a folder
 of scans.
-Nothing here imports torch or voxloss: these are the scales that a loss is put on.
+Nothing here imports torch or voxloss, so that the data are independent of the losses that they test.
 """
 
 from voxloss_data.ct import write_ct_set

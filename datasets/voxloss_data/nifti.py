@@ -1,4 +1,4 @@
-"""NIfTI files, opened with care: a damaged one is refused by its name before anything is made of it."""
+"""NIfTI files, checked when they are opened: a damaged one raises an error that names it."""
 
 from __future__ import annotations
 

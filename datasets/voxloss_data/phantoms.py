@@ -286,7 +286,7 @@ def spheres(
     """Two balls of radius R at distance d, in mm: D = 1 − 3d/(4R) + d³/(16R³) in the continuum.
 
     They lie apart along (1, 2, 2)/3, so that every axis and its spacing (mm) counts. Raises ValueError unless
-    d ≥ 0 and R exceeds half a voxel's diagonal, below which the enclosure is empty.
+    d ≥ 0 and R exceeds half a voxel's diagonal, below which the bounds give no information.
     """
     affine = flipped_affine(spacing)
     if not math.hypot(*spacing) / 2 < radius_mm < math.inf:

@@ -1,4 +1,4 @@
-"""Folders of images and their label maps, in the layouts that are about: which image belongs to which labels."""
+"""Folders of images and their label maps, in the usual layouts: which image belongs to which labels."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from voxloss_verify.request import Level, ProfileName
 from voxloss_verify.subject.metric import Metric, as_metric, is_metric
 from voxloss_verify.subject.subject import Raised, Subject, TargetError, said, subject_of
 
-# The law that speaks of finite numbers where nothing is to be found.
+# The law about finite gradients, also for an empty target.
 FINITE = "23b"
 
 
@@ -56,17 +56,17 @@ def check_loss(
 
     Args:
         loss: "module:Name", "file.py:Name", a class, an instance or a function (input, target) -> Tensor.
-        claims: the properties that it is checked for; None reads them off an instance of a class that
-            `subject.readers` knows: of voxloss, MONAI, nnU-Net, kornia, SMP, torchmetrics.
+        claims: the declared properties; None reads them from an instance of a class in
+            `subject.readers`: of voxloss, MONAI, nnU-Net, kornia, SMP, torchmetrics.
         kwargs: the arguments of a class.
         device: where the loss runs.
         profile: "quick", "default" or "thorough": how many volumes are drawn, and how large the given ones are.
         seed: of all random volumes. `derandomize`: let Hypothesis choose them from each law alone.
-        data: label maps of one's own to try, from `voxloss_verify.laws.sources.read_pairs`.
+        data: additional label maps, from `voxloss_verify.laws.sources.read_pairs`.
         laws: the ids of the checks to run, None for all.
 
     Raises:
-        TargetError: if the loss cannot be loaded, made or called, or if its claims are not known.
+        TargetError: if the loss cannot be loaded, constructed or called, or if its properties are not known.
         ValueError: for a law or profile that does not exist.
     """
     subject = as_metric(subject_of(loss, claims, kwargs=kwargs, device=device))

@@ -173,7 +173,7 @@ class CounterExample:
 
 def forget(folder: Path, law: str) -> None:
     """Remove the counter-example that an earlier run has left for a law."""
-    for path in [*folder.glob(f"law_{law}_*item*.nii.gz"), folder / f"law_{law}.py"]:
+    for path in [*folder.glob(f"law_{law}_*sample*.nii.gz"), folder / f"law_{law}.py"]:
         path.unlink(missing_ok=True)
 
 

@@ -74,10 +74,10 @@ OF_THE_CALL = (
 
 @runtime_checkable
 class Formula(Protocol):
-    """A formula that is known by what it does, for a sample of so many classes.
+    """A formula given as a function, for a sample of so many classes.
 
-    If it has an attribute `extra_sums`, these sums, by voxloss's names, follow intersection, prediction and
-    target in what it takes.
+    If it has an attribute `extra_sums`, it takes these sums, by voxloss's names, after intersection, prediction
+    and target.
     """
 
     def __call__(
@@ -130,20 +130,19 @@ class Claims:
         alpha, beta: the weights of FP and of FN.
         gamma, gamma_as: the exponent of focal Tversky is what `gamma_as` makes of γ; of focal loss it is γ ≥ 0.
         focused: which classes have the power: of focal loss perhaps the background only, of focal Tversky perhaps
-            the foreground only. The background is channel 0 of several that are one answer.
-        linear_below: below this a power of a distance, or of a logarithm, is its chord from 0; 0 if it never is.
-        penalty: k of Generalized Dice, of whose loss x it makes x / (1 + k(1 − x)).
+            the foreground only. The background is channel 0 of mutually exclusive classes.
+        linear_below: below this a linear segment replaces a power of a distance, or of a logarithm; 0 for none.
+        penalty: k of Generalized Dice, whose loss x becomes x / (1 + k(1 − x)).
         inside: r of the error inside of the target.
         frequencies: f of each channel, under a sigmoid a fraction of 1; None for the voxels of the batch.
-        weight_type, weight_scale: w = 1/(Σg)², 1/Σg or 1, divided by the sample's largest finite one if
-            "relative"; a class without target has the sample's largest finite w, or 1 if there is none; of a
-            metric
-            that leaves it out 0.
+        weight_type, weight_scale: w = 1/(Σg)², 1/Σg or 1; if "relative", divided by the largest finite one of the
+            sample. A class without target has the largest finite w of the sample, or 1 if there is none; in a
+            metric that leaves it out, 0.
         class_weight: a factor for the loss of each class, for Generalized Dice on w; one number, or one for
             each class that counts. The mean is not divided by it, but that of cross entropy.
         label_smoothing: ε of cross entropy, whose target is (1 − ε) g + ε/C, under a sigmoid ε/2.
         hardest: k of cross entropy, which is of the max(1, ⌊N k/100⌋) of the batch's N voxels where it is
-            largest; those that are equal to the last of them share what is left.
+            largest; voxels that tie for the last places share their weight.
         balance: α of focal loss: one number, for a softmax 1 − α for the background, or one for each class that
             counts.
         mean_over: of focal loss under a softmax, "voxels", or "voxels and classes".
@@ -166,15 +165,16 @@ class Claims:
             voxels; without reduction neither is declared, nor a compound.
         offset: 1 for 1 − score, 0 for −score.
         ignore_index: voxels with this label count as deleted, and the class does not count.
-        map: what the loss is given beside the target: the checks make it of the target, the "skeleton" as the
-            whole of it, the "distance" as 1 − 2g, of the partitions "nearest" and "components" one cell for each
+        map: what the loss takes beside the target: the checks derive it from the target, the "skeleton" as the
+            whole target, the "distance" as 1 − 2g, the partitions "nearest" and "components" as one cell per
             sample.
         empty: the score where the denominator is 0; of a metric, where prediction and reference are empty.
         absent: whether classes without target count; else they are left out of the mean over samples and classes,
             or of the mean over the classes of each sample, which then are averaged. Of a metric, they are NaN.
             "perfect": they count, and their score is 1 for every prediction.
         dtypes: of the input.
-        precision: what the loss computes in: "float32" is as exact for float64 inputs as for those of float32.
+        precision: the dtype that the loss computes in: with "float32", float64 inputs are compared at the
+            resolution of float32.
         mean_without_nan: of a metric, the mean of the scores that are no NaN: of each sample over its classes,
             then over the samples; or of all at once. Without reduction, `unreduced` "C" is the mean over samples.
         shards: how data may be split over processes so that each computes its share of the loss, DDP averages
