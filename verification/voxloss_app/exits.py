@@ -20,7 +20,7 @@ class ExitCode(IntEnum):
     DONE = 0, "done"
     FAILED = 1, "a check failed"
     REFUSED = 2, "wrong usage, an unusable file or target, or a missing extra"
-    FAULT = 70, "an error that voxloss did not expect (--debug shows where)"
+    FAULT = 70, "an unexpected error (--debug shows where)"
     INTERRUPTED = 130, "interrupted by Ctrl-C"
     CLOSED_PIPE = 141, "the reader of the output closed the pipe"
 

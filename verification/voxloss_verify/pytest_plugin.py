@@ -21,8 +21,8 @@ LEVELS = ("formula", "numerics", "interface")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options of `voxloss verify` that make sense here."""
-    group = parser.getgroup("voxloss", "verification of a loss, a test per law (see voxloss verify --help)")
+    """Add the options of `voxloss verify` that apply to tests."""
+    group = parser.getgroup("voxloss", "verification of a loss, a test per check (see voxloss verify --help)")
     add = group.addoption
     add("--voxloss-target", metavar="TARGET", help="module:Name or file.py:Name of the loss")
     add("--voxloss-kwargs", metavar="JSON", help="the arguments of the class")
@@ -32,19 +32,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME=VALUE",
         action="append",
         default=[],
-        help="what it claims besides; once per claim",
+        help="declared property; may be repeated",
     )
     add(
         "--voxloss-xfails",
         metavar="FILE",
         type=Path,
-        help="expected failures: TOML, [xfail] with a reason per law",
+        help="expected failures: TOML, [xfail] with a reason per check",
     )
     add(
         "--voxloss-profile",
         choices=["quick", "default", "thorough"],
         default="default",
-        help="how much is tried (default: %(default)s)",
+        help="extent of the checks (default: %(default)s)",
     )
     add(
         "--voxloss-strict",
@@ -52,12 +52,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="fail for findings about the interface, which are advice otherwise, and xfail",
     )
     add("--voxloss-device", metavar="NAME", default="cpu", help="cpu, cuda, …, auto (default: %(default)s)")
-    add("--voxloss-seed", metavar="N", type=int, default=0, help="of all random volumes (default: %(default)s)")
+    add("--voxloss-seed", metavar="N", type=int, default=0, help="random seed (default: %(default)s)")
     add(
         "--voxloss-counterexamples",
         metavar="FOLDER",
         type=Path,
-        help="where those of broken laws go (default: voxloss-counterexamples)",
+        help="folder for the counter-examples of broken checks (default: voxloss-counterexamples)",
     )
 
 

@@ -62,17 +62,19 @@ def verify(
     level: Annotated[
         list[Level] | None,
         typer.Option(
-            metavar="LEVEL", help="Check this level only: formula, numerics or interface; once per level."
+            metavar="LEVEL",
+            help="Run checks of this level only: formula, numerics or interface; may be repeated.",
         ),
     ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Let findings about the interface count, which are advice otherwise.")
+        bool,
+        typer.Option("--strict", help="Fail for findings about the interface too, which are advice otherwise."),
     ] = False,
     data: Annotated[
         tuple[Path, Path] | None,
         typer.Option(
             metavar="PRED REF",
-            help="Try these NIfTI label maps, too, or two folders of them with the same names.",
+            help="Additional NIfTI label maps, or two folders of them with the same names.",
         ),
     ] = None,
     xfails: Annotated[

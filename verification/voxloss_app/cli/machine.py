@@ -105,7 +105,9 @@ def bench(
     full: Annotated[bool, typer.Option("--full", help="The whole grid of sizes: hours.")] = False,
     only: Annotated[
         str | None,
-        typer.Option(metavar="PATTERN", help="Cases with this in their name, like dice-softmax-map-int64-c14-*."),
+        typer.Option(
+            metavar="PATTERN", help="Cases whose name contains this, like dice-softmax-map-int64-c14-*."
+        ),
     ] = None,
     rounds: Annotated[
         int | None,
