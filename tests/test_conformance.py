@@ -580,7 +580,7 @@ def test_a_loss_that_cannot_be_made_is_said_to_be_so(tmp_path: Path, monkeypatch
     assert conformance.build(tmp_path / "docs") == 0
     for name in ("conformance.md", "conformance.html"):
         text = (tmp_path / "docs" / name).read_text(encoding="utf-8")
-        assert re.search(r"could not be made or called.*from\\?_the\\?_future", text, re.IGNORECASE)
+        assert re.search(r"could not be constructed or called.*from\\?_the\\?_future", text, re.IGNORECASE)
 
 
 def test_what_is_true_on_one_machine_only_is_left_out() -> None:

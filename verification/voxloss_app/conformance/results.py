@@ -54,7 +54,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One loss: a cell for each law; or `error`, why it could not be made or called, and no cells."""
+    """One loss: a cell for each law; or `error`, why it could not be constructed or called, and no cells."""
 
     examined: ExaminedLoss
     cells: Sequence[Cell]
