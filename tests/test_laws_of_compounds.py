@@ -74,4 +74,4 @@ def test_the_laws_that_apply_to_a_compound(options: Mapping[str, Any], laws: set
     reasons = {law.id: law.domain(subject, setting) for law in chosen_laws(LAWS)}
     assert {law for law in laws if reasons[law] is not None} == set()
     assert reasons["15"] == "the background counts", "it does in cross entropy"
-    assert reasons["22"] == "a law of scores of sums over voxels, not of compound"
+    assert reasons["22"] == "a check of scores of sums over voxels, not of compound"

@@ -186,8 +186,8 @@ def test_a_comparison_that_always_holds_is_noticed(
     capsys.readouterr()
     assert run_mutants(laws=[law_id], jobs=1) == 1
     out = capsys.readouterr().out
-    assert "is alive" in out
-    assert f"law {law_id} caught no mutant: no reason given" in out
+    assert "is not detected" in out
+    assert f"check {law_id} detected no mutant: no reason given" in out
 
 
 def test_a_check_that_raises_catches_nothing(
@@ -201,7 +201,7 @@ def test_a_check_that_raises_catches_nothing(
     monkeypatch.setattr(kill_matrix, "MUTANTS", [Specimen(FactorTwoDropped, SOFTMAX, ("1",))])
     assert run_mutants(laws=["1"], jobs=1) == 1
     reason = "the check could not be run: ZeroDivisionError"
-    assert f"mutant 1 FactorTwoDropped, law 1: {reason}" in capsys.readouterr().out
+    assert f"mutant 1 FactorTwoDropped, check 1: {reason}" in capsys.readouterr().out
 
 
 def test_a_finding_that_always_holds_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,17 +214,17 @@ def test_a_correct_loss_that_breaks_a_law_is_noticed(
 ) -> None:
     monkeypatch.setattr(kill_matrix, "CONTROLS", [Specimen(LabelsClipped, SOFTMAX)])
     assert run_mutants(laws=["31a"], jobs=1) == 1
-    assert "control LabelsClipped(softmax, to_onehot_y) broke law 31a: " in capsys.readouterr().out
+    assert "control LabelsClipped(softmax, to_onehot_y) broke check 31a: " in capsys.readouterr().out
 
 
 def test_a_law_that_catches_nothing_is_noticed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_mutants(laws=["26"], jobs=1) == 0
-    assert "law 26 caught no mutant: more than 2³¹ elements" in capsys.readouterr().out
+    assert "check 26 detected no mutant: more than 2³¹ elements" in capsys.readouterr().out
     monkeypatch.setattr(kill_matrix, "CANNOT", {})
     assert run_mutants(laws=["26"], jobs=1) == 1
-    assert "law 26 caught no mutant: no reason given" in capsys.readouterr().out
+    assert "check 26 detected no mutant: no reason given" in capsys.readouterr().out
 
 
 def test_a_mutant_to_which_its_law_does_not_apply_is_noticed(
@@ -233,8 +233,8 @@ def test_a_mutant_to_which_its_law_does_not_apply_is_noticed(
     monkeypatch.setattr(kill_matrix, "MUTANTS", [Specimen(FactorTwoDropped, SOFTMAX, ("8", "31d"))])
     assert run_mutants(laws=["8", "31d"], jobs=1) == 1
     out = capsys.readouterr().out
-    assert "mutant 1 FactorTwoDropped is not caught by law 8: not applicable, a law of focal_tversky" in out
-    assert "mutant 1 FactorTwoDropped is not caught by law 31d: it holds" in out
+    assert "mutant 1 FactorTwoDropped is not detected by check 8: not applicable, a check of focal_tversky" in out
+    assert "mutant 1 FactorTwoDropped is not detected by check 31d: it holds" in out
 
 
 def test_a_wrong_value_that_only_advice_catches_is_noticed(

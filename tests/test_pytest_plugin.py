@@ -94,7 +94,7 @@ def test_a_broken_law_fails_with_what_it_showed_and_no_traceback(verify: Verify)
     result = verify(f"{FLAWS}:Off", "-k", "law_25_")
     result.assert_outcomes(failed=1, deselected=len(LAWS) - 1)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    start = next(i for i, line in enumerate(result.outlines) if " law 25: half precision" in line)
+    start = next(i for i, line in enumerate(result.outlines) if " check 25: half precision" in line)
     end = next(i for i, line in enumerate(result.outlines) if "short test summary" in line)
     message, empty, *snippet = result.outlines[start + 1 : end]
     assert message.startswith("loss: expected ")

@@ -508,7 +508,7 @@ def test_ctrl_c_reports_what_there_is(verbosely: Verify) -> None:
     code, out, err = verbosely(*flawed("Interrupted", "1", "25", "24"), "--json", "r.json", "--html", "r.html")
     assert (code, err) == (130, "")
     assert " holds " in rows(out)["24"]
-    assert re.search(r"\n2 hold in \d+ s; interrupted, 1 of 3 laws were not reached\nreport: r.json\nrep", out)
+    assert re.search(r"\n2 hold in \d+ s; interrupted, 1 of 3 checks were not reached\nreport: r.json\nrep", out)
     written = strictly(Path("r.json"))
     assert (written["complete"], written["laws"]) == (False, 3)
     assert [record["law"] for record in written["records"]] == ["1", "24"]
@@ -549,7 +549,8 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
     out, err = process.communicate(timeout=60)
     assert (process.returncode, unlogged(err)) == (130, "")
     assert re.fullmatch(
-        r"\nThe formula .*\n.*\n\n1 holds in \d+ s; interrupted, 1 of 2 laws were not reached\nreport: r.json\n",
+        r"\nThe formula .*\n.*\n\n1 holds in \d+ s; interrupted, 1 of 2 checks were not "
+        r"reached\nreport: r.json\n",
         out,
     ), out
     assert [record["law"] for record in strictly(Path("r.json"))["records"]] == ["1"]

@@ -64,7 +64,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Prepare for the laws, if there is a loss; -m voxloss_formula chooses a level of them."""
     for level in LEVELS:
-        config.addinivalue_line("markers", f"voxloss_{level}: a law of a loss whose level is {level}")
+        config.addinivalue_line("markers", f"voxloss_{level}: a check of a loss whose level is {level}")
     if config.getoption("voxloss_target") is not None:
         config.pluginmanager.register(_Laws(config), "voxloss-laws")
 

@@ -87,7 +87,7 @@ class Verification:
         ]
         if not laws:
             wanted = ", ".join(level.value for level in levels)
-            raise ValueError(f"expected laws of level {wanted}, received {', '.join(request.laws or ())}.")
+            raise ValueError(f"expected checks of level {wanted}, received {', '.join(request.laws or ())}.")
         setting = Setting(PROFILES[request.profile], request.seed, request.derandomize, data=data)
         return cls(request, subject, setting, laws, expected, form)
 
@@ -121,7 +121,7 @@ class Verification:
 
     def run_check(self, law: Law) -> Record:
         """Run the check of a law, keep its record, and write the counter-example if it is broken."""
-        _LOG.info("checking law %s, %s", law.id, law.name)
+        _LOG.info("running check %s, %s", law.id, law.name)
         record = xfails.apply(run_check(self.subject, self.setting, law), self.xfails)
         self.records.append(record)
         forget(self.request.folder, law.id)

@@ -35,14 +35,15 @@ def read_xfails(path: Path) -> dict[str, str]:
     table = content.get("xfail")
     if not isinstance(table, dict) or len(content) > 1:
         raise ValueError(
-            f"{path}: expected one table [xfail] of laws and reasons, received {', '.join(content) or 'nothing'}"
+            f"{path}: expected one table [xfail] of checks and reasons, received "
+            f"{', '.join(content) or 'nothing'}"
         )
     known = [law.id for law in (*LAWS, *METRIC_LAWS)]
     for law, reason in table.items():
         if law not in known:
-            raise ValueError(f"{path}: expected laws of {', '.join(known)}, received {law!r}")
+            raise ValueError(f"{path}: expected checks of {', '.join(known)}, received {law!r}")
         if not isinstance(reason, str) or not reason.strip():
-            raise ValueError(f"{path}: expected a reason in words for law {law}, received {reason!r}")
+            raise ValueError(f"{path}: expected a reason in words for check {law}, received {reason!r}")
     return {law: " ".join(reason.split()) for law, reason in table.items()}
 
 

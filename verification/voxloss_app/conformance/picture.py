@@ -114,4 +114,6 @@ def _name_lines(axes: Axes, lines: Sequence[_Line], theme: Theme) -> None:
             continue
         axes.text(left + 0.25, y, line.text, color=theme.ink, fontsize=8.5, va="center_baseline")
         if line.row.error:
-            axes.text(0, y, "could not be constructed or called", color=theme.ink, fontsize=8.5, va="center_baseline")
+            axes.text(
+                0, y, "could not be constructed or called", color=theme.ink, fontsize=8.5, va="center_baseline"
+            )

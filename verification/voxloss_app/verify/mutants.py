@@ -67,10 +67,10 @@ def show(matrix: KillMatrix, console: Console) -> None:
         line.append(f"  {count:>2}  {law.name}")
         console.print(line)
     meaning = {
-        INTENDED: "caught by its law",
+        INTENDED: "detected by its check",
         KILLED: "caught",
         HELD: "not caught",
-        MISSED: "not caught by its law",
+        MISSED: "not detected by its check",
     }
     console.print(f"\n{', '.join(f'{cell} {words}' for cell, words in meaning.items())}, blank: not applicable")
     for number, mutant in enumerate(matrix.mutants, 1):
@@ -111,7 +111,8 @@ def _rarest(matrix: KillMatrix) -> Iterator[str]:
         )
         name = mutant.specimen.loss.__name__
         yield (
-            f"the rarest of the others, {name}, was first seen on volume {record.examples} of law {record.law}: "
+            f"the rarest of the others, {name}, was first seen on volume {record.examples} of "
+            f"check {record.law}: "
             f"drawn volumes miss it with a probability of about {chances}"
         )
 

@@ -168,4 +168,6 @@ def summary(verification: Verification) -> str:
     if stale:
         line += f"; expected to be broken, but not applicable: {', '.join(stale)}"
     left = len(verification.laws) - len(verification.records)
-    return line if not left else f"{line}; interrupted, {left} of {len(verification.laws)} laws were not reached"
+    return (
+        line if not left else f"{line}; interrupted, {left} of {len(verification.laws)} checks were not reached"
+    )

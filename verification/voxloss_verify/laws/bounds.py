@@ -133,13 +133,13 @@ def repair(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Findi
 def _signed(subject: Subject, setting: Setting) -> str | None:
     claims = subject.claims
     if any(each.squared for each in claims.formulas):
-        return "a law of linear forms, not of squared denominators"
+        return "a check of linear forms, not of squared denominators"
     if claims.activation == "softmax":
         return "softmax mixes the classes of a voxel: ∂L/∂logit has no sign of its own"
     if any(each.family == "mcc" for each in claims.formulas):
         return "a correlation below 0 may grow with an error"
     if any(each.overlap != "product" for each in claims.formulas):
-        return "a law of Σ p·g, not of Σ min(p, g)"
+        return "a check of Σ p·g, not of Σ min(p, g)"
     return _monotone(subject, setting)
 
 

@@ -47,11 +47,11 @@ def _plain(subject: Subject, families: tuple[str, ...]) -> str | None:
     """Why the loss is not offset − score of one of these families for volumes whose classes are all alike."""
     claims = subject.claims
     if claims.family not in families:
-        return f"a law of {', '.join(families)}, not of {claims.family}"
+        return f"a check of {', '.join(families)}, not of {claims.family}"
     if claims.class_weight is not None:
-        return "class weights are declared, and the law is one of a single class"
+        return "class weights are declared, and the check is one of a single class"
     if claims.average == "micro":
-        return "all classes share one ratio, and the law is one of a single class"
+        return "all classes share one ratio, and the check is one of a single class"
     return unlabelled(subject)
 
 
@@ -237,7 +237,7 @@ def _soft_perfect(subject: Subject, setting: Setting) -> str | None:
     if not claims.soft_labels or claims.activation != "none":
         return "soft targets for probabilities are not declared"
     if claims.overlap != "min" and not (claims.squared and claims.family in ("dice", "jaccard")):
-        return "a law of squared denominators and of Σ min(p, g)"
+        return "a check of squared denominators and of Σ min(p, g)"
     if claims.smooth_nr != claims.smooth_dr:
         return "s_n = s_d is not declared"
     return None

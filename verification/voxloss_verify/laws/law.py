@@ -153,14 +153,14 @@ def unlabelled(subject: Subject) -> str | None:
     ignored = subject.claims.ignore_index
     if ignored is None or not 0 <= ignored < 16:
         return None
-    return "the ignored label may be that of a class, and the volumes of this law use every label"
+    return "the ignored label may be that of a class, and the volumes of this check use every label"
 
 
 def of_scores(subject: Subject) -> str | None:
     """Why a law of scores does not apply; None if the loss is one of a known score."""
     family = subject.claims.family
     known = not subject.claims.by_voxel and family not in ("sensitivity_specificity", "compound", "formula")
-    return None if known else f"a law of scores of sums over voxels, not of {family}"
+    return None if known else f"a check of scores of sums over voxels, not of {family}"
 
 
 def is_true(

@@ -45,7 +45,7 @@ class Trial:
 
     @property
     def easiest(self) -> Record | None:
-        """Of the laws that caught it, the one that needed the fewest volumes."""
+        """Of the laws that detected it, the one that needed the fewest volumes."""
         return min(self.broken, key=lambda record: record.examples, default=None)
 
     @property
@@ -86,19 +86,19 @@ class KillMatrix:
         for number, mutant in enumerate(self.mutants, 1):
             name = f"{number} {mutant.specimen.loss.__name__}"
             if not mutant.broken:
-                found.append(f"mutant {name} is alive")
+                found.append(f"mutant {name} is not detected")
             if mutant.is_advised_only and not mutant.specimen.is_of_the_interface:
                 found.append(f"mutant {name} would pass: only advice is against it")
             # An error of a check proves nothing about the loss.
             raised = [record for record in mutant.broken if record.could_not_be_run]
-            found += [f"mutant {name}, law {record.law}: {record.reason}" for record in raised]
+            found += [f"mutant {name}, check {record.law}: {record.reason}" for record in raised]
             for record in mutant.missed:
                 applies = record.status is not Status.not_applicable
                 because = "it holds" if applies else f"{record.status.value}, {record.reason}"
-                found.append(f"mutant {name} is not caught by law {record.law}: {because}")
-        found += [f"law {law} caught no mutant: no reason given" for law in self.idle if law not in CANNOT]
+                found.append(f"mutant {name} is not detected by check {record.law}: {because}")
+        found += [f"check {law} detected no mutant: no reason given" for law in self.idle if law not in CANNOT]
         for control in self.controls:
-            found += [f"control {control.specimen} broke law {r.law}: {r.reason}" for r in control.broken]
+            found += [f"control {control.specimen} broke check {r.law}: {r.reason}" for r in control.broken]
         return found
 
 
@@ -109,7 +109,7 @@ def kill_matrix(
     jobs: int = JOBS,
     progress: Callable[[Trial, int, int], None] = lambda trial, done, total: None,
 ) -> KillMatrix:
-    """Run the checks of these ids, None for all, on the correct losses and on the wrong ones they should catch.
+    """Run the checks of these ids, None for all, on the correct losses and on the mutants they should detect.
 
     `progress` is called after each loss with its trial, the number of losses done and their total. With more than
     one job, call it from the main thread.
