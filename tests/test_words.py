@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 import words
+from sources import ROOT
 from words import CODE, EXCEPTIONS, GENERATED, SKIPPED, THESE, WORDS, found_in, prose, words_of
 
 # An example for each entry of WORDS, in its order.
@@ -117,22 +119,22 @@ def test_a_notebook_is_read_by_cell(tmp_path: Path) -> None:
 
 def test_every_exception_is_needed_and_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(words, "EXCEPTIONS", ())
-    texts = [(str(path.relative_to(words.ROOT)), text) for path in words.files() for _, text in prose(path)]
+    texts = [(str(path.relative_to(ROOT)), text) for path in words.files() for _, text in prose(path)]
     for case in EXCEPTIONS:
         assert case.reason
         assert any(
             words.is_covered(found, case)
             for name, text in texts
-            if words.re.search(case.files, name)
+            if re.search(case.files, name)
             for found in words_of(name).finditer(text)
         ), case
 
 
 def test_every_page_and_module_is_read() -> None:
-    read = {path.relative_to(words.ROOT).as_posix() for path in words.files()}
+    read = {path.relative_to(ROOT).as_posix() for path in words.files()}
     for folder in ("docs", "notebooks", "plugin", "verification", "datasets", "examples", "tests", ".github"):
-        for path in (words.ROOT / folder).rglob("*"):
-            name = path.relative_to(words.ROOT).as_posix()
+        for path in (ROOT / folder).rglob("*"):
+            name = path.relative_to(ROOT).as_posix()
             if path.suffix in (".py", ".md", ".j2", ".ipynb") and name not in (*GENERATED, *THESE, *SKIPPED):
                 assert name in read
     assert {"README.md", "CHANGELOG.md", "mkdocs.yml"} <= read
