@@ -429,8 +429,8 @@ def test_close_finds_the_worst_element() -> None:
     ("received", "expected"),
     [(math.nan, 1.0), (1.0, math.nan), (math.inf, 1.0), (-math.inf, math.inf), ([1.0, 2.0], [1.0])],
 )
-def test_close_holds_nothing_that_is_no_number(got: Any, expected: Any) -> None:
-    assert not close("x", got, expected, 1e9).holds
+def test_close_holds_nothing_that_is_no_number(received: Any, expected: Any) -> None:
+    assert not close("x", received, expected, 1e9).holds
 
 
 def test_close_takes_equal_infinities_and_empty_arrays() -> None:
