@@ -158,8 +158,7 @@ def takes(loss: str) -> set[str]:
     """The names of a loss's options."""
     parameters = signature(LOSSES[loss]).parameters
     named = {name for name, each in parameters.items() if each.kind is not Parameter.VAR_KEYWORD}
-    refused = {"inplace"} if loss == "DiceTopKLoss" else set()
-    return (named | (option_names(parameters) or set())) - refused
+    return named | (option_names(parameters) or set())
 
 
 def _map_of(loss: str, options: dict[str, Any]) -> str | None:
@@ -326,8 +325,6 @@ def draw_case(seed: int, number: int, losses: Sequence[str], backends: Sequence[
     shapes = PART_SHAPES if draw.chance(0.002) else BLOCK_SHAPES if draw.chance(0.05) else SMALL_SHAPES
     shape = (batch, channels, *draw.one(shapes))
     dtype = draw.one(FLOATS)
-    if draw.loss == "DiceTopKLoss" and dtype in ("float16", "bfloat16"):
-        dtype = "float32"  # torch adds the gradients of two passes in their own dtype
 
     activations = ["sigmoid", "softmax"] if channels > 1 else ["sigmoid"]
     draw.activation = draw.one(activations if "use_softmax" in known else [*activations, "none", "other_act"])
@@ -666,8 +663,7 @@ def _compare(
         return Failure("dtype", f"loss: expected {wanted_dtype}, received {value.dtype}")
     for leaf, gradient in zip(leaves, found, strict=True):
         like = torch.empty_like(leaf)
-        # Not as other_act lays it out, nor as autograd adds up those of two passes.
-        own = ("other_act" not in case.options or leaf is not leaves[0]) and case.loss != "DiceTopKLoss"
+        own = "other_act" not in case.options or leaf is not leaves[0]  # which lays it out otherwise
         if gradient.dtype != like.dtype or (own and gradient.stride() != like.stride()):
             how = f"{gradient.dtype}, strides {gradient.stride()}"
             return Failure("layout", f"gradient: expected {like.dtype}, strides {like.stride()}, received {how}")

@@ -13,6 +13,7 @@ import voxloss
 from every_loss import value_and_gradient
 from voxloss import CrossEntropyLoss, DiceLoss, DiceTopKLoss, TopKLoss
 from voxloss.maps import Target
+from voxloss_app.bench.memory import allocated_peak
 
 MAP: dict[str, Any] = {"softmax": True, "to_onehot_y": True}
 
@@ -78,6 +79,8 @@ def test_a_nan_reaches_the_loss() -> None:
     x, labels = data()
     x[0, 0, 0, 0, 0] = torch.nan
     assert TopKLoss(1, **MAP)(x, labels).isnan()
+    _, terms = DiceTopKLoss(1, **MAP).with_terms(x, labels)
+    assert terms["top_k"].value.isnan()
 
 
 def test_all_of_them_is_cross_entropy() -> None:
@@ -98,6 +101,47 @@ def test_the_weighted_sum_beside_dice() -> None:
     assert [name for name, _ in terms.items()] == ["dice", "top_k"]
     torch.testing.assert_close(terms["top_k"].value, top_k)
     assert loss(x, labels) == total
+
+
+@pytest.mark.parametrize("backend", ["reference", "eager", "numba_cpu"])
+@pytest.mark.parametrize("given", ["plain", "equal", "weights", "mask", "ignored", "annotated"])
+def test_beside_dice_the_same_voxels_are_chosen(given: str, backend: str) -> None:
+    """What is chosen by cells, of all voxels' pass, is what is chosen by a mask."""
+    x, labels = data()
+    options: dict[str, Any] = {**MAP, "backend": backend}
+    call: dict[str, Any] = {}
+    generator = torch.Generator().manual_seed(1)
+    if given == "equal":
+        x = x.round().clamp(-1, 1)
+    elif given == "weights":
+        options |= {"weight": [1.0, 2.0, 0.5], "label_smoothing": 0.1}
+    elif given == "mask":
+        weights = torch.rand(labels.shape, generator=generator, dtype=torch.float64)
+        call = {"mask": weights * (weights > 0.3)}
+    elif given == "ignored":
+        options |= {"ignore_index": 255}
+        labels = labels.masked_fill(torch.rand(labels.shape, generator=generator) < 0.3, 255)
+    elif given == "annotated":
+        call = {"annotated": torch.tensor([[True, True, False], [True, True, True]])}
+    wanted = value_and_gradient(TopKLoss(20, **options), x, labels, **call)
+    found = value_and_gradient(DiceTopKLoss(20, lambda_dice=0.0, **options), x, labels, **call)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+    both = value_and_gradient(DiceTopKLoss(20, **options), x, labels, **call)
+    options.pop("label_smoothing", None)
+    dice = value_and_gradient(DiceLoss(**options), x, labels, **call)
+    torch.testing.assert_close(both[0], dice[0] + wanted[0], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(both[1], dice[1] + wanted[1], rtol=1e-10, atol=1e-12)
+
+
+def test_one_gradient_is_all_the_memory() -> None:
+    """And two numbers per voxel at most; the gradients of two passes would be added up."""
+    x = torch.randn(1, 14, 32, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    labels = x.detach().argmax(1, keepdim=True)
+    loss = DiceTopKLoss(10, **MAP, backend="numba_cpu")
+    loss(x, labels).backward()  # compiled
+    x.grad = None
+    peak = allocated_peak(lambda: loss(x, labels).backward(), "cpu")
+    assert 1 <= peak / (4 * x.numel()) < 1.25
 
 
 @pytest.mark.parametrize("ignored", [None, 255])

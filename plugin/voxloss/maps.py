@@ -141,6 +141,21 @@ def pass_map(
     return PassMap(there, of_label=True)
 
 
+class PassCells(NamedTuple):
+    """A partition as a pass takes it.
+
+    Attributes:
+        numbers: the cell of each voxel, int32 `[B, 1, spatial...]`.
+        cells: how many there are.
+        shares: of cells that mean the same in all samples, how much of those from 1 on is chosen, `[cells - 1]`;
+            of cell 0 nothing is.
+    """
+
+    numbers: Tensor | None = None
+    cells: int = 0
+    shares: Tensor | None = None
+
+
 def pass_cells(
     cells: int | None,
     input: Tensor,
@@ -148,8 +163,8 @@ def pass_cells(
     mask: Tensor | None,
     ignore_index: int | None,
     regions: bool,
-) -> tuple[Tensor, int]:
-    """The partition as the pass takes it, int32, and the number of its cells, checked where voxels count."""
+) -> PassCells:
+    """The partition as the pass takes it, checked where voxels count."""
     given = _require_map("partition", target.partition, input)
     if given.shape[1] != 1:
         raise ShapeError(f"partition: expected one channel, received {list(given.shape)}.")
@@ -163,11 +178,15 @@ def pass_cells(
                 "cells: expected an upper limit of the number of cells, as torch.compile cannot read a partition."
             )
         cells = 1 + int(numbers.max().clamp(min=0)) if numbers.numel() else 1
-    fits = (numbers >= 0) & (numbers < cells) & (numbers == given)
+    fits = numbers >= 0
+    if given_cells:
+        fits = fits & (numbers < cells)
+    if given.dtype != torch.int32:
+        fits = fits & (numbers == given)
     message = f"partition: expected whole numbers 0…{cells - 1}, one per cell"
     _require_all(fits, None, given, message, "Raise cells=, or omit it." if given_cells else _MOVED)
     # Under torch.compile nothing is checked, and the pass uses the numbers as indices into memory.
-    return numbers.clamp(0, cells - 1) if torch.compiler.is_compiling() else numbers, cells
+    return PassCells(numbers.clamp(0, cells - 1) if torch.compiler.is_compiling() else numbers, cells)
 
 
 def _ignored(

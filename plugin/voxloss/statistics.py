@@ -16,6 +16,7 @@ from voxloss.backends.voxels import SUMS_OF_TARGET
 from voxloss.channels import of_classes
 from voxloss.distributed import Group, Shard, has_ranks, sum_over_ranks
 from voxloss.lazy_logits import is_lazy
+from voxloss.maps import PassCells
 from voxloss.regions import memberships
 
 Activation = Literal["softmax", "sigmoid", "none"] | Callable[[Tensor], Tensor]
@@ -105,16 +106,20 @@ class PassSums:
         shard: Shard = "batch",
         what: str = "",
         cells: int = 0,
+        shares: Tensor | None = None,
     ) -> None:
-        """`constant`: the sums that no gradient is wanted of; `cells`: of a partition, `[K, B * cells, C]`."""
+        """`constant`: the sums that no gradient is wanted of; `cells`: of a partition, `[K, B * cells, C]`.
+
+        `shares`: as of `PassCells`.
+        """
         self._by_cell: Tensor | None = None
-        if cells:
-            if shard == "volume":
+        if shard == "volume":
+            if cells and shares is None:
                 raise ValueError('shard: expected "batch", as each rank has cells of its own, got "volume".')
+            tensor = sum_over_ranks(tensor, group, what)
+        if cells:
             self._by_cell = tensor.view(len(tensor), -1, cells, tensor.shape[2])
             tensor = self._by_cell.sum(2)
-        if shard == "volume":
-            tensor = sum_over_ranks(tensor, group, what)
         if annotated is not None:
             tensor = tensor.masked_fill(~annotated, 0)
         self.names = tuple(names)
@@ -127,6 +132,7 @@ class PassSums:
         self.ignored_class = ignored_class
         self.alone = shard == "volume" or not has_ranks(group)
         self._constant = constant
+        self._shares = shares
         self._group = group
         self._what = what
         self._of_batch: Tensor | None = None
@@ -170,9 +176,23 @@ class PassSums:
             tensor = tensor[:, :, 1:] + tensor[:, :, :1]
         cells = tensor.shape[2]
         annotated = None if self.annotated is None else self.annotated.repeat_interleave(cells, 0)
+        return self._of_some(tensor.flatten(1, 2), annotated)
+
+    def of_chosen(self) -> PassSums:
+        """The sums of the cells that are chosen, each as far as its share goes."""
+        assert self._by_cell is not None
+        assert self._shares is not None
+        # Not times 0, which makes NaN of what is infinite in a cell that is not chosen.
+        chosen = self._by_cell[:, :, 1:] * self._shares.to(self._by_cell)[:, None]
+        found = self._of_some(chosen.sum(2), self.annotated)
+        found.alone, found._group, found._what = self.alone, self._group, self._what
+        return found
+
+    def _of_some(self, tensor: Tensor, annotated: Tensor | None) -> PassSums:
+        """The same sums of some of the voxels, each row of the tensor as a sample."""
         return PassSums(
             self.names,
-            tensor.flatten(1, 2),
+            tensor,
             binary=self.binary,
             spatial_axes=self.spatial_axes,
             annotated=annotated,
@@ -272,15 +292,15 @@ def measure(
     regions: Sequence[int] = (),
     map: Tensor | None = None,
     map_of_label: bool = False,
-    partition: Tensor | None = None,
-    cells: int = 0,
+    partition: PassCells | None = None,
 ) -> PassSums:
     """Compute the sums of these names, out of `voxloss.backends.voxels.TERMS`, in one pass.
 
     `what` is computed from them, as `sum_over_ranks` takes it; `map` as `voxloss.backends.Backend` does.
     """
     input, target, mask, activation = volumes
-    beside = target, mask, map, partition
+    numbers, cells, shares = partition or PassCells()
+    beside = target, mask, map, numbers
     options = activation, list(names), ignore_index, backend, gamma, list(regions), map_of_label, cells
     if is_lazy(input, target):
         tensor = head_operators.sums_of(input, *beside, *options)
@@ -301,6 +321,7 @@ def measure(
         shard=shard,
         what=what,
         cells=cells,
+        shares=shares,
     )
 
 

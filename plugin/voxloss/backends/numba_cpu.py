@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +31,17 @@ WIDTH = 1024
 _INSTALLED = find_spec("numba") is not None
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-Walk = Callable[[int, int, int, int, Any], None]
+
+class _Scratch(NamedTuple):
+    """Memory for one thread to work in."""
+
+    target: Any  # of a part; None where the kernels take it as it lies in memory
+    order: NDArray[Any]  # of a part's voxels, sorted by cell
+    bounds: NDArray[Any]  # where each cell begins in it
+    rows: Any  # as the kernels take them
+
+
+Walk = Callable[[int, int, int, int, _Scratch], None]
 
 
 def available() -> tuple[bool, str]:
@@ -70,14 +80,10 @@ def region_sums(
     sums = np.zeros((items, parts, cells, len(TERMS), channels))
     valid = np.zeros((items, parts), dtype=bool)
 
-    def walk(item: int, part: int, start: int, stop: int, scratch: Any) -> None:
+    def walk(item: int, part: int, start: int, stop: int, scratch: _Scratch) -> None:
         given = inputs[item], target_of(item, start, stop, scratch), masks[item], maps[item]
-        more = start, stop, config, *scratch[1:]
-        if partition is None:
-            valid[item, part] = _kernels().forward(*given, *more, sums[item, part, 0])
-        else:
-            of_item = numbers[item, 0].numpy()
-            valid[item, part] = _kernels().forward_by_cell(*given, of_item, *more, sums[item, part])
+        voxels = start, *_in_order(numbers[item, 0, start:stop], scratch)
+        valid[item, part] = _kernels().forward(*given, *voxels, config, *scratch.rows, sums[item, part])
 
     _in_parallel(walk, inputs.voxels, input, target, spec)
     rows = [list(TERMS).index(name) for name in spec.sums]
@@ -100,10 +106,10 @@ def voxel_terms(
     for name, row in zip(spec.sums, factors, strict=True):
         weights[:, list(TERMS).index(name)] += row.detach().numpy()
 
-    def walk(item: int, part: int, start: int, stop: int, scratch: Any) -> None:
+    def walk(item: int, part: int, start: int, stop: int, scratch: _Scratch) -> None:
         target = target_of(item, start, stop, scratch)
         given = inputs[item], target, masks[item], start, stop, config
-        valid[item, part] = _kernels().each(*given, *scratch[1:], weights[item], results[item])
+        valid[item, part] = _kernels().each(*given, *scratch.rows, weights[item], results[item])
 
     _in_parallel(walk, inputs.voxels, input, target, spec)
     return result, torch.tensor(bool(valid.all()))
@@ -139,14 +145,10 @@ def region_sums_backward(
     for name, row in zip(spec.sums, grad, strict=True):
         weights[:, :, list(TERMS).index(name)] += row.detach().view(items, cells, channels).numpy()
 
-    def walk(item: int, part: int, start: int, stop: int, scratch: Any) -> None:
+    def walk(item: int, part: int, start: int, stop: int, scratch: _Scratch) -> None:
         given = inputs[item], target_of(item, start, stop, scratch), masks[item], maps[item]
-        more = start, stop, config, *scratch[1:]
-        if partition is None:
-            _kernels().backward(*given, *more, weights[item, 0], by_target, results[item])
-        else:
-            of_item = numbers[item, 0].numpy()
-            _kernels().backward_by_cell(*given, of_item, *more, weights[item], by_target, results[item])
+        voxels = start, *_in_order(numbers[item, 0, start:stop], scratch)
+        _kernels().backward(*given, *voxels, config, *scratch.rows, weights[item], by_target, results[item])
 
     _in_parallel(walk, inputs.voxels, input, target, spec)
     return result if result is written else result.copy_(written)
@@ -173,22 +175,22 @@ class _Items:
 
 def _target_of(
     targets: _Items, target: Tensor, channels: int, config: Any, spec: PassSpec
-) -> Callable[[int, int, int, Any], Any]:
+) -> Callable[[int, int, int, _Scratch], Any]:
     """Return what gives the kernels the target of a part of an item: whole numbers of any dtype as one."""
     kernels = _kernels()
     table, known = np.array(spec.regions, np.int32), len(spec.regions) or channels
 
-    def labels_of(item: int, start: int, stop: int, scratch: Any) -> Any:
+    def labels_of(item: int, start: int, stop: int, scratch: _Scratch) -> Any:
         of_map = targets[item], start, stop - start, known
-        kernels.read_labels(*of_map, config.ignores, config.ignore_index, scratch[0])
+        kernels.read_labels(*of_map, config.ignores, config.ignore_index, scratch.target)
         if config.regions:
-            kernels.look_up(stop - start, table, scratch[0])
-        return scratch[0], kernels.Lines(-start, 0, 1, kernels.NATIVE)
+            kernels.look_up(stop - start, table, scratch.target)
+        return scratch.target, kernels.Lines(-start, 0, 1, kernels.NATIVE)
 
-    def values_of(item: int, start: int, stop: int, scratch: Any) -> Any:
-        width = len(scratch[0]) // channels
-        kernels.read_channels(targets[item], start, stop - start, channels, width, scratch[0])
-        return scratch[0], kernels.Lines(-start, width, 1, kernels.NATIVE)
+    def values_of(item: int, start: int, stop: int, scratch: _Scratch) -> Any:
+        width = len(scratch.target) // channels
+        kernels.read_channels(targets[item], start, stop - start, channels, width, scratch.target)
+        return scratch.target, kernels.Lines(-start, width, 1, kernels.NATIVE)
 
     if config.is_map:
         return labels_of
@@ -246,12 +248,26 @@ def _kernels() -> Any:
     return numba_kernels
 
 
-def _scratch(input: Tensor, target: Tensor, part: int, spec: PassSpec) -> Any:
-    """Memory for one thread: a part's target; blocks of logits, of exponentials and of a target; rows; labels."""
+def _scratch(input: Tensor, target: Tensor, part: int, spec: PassSpec) -> _Scratch:
+    """Memory for one thread: blocks of logits, of exponentials and of a target; rows; labels."""
     precision = _precision(input)
     blocks = tuple(np.empty((tensor.shape[1], WIDTH), precision) for tensor in (input, input, target))
     rows = np.empty((_kernels().ROWS, WIDTH), precision)
-    return _part_of(target, input, part, spec), blocks, rows, np.empty((2, WIDTH), np.int32)
+    return _Scratch(
+        _part_of(target, input, part, spec),
+        np.empty(part if spec.cells else 0, np.int32),
+        np.zeros(spec.cells + 2, np.int64),
+        (blocks, rows, np.empty((2, WIDTH), np.int32)),
+    )
+
+
+def _in_order(numbers: Tensor, scratch: _Scratch) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The order to walk a part's voxels in, empty without a partition, and where each cell begins."""
+    if len(scratch.order):
+        _kernels().sort_by_cell(np.ascontiguousarray(numbers.numpy()), scratch.order, scratch.bounds)
+    else:
+        scratch.bounds[1] = len(numbers)
+    return scratch.order, scratch.bounds
 
 
 def _part_of(target: Tensor, input: Tensor, voxels: int, spec: PassSpec) -> NDArray[Any] | None:

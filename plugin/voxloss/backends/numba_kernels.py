@@ -1,8 +1,8 @@
 """The fused pass on the CPU: the loops, compiled by Numba, over blocks of voxels that stay in the cache.
 
-`forward` and `backward` go through the voxels start…stop of one item, block by block: load, activate, then fill
-rows with p, g, log p, log n, and add up the requested sums, or write the derivative. The terms and their
-derivatives are those of the table in `voxels`; n is 1 − p.
+`forward` and `backward` go through a part of one item, cell by cell of a partition, and block by block: load,
+activate, then fill rows with p, g, log p, log n, and add up the requested sums, or write the derivative. The
+terms and their derivatives are those of the table in `voxels`; n is 1 − p.
 
 The configuration is read once per row of voxels, not once per voxel. So one compiled function for each pair of
 dtypes serves every loss, with one pair for label maps of all dtypes and one for other targets of whole numbers
@@ -397,6 +397,38 @@ def read_channels(item, start, count, channels, width, values):
                 row[v] = memory[first + v * lines.per_voxel]
 
 
+# The voxels of a cell may be anywhere in a part. They are sorted, and those of a row are loaded and stored one by
+# one, at `offsets`, so that rows are long and all that happens in between is the same as for neighbours. What is
+# known to be within an array is an unsigned index: Numba looks whether others count from the end.
+
+
+@compiled
+def sort_by_cell(numbers, order, bounds):
+    """Write a part's voxels in the order of their cells, and where each cell begins: `bounds` [cells + 2]."""
+    for k in range(len(bounds)):
+        bounds[k] = 0
+    for v in range(len(numbers)):
+        bounds[np.uintp(numbers[v] + 2)] += 1
+    for k in range(2, len(bounds)):
+        bounds[k] += bounds[k - 1]
+    for v in range(len(numbers)):
+        cell = np.uintp(numbers[v] + 1)
+        place = bounds[cell]
+        order[np.uintp(place)] = v
+        bounds[cell] = place + 1
+
+
+@compiled
+def _row_of(start, order, first, count):
+    """Where a row of a part's voxels begins, and their offsets from there: none if they are neighbours."""
+    if len(order) == 0:
+        return start + first, order
+    offsets = order[first : first + count]
+    if count > 0 and offsets[count - 1] - offsets[0] == count - 1:
+        return start + offsets[0], order[:0]
+    return start, offsets
+
+
 # From memory into a block [channels, voxels], and back. An item is (memory, lines): memory has one dimension and
 # is walked by strides, so that no layout needs code of its own.
 
@@ -448,9 +480,15 @@ def _fetch(typing_context, memory, index):
 
 
 @compiled
-def _fetch_row(item, start, count, channels):
+def _fetch_row(item, start, offsets, count, channels):
     """Fetch the voxels of the next row: a row of 1024 is a page or more, where processors stop fetching ahead."""
     memory, lines = item
+    if len(offsets):
+        for c in range(channels):
+            first = lines.first + c * lines.per_channel + start * lines.per_voxel
+            for v in range(0, count, 8):  # most neighbours of a cell share a line
+                _fetch(memory, first + offsets[v] * lines.per_voxel)
+        return
     if lines.per_voxel != 1:
         return
     step = 64 // memory.itemsize
@@ -461,12 +499,16 @@ def _fetch_row(item, start, count, channels):
 
 
 @compiled
-def _load(item, start, count, largest, block):
+def _load(item, start, offsets, count, largest, block):
     """Fill a block; what is further from 0 than `largest` becomes that."""
     memory, lines = item
     for c in range(block.shape[0]):
         first = lines.first + c * lines.per_channel + start * lines.per_voxel
-        if lines.per_voxel == 1:
+        if len(offsets):
+            for v in range(count):
+                place = np.uintp(first + offsets[v] * lines.per_voxel)
+                block[c, v] = _within(_widen(memory[place], lines.kind), largest)
+        elif lines.per_voxel == 1:
             line = memory[first : first + count]
             for v in range(count):
                 block[c, v] = _within(_widen(line[v], lines.kind), largest)
@@ -476,11 +518,14 @@ def _load(item, start, count, largest, block):
 
 
 @compiled
-def _store(block, start, count, item):
+def _store(block, start, offsets, count, item):
     memory, lines = item
     for c in range(block.shape[0]):
         first = lines.first + c * lines.per_channel + start * lines.per_voxel
-        if lines.per_voxel == 1:
+        if len(offsets):
+            for v in range(count):
+                memory[np.uintp(first + offsets[v] * lines.per_voxel)] = _narrow(block[c, v], lines.kind, memory)
+        elif lines.per_voxel == 1:
             line = memory[first : first + count]
             for v in range(count):
                 line[v] = _narrow(block[c, v], lines.kind, memory)
@@ -490,30 +535,37 @@ def _store(block, start, count, item):
 
 
 @compiled
-def _load_weights(item, start, count, weight):
-    """Return whether all are finite and ≥ 0."""
+def _load_row(item, c, start, offsets, count, row):
+    """Fill a row with one channel of a map or a mask."""
     memory, lines = item
-    valid, infinite = True, weight.dtype.type(np.inf)
-    first = lines.first + start * lines.per_voxel
-    for v in range(count):
-        weight[v] = memory[first + v * lines.per_voxel]
-        valid &= (weight[v] >= 0) & (weight[v] < infinite)
-    return valid
-
-
-@compiled
-def _load_map(item, c, start, count, all_count, labels, row):
-    """Fill a row with what the map has for channel c, 0 where ignored; return whether all is finite."""
-    memory, lines = item
-    zero, finite = row.dtype.type(0), True
     first = lines.first + c * lines.per_channel + start * lines.per_voxel
-    if lines.per_voxel == 1:
+    if len(offsets):
+        for v in range(count):
+            row[v] = memory[np.uintp(first + offsets[v] * lines.per_voxel)]
+    elif lines.per_voxel == 1:
         line = memory[first : first + count]
         for v in range(count):
             row[v] = line[v]
     else:
         for v in range(count):
             row[v] = memory[first + v * lines.per_voxel]
+
+
+@compiled
+def _load_weights(item, start, offsets, count, weight):
+    """Return whether all are finite and ≥ 0."""
+    valid, infinite = True, weight.dtype.type(np.inf)
+    _load_row(item, 0, start, offsets, count, weight)
+    for v in range(count):
+        valid &= (weight[v] >= 0) & (weight[v] < infinite)
+    return valid
+
+
+@compiled
+def _load_map(item, c, start, offsets, count, all_count, labels, row):
+    """Fill a row with what the map has for channel c, 0 where ignored; return whether all is finite."""
+    zero, finite = row.dtype.type(0), True
+    _load_row(item, c, start, offsets, count, row)
     if not all_count:
         for v in range(count):
             row[v] = zero if labels[v] == IGNORED else row[v]
@@ -523,11 +575,19 @@ def _load_map(item, c, start, count, all_count, labels, row):
 
 
 @compiled
-def _load_labels(item, start, count, config, weight, labels):
+def _load_labels(item, start, offsets, count, config, weight, labels):
     """Write labels, IGNORED where they are; return whether all that count are classes, and whether all count."""
     memory, lines = item
     first = lines.first + start
-    found = memory[first : first + count]
+    if len(offsets):
+        for v in range(count):
+            labels[v] = memory[np.uintp(first + offsets[v])]
+        return _mark_ignored(labels, count, config, weight, labels)
+    return _mark_ignored(memory[first : first + count], count, config, weight, labels)
+
+
+@compiled
+def _mark_ignored(found, count, config, weight, labels):
     lowest = np.int32(0)
     if config.masked:
         for v in range(count):
@@ -600,13 +660,13 @@ def _clear(block, count, labels):
 
 
 @compiled
-def _map_of_channel(item, c, start, count, config, all_count, labels, rows):
+def _map_of_channel(item, c, start, offsets, count, config, all_count, labels, rows):
     """Fill the row MAP for channel c, from the row G or from memory; return whether all is finite."""
     if config.map_of_label:
         for v in range(count):
             rows[MAP, v] = rows[OF_VOXEL, v] * rows[G, v]
         return True
-    return _load_map(item, c, start, count, all_count, labels, rows[MAP])
+    return _load_map(item, c, start, offsets, count, all_count, labels, rows[MAP])
 
 
 # What a row of voxels holds, adds to the sums, and gets as its derivative.
@@ -1269,7 +1329,9 @@ def _knows_by_label(config):
 
 
 @compiled
-def _load_voxels(input, target, mask, first, count, config, with_logs, by_label, two, blocks, rows, labels):
+def _load_voxels(
+    input, target, mask, first, offsets, count, config, with_logs, by_label, two, blocks, rows, labels
+):
     """Fill the blocks and, if `masked`, the row WEIGHT, which is 0 where ignored.
 
     Return whether all voxels that count are valid, and whether all count.
@@ -1281,13 +1343,13 @@ def _load_voxels(input, target, mask, first, count, config, with_logs, by_label,
     """
     block, other, soft = blocks
     weight = rows[WEIGHT]
-    weighed = _load_weights(mask, first, count, weight) if config.masked else True
+    weighed = _load_weights(mask, first, offsets, count, weight) if config.masked else True
     finite = block.dtype.type(np.inf if config.activation == NONE else LARGEST_LOGIT)
-    _load(input, first, count, finite, block)
+    _load(input, first, offsets, count, finite, block)
     if config.is_map:
-        valid, all_count = _load_labels(target, first, count, config, weight, labels)
+        valid, all_count = _load_labels(target, first, offsets, count, config, weight, labels)
     else:
-        _load(target, first, count, soft.dtype.type(np.inf), soft)
+        _load(target, first, offsets, count, soft.dtype.type(np.inf), soft)
         valid, all_count = _find_ignored(soft, count, config, weight, labels)
     if not all_count:
         _clear(block, count, labels)
@@ -1306,8 +1368,12 @@ def _load_voxels(input, target, mask, first, count, config, with_logs, by_label,
 
 
 @compiled
-def forward(input, target, mask, map, start, stop, config, blocks, rows, scratch, out):
-    """Add the sums over voxels start…stop of an item to `out` [SUMS, C]; return whether they were valid."""
+def forward(input, target, mask, map, start, order, bounds, config, blocks, rows, scratch, out):
+    """Add the sums over a part of an item to `out` [cells, SUMS, C]; return whether its voxels were valid.
+
+    The part begins at voxel `start`. The voxels of cell k are bounds[k]…bounds[k + 1] of `order`, or of the part
+    itself if that is empty.
+    """
     block, other, soft = blocks
     found = scratch[0]
     sums, gamma, activation = config.sums, rows.dtype.type(config.gamma), config.activation
@@ -1317,45 +1383,50 @@ def forward(input, target, mask, map, start, stop, config, blocks, rows, scratch
     is_map, by_label = config.is_map, _knows_by_label(config)
     two = by_label and activation == SOFTMAX and block.shape[0] == 2 and not config.mapped
     all_valid = True
-    for first in range(start, stop, rows.shape[1]):
-        count = min(rows.shape[1], stop - first)
-        following = min(rows.shape[1], stop - first - count)
-        _fetch_row(input, first + count, following, block.shape[0])
-        valid, all_count = _load_voxels(
-            input, target, mask, first, count, config, with_logs, by_label, two, blocks, rows, found
-        )
-        all_valid &= valid
-        if config.map_of_label:
-            all_valid &= _load_map(map, 0, first, count, all_count, found, rows[OF_VOXEL])
-        if sums[VOXELS] and config.weighted:
-            total = rows.dtype.type(0)
-            for v in range(count):
-                total += rows[WEIGHT, v]
-            out[VOXELS] += total
-        elif sums[VOXELS]:
-            out[VOXELS] += count if all_count else np.sum(found[:count] != IGNORED)
-        if by_label and activation == SOFTMAX and not two:
-            _fill_at_labels(count, sums, gamma, with_logs, block, found, rows)
-            _add_at_labels(count, sums, block, found, rows, out)
-            continue
-        for c in range(block.shape[0]):
-            labels = _of_channel(c, count, config.regions, scratch)
-            if two or (by_label and activation == SIGMOID):
-                if c == 0 or not two:
-                    _fill_answers(c, count, sums, gamma, with_logs, all_count, block, labels, rows)
-                _add_answers(c, count, sums, labels, rows, out)
-                continue
-            _fill(c, count, activation, with_logs, all_count, block, other, labels, soft, is_map, rows)
-            if config.mapped:
-                all_valid &= _map_of_channel(map, c, first, count, config, all_count, found, rows)
-            if config.weighted:
-                _add(c, count, sums, gamma, rows, rows[WEIGHT], out)
-            else:
-                _add(c, count, sums, gamma, rows, None, out)
-            if activation == NONE:
+    stop, fetched = bounds[out.shape[0]], 0
+    for cell in range(out.shape[0]):
+        of_cell = out[cell]
+        for begin in range(bounds[cell], bounds[cell + 1], rows.shape[1]):
+            count = min(rows.shape[1], bounds[cell + 1] - begin)
+            first, offsets = _row_of(start, order, begin, count)
+            following = min(begin + count + rows.shape[1], stop) - fetched
+            _fetch_row(input, *_row_of(start, order, fetched, following), following, block.shape[0])
+            fetched += following
+            valid, all_count = _load_voxels(
+                input, target, mask, first, offsets, count, config, with_logs, by_label, two, blocks, rows, found
+            )
+            all_valid &= valid
+            if config.map_of_label:
+                all_valid &= _load_map(map, 0, first, offsets, count, all_count, found, rows[OF_VOXEL])
+            if sums[VOXELS] and config.weighted:
+                total = rows.dtype.type(0)
                 for v in range(count):
-                    # Written so that NaN passes, as in `voxels`.
-                    all_valid &= not (rows[P, v] < -config.slack or rows[P, v] > 1 + config.slack)
+                    total += rows[WEIGHT, v]
+                of_cell[VOXELS] += total
+            elif sums[VOXELS]:
+                of_cell[VOXELS] += count if all_count else np.sum(found[:count] != IGNORED)
+            if by_label and activation == SOFTMAX and not two:
+                _fill_at_labels(count, sums, gamma, with_logs, block, found, rows)
+                _add_at_labels(count, sums, block, found, rows, of_cell)
+                continue
+            for c in range(block.shape[0]):
+                labels = _of_channel(c, count, config.regions, scratch)
+                if two or (by_label and activation == SIGMOID):
+                    if c == 0 or not two:
+                        _fill_answers(c, count, sums, gamma, with_logs, all_count, block, labels, rows)
+                    _add_answers(c, count, sums, labels, rows, of_cell)
+                    continue
+                _fill(c, count, activation, with_logs, all_count, block, other, labels, soft, is_map, rows)
+                if config.mapped:
+                    all_valid &= _map_of_channel(map, c, first, offsets, count, config, all_count, found, rows)
+                if config.weighted:
+                    _add(c, count, sums, gamma, rows, rows[WEIGHT], of_cell)
+                else:
+                    _add(c, count, sums, gamma, rows, None, of_cell)
+                if activation == NONE:
+                    for v in range(count):
+                        # Written so that NaN passes, as in `voxels`.
+                        all_valid &= not (rows[P, v] < -config.slack or rows[P, v] > 1 + config.slack)
     return all_valid
 
 
@@ -1390,11 +1461,11 @@ def each(input, target, mask, start, stop, config, blocks, rows, scratch, factor
     block, other, soft = blocks
     found = scratch[0]
     gamma, activation = rows.dtype.type(config.gamma), config.activation
-    all_valid = True
+    all_valid, neighbours = True, np.empty(0, np.int32)
     for first in range(start, stop, rows.shape[1]):
         count = min(rows.shape[1], stop - first)
         valid, all_count = _load_voxels(
-            input, target, mask, first, count, config, True, False, False, blocks, rows, found
+            input, target, mask, first, neighbours, count, config, True, False, False, blocks, rows, found
         )
         all_valid &= valid
         for v in range(count):
@@ -1411,13 +1482,15 @@ def each(input, target, mask, start, stop, config, blocks, rows, scratch, factor
                 rows[OWN, v] *= rows[WEIGHT, v]
         if not all_count:
             _clear(rows[OWN : OWN + 1], count, found)
-        _store(rows[OWN : OWN + 1], first, count, result)
+        _store(rows[OWN : OWN + 1], first, neighbours, count, result)
     return all_valid
 
 
 @compiled
-def backward(input, target, mask, map, start, stop, config, blocks, rows, scratch, weights, by_target, result):
-    """Write ∂L/∂input, or ∂L/∂target, of voxels start…stop of an item; `weights` is ∂L/∂sums [SUMS, C]."""
+def backward(
+    input, target, mask, map, start, order, bounds, config, blocks, rows, scratch, weights, by_target, result
+):
+    """Write ∂L/∂input, or ∂L/∂target, of a part of an item; `weights` is ∂L/∂sums [cells, SUMS, C]."""
     block, other, soft = blocks
     found = scratch[0]
     sums, gamma, activation = config.sums, rows.dtype.type(config.gamma), config.activation
@@ -1432,93 +1505,61 @@ def backward(input, target, mask, map, start, stop, config, blocks, rows, scratc
     is_map, by_label = config.is_map, _knows_by_label(config)
     two = by_label and activation == SOFTMAX and block.shape[0] == 2 and not config.mapped
     dot = rows[DOT]
-    for first in range(start, stop, rows.shape[1]):
-        count = min(rows.shape[1], stop - first)
-        following = min(rows.shape[1], stop - first - count)
-        _fetch_row(input, first + count, following, block.shape[0])
-        _fetch_row(result, first + count, following, block.shape[0])
-        _, all_count = _load_voxels(
-            input, target, mask, first, count, config, with_logs, by_label, two, blocks, rows, found
-        )
-        if config.map_of_label:
-            _load_map(map, 0, first, count, all_count, found, rows[OF_VOXEL])
-        if by_label and activation == SOFTMAX and not two:
-            _fill_at_labels(count, sums, gamma, with_logs, block, found, rows)
-            _slope_at_labels(count, sums, gamma, weights, block, found, rows)
-            _store(block, first, count, result)
-            continue
-        for c in range(block.shape[0]):
-            labels = _of_channel(c, count, config.regions, scratch)
-            if two and c == 1:
-                for v in range(count):
-                    other[1, v] = -other[0, v]
+    stop, fetched = bounds[weights.shape[0]], 0
+    for cell in range(weights.shape[0]):
+        of_cell = weights[cell]
+        for begin in range(bounds[cell], bounds[cell + 1], rows.shape[1]):
+            count = min(rows.shape[1], bounds[cell + 1] - begin)
+            first, offsets = _row_of(start, order, begin, count)
+            following = min(begin + count + rows.shape[1], stop) - fetched
+            ahead, others = _row_of(start, order, fetched, following)
+            _fetch_row(input, ahead, others, following, block.shape[0])
+            _fetch_row(result, ahead, others, following, block.shape[0])
+            fetched += following
+            _, all_count = _load_voxels(
+                input, target, mask, first, offsets, count, config, with_logs, by_label, two, blocks, rows, found
+            )
+            if config.map_of_label:
+                _load_map(map, 0, first, offsets, count, all_count, found, rows[OF_VOXEL])
+            if by_label and activation == SOFTMAX and not two:
+                _fill_at_labels(count, sums, gamma, with_logs, block, found, rows)
+                _slope_at_labels(count, sums, gamma, of_cell, block, found, rows)
+                _store(block, first, offsets, count, result)
                 continue
-            if two or (by_label and activation == SIGMOID):
-                factors = _factors_of_answers(c, two, weights)
-                if sums[FOCAL] or sums[FOCAL_NEGATIVE]:
-                    _fill_answers(c, count, sums, gamma, with_logs, all_count, block, labels, rows)
-                    _derivative_of_answers(c, count, gamma, factors, labels, rows, other[c])
+            for c in range(block.shape[0]):
+                labels = _of_channel(c, count, config.regions, scratch)
+                if two and c == 1:
+                    for v in range(count):
+                        other[1, v] = -other[0, v]
+                    continue
+                if two or (by_label and activation == SIGMOID):
+                    factors = _factors_of_answers(c, two, of_cell)
+                    if sums[FOCAL] or sums[FOCAL_NEGATIVE]:
+                        _fill_answers(c, count, sums, gamma, with_logs, all_count, block, labels, rows)
+                        _derivative_of_answers(c, count, gamma, factors, labels, rows, other[c])
+                    else:
+                        _slope_of_answers(c, count, factors, block, labels, other[c])
+                    continue
+                _fill(c, count, activation, with_logs, all_count, block, other, labels, soft, is_map, rows)
+                if config.mapped:
+                    _map_of_channel(map, c, first, offsets, count, config, all_count, found, rows)
+                if by_target:
+                    _derivative_by_target(c, count, sums, gamma, of_cell, rows, other[c])
                 else:
-                    _slope_of_answers(c, count, factors, block, labels, other[c])
-                continue
-            _fill(c, count, activation, with_logs, all_count, block, other, labels, soft, is_map, rows)
-            if config.mapped:
-                _map_of_channel(map, c, first, count, config, all_count, found, rows)
-            if by_target:
-                _derivative_by_target(c, count, sums, gamma, weights, rows, other[c])
-            else:
-                _derivative(c, count, activation, sums, gamma, weights, rows, other[c])
-        if activation == SOFTMAX and not (two or by_target):
-            for v in range(count):
-                dot[v] = 0
-            for c in range(block.shape[0]):
+                    _derivative(c, count, activation, sums, gamma, of_cell, rows, other[c])
+            if activation == SOFTMAX and not (two or by_target):
                 for v in range(count):
-                    dot[v] += other[c, v]
-            for c in range(block.shape[0]):
-                for v in range(count):
-                    other[c, v] -= block[c, v] * rows[SCALE, v] * dot[v]
-        if config.weighted:
-            for c in range(other.shape[0]):
-                for v in range(count):
-                    other[c, v] *= rows[WEIGHT, v]
-        if not all_count:
-            _clear(other, count, found)
-        _store(other, first, count, result)
-
-
-# By cell: neighbours are mostly of the same cell, so a pass goes from one run of voxels to the next. A line of an
-# array of numbers has any stride.
-
-
-@compiled
-def _end_of_run(numbers, start, stop):
-    last = start + 1
-    while last < stop and numbers[last] == numbers[start]:
-        last += 1
-    return last
-
-
-@compiled
-def forward_by_cell(input, target, mask, map, numbers, start, stop, config, blocks, rows, scratch, out):
-    """As `forward`, with `out` [cells, SUMS, C]."""
-    all_valid = True
-    first = start
-    while first < stop:
-        last = _end_of_run(numbers, first, stop)
-        cell = out[numbers[first]]
-        all_valid &= forward(input, target, mask, map, first, last, config, blocks, rows, scratch, cell)
-        first = last
-    return all_valid
-
-
-@compiled
-def backward_by_cell(
-    input, target, mask, map, numbers, start, stop, config, blocks, rows, scratch, weights, by_target, result
-):
-    """As `backward`, with `weights` [cells, SUMS, C]."""
-    first = start
-    while first < stop:
-        last = _end_of_run(numbers, first, stop)
-        cell = weights[numbers[first]]
-        backward(input, target, mask, map, first, last, config, blocks, rows, scratch, cell, by_target, result)
-        first = last
+                    dot[v] = 0
+                for c in range(block.shape[0]):
+                    for v in range(count):
+                        dot[v] += other[c, v]
+                for c in range(block.shape[0]):
+                    for v in range(count):
+                        other[c, v] -= block[c, v] * rows[SCALE, v] * dot[v]
+            if config.weighted:
+                for c in range(other.shape[0]):
+                    for v in range(count):
+                        other[c, v] *= rows[WEIGHT, v]
+            if not all_count:
+                _clear(other, count, found)
+            _store(other, first, offsets, count, result)

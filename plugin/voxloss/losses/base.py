@@ -19,7 +19,7 @@ from voxloss.backends import require_backend
 from voxloss.channels import annotated_channels
 from voxloss.distributed import Group, Shard, failing_together, require_group
 from voxloss.losses.options import Regions, option_names, refusing_others
-from voxloss.maps import Maps, Target, pass_cells, pass_map, with_maps
+from voxloss.maps import Maps, PassCells, Target, pass_cells, pass_map, with_maps
 from voxloss.regions import memberships
 from voxloss.statistics import Activation, PassSums, Volumes, fitting_volumes, measure
 
@@ -266,14 +266,20 @@ class StatisticsLoss(_Loss, ABC):
         items, channels = volumes.input.shape[:2]
         return volumes, annotated_channels(annotated, items, channels, volumes.input.device)
 
-    def _measured(self, input: Tensor, target: Target, mask: Tensor | None, annotated: Annotated) -> PassSums:
+    def _measured(
+        self,
+        input: Tensor,
+        target: Target,
+        mask: Tensor | None,
+        annotated: Annotated,
+        partition: PassCells | None = None,
+    ) -> PassSums:
         mask = self.counting(input, target, mask, annotated)
         volumes, annotated = self._volumes(input, target, mask, annotated)
         given = volumes.input, target, volumes.mask, self.ignore_index, self.regions is not None
         values, of_label = pass_map(self.map_name, *given)
-        partition, cells = None, 0
         if self.by_cell:
-            partition, cells = pass_cells(self.cells, *given)
+            partition = pass_cells(self.cells, *given)
         names = self.needs(volumes.binary)
         if annotated is not None:
             names = names if "target" in names else [*names, "target"]
@@ -293,7 +299,6 @@ class StatisticsLoss(_Loss, ABC):
             map=values,
             map_of_label=of_label,
             partition=partition,
-            cells=cells,
         )
 
 

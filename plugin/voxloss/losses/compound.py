@@ -117,68 +117,6 @@ class CompoundLoss(StatisticsLoss):
         return [LossTerm(value, times(factor, value)) for factor, value in found]
 
 
-class LossOfSeveralPasses(StatisticsLoss):
-    """L = Σ_k λ_k L_k, where each L_k makes a pass of its own, over other voxels.
-
-    A subclass names its losses and their λ in `weighted_parts`, as one of `CompoundLoss` does. The gradient takes
-    the memory of the logits twice, as torch adds up those of the parts.
-    """
-
-    one_pass = False
-
-    def __init__(self, **shared: Any) -> None:
-        if shared.get("inplace"):
-            raise ValueError(
-                "inplace: expected False, as the backward passes of all parts need the logits, got True. "
-                "Omit it, or take a compound of one pass, such as DiceCELoss."
-            )
-        super().__init__(**shared)
-
-    @property
-    @abstractmethod
-    def weighted_parts(self) -> Sequence[tuple[str, str]]:
-        """The names of the attributes that hold λ_k and L_k, as in `(("lambda_dice", "dice"),)`."""
-
-    def needs(self, binary: bool) -> Sequence[str]:
-        """Nothing by itself."""
-        return ()
-
-    def compute(self, sums: PassSums) -> Tensor:
-        """Not from one pass."""
-        raise NotImplementedError("each part has sums of its own: call the loss.")
-
-    def forward(
-        self,
-        input: Tensor,
-        target: Tensor | Target,
-        mask: Tensor | None = None,
-        annotated: Annotated = None,
-        **maps: Unpack[Maps],
-    ) -> Tensor:
-        """Return the loss, `[]`; arguments as of `StatisticsLoss.forward`."""
-        return self.with_terms(input, target, mask, annotated, **maps)[0]
-
-    def with_terms(
-        self,
-        input: Tensor,
-        target: Tensor | Target,
-        mask: Tensor | None = None,
-        annotated: Annotated = None,
-        **maps: Unpack[Maps],
-    ) -> tuple[Tensor, dict[str, LossTerm]]:
-        """Return the loss and its terms by the names of its parts; a compound among them has several."""
-        target = with_maps(target, maps)
-        found: dict[str, LossTerm] = {}
-        weighted = []
-        for factor, name in self.weighted_parts:
-            scale, part = getattr(self, factor), getattr(self, name)
-            value, terms = part.with_terms(input, target, mask, annotated)
-            weighted.append(times(scale, value))
-            inner = terms or {name: LossTerm(value.detach(), value.detach())}
-            found |= {each: LossTerm(term.value, times(scale, term.weighted)) for each, term in inner.items()}
-        return reduce(add, weighted), found
-
-
 def _total(terms: Sequence[LossTerm]) -> Tensor:
     return reduce(add, (term.weighted for term in terms))
 

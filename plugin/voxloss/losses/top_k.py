@@ -12,11 +12,12 @@ from voxloss import inputs
 from voxloss.channels import ignored_voxels
 from voxloss.distributed import has_ranks, sum_over_ranks
 from voxloss.losses.base import Annotated
-from voxloss.losses.compound import LossOfSeveralPasses
+from voxloss.losses.compound import CompoundLoss
 from voxloss.losses.options import RegionOptions, VoxelOptions, Weight, pass_options, shared_options
 from voxloss.losses.overlap import DiceLoss
 from voxloss.losses.voxelwise import CrossEntropyLoss
-from voxloss.maps import Target
+from voxloss.maps import PassCells, Target
+from voxloss.statistics import PassSums
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -76,11 +77,21 @@ class TopKLoss(CrossEntropyLoss):
         chosen = self.hardest(input, target, mask, annotated)
         return chosen if mask is None else chosen * mask
 
-    @torch.no_grad()
     def hardest(
         self, input: Tensor, target: Target, mask: Tensor | None = None, annotated: Annotated = None
     ) -> Tensor:
         """Which voxels are chosen, `[B, 1, spatial...]` in [0, 1]: shares of those equal to the last."""
+        larger, equal, share = self.choice(input, target, mask, annotated)
+        return larger + equal * share.to(torch.promote_types(input.dtype, torch.float32))
+
+    @torch.no_grad()
+    def choice(
+        self, input: Tensor, target: Target, mask: Tensor | None = None, annotated: Annotated = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Which voxels are larger than the last that is chosen, which are equal to it, and the share of these.
+
+        The first two are bool `[B, 1, spatial...]`, the share is `[]`.
+        """
         there = None if mask is None else mask > 0
         values = self.each(input, target, there, annotated)
         labels = inputs.plain(target.labels)
@@ -98,8 +109,7 @@ class TopKLoss(CrossEntropyLoss):
         larger = (values > last) | values.isnan()  # NaN has to reach the loss
         equal = values == last
         found = self._over_ranks(torch.stack([larger.sum(), equal.sum()]).double())
-        share = (number - found[0]) / found[1].clamp(min=1)
-        return larger + equal * share.to(values.dtype)
+        return larger, equal, (number - found[0]) / found[1].clamp(min=1)
 
     def _over_ranks(self, tensor: Tensor) -> Tensor:
         return sum_over_ranks(tensor, self.group, self._what)
@@ -137,12 +147,23 @@ def _last_of_the_largest(values: Tensor, there: Tensor | None, k: float) -> tupl
     return flat.sort(descending=True).values.gather(0, count[None] - 1)[0], count
 
 
-class DiceTopKLoss(LossOfSeveralPasses):
+class _TopKOfCells(TopKLoss):
+    """The same from a pass over all voxels, by cell of those that are chosen."""
+
+    one_pass = True
+
+    def compute(self, sums: PassSums) -> Tensor:
+        """The loss, `[]`."""
+        return super().compute(sums.of_chosen())
+
+
+class DiceTopKLoss(CompoundLoss):
     """L = λ_dice · Dice + λ_top_k · cross entropy of the hardest voxels: `DiceLoss` and `TopKLoss`.
 
     nnU-Net's `DC_and_topk_loss`, and in Ma et al. 2021, "Loss odyssey in medical image segmentation", among the
-    most robust losses on four tasks. Arguments as `DiceCELoss` but for `inplace`; Dice is of all voxels. Three
-    passes forward, of which the one that chooses has no gradient, and two backward.
+    most robust losses on four tasks. Arguments as `DiceCELoss`; Dice is of all voxels. A first pass without a
+    gradient chooses, as in `TopKLoss`; one pass forward and one backward have the sums of both losses, those of
+    the voxels that are chosen as of a cell (see `CellwiseLoss`).
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
     `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,
@@ -156,6 +177,7 @@ class DiceTopKLoss(LossOfSeveralPasses):
     """
 
     weighted_parts = (("lambda_dice", "dice"), ("lambda_top_k", "top_k"))
+    one_pass = False
 
     def __init__(
         self,
@@ -194,7 +216,7 @@ class DiceTopKLoss(LossOfSeveralPasses):
             **shared,
             **options,
         )
-        self.top_k = TopKLoss(
+        self.top_k = _TopKOfCells(
             k,
             to_onehot_y=to_onehot_y,
             sigmoid=sigmoid,
@@ -207,3 +229,16 @@ class DiceTopKLoss(LossOfSeveralPasses):
         )
         self.lambda_dice = lambda_dice
         self.lambda_top_k = lambda_top_k
+
+    def _measured(
+        self,
+        input: Tensor,
+        target: Target,
+        mask: Tensor | None,
+        annotated: Annotated,
+        partition: PassCells | None = None,
+    ) -> PassSums:
+        larger, equal, share = self.top_k.choice(input, target, mask, annotated)
+        numbers = 2 * larger.to(torch.int32) + equal
+        chosen = PassCells(numbers, 3, torch.stack([share, torch.ones_like(share)]))
+        return super()._measured(input, target, mask, annotated, chosen)

@@ -61,12 +61,13 @@ def _walk(input: Tensor, target: Tensor, spec: PassSpec) -> Callable[[], None]:
     volumes = (input, target, numba_cpu._for_rows(None, input), torch.zeros_like(input))
     inputs, _, nothing, results = (numba_cpu._Items(each)[0] for each in volumes)
     target_of = numba_cpu._target_of(numba_cpu._Items(target), target, channels, config, spec)
-    sums = np.zeros((len(TERMS), channels))
-    weights = np.full((len(TERMS), channels), 1e-6, numba_cpu._precision(input))
+    sums = np.zeros((1, len(TERMS), channels))
+    weights = np.full((1, len(TERMS), channels), 1e-6, numba_cpu._precision(input))
+    order, bounds = scratch.order, np.array([0, voxels])
 
     def walk() -> None:
         for kernel, more in ((kernels.forward, (sums,)), (kernels.backward, (weights, False, results))):
             wanted = target_of(0, 0, voxels, scratch)
-            kernel(inputs, wanted, nothing, nothing, 0, voxels, config, *scratch[1:], *more)
+            kernel(inputs, wanted, nothing, nothing, 0, order, bounds, config, *scratch.rows, *more)
 
     return walk
