@@ -161,7 +161,7 @@ def nnunets(kind: Any, labels: str, *, batch_dice: bool, deep: bool, ddp: bool =
     inner = loss.loss if deep else loss
     if labels == "regions with ignore":
         inner.weight_ce = 1 / 2  # of two regions nnU-Net takes the sum and not the mean
-    if kind is trainers.nnUNetTrainerVoxloss:
+    if kind.__name__ not in PARTS:
         return loss
     parts = ByNNUNetsParts(labels, batch_dice, PARTS[kind.__name__])
     if not deep:
@@ -590,7 +590,8 @@ def _short(self):
         seed(0)
     _initialize(self)
 nnUNetTrainer.initialize = _short
-nnUNetTrainer.perform_actual_validation = lambda self, *_: None
+if "VALIDATE" not in os.environ:
+    nnUNetTrainer.perform_actual_validation = lambda self, *_: None
 """
 
 
@@ -616,22 +617,21 @@ def nnunet_home(tmp_path: Path) -> dict[str, str]:
 AFFINE = np.array([[-1.0, 0, 0, 10], [0, -1.0, 0, 20], [0, 0, 1.5, -30], [0, 0, 0, 1]])
 
 
-def write_dataset(folder: Path, labels: str) -> None:
+def write_dataset(folder: Path, labels: str, size: int = 16) -> None:
     """Balls with a bright core, in nnU-Net's layout; a slab of each is not annotated."""
     chance = np.random.default_rng(0)
-    for name in ("imagesTr", "labelsTr", "imagesTs"):
+    for name in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
         (folder / name).mkdir(parents=True)
-    grid = np.stack(np.meshgrid(*[np.arange(16)] * 3, indexing="ij"), -1)
+    grid = np.stack(np.meshgrid(*[np.arange(size)] * 3, indexing="ij"), -1)
     for case in range(6):
-        distance = np.linalg.norm(grid - chance.uniform(6, 10, 3), axis=-1)
+        distance = np.linalg.norm(grid - size / 16 * chance.uniform(6, 10, 3), axis=-1) * 16 / size
         found = np.where(distance < 3, 2, np.where(distance < 6, 1, 0)).astype(np.uint8)
         image = (100 * found + chance.normal(0, 20, found.shape)).astype(np.float32)
         if "ignore" in labels:
             found[:2] = IGNORED
-        where = "imagesTr" if case < 5 else "imagesTs"
-        nib.Nifti1Image(image, AFFINE).to_filename(folder / where / f"case_{case}_0000.nii.gz")  # type: ignore[no-untyped-call]
-        if case < 5:
-            nib.Nifti1Image(found, AFFINE).to_filename(folder / "labelsTr" / f"case_{case}.nii.gz")  # type: ignore[no-untyped-call]
+        to = "Tr" if case < 5 else "Ts"
+        nib.Nifti1Image(image, AFFINE).to_filename(folder / f"images{to}" / f"case_{case}_0000.nii.gz")  # type: ignore[no-untyped-call]
+        nib.Nifti1Image(found, AFFINE).to_filename(folder / f"labels{to}" / f"case_{case}.nii.gz")  # type: ignore[no-untyped-call]
     shared: dict[str, Any] = {"labels": LABELS[labels], "channel_names": {"0": "MRI"}, "numTraining": 5}
     if "regions" in labels:
         shared["regions_class_order"] = [1, 2]
