@@ -469,6 +469,14 @@ def test_a_target_without_a_skeleton_and_a_loader_without_scikit_image_say_so(
         AppendSkeleton()(segmentation=branches(False))
 
 
+def on_the_page(name: str) -> Any:
+    """A trainer whose code is there."""
+    (code,) = (code for code in re.findall(r"```python\n(.*?)```", PAGE, flags=re.S) if f"class {name}(" in code)
+    namespace: dict[str, Any] = {"__name__": "page"}
+    exec(compile(code, "nnunet.md", "exec"), namespace)
+    return namespace[name]
+
+
 def test_the_page_names_every_trainer() -> None:
     assert set(re.findall(r"^\| `(nnUNetTrainer\w+)`", PAGE, flags=re.M)) == set(trainers.__all__)
     assert set(re.findall(r"-tr (\w+)", PAGE)) <= set(trainers.__all__)
@@ -477,11 +485,8 @@ def test_the_page_names_every_trainer() -> None:
 @pytest.mark.parametrize("labels", LABELS)
 def test_a_loss_of_ones_own(labels: str) -> None:
     """The page's."""
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.S)
-    namespace: dict[str, Any] = {"__name__": "page"}
-    exec(compile(code, "nnunet.md", "exec"), namespace)
     output, target = outputs(labels, deep=False)
-    loss = build(namespace["nnUNetTrainerVoxlossFocal"], labels, batch_dice=True, deep=False)
+    loss = build(on_the_page("nnUNetTrainerVoxlossFocal"), labels, batch_dice=True, deep=False)
     regions = "regions" in labels
     own = voxloss.DiceFocalLoss(
         include_background=regions,
@@ -565,10 +570,11 @@ def test_skeletons_of_two_processes_are_those_of_one_with_the_whole_batch(two_ra
 # Where nnU-Net finds the trainers, and trainings by its commands.
 
 
-def ran(command: list[str], environment: dict[str, str], code: int = 0) -> str:
+def ran(command: list[str], environment: dict[str, str], code: int = 0, folder: Path | None = None) -> str:
     run = subprocess.run(
         command,
         env=environment,
+        cwd=folder,
         capture_output=True,
         text=True,
         check=False,

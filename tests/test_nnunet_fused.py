@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,9 +27,23 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from test_nnunet import LABELS, build, eager, logged, nnunet_home, ran, write_dataset  # noqa: F401
+from test_nnunet import (  # noqa: F401 # fixtures are found by name
+    LABELS,
+    PAGE,
+    build,
+    eager,
+    logged,
+    nnunet_home,
+    on_the_page,
+    ran,
+    write_dataset,
+)
 from voxloss import head
-from voxloss.integrations.nnunet.trainers import nnUNetTrainerVoxloss, nnUNetTrainerVoxlossFused
+from voxloss.integrations.nnunet.trainers import (
+    nnUNetTrainerVoxloss,
+    nnUNetTrainerVoxlossFused,
+    nnUNetTrainerVoxlossTversky,
+)
 from voxloss.lazy_logits import LazyLogits
 from voxloss_verify.subject.ranks import Ranks
 
@@ -209,6 +224,13 @@ def test_validation_and_prediction_have_ordinary_logits(make: Make, lazy: Watch,
     lazy.require(0)
     steps(fused, 1, labels=labels)  # deep supervision is on again
     lazy.require(LEVELS)
+
+
+def test_another_loss_is_fused_the_same_way(make: Make, lazy: Watch) -> None:
+    """The page's."""
+    fused, whole = make(on_the_page("nnUNetTrainerVoxlossTverskyFused")), make(nnUNetTrainerVoxlossTversky)
+    np.testing.assert_allclose(steps(fused), steps(whole), rtol=1e-5)
+    lazy.require(3 * LEVELS)
 
 
 def resumed(trainer: Any, checkpoint: Path) -> Any:
@@ -423,10 +445,10 @@ def test_continues_nnunets_training_and_nnunet_predicts(nnunet_home: dict[str, s
     )
     stock.rename(fused)
     said = nnunetv2(
-        "train 1 3d_fullres 0 -tr nnUNetTrainerVoxlossFused -device cpu --c", EPOCHS="4", VALIDATE="1"
+        "train 1 3d_fullres 0 -tr nnUNetTrainerVoxlossFused -device cpu --c", EPOCHS="3", VALIDATE="1"
     )
     assert "3 classes of 32 features: never in memory while training" in said
-    assert "lazy logits: 24, whole: 0" in said  # of three epochs
+    assert "lazy logits: 16, whole: 0" in said  # of two epochs
     losses = logged(nnunet_home, "nnUNetTrainerVoxlossFused")
     assert losses == sorted(losses, reverse=True)
     assert (fused / "fold_0" / "validation" / "summary.json").is_file()
@@ -444,7 +466,6 @@ def test_continues_nnunets_training_and_nnunet_predicts(nnunet_home: dict[str, s
     # Where nothing is known of voxloss.
     ran([sys.executable, "-m", "voxloss.integrations.nnunet", "--remove"], nnunet_home)
     fused.rename(stock)
-    path = stock / "fold_0" / "checkpoint_final.pth"
-    checkpoint = torch.load(path, weights_only=False)
-    torch.save({**checkpoint, "trainer_name": "nnUNetTrainer"}, path)
+    (code,) = re.findall(r'^python -c "(.*)"$', PAGE, flags=re.M)
+    ran([sys.executable, "-c", code], nnunet_home, folder=stock / "fold_0")
     assert predict("nnUNetTrainer").read_bytes() == found.read_bytes()
