@@ -161,7 +161,7 @@ def nnunets(kind: Any, labels: str, *, batch_dice: bool, deep: bool, ddp: bool =
     inner = loss.loss if deep else loss
     if labels == "regions with ignore":
         inner.weight_ce = 1 / 2  # of two regions nnU-Net takes the sum and not the mean
-    if kind is trainers.nnUNetTrainerVoxloss:
+    if kind.__name__ not in PARTS:
         return loss
     parts = ByNNUNetsParts(labels, batch_dice, PARTS[kind.__name__])
     if not deep:
@@ -469,6 +469,14 @@ def test_a_target_without_a_skeleton_and_a_loader_without_scikit_image_say_so(
         AppendSkeleton()(segmentation=branches(False))
 
 
+def on_the_page(name: str) -> Any:
+    """A trainer whose code is there."""
+    (code,) = (code for code in re.findall(r"```python\n(.*?)```", PAGE, flags=re.S) if f"class {name}(" in code)
+    namespace: dict[str, Any] = {"__name__": "page"}
+    exec(compile(code, "nnunet.md", "exec"), namespace)
+    return namespace[name]
+
+
 def test_the_page_names_every_trainer() -> None:
     assert set(re.findall(r"^\| `(nnUNetTrainer\w+)`", PAGE, flags=re.M)) == set(trainers.__all__)
     assert set(re.findall(r"-tr (\w+)", PAGE)) <= set(trainers.__all__)
@@ -477,11 +485,8 @@ def test_the_page_names_every_trainer() -> None:
 @pytest.mark.parametrize("labels", LABELS)
 def test_a_loss_of_ones_own(labels: str) -> None:
     """The page's."""
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.S)
-    namespace: dict[str, Any] = {"__name__": "page"}
-    exec(compile(code, "nnunet.md", "exec"), namespace)
     output, target = outputs(labels, deep=False)
-    loss = build(namespace["nnUNetTrainerVoxlossFocal"], labels, batch_dice=True, deep=False)
+    loss = build(on_the_page("nnUNetTrainerVoxlossFocal"), labels, batch_dice=True, deep=False)
     regions = "regions" in labels
     own = voxloss.DiceFocalLoss(
         include_background=regions,
@@ -565,10 +570,11 @@ def test_skeletons_of_two_processes_are_those_of_one_with_the_whole_batch(two_ra
 # Where nnU-Net finds the trainers, and training runs by its commands.
 
 
-def ran(command: list[str], environment: dict[str, str], code: int = 0) -> str:
+def ran(command: list[str], environment: dict[str, str], code: int = 0, folder: Path | None = None) -> str:
     run = subprocess.run(
         command,
         env=environment,
+        cwd=folder,
         capture_output=True,
         text=True,
         check=False,
@@ -590,7 +596,8 @@ def _short(self):
         seed(0)
     _initialize(self)
 nnUNetTrainer.initialize = _short
-nnUNetTrainer.perform_actual_validation = lambda self, *_: None
+if "VALIDATE" not in os.environ:
+    nnUNetTrainer.perform_actual_validation = lambda self, *_: None
 """
 
 
@@ -616,22 +623,21 @@ def nnunet_home(tmp_path: Path) -> dict[str, str]:
 AFFINE = np.array([[-1.0, 0, 0, 10], [0, -1.0, 0, 20], [0, 0, 1.5, -30], [0, 0, 0, 1]])
 
 
-def write_dataset(folder: Path, labels: str) -> None:
+def write_dataset(folder: Path, labels: str, size: int = 16) -> None:
     """Balls with a bright core, in nnU-Net's layout; a slab of each is not annotated."""
     chance = np.random.default_rng(0)
-    for name in ("imagesTr", "labelsTr", "imagesTs"):
+    for name in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
         (folder / name).mkdir(parents=True)
-    grid = np.stack(np.meshgrid(*[np.arange(16)] * 3, indexing="ij"), -1)
+    grid = np.stack(np.meshgrid(*[np.arange(size)] * 3, indexing="ij"), -1)
     for case in range(6):
-        distance = np.linalg.norm(grid - chance.uniform(6, 10, 3), axis=-1)
+        distance = np.linalg.norm(grid - size / 16 * chance.uniform(6, 10, 3), axis=-1) * 16 / size
         found = np.where(distance < 3, 2, np.where(distance < 6, 1, 0)).astype(np.uint8)
         image = (100 * found + chance.normal(0, 20, found.shape)).astype(np.float32)
         if "ignore" in labels:
             found[:2] = IGNORED
-        where = "imagesTr" if case < 5 else "imagesTs"
-        nib.Nifti1Image(image, AFFINE).to_filename(folder / where / f"case_{case}_0000.nii.gz")  # type: ignore[no-untyped-call]
-        if case < 5:
-            nib.Nifti1Image(found, AFFINE).to_filename(folder / "labelsTr" / f"case_{case}.nii.gz")  # type: ignore[no-untyped-call]
+        to = "Tr" if case < 5 else "Ts"
+        nib.Nifti1Image(image, AFFINE).to_filename(folder / f"images{to}" / f"case_{case}_0000.nii.gz")  # type: ignore[no-untyped-call]
+        nib.Nifti1Image(found, AFFINE).to_filename(folder / f"labels{to}" / f"case_{case}.nii.gz")  # type: ignore[no-untyped-call]
     shared: dict[str, Any] = {"labels": LABELS[labels], "channel_names": {"0": "MRI"}, "numTraining": 5}
     if "regions" in labels:
         shared["regions_class_order"] = [1, 2]

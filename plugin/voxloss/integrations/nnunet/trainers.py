@@ -31,6 +31,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from voxloss import DiceCELoss, DiceTopKLoss, FocalTverskyCELoss, TverskyCELoss
 from voxloss.distributed import Group
+from voxloss.integrations.nnunet.heads import fuse_segmentation_layers
 from voxloss.integrations.nnunet.scale import NNUNetScale, is_by_channel
 from voxloss.integrations.nnunet.skeleton import SkeletonScale, with_skeleton
 from voxloss.losses.base import StatisticsLoss
@@ -39,6 +40,7 @@ from voxloss.losses.skeleton import DiceCESkeletonRecallLoss
 __all__ = [
     "nnUNetTrainerVoxloss",
     "nnUNetTrainerVoxlossFocalTversky",
+    "nnUNetTrainerVoxlossFused",
     "nnUNetTrainerVoxlossSkeletonRecall",
     "nnUNetTrainerVoxlossTopK",
     "nnUNetTrainerVoxlossTversky",
@@ -134,6 +136,39 @@ def _regions(labels: Any) -> list[list[int]]:
     return [
         [int(region)] if isinstance(region, int) else [*map(int, region)] for region in labels.foreground_regions
     ]
+
+
+class nnUNetTrainerVoxlossFused(nnUNetTrainerVoxloss):
+    """Dice + cross entropy of logits that are never in memory while training, for many classes.
+
+    The network's segmentation layers, one for each output of deep supervision, become fused heads
+    (`voxloss.fuse_head`). Where that pays, the loss computes their logits tile by tile, forward and backward.
+    Loss, gradients, parameters and their names are those of `nnUNetTrainerVoxloss`. In validation and prediction
+    the logits are ordinary ones.
+
+    Where nnU-Net compiles the network (on CUDA, unless nnUNet_compile=f), all but these layers is compiled, as
+    one graph. A network without `decoder.seg_layers` is an error, and so is a compiled one whose decoder is not
+    of nnU-Net's dynamic_network_architectures.
+    """
+
+    network: Any
+    is_ddp: bool
+
+    def initialize(self) -> None:
+        """nnU-Net's, and fuse the segmentation layers of the network that it built."""
+        super().initialize()
+        self.fuse()
+
+    def fuse(self) -> None:
+        """Fuse the segmentation layers, and log those whose logits are not in memory in training."""
+        heads = fuse_segmentation_layers(self.network.module if self.is_ddp else self.network)
+        scales = self._get_deep_supervision_scales() or [[1] * len(heads[0].weight.shape[2:])]
+        for head, scale in zip(heads, scales, strict=False):
+            classes, features = head.weight.shape[:2]
+            shape = [round(n * s) for n, s in zip(self.configuration_manager.patch_size, scale, strict=True)]
+            fused = head.pays(head.weight.new_empty(1).expand(1, features, *shape))
+            what = "never in memory while training" if fused else "whole, as their tiles would not pay"
+            self.print_to_log_file(f"Logits of {shape}, {classes} classes of {features} features: {what}")
 
 
 class nnUNetTrainerVoxlossTversky(nnUNetTrainerVoxloss):
