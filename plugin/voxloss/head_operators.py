@@ -82,7 +82,7 @@ def head_sums(*given: Any) -> Tensor:
     """Sums over the voxels of a head's logits, `[K, B, C]` or `[K, B * cells, C]`."""
     call = _Call(*given)
     call.require_spec()
-    with _without_autocast(call.features):
+    with tiled.without_autocast(call.features):
         maps = call.mask, call.map, call.partition
         sums, valid = tiled.region_sums(call.head, call.target, call.spec, call.engine(), *maps)
     call.require_valid(valid)
@@ -104,7 +104,7 @@ def head_terms(factors: Tensor, *given: Any) -> Tensor:
     """What each voxel adds to Σ factor·sum, `[B, 1, spatial...]`; `factors` `[K, B, C]`, without a gradient."""
     call = _Call(*given)
     call.require_spec()
-    with _without_autocast(call.features):
+    with tiled.without_autocast(call.features):
         terms, valid = tiled.voxel_terms(factors, call.head, call.target, call.spec, call.engine(), call.mask)
     call.require_valid(valid)
     return terms
@@ -126,7 +126,7 @@ def head_backward(grad: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
     """∂L/∂features, ∂L/∂weight and ∂L/∂bias from grad = ∂L/∂sums; empty where they are not `wanted`."""
     *arguments, wanted = given
     call = _Call(*arguments)
-    with _without_autocast(call.features):
+    with tiled.without_autocast(call.features):
         maps = call.mask, call.map, call.partition
         found = tiled.region_sums_backward(grad, call.head, call.target, call.spec, call.engine(), wanted, *maps)
     return _filled(found, call)
@@ -191,7 +191,7 @@ def _gradients(
     if torch.is_grad_enabled():
         tensors = call.features, call.weight, call.bias
         leaves = [each for each, want in zip(tensors, wanted, strict=True) if want and each is not None]
-        with _without_autocast(call.features):
+        with tiled.without_autocast(call.features):
             logits = call.head.logits()
             found = iter(torch.autograd.grad(logits, leaves, by_logits(logits), create_graph=True))
     else:
@@ -202,11 +202,6 @@ def _gradients(
 
 head_sums.register_autograd(_backward, setup_context=_save)
 head_terms.register_autograd(_terms_backward, setup_context=_save_terms)
-
-
-def _without_autocast(tensor: Tensor) -> torch.autocast:
-    """Products are of the dtype that was asked for, and sums of them in float32."""
-    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def sums_of(head: Head, *given: Any) -> Tensor:

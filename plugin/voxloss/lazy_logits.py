@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from voxloss.backends.tiled import Head
+from voxloss.backends.tiled import Head, without_autocast
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -95,7 +95,7 @@ class _Kept:
     def whole(self) -> Tensor:
         """All of them."""
         if self._whole is None:
-            with torch.no_grad(), torch.autocast(self.head.features.device.type, enabled=False):
+            with torch.no_grad(), without_autocast(self.head.features):
                 self._whole = self.head.logits()
         return self._whole
 
