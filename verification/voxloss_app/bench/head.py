@@ -151,8 +151,12 @@ def render(parts: Mapping[str, Part]) -> str:
 
 
 def _part(request: HeadRequest, rows: Sequence[dict[str, Any]]) -> Part:
-    settings = {"rounds": request.rounds, "threads": torch.get_num_threads(), "seed": request.seed}
-    settings["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", _SETTINGS["OMP_WAIT_POLICY"])
+    settings = {
+        "rounds": request.rounds,
+        "threads": torch.get_num_threads(),
+        "seed": request.seed,
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", _SETTINGS["OMP_WAIT_POLICY"]),
+    }
     today = datetime.now(timezone.utc).date().isoformat()
     return Part(today, request.command, machine("cpu"), versions(), commit(), settings, rows)
 
@@ -234,16 +238,8 @@ def _goal(found: HeadTimes, name: str) -> str:
 
 
 def _time_grids(rows: Sequence[dict[str, Any]]) -> Iterator[Grid]:
-    headings = [
-        "C",
-        "",
-        "ms (quartiles)",
-        "times of fused",
-        "goal",
-        "peak MiB",
-        "value off by",
-        "gradient off by",
-    ]
+    headings = ["C", "", "ms (quartiles)", "times of fused", "goal", "peak MiB"]
+    headings += ["value off by", "gradient by features", "by weights"]
     found = [head_time.from_json(row) for row in rows]
     for loss in dict.fromkeys(each.case.loss for each in found):
         of_loss = [each for each in found if each.case.loss == loss]

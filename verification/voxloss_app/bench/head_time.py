@@ -261,7 +261,7 @@ def _exact(case: HeadCase, volumes: Volumes) -> _Exact:
     if case.loss == DICE_CE:
         like = BenchCase("dice_ce", "softmax", case.channels, case.edge, batch=1, dtype="float64")
         found = exact(like, logits, given.labels)
-        logits.backward(found.gradient)  # type: ignore[no-untyped-call]
+        logits.backward(found.gradient)
         value = found.value
     else:
         loss = F.cross_entropy(logits, given.labels[:, 0])
@@ -287,8 +287,13 @@ def _examined(contender: Contender, step: Step, given: Volumes, reference: _Exac
         if not off <= most
     ]
     state = State.wrong if wrong else State.measured
-    errors = {"value_error": value, "gradient_error": by_features, "weight_error": by_weights}
-    return HeadMeasurement(state.value, ", ".join(wrong), **errors)
+    return HeadMeasurement(
+        state.value,
+        ", ".join(wrong),
+        value_error=value,
+        gradient_error=by_features,
+        weight_error=by_weights,
+    )
 
 
 def _fresh(step: Step, given: Volumes) -> Tensor:
