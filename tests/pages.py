@@ -14,6 +14,7 @@ from voxloss_app.__main__ import main
 ROOT = Path(__file__).parent.parent
 # Where the work of a command begins; by then its options have been parsed.
 WORK = (
+    "bench.head.compare",
     "bench.maps.compare",
     "bench.run.bench",
     "conformance.build",

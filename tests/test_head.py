@@ -12,7 +12,7 @@ import monai.networks.nets as monai_nets
 import pytest
 import torch
 import torch.nn.functional as F
-from dynamic_network_architectures.architectures.unet import (  # type: ignore[import-untyped]
+from dynamic_network_architectures.architectures.unet import (
     PlainConvUNet,
     ResidualEncoderUNet,
 )

@@ -96,7 +96,11 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
             "configurations": {"3d_fullres": {**copy.deepcopy(CONFIGURATION), **changed}},
             "continue_training": False,
         }
-        dataset = {"labels": LABELS[labels], "channel_names": {"0": "MRI"}, "file_ending": ".nii.gz"}
+        dataset: dict[str, Any] = {
+            "labels": LABELS[labels],
+            "channel_names": {"0": "MRI"},
+            "file_ending": ".nii.gz",
+        }
         if "regions" in labels:
             dataset["regions_class_order"] = [1, 2]
         torch.manual_seed(0)
@@ -121,7 +125,7 @@ class Watch(list[LazyLogits]):
 def watching() -> Iterator[Watch]:
     """With volumes of any size."""
     watch = Watch()
-    make_lazy = head.lazy_logits
+    make_lazy = head.lazy_logits  # type: ignore[attr-defined]
 
     def watched(given: Any) -> LazyLogits:
         watch.append(found := make_lazy(given))
@@ -291,7 +295,7 @@ class Compiled(nnUNetTrainerVoxlossFused):
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> list[list[torch.Size]]:
     """The shapes of what each forward graph's convolutions return; nothing is generated of the graphs."""
-    from functorch.compile import make_boxed_func
+    from functorch.compile import make_boxed_func  # type: ignore[import-untyped]
     from torch._dynamo.backends.common import aot_autograd
 
     found: list[list[torch.Size]] = []
@@ -357,7 +361,7 @@ def test_a_compiled_network_whose_decoder_is_not_nnunets_is_an_error(
     np.testing.assert_allclose(steps(fused), steps(whole), rtol=1e-5)
 
 
-# Several processes.
+# Distributed training.
 
 
 def trained_on_a_rank(

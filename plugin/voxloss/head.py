@@ -188,13 +188,18 @@ def _replace(network: nn.Module, name: str, layer: nn.Module) -> None:
 def _dtype(features: Tensor) -> torch.dtype:
     """That of the logits: autocast's, if there is one."""
     device = features.device.type
-    if torch.is_autocast_enabled(device) and features.dtype != torch.float64:
+    if _has_autocast(device) and features.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return features.dtype
 
 
+def _has_autocast(device: str) -> bool:
+    """Whether it is on; a meta tensor's device has none."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def _accepts(features: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
     """Whether a convolution accepts these; otherwise the convolution raises its own error."""
-    autocast = torch.is_autocast_enabled(features.device.type)
+    autocast = _has_autocast(features.device.type)
     same = features.dtype == weight.dtype and features.device == weight.device
     return dtype.is_floating_point and (same or (autocast and features.device == weight.device))

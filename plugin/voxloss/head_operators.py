@@ -83,7 +83,7 @@ def head_sums(*given: Any) -> Tensor:
     """Sums over the voxels of a head's logits, `[K, B, C]` or `[K, B * cells, C]`."""
     call = _Call(*given)
     call.require_spec()
-    with _without_autocast(call.features):
+    with tiled.without_autocast(call.features):
         maps = call.mask, call.map, call.partition
         sums, valid = tiled.region_sums(call.head, call.target, call.spec, call.engine(), *maps)
     call.require_valid(valid)
@@ -105,7 +105,7 @@ def head_terms(factors: Tensor, *given: Any) -> Tensor:
     """What each voxel adds to Σ factor·sum, `[B, 1, spatial...]`; `factors` `[K, B, C]`, without a gradient."""
     call = _Call(*given)
     call.require_spec()
-    with _without_autocast(call.features):
+    with tiled.without_autocast(call.features):
         terms, valid = tiled.voxel_terms(factors, call.head, call.target, call.spec, call.engine(), call.mask)
     call.require_valid(valid)
     return terms
@@ -127,7 +127,7 @@ def head_backward(grad: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
     """∂L/∂features, ∂L/∂weight and ∂L/∂bias from grad = ∂L/∂sums; empty where they are not `wanted`."""
     *arguments, wanted = given
     call = _Call(*arguments)
-    with _without_autocast(call.features):
+    with tiled.without_autocast(call.features):
         maps = call.mask, call.map, call.partition
         found = tiled.region_sums_backward(grad, call.head, call.target, call.spec, call.engine(), wanted, *maps)
     return _filled(found, call)
@@ -217,8 +217,3 @@ def _lazily(grad: Tensor, logits: LazyLogits, call: _Call, whole: Callable[[], T
     found = head_backward(grad, *call, wanted)
     parts = HeadGradient(*(each if want else None for each, want in zip(found, wanted, strict=True)))
     return LazyGradient(logits, parts, whole)
-
-
-def _without_autocast(tensor: Tensor) -> torch.autocast:
-    """Products have the requested dtype, and their sums are in float32."""
-    return torch.autocast(tensor.device.type, enabled=False)

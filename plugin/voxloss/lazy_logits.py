@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from voxloss.backends.tiled import Head, HeadGradient
+from voxloss.backends.tiled import Head, HeadGradient, without_autocast
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -135,7 +135,7 @@ class _Kept:
                     "LazyLogits: expected the features that the logits are computed from, but an operation has "
                     "written to them since. Take output.logits() before that."
                 )
-            with torch.no_grad(), torch.autocast(self.head.features.device.type, enabled=False):
+            with torch.no_grad(), without_autocast(self.head.features):
                 self._whole = self.head.logits()
         return self._whole
 

@@ -11,6 +11,7 @@ are added up in their order, so the result is the same for any number of threads
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -156,6 +157,13 @@ def region_sums_backward(
         by_features = torch.empty_like(head.features).copy_(by_features)
     found = by_features, by_weight.to(head.weight.dtype), by_bias.to(head.weight.dtype)
     return HeadGradient(*(each if want else None for each, want in zip(found, wanted, strict=True)))
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """Products in the dtype of the logits, and sums of products in float32."""
+    device = tensor.device.type
+    available = torch.amp.is_autocast_available(device)  # not for meta tensors
+    return torch.autocast(device, enabled=False) if available else nullcontext()
 
 
 _Add = Callable[[], object]

@@ -99,16 +99,21 @@ class BenchCase:
 def tensors(case: BenchCase, seed: int = 0) -> tuple[Tensor, Tensor]:
     """The logits, which require a gradient, and the target of a case."""
     chance = torch.Generator(case.device).manual_seed(seed)
-    blocks = -(-case.edge // _BLOCK)
-    labels = torch.randint(case.channels, (case.batch, 1, *[blocks] * 3), generator=chance, device=case.device)
-    for axis in (2, 3, 4):
-        labels = labels.repeat_interleave(_BLOCK, axis)
-    labels = labels[:, :, : case.edge, : case.edge, : case.edge].contiguous()
+    labels = label_map(case, chance)
     logits = torch.randn(case.shape, generator=chance, device=case.device, dtype=case.torch_dtype)
     logits.scatter_add_(1, labels, torch.full_like(labels, _EVIDENCE, dtype=logits.dtype))
     if case.one_hot:
         return logits.requires_grad_(), torch.zeros(case.shape, device=case.device).scatter_(1, labels, 1)
     return logits.requires_grad_(), labels.to(case.labels)
+
+
+def label_map(case: BenchCase, chance: torch.Generator) -> Tensor:
+    """Blocks of labels, int64 `[B, 1, D, H, W]`."""
+    blocks = -(-case.edge // _BLOCK)
+    labels = torch.randint(case.channels, (case.batch, 1, *[blocks] * 3), generator=chance, device=case.device)
+    for axis in (2, 3, 4):
+        labels = labels.repeat_interleave(_BLOCK, axis)
+    return labels[:, :, : case.edge, : case.edge, : case.edge].contiguous()
 
 
 def quick_cases(device: str) -> list[BenchCase]:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import gc
 import itertools
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from voxloss.lazy_logits import LazyLogits
 
 
 def allocated_peak(run: Callable[[], object], device: str) -> int:
@@ -42,6 +49,54 @@ def resident_peak(run: Callable[[], object]) -> int | None:
         return _status("VmHWM") - before
     except (OSError, KeyError):
         return None
+
+
+class StorageCounter(TorchDispatchMode):
+    """Counts the bytes of all tensors that exist at once; those of meta tensors as if they had memory.
+
+    A storage counts from the operation that returns it until nothing refers to it any more. What an operation
+    takes for itself while it runs is not counted. Lazy logits count from the time when they are computed whole.
+
+    Attributes:
+        held: bytes of the tensors that were there before.
+        peak: the most bytes at once, those among them.
+        largest: bytes of the largest tensor that an operation has returned.
+    """
+
+    def __init__(self, held: Iterable[Tensor] = ()) -> None:
+        """`held`: what is there before and counts, such as parameters."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = self.largest = self._now = 0
+        self._known: set[int] = set()
+        for tensor in held:
+            self._count(tensor)
+        self.held, self.largest = self._now, 0
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run any operation, and count what it returns."""
+        if LazyLogits in types:
+            return NotImplemented  # what they do in its place comes here, too
+        result = operation(*args, **(kwargs or {}))
+        for each in tree_leaves(result):
+            if isinstance(each, Tensor):
+                self._count(each)
+        return result
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if id(storage) in self._known:
+            return
+        size = storage.nbytes()
+        self._known.add(id(storage))
+        weakref.finalize(storage, self._forget, id(storage), size).atexit = False
+        self._now += size
+        self.peak, self.largest = max(self.peak, self._now), max(self.largest, size)
+
+    def _forget(self, storage: int, size: int) -> None:
+        self._known.discard(storage)
+        self._now -= size
 
 
 def _status(name: str) -> int:

@@ -135,6 +135,23 @@ def bench(
         bool,
         typer.Option("--maps", help="Measure voxloss.transforms instead, with voxloss[maps], 128³."),
     ] = False,
+    head: Annotated[
+        bool,
+        typer.Option(
+            "--head", help="Instead: fuse_head beside convolution and loss, 96³, and whole steps' memory."
+        ),
+    ] = False,
+    classes: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="NUMBER",
+            min=2,
+            help="With --head: of classes; may be repeated; by default 2, 5, 14, 42, 118.",
+        ),
+    ] = None,
+    features: Annotated[
+        int, typer.Option(metavar="NUMBER", min=1, help="With --head: before the last convolution.")
+    ] = 32,
     device: DeviceOption = "cpu",
     seed: SeedOption = 0,
     out: FolderOption = Path("out"),
@@ -159,6 +176,10 @@ def bench(
         voxloss bench --loader
 
         voxloss bench --maps
+
+        voxloss bench --head --classes 14 --classes 118
+
+        voxloss bench --head --only memory --out docs
     """
     if metrics:
         with needs_extra("bench --metrics", "demo"):
@@ -172,6 +193,18 @@ def bench(
         from voxloss_app.bench import maps as of_maps
 
         return of_maps.compare(edge or of_maps.EDGE, rounds or of_maps.ROUNDS, seed)
+    if head:
+        require_folder("--out", out)
+        with needs_extra("bench --head", "demo"):
+            from voxloss_app.bench import head as of_head
+        usual = of_head.HeadRequest()
+        of = of_head.HeadRequest(
+            classes or usual.channels, features, edge or usual.edge, rounds or usual.rounds, seed, only, out
+        )
+        try:
+            return of_head.compare(of)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
     if quick and full:
         raise typer.BadParameter("--quick and --full: expected one of them, received both.")
     require_folder("--out", out)

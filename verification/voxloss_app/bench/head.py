@@ -1,0 +1,298 @@
+"""`voxloss bench --head`: logits that are never whole, beside a convolution and a loss: time and memory.
+
+`head_time` and `head_memory` make the rows. Each case has a process of its own, in which nothing has run before.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from rich.table import Table
+
+from voxloss_app.bench import head_memory, head_time
+from voxloss_app.bench.head_memory import StepMemory
+from voxloss_app.bench.head_time import (
+    CLASSES,
+    CONTENDERS,
+    DICE_CE,
+    EDGE,
+    FEATURES,
+    ROUNDS,
+    HeadMeasurement,
+    HeadTimes,
+)
+from voxloss_app.bench.machine import commit, machine, versions
+from voxloss_app.bench.page import MARKS, markdown
+from voxloss_app.bench.results import State
+from voxloss_app.bench.timing import short
+from voxloss_app.exits import ExitCode
+from voxloss_app.templates import environment
+from voxloss_app.terminal import is_quiet, results_console
+from voxloss_data.files import save_json, save_text
+from voxloss_verify.tolerances import GRADIENT, LOSS
+
+SCHEMA, FILE = 1, "head.json"
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class HeadRequest:
+    """The choice of the command line.
+
+    Attributes:
+        channels, features, edge: of the times; those of the memory are fixed.
+        rounds: of the times.
+        pattern: "time" or "memory", or * and ? in them: only that table.
+        out: where the files go.
+    """
+
+    channels: Sequence[int] = CLASSES
+    features: int = FEATURES
+    edge: int = EDGE
+    rounds: int = ROUNDS
+    seed: int = 0
+    pattern: str | None = None
+    out: Path = Path("out")
+
+    @property
+    def command(self) -> str:
+        """The command line that measures the same figures."""
+        usual = HeadRequest()
+        parts = ["voxloss bench --head"]
+        if tuple(self.channels) != tuple(usual.channels):
+            parts += [f"--classes {each}" for each in self.channels]
+        for option in ("features", "edge", "rounds", "seed"):
+            value = getattr(self, option)
+            parts += [] if value == getattr(usual, option) else [f"--{option} {value}"]
+        return " ".join([*parts, *([] if self.pattern is None else [f"--only '{self.pattern}'"])])
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the two: how it was made, and its rows as plain data."""
+
+    date: str
+    command: str
+    machine: Mapping[str, str]
+    versions: Mapping[str, str | None]
+    commit: str | None
+    settings: Mapping[str, Any]
+    rows: Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table, on the terminal and on the page."""
+
+    title: str
+    headings: Sequence[str]
+    rows: list[list[str]] = field(default_factory=list)
+
+
+def compare(request: HeadRequest) -> int:
+    """Measure, print, and write head.json and head.md, in which a part that is not measured now is kept.
+
+    Returns the exit code: 1 if voxloss was wrong or failed anywhere. Raises ValueError for another pattern.
+    """
+    wanted = [part for part in _PARTS if fnmatchcase(part, f"*{request.pattern or ''}*")]
+    if not wanted:
+        raise ValueError(f"--only: expected {' or '.join(_PARTS)} with --head, received {request.pattern!r}.")
+    made = {part: _part(request, _PARTS[part][0](request)) for part in wanted}
+    console = results_console()
+    for name, part in made.items():
+        for grid in _PARTS[name][1](part.rows):
+            table = Table(*grid.headings, title=grid.title, title_justify="left", box=None, pad_edge=False)
+            for row in grid.rows:
+                table.add_row(*row)
+            console.print(table)
+            console.print()
+    request.out.mkdir(parents=True, exist_ok=True)
+    file, page = request.out / FILE, request.out / "head.md"
+    parts = {**load(file), **made}
+    save_json(file, {"schema": SCHEMA, **{name: vars(part) for name, part in parts.items()}})
+    save_text(page, render(parts))
+    console.print(f"written: {file}\nwritten: {page}")
+    return ExitCode.FAILED if any(map(_is_broken, made.values())) else ExitCode.DONE
+
+
+def load(path: Path) -> dict[str, Part]:
+    """Read head.json; nothing if there is no such file, or it is of another schema."""
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    if content.pop("schema", None) != SCHEMA:
+        return {}
+    return {name: Part(**part) for name, part in content.items()}
+
+
+def render(parts: Mapping[str, Part]) -> str:
+    """The page."""
+    templates = environment("bench", html=False)
+    templates.filters["md"] = markdown
+    return templates.get_template("head.md.j2").render(
+        parts={name: parts.get(name) for name in _PARTS},
+        grids={name: [*_PARTS[name][1](part.rows)] for name, part in parts.items()},
+        tiles=head_memory.TILES // 2**20,
+        loss=LOSS,
+        gradient=GRADIENT,
+    )
+
+
+def _part(request: HeadRequest, rows: Sequence[dict[str, Any]]) -> Part:
+    settings = {
+        "rounds": request.rounds,
+        "threads": torch.get_num_threads(),
+        "seed": request.seed,
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", _SETTINGS["OMP_WAIT_POLICY"]),
+    }
+    today = datetime.now(timezone.utc).date().isoformat()
+    return Part(today, request.command, machine("cpu"), versions(), commit(), settings, rows)
+
+
+# What is measured.
+
+_SETTINGS = {"OMP_WAIT_POLICY": "passive", "KINETO_LOG_LEVEL": "99"}  # the profiler's announcements
+
+
+def apart(run: Callable[[], Found]) -> Found:
+    """The result of something in a process of its own, in which nothing has run before."""
+    before = dict(os.environ)
+    os.environ.update({name: before.get(name, value) for name, value in _SETTINGS.items()})
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(_with_threads, torch.get_num_threads(), run).result()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _with_threads(threads: int, run: Callable[[], Found]) -> Found:
+    torch.set_num_threads(threads)
+    return run()
+
+
+def _time_rows(request: HeadRequest) -> list[dict[str, Any]]:
+    rows = []
+    for case in head_time.cases(request.channels, request.features, request.edge):
+        _progress(f"{case.loss}, C = {case.channels}")
+        rows.append(apart(partial(head_time.measure, case, request.rounds, request.seed)).to_json())
+    return rows
+
+
+def _memory_rows(request: HeadRequest) -> list[dict[str, Any]]:
+    rows = []
+    for case in head_memory.cases():
+        _progress(f"{case.network}, {case.loss}")
+        rows.append(head_memory.count(case).to_json())
+    for case in head_memory.cpu_cases():
+        _progress(f"{case.network} on the CPU, {case.loss}")
+        rows.append(apart(partial(head_memory.measure, case)).to_json())
+    return rows
+
+
+def _progress(what: str) -> None:
+    if not is_quiet():
+        results_console().print(what)
+
+
+def _is_broken(part: Part) -> bool:
+    states = {
+        found["state"]
+        for row in part.rows
+        for name, found in row.get("contenders", {}).items()
+        if "fused" in name or "voxloss" in name
+    }
+    return bool(states & {State.wrong.value, State.failed.value})
+
+
+# What is shown.
+
+# What the times should be of those of the fused head, by classes: convolution and voxloss, convolution and MONAI.
+_NEVER_SLOWER = 1 / 1.05
+_MOST_FOR_FEW = 14
+_GOALS = {
+    118: {head_time.UNFUSED: 2.0, head_time.MONAI: 5.0},
+    42: {head_time.UNFUSED: 1.3, head_time.MONAI: 3.0},
+}
+
+
+def _goal(found: HeadTimes, name: str) -> str:
+    """The bound and whether it was reached, of what has one."""
+    case = found.case
+    few = {head_time.UNFUSED: _NEVER_SLOWER} if case.channels <= _MOST_FOR_FEW else {}
+    bound = _GOALS.get(case.channels, few).get(name) if case.loss == DICE_CE else None
+    ratio = found.ratio(name, CONTENDERS[name].beside) if bound else None
+    return f"≥ {short(bound)} × {MARKS[ratio.median >= bound]}" if bound and ratio else ""
+
+
+def _time_grids(rows: Sequence[dict[str, Any]]) -> Iterator[Grid]:
+    headings = ["C", "", "ms (quartiles)", "times of fused", "goal", "peak MiB"]
+    headings += ["value off by", "gradient by features", "by weights"]
+    found = [head_time.from_json(row) for row in rows]
+    for loss in dict.fromkeys(each.case.loss for each in found):
+        of_loss = [each for each in found if each.case.loss == loss]
+        case = of_loss[0].case
+        size = f"F = {case.features}, {case.edge}³, B = 1, float32, int64 labels"
+        grid = Grid(f"Convolution 1×1×1 and {loss}, forward and backward, {size}", headings)
+        for each in of_loss:
+            for name, measured in each.contenders.items():
+                grid.rows.append([str(each.case.channels), name, *_time_cells(each, name, measured)])
+        yield grid
+
+
+def _time_cells(found: HeadTimes, name: str, measured: HeadMeasurement) -> list[str]:
+    time = head_time.milliseconds(measured)
+    to = CONTENDERS[name].beside if name in CONTENDERS else ""
+    ratio = found.ratio(name, to)
+    errors = measured.value_error, measured.gradient_error, measured.weight_error
+    no_time = "" if measured.state == State.measured.value else str(measured)
+    return [
+        f"{short(time.median)} ({short(time.low)}–{short(time.high)})" if time else no_time,
+        f"{short(ratio.median)} × ({short(ratio.low)}–{short(ratio.high)})" if ratio else "",
+        _goal(found, name),
+        "" if measured.peak is None else f"{measured.peak / 2**20:.0f}",
+        *("" if error is None else f"{error:.1e}" for error in errors),
+    ]
+
+
+def _memory_grids(rows: Sequence[dict[str, Any]]) -> Iterator[Grid]:
+    by_size: dict[str, list[StepMemory]] = {}
+    for each in map(head_memory.from_json, rows):
+        case = each.case
+        filters = " ".join(map(str, case.filters))
+        size = f"C = {case.channels}, {case.edge}³, B = {case.batch}, float32, filters {filters}"
+        by_size.setdefault(f"Peak memory of a training step: {case.network}, {size}", []).append(each)
+    for title, steps in by_size.items():
+        on_cpu = any(each.allocated for each in steps)
+        headings = ["loss", "counted, GiB", "tiles at most, GiB", "largest tensor, GiB"]
+        grid = Grid(title, [*headings, *(["allocated on the CPU, GiB", "resident, GiB"] if on_cpu else [])])
+        for each in steps:
+            sizes = [each.counted, each.tiles or None, each.largest]
+            sizes += [each.allocated, each.resident] if on_cpu else []
+            cells = [each.why, *[""] * (len(sizes) - 1)] if each.why else [*map(_gib, sizes)]
+            grid.rows.append([each.case.loss, *cells])
+        yield grid
+
+
+def _gib(size: int | None) -> str:
+    return "" if size is None else f"{size / 2**30:.2f}"
+
+
+Rows = Sequence[dict[str, Any]]
+# Each with what makes its rows, and what shows them.
+_PARTS: dict[str, tuple[Callable[[HeadRequest], Rows], Callable[[Rows], Iterator[Grid]]]] = {
+    "time": (_time_rows, _time_grids),
+    "memory": (_memory_rows, _memory_grids),
+}
