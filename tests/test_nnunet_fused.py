@@ -427,6 +427,7 @@ def dice(predicted: Path, truth: Path) -> list[float]:
 
 
 @pytest.mark.integration
+@pytest.mark.thorough
 def test_continues_nnunets_training_and_nnunet_predicts(nnunet_home: dict[str, str]) -> None:  # noqa: F811
     """Volumes of 24³, as the tiles of smaller ones do not pay on a CPU."""
     folder = Path(nnunet_home["nnUNet_raw"], "Dataset001_Balls")
