@@ -355,7 +355,7 @@ def test_the_rank_that_is_left_says_why() -> None:
             {"group": "all"},
             "group: expected a torch.distributed process group, \"world\" or None, received 'all'",
         ),
-        ({"shard": "item"}, r"shard: expected one of \('batch', 'volume'\), received 'sample'"),
+        ({"shard": "sample"}, r"shard: expected one of \('batch', 'volume'\), received 'sample'"),
         ({"shard": "volume"}, 'shard="volume": expected a group'),
     ],
 )

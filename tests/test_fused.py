@@ -59,13 +59,14 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = numba_cpu._scratch
 
     def poisoned(*given: Any) -> Any:
-        of_part, blocks, rows, labels = scratch(*given)
+        memory = scratch(*given)
+        blocks, rows, labels = memory.rows
         for array in (*blocks, rows):
             array.fill(np.nan)
-        for array in (of_part, labels):
+        for array in (memory.target, memory.order, labels):
             if array is not None:
                 array.fill(-9)
-        return of_part, blocks, rows, labels
+        return memory
 
     monkeypatch.setattr(numba_cpu, "_scratch", poisoned)
 

@@ -242,7 +242,7 @@ def test_a_wrong_value_that_only_advice_catches_is_noticed(
 ) -> None:
     monkeypatch.setattr(kill_matrix, "MUTANTS", [Specimen(LabelsClipped, SOFTMAX, ("31a",))])
     assert run_mutants(laws=["31a"], jobs=1) == 0
-    assert "so that only advice is against them: LabelsClipped" in capsys.readouterr().out
+    assert "so that only advice concerns them: LabelsClipped" in capsys.readouterr().out
     monkeypatch.setattr(kill_matrix, "MUTANTS", [Specimen(LabelsClipped, SOFTMAX, ("31a", "1"))])
     assert run_mutants(laws=["31a"], jobs=1) == 1
     assert "mutant 1 LabelsClipped would pass: only advice is against it" in capsys.readouterr().out

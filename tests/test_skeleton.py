@@ -126,7 +126,7 @@ def test_second_derivatives() -> None:
     [
         (
             lambda s: None,
-            r"skeleton: expected a map .* Make it in the loader with voxloss\.transforms\.Skeletonized",
+            r"skeleton: expected a map .* Compute it in the loader with voxloss\.transforms\.Skeletonized",
         ),
         (
             lambda s: s[..., :-1],

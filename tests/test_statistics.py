@@ -149,7 +149,8 @@ def test_memory_layout_does_not_matter(backend: str, form: str, poisoned_empty: 
         x.contiguous(), labels.contiguous(), activation="softmax", backend=backend
     )
     torch.testing.assert_close(sums, want, rtol=1e-13, atol=0)
-    torch.testing.assert_close(gradient, want_gradient, rtol=1e-13, atol=0)
+    # Neighbours and strided voxels have vectors of other lengths, and are rounded apart in the last bit.
+    torch.testing.assert_close(gradient, want_gradient, rtol=1e-13, atol=1e-16)
     if form == "channels_last":
         assert gradient.is_contiguous(memory_format=torch.channels_last_3d)
 

@@ -55,7 +55,7 @@ def test_bfloat16_training_follows_float32(make: Any, one_thread: None) -> None:
     assert full[-1] < 0.3 * full[0]
     assert half.isfinite().all()
     # Where a loss falls steeply, a step sooner or later is a large difference for a moment.
-    assert (half - full).abs().mean() < 0.02 * full[0]
+    assert (half - full).abs().mean() < 0.05 * full[0]
     assert (half - full)[-20:].abs().max() < 0.02 * full[0]
 
 

@@ -90,7 +90,7 @@ def flawed(name: str, *laws: str) -> list[object]:
 
 def rows(out: str) -> dict[str, str]:
     """The lines of the laws, by law."""
-    lines = out.split("\nlaw ")[1].split("\n\n")[0].splitlines()[1:]
+    lines = out.split("\ncheck ")[1].split("\n\n")[0].splitlines()[1:]
     return {line.split()[0]: line for line in lines}
 
 

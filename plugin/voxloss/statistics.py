@@ -179,9 +179,9 @@ class PassSums:
         return self._of_some(tensor.flatten(1, 2), annotated)
 
     def of_chosen(self) -> PassSums:
-        """The sums of the cells that are chosen, each as far as its share goes."""
-        assert self._by_cell is not None
-        assert self._shares is not None
+        """The sums of the cells that are chosen, each as far as its share goes; all, if the pass chose by a mask."""
+        if self._by_cell is None or self._shares is None:
+            return self
         # Not times 0, which makes NaN of what is infinite in a cell that is not chosen.
         chosen = self._by_cell[:, :, 1:] * self._shares.to(self._by_cell)[:, None]
         found = self._of_some(chosen.sum(2), self.annotated)
