@@ -179,7 +179,7 @@ class PassSums:
         return self._of_some(tensor.flatten(1, 2), annotated)
 
     def of_chosen(self) -> PassSums:
-        """The sums of the cells that are chosen, each as far as its share goes; all, if the pass chose by a mask."""
+        """The sums of the cells that are chosen, each as far as its share goes; all, if a mask has chosen."""
         if self._by_cell is None or self._shares is None:
             return self
         # Not times 0, which makes NaN of what is infinite in a cell that is not chosen.
