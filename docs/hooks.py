@@ -52,7 +52,8 @@ def section(file: str, heading: str) -> str:
     parts = re.split(rf"^## {re.escape(heading)}\n", (ROOT / file).read_text(encoding="utf-8"), flags=re.M)
     if len(parts) != 2:
         raise ValueError(f"{file} has no heading {heading!r}.")
-    return re.split(r"^## ", parts[1], flags=re.M)[0].strip()
+    text = re.split(r"^## ", parts[1], flags=re.M)[0].strip()
+    return text.replace("](docs/", "](")  # links of a file in the root lead from there
 
 
 def commands() -> str:
