@@ -52,7 +52,7 @@ def empty_classes(subject: Subject, volume: Volume, setting: Setting) -> Iterato
 def empty_batch(subject: Subject, volume: Volume, setting: Setting) -> Iterator[Finding]:
     """A batch without samples, or without voxels, is an error or costs 0; it is never NaN."""
     subject = _on_cpu(subject)
-    for what, cut in (("items", ":0"), ("voxels", "..., :0")):
+    for what, cut in (("samples", ":0"), ("voxels", "..., :0")):
         bad = Bad(f"no {what}", volume, (f"input, target = input[{cut}], target[{cut}]",))
         try:
             value = subject.call(*bad.tensors(subject)).detach().double().numpy()
