@@ -306,7 +306,7 @@ def _parts(output: Any, crops: Tensor) -> tuple[Head | None, Tensor]:
             f"network: expected logits of at least two classes that exclude each other, received "
             f"{list(output.shape)}. For a binary channel take MONAI's SlidingWindowInferer and a threshold."
         )
-    head = output.head if isinstance(output, LazyLogits) else None
+    head = output.parts if isinstance(output, LazyLogits) and output.is_current() else None
     return head, plain(output) if head is None else head.features
 
 
