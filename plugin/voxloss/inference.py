@@ -39,7 +39,7 @@ def fused_argmax(
 
     $$\hat c = \arg\max_c z_c, \qquad \hat p = \frac{e^{z_{\hat c}}}{\sum_c e^{z_c}}$$
 
-    It is `convolution(features).argmax(1, keepdim=True)` of a 1×1×1 convolution: of equal logits the first counts.
+    It is `convolution(features).argmax(1, keepdim=True)` of a 1×1×1 convolution: the first of equal ones.
     Logits have the dtype of the features, also under autocast.
 
     Args:
@@ -128,7 +128,7 @@ class SlidingWindowLabels(Inferer):
     def __call__(
         self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Return labels `[B, 1, spatial...]` of an image `[B, channels, spatial...]`, and probabilities if wanted.
+        """Return labels `[B, 1, spatial...]` of an image `[B, channels, spatial...]`; p̂ as well if wanted.
 
         Further arguments are the network's. dtypes as of `fused_argmax`; a MetaTensor keeps its metadata.
 
@@ -139,28 +139,29 @@ class SlidingWindowLabels(Inferer):
         image = plain(inputs)
         if image.ndim < 3 or (isinstance(self.roi_size, Sequence) and len(self.roi_size) != image.ndim - 2):
             raise ShapeError(
-                f"inputs: expected [B, channels, spatial...] with the axes of roi_size, {self.roi_size}, received "
-                f"{list(image.shape)}. A single image needs unsqueeze(0)."
+                f"inputs: expected [B, channels, spatial...] with the axes of roi_size, {self.roi_size}, "
+                f"received {list(image.shape)}. A single image needs unsqueeze(0)."
             )
         size = image.shape[2:]
         roi = fall_back_tuple(self.roi_size, size)
         before = [max(window - edge, 0) // 2 for window, edge in zip(roi, size, strict=True)]
         image = self._padded(image, roi, before)
         device = torch.device(self.device or image.device)
-        importance = compute_importance_map(roi, self.mode, self.sigma_scale, device, torch.float32)
+        exact = torch.promote_types(image.dtype, torch.float32)
+        importance = compute_importance_map(roi, self.mode, self.sigma_scale, device, exact)
         windows = _windows(image.shape, roi, ensure_tuple_rep(self.overlap, len(roi)))
         volume = _Volume((len(image), 1, *image.shape[2:]), self.return_probability, device)
         for at in range(0, len(windows), self.sw_batch_size):
             batch = windows[at : at + self.sw_batch_size]
-            crops = torch.stack([image[(window.sample, slice(None), *window.where)] for window in batch])
+            crops = torch.stack([image[window.sample][(slice(None), *window.where)] for window in batch])
             with lazy_at_inference():
                 output = network(crops.to(self.sw_device or image.device), *args, **kwargs)
-            head, outputs = _parts(output, crops)
-            for window, values in zip(batch, outputs, strict=True):
-                volume.add(window, values.to(device), importance, head)
-        inside = slice(None), slice(None), *map(slice, before, (a + b for a, b in zip(before, size, strict=True)))
+            volume.add(batch, *_parts(output, crops), importance)
+            del output  # before the next one
+        inside = tuple(slice(start, start + edge) for start, edge in zip(before, size, strict=True))
         found: list[Any] = [
-            convert_to_dst_type(each[inside], inputs, dtype=each.dtype, device=device)[0] for each in volume.found
+            convert_to_dst_type(each[(slice(None), slice(None), *inside)], inputs, each.dtype, device=device)[0]
+            for each in volume.found
         ]
         return (found[0], found[1]) if self.return_probability else found[0]
 
@@ -211,22 +212,30 @@ class _Volume:
         self._sums: dict[tuple[int, ...], _Sums] = {}
         self.found: list[Tensor] = []
 
-    def add(self, window: _Window, values: Tensor, importance: Tensor, head: Head | None) -> None:
-        """Take what the network found in a window, `[channels, window]`: logits, or the features of a head."""
-        values = values.to(torch.promote_types(values.dtype, torch.float32))
+    def add(self, windows: Sequence[_Window], values: Tensor, head: Head | None, importance: Tensor) -> None:
+        """Take what the network found, `[windows, channels, window]`: logits, or the features of a head."""
+        dtype = torch.promote_types(values.dtype, torch.float32)  # of the sums
+        if head is not None:
+            bias = None if head.bias is None else head.bias.to(self._device, dtype)
+            head = Head(head.features, head.weight.to(self._device, dtype), bias, dtype)
+        for window, of_window in zip(windows, values, strict=True):
+            self._add(window, of_window.to(self._device, dtype), head, importance.to(dtype))
+
+    def _add(self, window: _Window, values: Tensor, head: Head | None, importance: Tensor) -> None:
+        """A window, `[channels, window]`."""
         if not self.found:
             self._allocate(values, len(values) if head is None else len(head.weight))
         for cell in itertools.product(*window.pieces):
-            of_window = [
+            of_window = tuple(
                 slice(piece.start - axis.start, piece.stop - axis.start)
                 for piece, axis in zip(cell, window.where, strict=True)
-            ]
+            )
             key = window.sample, *(piece.start for piece in cell)
             windows = math.prod(piece.windows for piece in cell)
-            mean = self._mean(key, windows, values[(slice(None), *of_window)], importance[tuple(of_window)])
+            mean = self._mean(key, windows, values[(slice(None), *of_window)], importance[of_window])
             if mean is not None:
-                where = window.sample, 0, *(slice(piece.start, piece.stop) for piece in cell)
-                self._finish([each[where] for each in self.found], mean, head)
+                where = tuple(slice(piece.start, piece.stop) for piece in cell)
+                self._finish([each[window.sample, 0][where] for each in self.found], mean, head)
 
     def _allocate(self, values: Tensor, channels: int) -> None:
         dtypes = [label_dtype(channels), values.dtype][: 2 if self._probability else 1]
@@ -240,7 +249,7 @@ class _Volume:
         if sums is None:
             self._sums[key] = _Sums(values * importance, importance.clone(), windows - 1)
             return None
-        sums.values.addcmul_(values, importance.to(values.dtype))
+        sums.values.addcmul_(values, importance)
         sums.importance.add_(importance)
         sums.left -= 1
         return None if sums.left else self._sums.pop(key).values.div_(sums.importance)
@@ -250,10 +259,10 @@ class _Volume:
         if head is None:
             write_largest(mean, *written)
             return
-        bias = None if head.bias is None else head.bias.to(mean)
-        found = largest_classes(Head(mean[None], head.weight.to(mean), bias, mean.dtype), self._probability)
+        found = largest_classes(head._replace(features=mean[None]), self._probability)
         for to, each in zip(written, found, strict=False):
-            to.copy_(each[0, 0])
+            if each is not None:
+                to.copy_(each[0, 0])
 
 
 def _windows(shape: Sequence[int], roi: Sequence[int], overlap: Sequence[float]) -> list[_Window]:
@@ -288,12 +297,12 @@ def _pieces(size: int, roi: int, overlap: float) -> dict[int, list[_Piece]]:
     return {at: [piece for piece in pieces if at <= piece.start < at + roi] for at in starts}
 
 
-def _parts(output: Any, crops: Tensor) -> tuple[Head | None, Tensor]:
-    """What is averaged, `[windows, channels, window]`: logits, or the features of a head that is applied later."""
+def _parts(output: Any, crops: Tensor) -> tuple[Tensor, Head | None]:
+    """What is averaged, `[windows, channels, window]`: logits, or the features of a head to apply afterwards."""
     if not isinstance(output, Tensor):
         raise TypeError(
-            f"network: expected one tensor of logits, received {type(output).__name__}. Pass the one that counts: "
-            "inferer(image, lambda window: network(window)[0])."
+            f"network: expected one tensor of logits, received {type(output).__name__}. Pass the "
+            "one that counts: inferer(image, lambda window: network(window)[0])."
         )
     if output.ndim != crops.ndim or len(output) != len(crops) or output.shape[2:] != crops.shape[2:]:
         raise ShapeError(
@@ -306,8 +315,9 @@ def _parts(output: Any, crops: Tensor) -> tuple[Head | None, Tensor]:
             f"network: expected logits of at least two classes that exclude each other, received "
             f"{list(output.shape)}. For a binary channel take MONAI's SlidingWindowInferer and a threshold."
         )
-    head = output.parts if isinstance(output, LazyLogits) and output.is_current() else None
-    return head, plain(output) if head is None else head.features
+    if isinstance(output, LazyLogits) and output.is_current():
+        return output.parts.features, output.parts
+    return plain(output), None
 
 
 def _require_head(features: Tensor, weight: Tensor, bias: Tensor | None) -> None:

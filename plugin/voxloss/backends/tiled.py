@@ -167,18 +167,19 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
 
 
 def largest_classes(head: Head, probability: bool) -> tuple[Tensor, Tensor | None]:
-    """Return the class of the largest logit of each voxel, and its softmax if asked for, `[B, 1, spatial...]`."""
-    like = head.features[:, :1]
-    labels = torch.empty_like(like, dtype=label_dtype(len(head.weight)))  # its voxels in the order of the features
+    """Return the class of each voxel's largest logit, and its softmax if asked for, `[B, 1, spatial...]`."""
+    like = head.features[:, :1]  # voxels in the order of the features
+    labels = torch.empty_like(like, dtype=label_dtype(len(head.weight)))
     found = torch.empty_like(like, dtype=_exact(head.dtype)) if probability else None
 
     def classes_of(tile: _Tile, product: _Product) -> _Add:
-        written, features, probabilities = tile.volumes
-        write_largest(product.logits(features), *(each[0] for each in (written, probabilities) if each is not None))
+        labels, features, *found = tile.volumes
+        write_largest(product.logits(features), labels[0], *(each[0] for each in found if each is not None))
         return _nothing
 
-    # A voxel's logits lie side by side: torch finds the largest in a third of the time.
-    _walk(head, _Volumes([labels, head.features], [found]), classes_of, by_voxel=True)
+    # With a voxel's logits side by side torch finds the largest in a third of the time.
+    with without_autocast(head.features):
+        _walk(head, _Volumes([labels, head.features], [found]), classes_of, by_voxel=True)
     return labels, found
 
 
@@ -248,9 +249,7 @@ class _Product:
             out.copy_(self._weight.t() @ gradient)
 
 
-def _walk(
-    head: Head, volumes: _Volumes, work: Callable[[_Tile, _Product], _Add], by_voxel: bool = False
-) -> None:
+def _walk(head: Head, volumes: _Volumes, work: Callable[[_Tile, _Product], _Add], by_voxel: bool = False) -> None:
     """Call `work` for each tile, in any order, and what it returns in that of the tiles.
 
     `by_voxel`: in memory a tile's logits are those of one voxel after another, not of one class.

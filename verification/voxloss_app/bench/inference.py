@@ -1,4 +1,4 @@
-"""`voxloss bench --inference`: memory and time from a volume to its labels, with MONAI's inferer and with ours."""
+"""`voxloss bench --inference`: memory and time from a volume to its labels, beside MONAI's inferer."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def compare(edge: int = EDGE, rounds: int = ROUNDS, seed: int = 0) -> int:
     """Print peak memory and time of each; exit code 1 if labels differ by more than rounding."""
     console = results_console()
     console.print(
-        f"labels of a volume of {edge}³, C = {CHANNELS}, {FEATURES} features, windows of {WINDOW}³, float32, CPU, "
-        f"{torch.get_num_threads()} threads, medians of {rounds} rounds, each in a process of its own; "
+        f"labels of a volume of {edge}³, C = {CHANNELS}, {FEATURES} features, windows of {WINDOW}³, float32, "
+        f"CPU, {torch.get_num_threads()} threads, medians of {rounds} rounds, each in a process of its own; "
         f"torch {torch.__version__}, MONAI {version('monai')}"
     )
     width = max(map(len, CONTENDERS))

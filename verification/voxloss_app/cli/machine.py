@@ -154,7 +154,7 @@ def bench(
     ] = 32,
     inference: Annotated[
         bool,
-        typer.Option("--inference", help="Instead: from a volume to labels, beside MONAI's inferer, C = 118, 192³."),
+        typer.Option("--inference", help="Measure sliding windows to labels instead, C = 118, 192³."),
     ] = False,
     device: DeviceOption = "cpu",
     seed: SeedOption = 0,
