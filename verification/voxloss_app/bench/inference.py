@@ -5,10 +5,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib.metadata import version
-from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +14,7 @@ from monai.inferers.inferer import SlidingWindowInferer
 from torch import Tensor, nn
 
 from voxloss import SlidingWindowLabels, fuse_head
+from voxloss_app.bench.head import apart
 from voxloss_app.bench.memory import resident_peak
 from voxloss_app.exits import ExitCode
 from voxloss_app.terminal import results_console
@@ -95,8 +94,7 @@ def compare(edge: int = EDGE, rounds: int = ROUNDS, seed: int = 0) -> int:
         runs: dict[str, list[Outcome]] = {name: [] for name in CONTENDERS}
         for _ in range(rounds):
             for name, outcomes in runs.items():
-                with ProcessPoolExecutor(1, get_context("spawn")) as alone:
-                    outcomes.append(alone.submit(outcome, name, edge, overlap, seed).result())
+                outcomes.append(apart(partial(outcome, name, edge, overlap, seed)))
         reference = next(iter(runs.values()))[0].labels
         for name, outcomes in runs.items():
             different = int((outcomes[0].labels != reference).sum())
