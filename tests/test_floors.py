@@ -29,7 +29,7 @@ ORDER = {
         ["metrics", "maps", "transforms"],
         ["operators", "lazy_logits"],
         ["head_operators", "head"],
-        ["statistics"],
+        ["statistics", "inference"],
         ["formulas", "reduction"],
         ["losses"],
         ["integrations", ""],

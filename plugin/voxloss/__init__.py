@@ -8,6 +8,7 @@ Start reading in `voxloss.statistics`.
 
 from voxloss import formulas
 from voxloss.head import FusedHead, fuse_head
+from voxloss.inference import SlidingWindowLabels, fused_argmax
 from voxloss.inputs import ShapeError
 from voxloss.lazy_logits import LazyLogits
 from voxloss.losses.base import LossTerm, StatisticsLoss
@@ -81,6 +82,7 @@ __all__ = [
     "SensitivitySpecificityLoss",
     "ShapeError",
     "SkeletonRecallLoss",
+    "SlidingWindowLabels",
     "StatisticsLoss",
     "Target",
     "TopKLoss",
@@ -90,5 +92,6 @@ __all__ = [
     "VoxelOptions",
     "formulas",
     "fuse_head",
+    "fused_argmax",
     "region_statistics",
 ]

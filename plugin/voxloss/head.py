@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -20,13 +22,15 @@ _Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 # Voxels of a volume below which the tiles cost more than they save.
 FEWEST_VOXELS = 1 << 13
 
+_AT_INFERENCE = ContextVar("voxloss_lazy_at_inference", default=False)
+
 
 class FusedHead(nn.Module):
     """A 1×1×1 convolution whose output is lazy while it trains; parameters and their names stay as they are.
 
     In training mode, with gradients, it returns `LazyLogits`, which a loss of voxloss sums tile by tile, so that
     they are never in memory. In `eval()`, under `torch.no_grad()`, in torch.compile, and where that does not pay,
-    it is the convolution that it was. `fuse_head` makes it.
+    it is the convolution that it was; `SlidingWindowLabels` makes it lazy in `eval()`, too. `fuse_head` makes it.
     """
 
     always: bool
@@ -37,13 +41,17 @@ class FusedHead(nn.Module):
         """Logits `[B, C, spatial...]` of features `[B, F, spatial...]`."""
         features = input if torch.compiler.is_compiling() else plain(input)
         dtype = _dtype(features)
-        lazy = self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
         fits = features.ndim == self.weight.ndim and features.shape[1] == self.weight.shape[1]
-        if not (
-            lazy and fits and _accepts(features, self.weight, dtype) and (self.always or self.pays(features))
-        ):
+        if not (fits and _accepts(features, self.weight, dtype) and self._is_lazy(features)):
             return super().forward(input)  # type: ignore[no-any-return]
         return lazy_logits(Head(features, self.weight.flatten(1), self.bias, dtype))
+
+    def _is_lazy(self, features: Tensor) -> bool:
+        if torch.compiler.is_compiling():
+            return False
+        if _AT_INFERENCE.get():
+            return self.weight.shape[0] > self.weight.shape[1]
+        return self.training and torch.is_grad_enabled() and (self.always or self.pays(features))
 
     def pays(self, features: Tensor) -> bool:
         """Whether lazy logits are at least as fast and as small; `voxloss bench --head` measures it.
@@ -71,6 +79,16 @@ class FusedHead2d(FusedHead, nn.Conv2d):
 
 class FusedHead3d(FusedHead, nn.Conv3d):
     """`FusedHead` of three spatial axes."""
+
+
+@contextmanager
+def lazy_at_inference() -> Iterator[None]:
+    """Meanwhile, heads with more classes than features return lazy logits, in `eval()` and without gradients."""
+    before = _AT_INFERENCE.set(True)
+    try:
+        yield
+    finally:
+        _AT_INFERENCE.reset(before)
 
 
 _FUSED: dict[type[nn.Module], type[FusedHead]] = {

@@ -116,12 +116,14 @@ class _Kept:
         bias = None if head.bias is None else head.bias.clone()
         self.head = head._replace(weight=head.weight.clone(), bias=bias)
         self.written = False
-        self._version = head.features._version
+        # Tensors of torch.inference_mode have no version.
+        self._version = None if head.features.is_inference() else head.features._version
         self._whole: Tensor | None = None
 
     def is_current(self) -> bool:
         """Whether features and logits are what they were."""
-        return not self.written and self.head.features._version == self._version
+        same = self._version is None or self.head.features._version == self._version
+        return not self.written and same
 
     def whole(self) -> Tensor:
         """All of them.

@@ -166,7 +166,42 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(device, enabled=False) if available else nullcontext()
 
 
+def largest_classes(head: Head, probability: bool) -> tuple[Tensor, Tensor | None]:
+    """Return the class of each voxel's largest logit, and its softmax if asked for, `[B, 1, spatial...]`."""
+    like = head.features[:, :1]  # voxels in the order of the features
+    labels = torch.empty_like(like, dtype=label_dtype(len(head.weight)))
+    found = torch.empty_like(like, dtype=_exact(head.dtype)) if probability else None
+
+    def classes_of(tile: _Tile, product: _Product) -> _Add:
+        labels, features, *found = tile.volumes
+        write_largest(product.logits(features), labels[0], *(each[0] for each in found if each is not None))
+        return _nothing
+
+    # With a voxel's logits side by side torch finds the largest in a third of the time.
+    with without_autocast(head.features):
+        _walk(head, _Volumes([labels, head.features], [found]), classes_of, by_voxel=True)
+    return labels, found
+
+
+def write_largest(logits: Tensor, labels: Tensor, probability: Tensor | None = None) -> None:
+    """Write the first class of the largest logit, `[C, ...]`, and its softmax, 1 / Σ exp(z − max z)."""
+    largest, classes = logits.max(0)
+    labels.copy_(classes)
+    if probability is not None:
+        exact = logits.to(probability.dtype)
+        probability.copy_((exact - largest).exp_().sum(0).reciprocal_())
+
+
+def label_dtype(channels: int) -> torch.dtype:
+    """The smallest that has every class: uint8, int16 or int32."""
+    return torch.uint8 if channels <= 1 << 8 else torch.int16 if channels <= 1 << 15 else torch.int32
+
+
 _Add = Callable[[], object]
+
+
+def _nothing() -> None:
+    """Nothing to add up."""
 
 
 class _Tile(NamedTuple):
@@ -192,10 +227,11 @@ class _Volumes:
 class _Product:
     """The matrix products of a head, tile by tile `[channels, voxels]`."""
 
-    def __init__(self, head: Head, voxels: int) -> None:
+    def __init__(self, head: Head, voxels: int, by_voxel: bool) -> None:
         self._weight = head.weight.to(head.dtype)
         self._bias = None if head.bias is None else head.bias.to(head.dtype)[:, None]
-        self._memory = self._weight.new_empty((len(head.weight), voxels))
+        shape = len(head.weight), voxels
+        self._memory = self._weight.new_empty(shape[::-1]).t() if by_voxel else self._weight.new_empty(shape)
 
     def logits(self, features: Tensor) -> Tensor:
         """W f + b, in the memory of the tile before."""
@@ -213,8 +249,11 @@ class _Product:
             out.copy_(self._weight.t() @ gradient)
 
 
-def _walk(head: Head, volumes: _Volumes, work: Callable[[_Tile, _Product], _Add]) -> None:
-    """Call `work` for each tile, in any order, and what it returns in that of the tiles."""
+def _walk(head: Head, volumes: _Volumes, work: Callable[[_Tile, _Product], _Add], by_voxel: bool = False) -> None:
+    """Call `work` for each tile, in any order, and what it returns in that of the tiles.
+
+    `by_voxel`: in memory a tile's logits are those of one voxel after another, not of one class.
+    """
     on_cpu = head.features.device.type == "cpu"
     row = len(head.weight) * head.dtype.itemsize * ROW
     size = min(volumes.voxels, ROW * max(1, (CPU_TILE if on_cpu else DEVICE_TILE) // row))
@@ -223,7 +262,7 @@ def _walk(head: Head, volumes: _Volumes, work: Callable[[_Tile, _Product], _Add]
 
     def take() -> None:
         nonlocal done
-        product = _Product(head, size)
+        product = _Product(head, size, by_voxel)
         for number, (sample, start) in todo:
             add = work(volumes.tile(sample, start, min(start + size, volumes.voxels)), product)
             with lock:

@@ -152,6 +152,10 @@ def bench(
     features: Annotated[
         int, typer.Option(metavar="NUMBER", min=1, help="With --head: before the last convolution.")
     ] = 32,
+    inference: Annotated[
+        bool,
+        typer.Option("--inference", help="Measure sliding windows to labels instead, C = 118, 192³."),
+    ] = False,
     device: DeviceOption = "cpu",
     seed: SeedOption = 0,
     out: FolderOption = Path("out"),
@@ -180,6 +184,8 @@ def bench(
         voxloss bench --head --classes 14 --classes 118
 
         voxloss bench --head --only memory --out docs
+
+        voxloss bench --inference
     """
     if metrics:
         with needs_extra("bench --metrics", "demo"):
@@ -205,6 +211,10 @@ def bench(
             return of_head.compare(of)
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
+    if inference:
+        from voxloss_app.bench import inference as of_inference
+
+        return of_inference.compare(edge or of_inference.EDGE, rounds or of_inference.ROUNDS, seed)
     if quick and full:
         raise typer.BadParameter("--quick and --full: expected one of them, received both.")
     require_folder("--out", out)
