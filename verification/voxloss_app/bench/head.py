@@ -163,7 +163,8 @@ def _part(request: HeadRequest, rows: Sequence[dict[str, Any]]) -> Part:
 
 # What is measured.
 
-_SETTINGS = {"OMP_WAIT_POLICY": "passive", "KINETO_LOG_LEVEL": "99"}  # the profiler's announcements
+# The last two are about what the profiler announces.
+_SETTINGS = {"OMP_WAIT_POLICY": "passive", "KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
 
 def apart(run: Callable[[], Found]) -> Found:
