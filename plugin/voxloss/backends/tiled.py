@@ -167,7 +167,7 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
 
 
 def largest_classes(head: Head, probability: bool) -> tuple[Tensor, Tensor | None]:
-    """Return the class of each voxel's largest logit, and its softmax if asked for, `[B, 1, spatial...]`."""
+    """Return the class of each voxel's largest logit, and its softmax if wanted, `[B, 1, spatial...]`."""
     like = head.features[:, :1]  # voxels in the order of the features
     labels = torch.empty_like(like, dtype=label_dtype(len(head.weight)))
     found = torch.empty_like(like, dtype=_exact(head.dtype)) if probability else None
