@@ -37,7 +37,7 @@ def fused_argmax(
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""The class of the largest logit, of logits z = W f + b that are computed tile by tile and never whole.
 
-    $$\hat c = \arg\max_c z_c, \qquad \hat p = \frac{e^{z_{\hat c}}}{\sum_c e^{z_c}}$$
+    $$z_k = \max_c z_c, \qquad p_k = \frac{e^{z_k}}{\sum_c e^{z_c}}$$
 
     It is `convolution(features).argmax(1, keepdim=True)` of a 1×1×1 convolution: the first of equal ones.
     Logits have the dtype of the features, also under autocast.
@@ -50,7 +50,7 @@ def fused_argmax(
 
     Returns:
         Labels `[B, 1, spatial...]`: uint8 up to 256 classes, int16 up to 32768, else int32. With
-        `return_probability` also p̂ `[B, 1, spatial...]`, in float32 or, for float64 features, float64.
+        `return_probability` also p_k `[B, 1, spatial...]`, in float32 or, for float64 features, float64.
 
     Raises:
         TypeError: for features that are not floating point, or weights of another dtype or device.
@@ -128,7 +128,7 @@ class SlidingWindowLabels(Inferer):
     def __call__(
         self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Return labels `[B, 1, spatial...]` of an image `[B, channels, spatial...]`; p̂ as well if wanted.
+        """Return labels `[B, 1, spatial...]` of an image `[B, channels, spatial...]`; p_k as well if wanted.
 
         Further arguments are the network's. dtypes as of `fused_argmax`; a MetaTensor keeps its metadata.
 
