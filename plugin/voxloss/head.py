@@ -37,6 +37,10 @@ class FusedHead(nn.Module):
     weight: Tensor
     bias: Tensor | None
 
+    def __init__(self) -> None:
+        """Raise TypeError: `fuse_head` makes one of a convolution."""
+        raise TypeError("FusedHead: expected a convolution to begin with. Call voxloss.fuse_head(network).")
+
     def forward(self, input: Tensor) -> Tensor:
         """Logits `[B, C, spatial...]` of features `[B, F, spatial...]`."""
         features = input if torch.compiler.is_compiling() else plain(input)
