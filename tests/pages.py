@@ -24,6 +24,7 @@ WORK = (
     "verify.mutants.run_mutants",
     "phantoms.write_and_show",
     "score.table.score_and_show",
+    "study.hold_study",
     "train.predict_and_write",
     "train.train_and_score",
     "trial.hold_trial",

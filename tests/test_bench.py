@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +35,7 @@ from voxloss_app.bench import (
     gpu_report,
     head,
     head_memory,
+    head_picture,
     head_time,
     loader,
     maps,
@@ -62,6 +64,7 @@ from voxloss_app.bench.results import (
 )
 from voxloss_app.bench.timing import Spread, interleaved, ratios, spread
 from voxloss_app.finished import Finished
+from voxloss_app.theme import THEMES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -1138,6 +1141,28 @@ def _head_part(rows: list[dict[str, Any]]) -> head.Part:
     return head.Part("2026-01-31", "voxloss bench --head", {"processor": "made_up"}, {}, "abc", settings, rows)
 
 
+def test_memory_by_classes_is_a_table_and_a_picture() -> None:
+    gib = 2**30
+    usual = head_memory.StepCase("DynUNet", head_memory.MONAI)
+    counted = [
+        head_memory.StepMemory(replace(usual, loss=loss, channels=channels), counted=channels * gib, largest=gib)
+        for loss in (head_memory.MONAI, head_memory.FUSED)
+        for channels in (2, 14, 118)
+    ]
+    other = head_memory.StepMemory(replace(usual, edge=64, channels=3), counted=gib, largest=gib)
+    found = [*counted, other, head_memory.StepMemory(replace(usual, loss=head_memory.NNUNET), why="not here")]
+    classes = head.by_classes(found)
+    assert classes == {loss: {c: c * gib for c in (2, 14, 118)} for loss in (head_memory.MONAI, head_memory.FUSED)}
+    first, *others = head._memory_grids([each.to_json() for each in found])
+    assert first.headings == ["loss", "C = 2", "C = 14", "C = 118"]
+    assert first.rows == [["MONAI", "2.00", "14.00", "118.00"], ["voxloss, fused", "2.00", "14.00", "118.00"]]
+    assert ["C = 3", "C = 118"] == sorted(re.findall(r"C = \d+", " ".join(grid.title for grid in others)), key=len)
+    light, dark = (image.imread(BytesIO(head_picture.memory_png(classes, theme))) for theme in THEMES.values())
+    assert light[0, 0, :3].tolist() == [1, 1, 1]
+    assert dark[0, 0, :3].max() < 0.1
+    assert light.shape == dark.shape
+
+
 def _head_times(channels: int, slower: float) -> dict[str, Any]:
     def measured(times: list[float]) -> head_time.HeadMeasurement:
         return head_time.HeadMeasurement("measured", times=times, peak=1 << 20, value_error=1e-8)
@@ -1174,6 +1199,11 @@ def test_heads_from_the_command_line(
     assert command("--head", *sizes, "--only", "time", "--out", str(tmp_path)) == 0
     parts = head.load(tmp_path / "head.json")
     assert parts["memory"] == memory
+    with monkeypatch.context() as patch:
+        patch.setattr(head_memory, "count", None)  # rows of the same source, machine and versions are kept
+        assert command("--head", "--only", "memory", "--out", str(tmp_path)) == 0
+        assert head.load(tmp_path / "head.json")["memory"].rows == memory.rows
+        assert command("--head", "--only", "memory", "--fresh", "--out", str(tmp_path)) != 0
     assert parts["time"].command == (
         "voxloss bench --head --classes 3 --features 4 --edge 16 --rounds 1 --only 'time'"
     )

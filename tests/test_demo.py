@@ -26,13 +26,13 @@ from torch import Tensor
 pytest.importorskip("nilearn")
 
 from matplotlib.figure import Figure
-from matplotlib.gridspec import GridSpec
 
 import voxloss
 from voxloss_app import demo
 from voxloss_app.__main__ import main
 from voxloss_app.demo import data, figures, report, training
 from voxloss_app.demo.checks import ACCURACY, ValueCheck, check_losses, on_phantoms
+from voxloss_app.theme import DARK, LIGHT, Theme
 from voxloss_data import BrainMRI, all_phantoms, brain_mri
 from voxloss_verify.configurations import CONFIGURATIONS
 from voxloss_verify.laws.law import close
@@ -429,25 +429,41 @@ def test_files_appear_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Mo
 # The pictures.
 
 
-def test_slices_are_drawn_in_mm_and_the_right_way_up() -> None:
-    """A voxel of 1 × 2 × 3 mm, marked at one place in space."""
-    shape = (6, 5, 4)
-    truth = np.ones(shape, np.uint8)
-    image = np.zeros(shape, np.float32)
-    image[5, 2, 3] = 1
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+def test_slices_are_drawn_in_mm_and_the_right_way_up(theme: Theme) -> None:
+    """A head of 6 × 5 × 4 voxels of 1 × 2 × 3 mm, marked at one place, within a ground of nothing."""
+    image = np.zeros((10, 5, 4), np.float32)
+    image[2:8] = 1
+    image[7, 2, 3] = 2
+    reference = np.ones((3, 5, 4), np.uint8)  # of the voxels from 7 on
+    prediction = reference.copy()
+    prediction[0, 2, 3] = 2
     affine = np.diag([1.0, 2, 3, 1])
     affine[:3, 3] = 10, -4, 0
     figure = Figure()
-    part = figure.add_subfigure(GridSpec(1, 1, figure=figure)[0])
-    figures._plane(part, "Coronal", 1, 2, figures.Segmentation(image, truth, truth, affine))
-    axes = part.axes
-    assert [a.get_title() for a in axes] == ["T1", "truth", "prediction", "mistakes"]
-    [drawn] = axes[0].get_images()
-    assert tuple(drawn.get_extent()) == (9.5, 15.5, -1.5, 10.5)
+    figures._slices(figure, figures.Segmentation(image, reference, prediction, affine), theme)
+    rows = [figure.axes[4 * row : 4 * row + 4] for row in range(3)]
+    assert [axes.get_title() for axes in rows[0]] == ["T1", "ground truth", "prediction", "errors"]
+    assert [row[0].get_ylabel() for row in rows] == [
+        "axial, z = +6 mm",
+        "coronal, y = +0 mm",
+        "sagittal, x = +18 mm",
+    ]
+    coronal = rows[1]
+    [drawn] = coronal[0].get_images()
+    assert tuple(drawn.get_extent()) == (9.5, 19.5, -1.5, 10.5)
     assert drawn.origin == "lower"
-    assert np.asarray(drawn.get_array())[3, 5] == 1, "superior is up, right is to the right"
-    assert axes[0].get_aspect() == 1.0
-    letters = {text.get_text(): text.get_position() for text in axes[0].texts}
+    shown = np.ma.filled(np.ma.asarray(drawn.get_array()), np.nan)
+    assert shown[3, 7] == 2, "superior is up, right is to the right"
+    assert np.isnan(shown[:, 0]).all(), "nothing is drawn outside of the head"
+    assert coronal[0].get_aspect() == 1.0
+    letters = {text.get_text(): text.get_position() for text in coronal[0].texts}
     assert letters["R"][0] > letters["L"][0]
     assert letters["S"][1] > letters["I"][1]
-    assert "y = +0 mm" in part.get_suptitle()
+    truth, found, wrong = (np.asarray(axes.get_images()[1].get_array()) for axes in coronal[1:])
+    assert not truth[:, :7].any(), "the part that was trained on has no labels"
+    assert truth[3, 7].tolist() != found[3, 7].tolist()
+    assert np.argwhere(wrong[..., 3]).tolist() == [[3, 7]]
+    widths = {float(np.ptp(axes.get_xlim())) for row in rows for axes in row}
+    heights = {float(np.ptp(axes.get_ylim())) for row in rows for axes in row}
+    assert widths == heights == {12.0}, "one size for all, that of the head's longest side"

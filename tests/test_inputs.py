@@ -205,7 +205,7 @@ def test_bad_tensors(name: str, backend: str) -> None:
         (
             {"reduction": "avg"},
             ValueError,
-            r"reduction: expected one of \['none', 'mean', 'sum'\], (?:got|received) 'avg'",
+            r"reduction: expected one of \['none', 'mean', 'sum'\], received 'avg'",
         ),
         ({"classes": 2}, ValueError, "classes: expected a list of distinct channel numbers"),
         ({"classes": ["liver"]}, ValueError, "classes: expected a list of distinct channel numbers"),

@@ -1,6 +1,6 @@
-"""Where voxloss differs from MONAI on purpose: each line of README's table, shown on both sides.
+"""Where voxloss differs from MONAI on purpose: each line of docs/differences.md, shown on both sides.
 
-If a MONAI release mends one of these, its half of the test fails: take the line out of README's table then.
+If a MONAI release mends one of these, its half of the test fails: take the line out of that page then.
 """
 
 from __future__ import annotations

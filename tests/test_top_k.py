@@ -170,7 +170,7 @@ def test_a_compound_of_one_pass_refuses_it() -> None:
             super().__init__(**MAP)
             self.factor, self.dice, self.hardest = 1.0, DiceLoss(**MAP), TopKLoss(**MAP)
 
-    with pytest.raises(TypeError, match=r"parts: expected losses of one pass, (?:got|received) TopKLoss"):
+    with pytest.raises(TypeError, match=r"parts: expected losses of one pass, received TopKLoss"):
         Both()(*data())
 
 

@@ -355,16 +355,16 @@ voxel_terms.register_autograd(_terms_backward, setup_context=_save_terms)
 voxel_terms_backward.register_autograd(_terms_double_backward, setup_context=_save_terms_backward)
 
 
-def _fold(tensor: Tensor | None, dim: int | None, size: int, items: int) -> Tensor | None:
-    """Put the axis that vmap runs over, or as many views as it is long, into the axis of items."""
+def _fold(tensor: Tensor | None, dim: int | None, size: int, batch: int) -> Tensor | None:
+    """Put the axis that vmap runs over, or as many views as it is long, into the axis of samples."""
     if tensor is None:
         return None
     tensor = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-    return tensor.movedim(0, items).flatten(items, items + 1)
+    return tensor.movedim(0, batch).flatten(batch, batch + 1)
 
 
 def _vmap(info: Any, in_dims: tuple[int | None, ...], *given: Any) -> tuple[Tensor, int]:
-    """As items of one batch: the pass treats items apart from each other."""
+    """As samples of one batch: the pass treats samples apart from each other."""
     size = info.batch_size
     folded = (_fold(tensor, dim, size, 0) for tensor, dim in zip(given[:_TENSORS], in_dims, strict=False))
     return region_sums(*folded, *given[_TENSORS:]).unflatten(1, (size, -1)), 1

@@ -23,7 +23,7 @@ Activation = Literal["softmax", "sigmoid", "none"] | Callable[[Tensor], Tensor]
 
 
 class RegionStatistics(NamedTuple):
-    """Sums over the voxels, one per item and class: `[B, C]`, unit voxels, float64.
+    """Sums over the voxels, one per sample and class: `[B, C]`, unit voxels, float64.
 
     With p the prediction and g the target, both in [0, 1]:
 
@@ -33,7 +33,7 @@ class RegionStatistics(NamedTuple):
     | `prediction` | Σ p | Σ p² | Σ p |
     | `target` | Σ g | Σ g² | Σ g |
 
-    All are additive: over tiles, items, and processes.
+    All are additive: over tiles, samples, and processes.
     """
 
     intersection: Tensor
@@ -81,7 +81,7 @@ class PassSums:
         names: of the sums, out of `voxloss.backends.voxels.TERMS`.
         tensor: the sums `[K, B, C]` in the order of the names, unit voxels, float64. Of this rank's part of a
             volume that is spread over a group they are those of the whole volume.
-        binary: whether each channel is an independent binary question (a sigmoid, or a single channel), so that
+        binary: whether each channel is an independent binary channel (a sigmoid, or a single channel), so that
             cross entropy and focal terms have a negative part as well.
         spatial_axes: how many the input has.
         annotated: bool `[B, C]`, None if every class was annotated in every sample. Other sums are 0.
@@ -115,7 +115,7 @@ class PassSums:
         self._by_cell: Tensor | None = None
         if shard == "volume":
             if cells and shares is None:
-                raise ValueError('shard: expected "batch", as each rank has cells of its own, got "volume".')
+                raise ValueError('shard: expected "batch", as each rank has cells of its own, received "volume".')
             tensor = sum_over_ranks(tensor, group, what)
         if cells:
             self._by_cell = tensor.view(len(tensor), -1, cells, tensor.shape[2])
@@ -170,7 +170,7 @@ class PassSums:
         From 1 on each is joined with the first cell, number 0, which is that of no component.
         """
         if self._by_cell is None:
-            raise ValueError("partition: expected a pass by cell, got one by sample.")
+            raise ValueError("partition: expected a pass by cell, received one by sample.")
         tensor = self._by_cell
         if first:
             tensor = tensor[:, :, 1:] + tensor[:, :, :1]
@@ -239,7 +239,7 @@ class Volumes(NamedTuple):
 
     @property
     def binary(self) -> bool:
-        """Whether each channel is an independent binary question; see `PassSums`."""
+        """Whether each channel is an independent binary channel; see `PassSums`."""
         return self.activation == "sigmoid" or self.input.shape[1] == 1
 
 
@@ -271,7 +271,9 @@ def fitting_volumes(
         input, activation = inputs.plain(activation(input)), "none"
         inputs.require_activated(input, shape)
     elif activation not in ("softmax", "sigmoid", "none"):
-        raise ValueError(f'activation: expected "softmax", "sigmoid", "none" or a callable, got {activation!r}.')
+        raise ValueError(
+            f'activation: expected "softmax", "sigmoid", "none" or a callable, received {activation!r}.'
+        )
     inputs.require_reverse_mode(input, target)
     return Volumes(input, target, mask, activation)
 
@@ -354,7 +356,7 @@ def region_statistics(
             multi-label or soft). With C = 1 the single channel is the foreground's mask.
         activation: what makes probabilities of `input`: "softmax" over the channels, "sigmoid", "none" if
             they are probabilities already, or a callable that ends in [0, 1].
-        label_map: whether `target` is a label map; None tells by its channels. With C = 1 it makes no difference.
+        label_map: whether `target` is a label map; None decides by its channels. With C = 1 both are the same.
         squared: sum p² and g² in the place of p and g (Milletari et al. 2016, V-Net).
         soft_label: sum min(p, g) in the place of p·g (Wang et al. 2023), which is right for targets between
             0 and 1 and the same for targets that are 0 or 1. With `squared` p·g is right already.

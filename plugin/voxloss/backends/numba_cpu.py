@@ -21,9 +21,9 @@ from torch import Tensor
 from voxloss.backends.layout import flatten_spatial
 from voxloss.backends.voxels import MAPPED, TERMS, PassSpec, range_tolerance, without_differences
 
-# Voxels of an item that are summed by themselves, at least; see `_part`.
+# Voxels of a sample that are summed by themselves, at least; see `_part`.
 PART = 1 << 15
-# Bytes for the sums of all parts of an item, where there are many cells.
+# Bytes for the sums of all parts of a sample, where there are many cells.
 LARGEST_SUMS = 1 << 25
 # Voxels that are worked on at once: with some hundred channels they still fit into the second cache.
 WIDTH = 1024
@@ -155,7 +155,7 @@ def region_sums_backward(
 
 
 class _Items:
-    """A tensor `[B, channels, N]` as memory and, for each item, how it lies there."""
+    """A tensor `[B, channels, N]` as memory and, for each sample, how it lies there."""
 
     def __init__(self, flat: Tensor) -> None:
         self.voxels = flat.shape[2]
@@ -176,7 +176,7 @@ class _Items:
 def _target_of(
     targets: _Items, target: Tensor, channels: int, config: Any, spec: PassSpec
 ) -> Callable[[int, int, int, _Scratch], Any]:
-    """Return what gives the kernels the target of a part of an item: whole numbers of any dtype as one."""
+    """Return what gives the kernels the target of a part of a sample: whole numbers of any dtype as one."""
     kernels = _kernels()
     table, known = np.array(spec.regions, np.int32), len(spec.regions) or channels
 
@@ -198,10 +198,10 @@ def _target_of(
 
 
 def _part(voxels: int, channels: int, cells: int) -> int:
-    """Voxels of an item that are summed by themselves.
+    """Voxels of a sample that are summed by themselves.
 
     More of few channels, as threads wait for the interpreter from part to part, unless few parts were left; and
-    of many cells, of which each part has sums. It is the same for any number of threads and items, so that the
+    of many cells, of which each part has sums. It is the same for any number of threads and samples, so that the
     result is, too.
     """
     part = PART * max(1, min(4, 8 // channels, voxels // (8 * PART)))

@@ -1,6 +1,6 @@
 """The fused pass on the CPU: the loops, compiled by Numba, over blocks of voxels that stay in the cache.
 
-`forward` and `backward` go through a part of one item, cell by cell of a partition, and block by block: load,
+`forward` and `backward` go through a part of one sample, cell by cell of a partition, and block by block: load,
 activate, then fill rows with p, g, log p, log n, and add up the requested sums, or write the derivative. The
 terms and their derivatives are those of the table in `voxels`; n is 1 − p.
 
@@ -51,7 +51,7 @@ IGNORED, NO_CLASS = -1, -2  # in place of a label
 
 
 class Lines(NamedTuple):
-    """How an item `[channels, voxels]` lies in a one-dimensional array of memory."""
+    """How a sample `[channels, voxels]` lies in a one-dimensional array of memory."""
 
     first: int
     per_channel: int
@@ -78,7 +78,7 @@ class KernelConfig(NamedTuple):
 
 
 class _Notice(event.Listener):
-    """Says what the first call with two dtypes waits for."""
+    """States what the first call with two dtypes waits for."""
 
     said = ""
 
@@ -102,7 +102,7 @@ class _Notice(event.Listener):
         )
 
     def on_end(self, event: event.Event) -> None:
-        """Nothing to say."""
+        """Nothing to state."""
 
 
 event.register("numba:compile", _Notice())
@@ -429,7 +429,7 @@ def _row_of(start, order, first, count):
     return start, offsets
 
 
-# From memory into a block [channels, voxels], and back. An item is (memory, lines): memory has one dimension and
+# From memory into a block [channels, voxels], and back. A sample is (memory, lines): memory has one dimension and
 # is walked by strides, so that no layout needs code of its own.
 
 
@@ -607,7 +607,7 @@ def _mark_ignored(found, count, config, weight, labels):
 
 @compiled
 def _find_ignored(target, count, config, weight, labels):
-    """The same for targets with one channel per class: labels only say where voxels are ignored."""
+    """The same for targets with one channel per class: labels only show which voxels are ignored."""
     channels, ignore_index = target.shape[0], config.ignore_index
     lowest, highest = target.dtype.type(-config.target_slack), target.dtype.type(1 + config.target_slack)
     named = config.ignores and channels > 1 and 0 <= ignore_index < channels
@@ -1197,9 +1197,9 @@ def _slope_at_labels(count, sums, gamma, weights, channels, labels, rows):
             exps[v] = p * (constant + twice * p - dot[v]) + at_label
 
 
-# A sigmoid and a label map: each channel asks a question, and the label is its answer. All terms are those of the
+# A sigmoid and a label map: the label decides which channels a voxel is in. All terms are those of the
 # probability of the right answer, p where g is 1 and n where it is 0, so one logarithm and one power do.
-# A softmax over two classes is one such question: its logit is the difference of both, and one exponential does.
+# A softmax over two classes is one such channel: its logit is the difference of both, and one exponential does.
 
 
 @compiled
@@ -1369,7 +1369,7 @@ def _load_voxels(
 
 @compiled
 def forward(input, target, mask, map, start, order, bounds, config, blocks, rows, scratch, out):
-    """Add the sums over a part of an item to `out` [cells, SUMS, C]; return whether its voxels were valid.
+    """Add the sums over a part of a sample to `out` [cells, SUMS, C]; return whether its voxels were valid.
 
     The part begins at voxel `start`. The voxels of cell k are bounds[k]…bounds[k + 1] of `order`, or of the part
     itself if that is empty.
@@ -1457,7 +1457,7 @@ def _add_each(c, count, sums, gamma, factors, rows):
 
 @compiled
 def each(input, target, mask, start, stop, config, blocks, rows, scratch, factors, result):
-    """Write Σ factor·term of voxels start…stop of an item, `factors` [SUMS, C]; whether they were valid."""
+    """Write Σ factor·term of voxels start…stop of a sample, `factors` [SUMS, C]; whether they were valid."""
     block, other, soft = blocks
     found = scratch[0]
     gamma, activation = rows.dtype.type(config.gamma), config.activation
@@ -1490,7 +1490,7 @@ def each(input, target, mask, start, stop, config, blocks, rows, scratch, factor
 def backward(
     input, target, mask, map, start, order, bounds, config, blocks, rows, scratch, weights, by_target, result
 ):
-    """Write ∂L/∂input, or ∂L/∂target, of a part of an item; `weights` is ∂L/∂sums [cells, SUMS, C]."""
+    """Write ∂L/∂input, or ∂L/∂target, of a part of a sample; `weights` is ∂L/∂sums [cells, SUMS, C]."""
     block, other, soft = blocks
     found = scratch[0]
     sums, gamma, activation = config.sums, rows.dtype.type(config.gamma), config.activation

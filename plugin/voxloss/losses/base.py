@@ -89,10 +89,10 @@ class StatisticsLoss(_Loss, ABC):
         inplace: bool = False,
         regions: Regions = None,
     ) -> None:
-        """See the class."""  # else help() shows what torch says of its modules, for every loss
+        """See the class."""  # else help() shows what torch documents of its modules, for every loss
         if reduction not in list(LossReduction):
             choices = [choice.value for choice in LossReduction]
-            raise ValueError(f"reduction: expected one of {choices}, got {reduction!r}.")
+            raise ValueError(f"reduction: expected one of {choices}, received {reduction!r}.")
         super().__init__(reduction=LossReduction(reduction).value)
         if other_act is not None and not callable(other_act):
             raise TypeError(f"other_act must be None or callable but is {type(other_act).__name__}.")

@@ -37,7 +37,8 @@ class CompoundLoss(StatisticsLoss):
     def __init__(self, **shared: Any) -> None:
         if shared.get("reduction") == LossReduction.NONE:
             raise ValueError(
-                'reduction: expected "mean" or "sum", got "none": a compound has values of regions and of voxels.'
+                'reduction: expected "mean" or "sum", received "none": a compound has values of regions and of '
+                "voxels."
             )
         super().__init__(**shared)
 
@@ -55,7 +56,9 @@ class CompoundLoss(StatisticsLoss):
         """The map of those parts that need one."""
         found = {part.map_name for _, part in self.parts()} - {None}
         if len(found) > 1:
-            raise ValueError(f"parts: expected losses that need the same map, got {sorted(map(str, found))}.")
+            raise ValueError(
+                f"parts: expected losses that need the same map, received {sorted(map(str, found))}."
+            )
         return found.pop() if found else None
 
     @property
@@ -74,7 +77,9 @@ class CompoundLoss(StatisticsLoss):
         """The γ of those parts that have one."""
         found = {part.pass_gamma for _, part in self.parts()} - {None}
         if len(found) > 1:
-            raise ValueError(f"gamma: expected one for all parts of a compound, got {sorted(map(str, found))}.")
+            raise ValueError(
+                f"gamma: expected one for all parts of a compound, received {sorted(map(str, found))}."
+            )
         return found.pop() if found else None
 
     def needs(self, binary: bool) -> Sequence[str]:
@@ -82,8 +87,8 @@ class CompoundLoss(StatisticsLoss):
         for _, part in self.parts():
             if not part.one_pass:
                 raise TypeError(
-                    f"parts: expected losses of one pass, got {type(part).__name__}, which needs one of its own. "
-                    "Add its value to that of the compound: compound(x, y) + loss(x, y)."
+                    f"parts: expected losses of one pass, received {type(part).__name__}, which needs one of "
+                    "its own. Add its value to that of the compound: compound(x, y) + loss(x, y)."
                 )
         needed = {name for _, part in self.parts() for name in part.needs(binary)}
         return [name for name in TERMS if name in needed]
@@ -259,17 +264,17 @@ class DiceFocalLoss(CompoundLoss):
 
 
 class GeneralizedDiceFocalLoss(CompoundLoss):
-    """L = λ_gdl · Generalised Dice + λ_focal · focal loss, in one pass: `GeneralizedDiceLoss` and `FocalLoss`.
+    """L = λ_gdl · Generalized Dice + λ_focal · focal loss, in one pass: `GeneralizedDiceLoss` and `FocalLoss`.
 
     Arguments as `monai.losses.GeneralizedDiceFocalLoss`: `include_background` and `reduction` are of both losses,
     `weight` of the focal loss alone, which is that of the activation as in `DiceFocalLoss`.
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
     `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,
-    `RegionOptions` those that MONAI does not have; `classes` and `absent` are of Generalised Dice alone.
+    `RegionOptions` those that MONAI does not have; `classes` and `absent` are of Generalized Dice alone.
 
     Args:
-        w_type: "square", "simple" or "uniform", of Generalised Dice.
+        w_type: "square", "simple" or "uniform", of Generalized Dice.
         reduction: "mean" or "sum".
         smooth_nr, smooth_dr: s_n and s_d ≥ 0, in voxels of the smallest class.
         gamma: γ ≥ 0 of the focal loss.

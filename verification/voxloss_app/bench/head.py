@@ -10,18 +10,19 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from rich.table import Table
 
+import voxloss
 from voxloss_app.bench import head_memory, head_time
-from voxloss_app.bench.head_memory import StepMemory
+from voxloss_app.bench.head_memory import StepCase, StepMemory
 from voxloss_app.bench.head_time import (
     CLASSES,
     CONTENDERS,
@@ -32,17 +33,21 @@ from voxloss_app.bench.head_time import (
     HeadMeasurement,
     HeadTimes,
 )
+from voxloss_app.bench.head_picture import memory_png
 from voxloss_app.bench.machine import commit, machine, versions
 from voxloss_app.bench.page import MARKS, markdown
 from voxloss_app.bench.results import State
 from voxloss_app.bench.timing import short
 from voxloss_app.exits import ExitCode
+from voxloss_app.finished import Finished, digest, interrupted
 from voxloss_app.templates import environment
 from voxloss_app.terminal import is_quiet, results_console
-from voxloss_data.files import save_json, save_text
+from voxloss_app.theme import THEMES
+from voxloss_data.files import save_bytes, save_json, save_text
 from voxloss_verify.tolerances import GRADIENT, LOSS
 
 SCHEMA, FILE = 1, "head.json"
+BY_CLASSES = "DynUNet"  # the network whose memory is counted with several numbers of classes
 Found = TypeVar("Found")
 
 
@@ -55,6 +60,7 @@ class HeadRequest:
         rounds: of the times.
         pattern: "time" or "memory", or * and ? in them: only that table.
         out: where the files go.
+        fresh: measure again what an interrupted run has measured.
     """
 
     channels: Sequence[int] = CLASSES
@@ -64,6 +70,7 @@ class HeadRequest:
     seed: int = 0
     pattern: str | None = None
     out: Path = Path("out")
+    fresh: bool = False
 
     @property
     def command(self) -> str:
@@ -108,8 +115,21 @@ def compare(request: HeadRequest) -> int:
     wanted = [part for part in _PARTS if fnmatchcase(part, f"*{request.pattern or ''}*")]
     if not wanted:
         raise ValueError(f"--only: expected {' or '.join(_PARTS)} with --head, received {request.pattern!r}.")
-    made = {part: _part(request, _PARTS[part][0](request)) for part in wanted}
     console = results_console()
+    request.out.mkdir(parents=True, exist_ok=True)
+    kept = Finished(request.out, "head")
+    made, count = {}, 0
+    try:
+        for part in wanted:
+            rows: list[dict[str, Any]] = []
+            for title, facts, measure in _PARTS[part][0](request):
+                rows.append(_row(request, kept, title, facts, measure))
+                count += 1
+            made[part] = _part(request, rows)
+    except KeyboardInterrupt:
+        total = sum(1 for part in wanted for _ in _PARTS[part][0](request))
+        console.print(interrupted(count, total, "cases", kept))
+        return ExitCode.INTERRUPTED
     for name, part in made.items():
         for grid in _PARTS[name][1](part.rows):
             table = Table(*grid.headings, title=grid.title, title_justify="left", box=None, pad_edge=False)
@@ -117,12 +137,17 @@ def compare(request: HeadRequest) -> int:
                 table.add_row(*row)
             console.print(table)
             console.print()
-    request.out.mkdir(parents=True, exist_ok=True)
     file, page = request.out / FILE, request.out / "head.md"
     parts = {**load(file), **made}
     save_json(file, {"schema": SCHEMA, **{name: vars(part) for name, part in parts.items()}})
     save_text(page, render(parts))
-    console.print(f"written: {file}\nwritten: {page}")
+    written = [file, page]
+    if "memory" in parts:
+        classes = by_classes([*map(head_memory.from_json, parts["memory"].rows)])
+        for name, theme in THEMES.items():
+            written.append(request.out / f"head-memory-{name}.png")
+            save_bytes(written[-1], memory_png(classes, theme))
+    console.print(*(f"written: {path}" for path in written), sep="\n")
     return ExitCode.FAILED if any(map(_is_broken, made.values())) else ExitCode.DONE
 
 
@@ -184,28 +209,44 @@ def _with_threads(threads: int, run: Callable[[], Found]) -> Found:
     return run()
 
 
-def _time_rows(request: HeadRequest) -> list[dict[str, Any]]:
-    rows = []
+class _Case(NamedTuple):
+    """A row that is to be measured: its name, what it depends on, and what measures it."""
+
+    title: str
+    facts: Any
+    measure: Callable[[], Any]
+
+
+def _time_cases(request: HeadRequest) -> Iterator[_Case]:
     for case in head_time.cases(request.channels, request.features, request.edge):
-        _progress(f"{case.loss}, C = {case.channels}")
-        rows.append(apart(partial(head_time.measure, case, request.rounds, request.seed)).to_json())
-    return rows
+        measure = partial(apart, partial(head_time.measure, case, request.rounds, request.seed))
+        yield _Case(f"{case.loss}, C = {case.channels}", [vars(case), request.rounds, request.seed], measure)
 
 
-def _memory_rows(request: HeadRequest) -> list[dict[str, Any]]:
-    rows = []
+def _memory_cases(request: HeadRequest) -> Iterator[_Case]:
     for case in head_memory.cases():
-        _progress(f"{case.network}, {case.loss}")
-        rows.append(head_memory.count(case).to_json())
+        title = f"{case.network}, C = {case.channels}, {case.loss}"
+        yield _Case(title, ["counted", vars(case)], partial(head_memory.count, case))
     for case in head_memory.cpu_cases():
-        _progress(f"{case.network} on the CPU, {case.loss}")
-        rows.append(apart(partial(head_memory.measure, case)).to_json())
-    return rows
+        title = f"{case.network} on the CPU, {case.loss}"
+        yield _Case(title, ["measured", vars(case)], partial(apart, partial(head_memory.measure, case)))
 
 
-def _progress(what: str) -> None:
-    if not is_quiet():
-        results_console().print(what)
+def _row(
+    request: HeadRequest, kept: Finished, title: str, facts: Any, measure: Callable[[], Any]
+) -> dict[str, Any]:
+    """As plain data; what an earlier run with the same source, machine and versions has measured stays."""
+    (package,) = map(Path, voxloss.__path__)
+    own = [Path(module.__file__) for module in (head_memory, head_time)]
+    depends_on = [facts, torch.get_num_threads(), machine("cpu"), versions()]
+    name = digest(depends_on, [*package.rglob("*.py"), *own])[:16]
+    found: dict[str, Any] | None = None if request.fresh else kept.read(name, dict)
+    if found is None:
+        if not is_quiet():
+            results_console().print(title)
+        found = measure().to_json()
+        kept.write(name, found)
+    return found
 
 
 def _is_broken(part: Part) -> bool:
@@ -269,9 +310,20 @@ def _time_cells(found: HeadTimes, name: str, measured: HeadMeasurement) -> list[
 
 
 def _memory_grids(rows: Sequence[dict[str, Any]]) -> Iterator[Grid]:
+    found = [*map(head_memory.from_json, rows)]
+    classes = by_classes(found)
+    if classes:
+        columns = sorted({channels for counted in classes.values() for channels in counted})
+        title = f"Peak memory of a training step by classes: {BY_CLASSES}, 128³, B = 2, float32, counted, GiB"
+        grid = Grid(title, ["loss", *(f"C = {channels}" for channels in columns)])
+        for loss, counted in classes.items():
+            grid.rows.append([loss, *(_gib(counted.get(channels)) for channels in columns)])
+        yield grid
     by_size: dict[str, list[StepMemory]] = {}
-    for each in map(head_memory.from_json, rows):
+    for each in found:
         case = each.case
+        if case.network == BY_CLASSES and case.channels != max(head_memory.CLASSES):
+            continue  # it is in the table above
         filters = " ".join(map(str, case.filters))
         size = f"C = {case.channels}, {case.edge}³, B = {case.batch}, float32, filters {filters}"
         by_size.setdefault(f"Peak memory of a training step: {case.network}, {size}", []).append(each)
@@ -287,13 +339,23 @@ def _memory_grids(rows: Sequence[dict[str, Any]]) -> Iterator[Grid]:
         yield grid
 
 
+def by_classes(found: Sequence[StepMemory]) -> dict[str, dict[int, int]]:
+    """For each loss the counted bytes of the same step by the number of classes."""
+    usual = StepCase(BY_CLASSES, "")
+    classes: dict[str, dict[int, int]] = {}
+    for each in found:
+        if each.counted is not None and replace(each.case, loss="", channels=usual.channels) == usual:
+            classes.setdefault(each.case.loss, {})[each.case.channels] = each.counted
+    return {loss: counted for loss, counted in classes.items() if len(counted) > 1}
+
+
 def _gib(size: int | None) -> str:
     return "" if size is None else f"{size / 2**30:.2f}"
 
 
 Rows = Sequence[dict[str, Any]]
-# Each with what makes its rows, and what shows them.
-_PARTS: dict[str, tuple[Callable[[HeadRequest], Rows], Callable[[Rows], Iterator[Grid]]]] = {
-    "time": (_time_rows, _time_grids),
-    "memory": (_memory_rows, _memory_grids),
+# Each with its cases, and what shows their rows.
+_PARTS: dict[str, tuple[Callable[[HeadRequest], Iterator[_Case]], Callable[[Rows], Iterator[Grid]]]] = {
+    "time": (_time_cases, _time_grids),
+    "memory": (_memory_cases, _memory_grids),
 }

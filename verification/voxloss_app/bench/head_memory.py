@@ -32,6 +32,7 @@ MONAI, NNUNET, UNFUSED, FUSED, NO_CLASSES = (
 )
 # Bytes of the tiles that a fused head takes at most, which no operation returns: on a GPU, and on a CPU.
 TILES = max(tiled.DEVICE_TILE, tiled.MOST_THREADS * tiled.CPU_TILE)
+CLASSES = (2, 14, 42, 80, 118)
 _WARM_EDGE = 32
 
 
@@ -87,11 +88,10 @@ def from_json(content: dict[str, Any]) -> StepMemory:
 
 
 def cases() -> list[StepCase]:
-    """The two networks, with each of their losses."""
-    return [
-        *(StepCase("DynUNet", loss) for loss in (MONAI, UNFUSED, FUSED, NO_CLASSES)),
-        *(StepCase("PlainConvUNet", loss) for loss in (MONAI, NNUNET, UNFUSED, FUSED, NO_CLASSES)),
-    ]
+    """The two networks, with each loss; the first with several numbers of classes."""
+    losses = (MONAI, NNUNET, UNFUSED, FUSED, NO_CLASSES)
+    by_classes = [StepCase("DynUNet", loss, channels) for channels in CLASSES for loss in losses]
+    return [*by_classes, *(StepCase("PlainConvUNet", loss) for loss in losses)]
 
 
 def cpu_cases() -> list[StepCase]:

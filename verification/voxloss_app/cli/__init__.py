@@ -7,7 +7,7 @@ command is a function with `@command(GROUP)` in one of them.
 from __future__ import annotations
 
 # In the order of the help.
-from voxloss_app.cli import training, label_maps, laws, machine  # isort: skip
+from voxloss_app.cli import training, studies, label_maps, laws, machine  # isort: skip
 from voxloss_app.cli.app import app
 
-__all__ = ["app", "label_maps", "laws", "machine", "training"]
+__all__ = ["app", "label_maps", "laws", "machine", "studies", "training"]

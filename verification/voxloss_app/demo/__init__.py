@@ -26,7 +26,7 @@ from rich.progress import (
 from rich.table import Table
 
 from voxloss_app.demo.checks import ValueCheck, check_losses, on_labels, on_phantoms
-from voxloss_app.demo.data import held_out_volume
+from voxloss_app.demo.data import held_out_volume, whole_image
 from voxloss_app.demo.report import Results, metrics, write_report
 from voxloss_app.demo.settings import Settings
 from voxloss_app.demo.training import Training, train
@@ -72,7 +72,7 @@ def run_demo(settings: Settings) -> int:
                 checked = True
         except KeyboardInterrupt:
             console.print(f"Interrupted after {len(checks)} checks; reporting what there is.")
-        results = Results(settings, training, held_out["image"], checks, checked, seconds)
+        results = Results(settings, training, whole_image(brain), checks, checked, seconds)
         path = write_report(results)
     _show(console, metrics(results), path)
     if training.interrupted or not checked:

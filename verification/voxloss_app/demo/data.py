@@ -82,13 +82,18 @@ def held_out_volume(brain: BrainMRI) -> dict[str, Any]:
     return volume
 
 
-def _load(keys: list[str], side: Side) -> Compose:
+def whole_image(brain: BrainMRI) -> Any:
+    """Both hemispheres: a MetaTensor [1, X, Y, Z]."""
+    return _load(["image"], None)({"image": brain.image})["image"]
+
+
+def _load(keys: list[str], side: Side | None) -> Compose:
     return Compose(
         [
             LoadImaged(keys),
             EnsureChannelFirstd(keys),
             Orientationd(keys, axcodes="RAS", labels=None),
-            Lambdad(keys, partial(hemisphere, side=side)),
+            *([] if side is None else [Lambdad(keys, partial(hemisphere, side=side))]),
             NormalizeIntensityd("image"),
         ]
     )

@@ -35,7 +35,7 @@ class Results:
 
     settings: Settings
     training: Training
-    image: Any  # the held-out MetaTensor [1, X, Y, Z]
+    image: Any  # a MetaTensor [1, X, Y, Z]: both hemispheres
     checks: Sequence[ValueCheck]
     checked: bool  # False if the checks were interrupted
     seconds: float  # of the training
@@ -161,7 +161,10 @@ def write_report(results: Results) -> Path:
         .render(
             numbers,
             colours=figures.COLOURS,
-            slices=_data_url(figures.slices_png(segmentation)),
+            slices={
+                "light": _data_url(figures.slices_png(segmentation, LIGHT)),
+                "dark": _data_url(figures.slices_png(segmentation, DARK)),
+            },
             curves={
                 "light": _data_url(figures.curves_png(curves, LIGHT)),
                 "dark": _data_url(figures.curves_png(curves, DARK)),
@@ -169,7 +172,7 @@ def write_report(results: Results) -> Path:
         )
     )
     save_json(settings.out / "metrics.json", numbers)
-    save_bytes(settings.out / "report.png", figures.overview_png(segmentation, curves))
+    save_bytes(settings.out / "report.png", figures.overview_png(segmentation, curves, LIGHT))
     path = settings.out / "report.html"
     save_text(path, page)
     return path

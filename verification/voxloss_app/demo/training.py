@@ -26,7 +26,7 @@ from voxloss_data import BrainMRI
 from voxloss_verify.oracle.sums import dice, label_sums
 
 LEARNING_RATE = 1e-2
-EVALUATIONS = 10
+EVALUATIONS = 20
 
 
 @dataclass
@@ -49,7 +49,7 @@ def train(
     device: torch.device,
     after_step: Callable[[float, Fraction | None], None] = lambda loss, dice: None,
 ) -> Training:
-    """Train a UNet on the left hemisphere and evaluate it on the right one, about ten times and at the end.
+    """Train a UNet on the left hemisphere and evaluate it on the right one, about twenty times and at the end.
 
     `held_out` is from `held_out_volume`. `after_step` gets the loss and the latest held-out mean foreground
     Dice. The first Ctrl-C ends the training after the next step, and the network is evaluated as it is then.

@@ -1,0 +1,112 @@
+"""The pictures of a study: curves of pairs of losses, recall against precision; for light and dark pages."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from statistics import fmean
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from voxloss_app.study.contenders import BASELINE, BETAS, MONAI, VOXLOSS, tversky
+from voxloss_app.study.results import PRECISION, RECALL, Study
+from voxloss_app.theme import BLUE, GREEN, THEMES, VERMILION, Theme, on
+
+PARITY, BALANCE = "parity", "balance"
+
+
+def file_name(picture: str, theme: str) -> str:
+    """Of a picture, beside the page."""
+    return f"evidence-{picture}-{theme}.png"
+
+
+def pictures(study: Study) -> dict[str, bytes]:
+    """By file name; none of what the study has no runs for."""
+    drawn = {}
+    for name, theme in THEMES.items():
+        if study.peers:
+            drawn[file_name(PARITY, name)] = _png(_parity(study, theme), theme)
+        if study.results:
+            drawn[file_name(BALANCE, name)] = _png(_balance(study, theme), theme)
+    return drawn
+
+
+def _png(figure: Figure, theme: Theme) -> bytes:
+    buffer = io.BytesIO()
+    # Without the version of matplotlib, which the picture does not depend on.
+    figure.savefig(buffer, format="png", dpi=130, facecolor=theme.paper, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _parity(study: Study, theme: Theme) -> Figure:
+    """For each pair the loss at each step, of the first seed; below it how far apart they are."""
+    names = [peer.name for peer in study.peers]
+    figure = Figure(figsize=(3.3 * len(names), 4.6), layout="constrained")
+    rows = figure.subplots(2, len(names), squeeze=False, sharex=True, height_ratios=(2, 1))
+    colours = {MONAI: on(theme, VERMILION), VOXLOSS: on(theme, BLUE)}
+    for number, name in enumerate(names):
+        curve, apart = rows[0][number], rows[1][number]
+        both = {library: study.runs(name, library)[0].losses for library in (MONAI, VOXLOSS)}
+        for library, losses in both.items():
+            width = 4.0 if library == MONAI else 1.2
+            curve.plot(_smooth(losses), color=colours[library], linewidth=width, label=library)
+        differences = [max(abs(a - b), 1e-9) for a, b in zip(*both.values(), strict=False)]
+        apart.plot(differences, color=theme.ink, linewidth=0.8)
+        apart.set_yscale("log")
+        apart.set_ylim(5e-10, 2)
+        curve.set_title(name.replace(", ", "\n"), fontsize=11, color=theme.ink)
+        apart.set_xlabel("step")
+        for axes in (curve, apart):
+            _style(axes, theme)
+    rows[0][0].set_ylabel("loss, mean of 20 steps")
+    rows[1][0].set_ylabel("|difference|, each step")
+    handles, labels = rows[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, labelcolor=theme.ink)
+    return figure
+
+
+def _smooth(losses: tuple[float, ...] | list[float], over: int = 20) -> list[float]:
+    return [fmean(losses[max(0, i + 1 - over) : i + 1]) for i in range(len(losses))]
+
+
+def _balance(study: Study, theme: Theme) -> Figure:
+    """Each loss by mean precision and recall; those of Tversky with rising β as a line."""
+    figure = Figure(figsize=(7.2, 5.6), layout="constrained")
+    axes = figure.subplots()
+    points = dict(_points(study))
+    betas = {beta: point for beta in BETAS if (point := points.pop(tversky(beta).name, None)) is not None}
+    if betas:
+        colour = on(theme, VERMILION)
+        axes.plot(*zip(*betas.values(), strict=True), "-o", color=colour, label="TverskyLoss")
+        for beta, point in betas.items():
+            axes.annotate(f"β = {beta:g}", point, (8, -12), textcoords="offset points", color=colour, fontsize=10)
+    for name, point in points.items():
+        of_baseline = name == BASELINE
+        colour = on(theme, BLUE if of_baseline else GREEN)
+        axes.plot(*point, "D" if of_baseline else "o", color=colour, markersize=8 if of_baseline else 5)
+        axes.annotate(
+            name.removesuffix("Loss"), point, (5, 4), textcoords="offset points", color=theme.ink, fontsize=7.5
+        )
+    axes.set_xlabel("precision, mean over runs and classes")
+    axes.set_ylabel("recall")
+    _style(axes, theme)
+    return figure
+
+
+def _points(study: Study) -> Iterator[tuple[str, tuple[float, float]]]:
+    for contender in study.contenders:
+        values = [study.values(contender.name, score) for score in (PRECISION, RECALL)]
+        if all(values):
+            yield contender.name, (fmean(values[0]), fmean(values[1]))
+
+
+def _style(axes: Axes, theme: Theme) -> None:
+    axes.set_facecolor(theme.paper)
+    axes.grid(color=theme.grid, linewidth=0.6)
+    axes.tick_params(colors=theme.ink)
+    axes.spines[["top", "right"]].set_visible(False)
+    for spine in axes.spines.values():
+        spine.set_color(theme.grid)
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set_color(theme.ink)
