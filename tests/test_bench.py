@@ -1152,11 +1152,16 @@ def test_memory_by_classes_is_a_table_and_a_picture() -> None:
     other = head_memory.StepMemory(replace(usual, edge=64, channels=3), counted=gib, largest=gib)
     found = [*counted, other, head_memory.StepMemory(replace(usual, loss=head_memory.NNUNET), why="not here")]
     classes = head.by_classes(found)
-    assert classes == {loss: {c: c * gib for c in (2, 14, 118)} for loss in (head_memory.MONAI, head_memory.FUSED)}
+    assert classes == {
+        loss: {c: c * gib for c in (2, 14, 118)} for loss in (head_memory.MONAI, head_memory.FUSED)
+    }
     first, *others = head._memory_grids([each.to_json() for each in found])
     assert first.headings == ["loss", "C = 2", "C = 14", "C = 118"]
     assert first.rows == [["MONAI", "2.00", "14.00", "118.00"], ["voxloss, fused", "2.00", "14.00", "118.00"]]
-    assert ["C = 3", "C = 118"] == sorted(re.findall(r"C = \d+", " ".join(grid.title for grid in others)), key=len)
+    assert sorted(re.findall(r"C = \d+", " ".join(grid.title for grid in others)), key=len) == [
+        "C = 3",
+        "C = 118",
+    ]
     light, dark = (image.imread(BytesIO(head_picture.memory_png(classes, theme))) for theme in THEMES.values())
     assert light[0, 0, :3].tolist() == [1, 1, 1]
     assert dark[0, 0, :3].max() < 0.1

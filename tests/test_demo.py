@@ -26,6 +26,7 @@ from torch import Tensor
 pytest.importorskip("nilearn")
 
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 import voxloss
 from voxloss_app import demo
@@ -453,7 +454,7 @@ def test_slices_are_drawn_in_mm_and_the_right_way_up(theme: Theme) -> None:
     [drawn] = coronal[0].get_images()
     assert tuple(drawn.get_extent()) == (9.5, 19.5, -1.5, 10.5)
     assert drawn.origin == "lower"
-    shown = np.ma.filled(np.ma.asarray(drawn.get_array()), np.nan)
+    shown: NDArray[Any] = np.ma.filled(np.ma.asarray(drawn.get_array()), np.nan)
     assert shown[3, 7] == 2, "superior is up, right is to the right"
     assert np.isnan(shown[:, 0]).all(), "nothing is drawn outside of the head"
     assert coronal[0].get_aspect() == 1.0

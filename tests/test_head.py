@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 import voxloss
 from every_loss import LOSSES, make
 from voxloss import FusedHead, LazyLogits, StatisticsLoss, Target, fuse_head
+from voxloss import head as rule
 from voxloss.backends import BACKENDS, tiled
 from voxloss.backends.tiled import Head
 from voxloss.head_operators import head_backward, head_sums, head_terms
@@ -666,10 +667,37 @@ def test_a_fused_network_is_the_ordinary_one_where_nothing_is_learned() -> None:
     assert type(network(image)) is LazyLogits
 
 
-def test_small_volumes_take_the_ordinary_way_by_themselves() -> None:
+@pytest.mark.parametrize(
+    ("edge", "features", "classes", "device", "last", "lazy"),
+    [
+        (50, 8, 4, "cpu", False, False),
+        (51, 8, 4, "cpu", False, True),
+        (51, 8, 4, "cpu", True, False),
+        (51, 8, 8, "cpu", True, True),
+        (48, 8, 37, "cpu", False, False),
+        (48, 8, 38, "cpu", False, True),
+        (48, 8, 38, "cpu", True, True),
+        (8, 8, 8, "meta", False, True),
+        (64, 8, 7, "meta", False, False),
+    ],
+)
+def test_where_it_does_not_pay_the_layer_is_ordinary_by_itself(
+    edge: int, features: int, classes: int, device: str, last: bool, lazy: bool
+) -> None:
+    """A meta tensor stands for any device that is no CPU; none of the volumes has memory."""
+    layer: Any = fuse_head(nn.Sequential(nn.Conv3d(features, classes, 1)))[0]
+    shape = (1, edge, edge, edge, features) if last else (1, features, edge, edge, edge)
+    strides = (0, 0, 0, 0, 1) if last else (0, 0, 0, 0, 0)
+    volume = torch.empty(features, device=device).as_strided(shape, strides)
+    assert layer.pays(volume.movedim(-1, 1) if last else volume) is lazy
+
+
+def test_small_volumes_take_the_ordinary_way_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     network = fuse_head(simple())
     assert type(network(torch.randn(1, 1, 8, 8, 8))) is Tensor
-    assert type(network(torch.randn(1, 1, 32, 32, 32))) is LazyLogits
+    monkeypatch.setattr(rule, "FEWEST_VOXELS", 8**3)
+    assert type(network(torch.randn(1, 1, 8, 8, 8))) is LazyLogits
+    monkeypatch.undo()
     assert "lazy while training, where it pays" in repr(network)
     assert type(fuse_head(network, always=True)(torch.randn(1, 1, 8, 8, 8))) is LazyLogits
 

@@ -28,30 +28,43 @@ from sources import ROOT
 from voxloss_app import study
 from voxloss_app.__main__ import main
 from voxloss_app.study import page, plan
-from voxloss_app.study.contenders import BASELINE, BETAS, MONAI, PEERS, VOXLOSS, Contender, chosen, peers_of, tversky
+from voxloss_app.study.contenders import (
+    BASELINE,
+    BETAS,
+    MONAI,
+    PEERS,
+    VOXLOSS,
+    Contender,
+    chosen,
+    peers_of,
+    tversky,
+)
 from voxloss_app.study.cost import Cost
 from voxloss_app.study.picture import pictures
 from voxloss_app.study.plan import StudyRequest, Task, study_plan
-from voxloss_app.study.results import DICE, FILE, HD95, IOU, MISSED, PRECISION, RECALL, Result, Study, result_of
+from voxloss_app.study.results import DICE, FILE, HD95, MISSED, SCORES, Result, Study, result_of
 from voxloss_app.study.run import Structure, StudyRun, hausdorff_95, run
 from voxloss_data.ct import write_ct_set
 
 DOCS = ROOT / "docs"
 LABELS = ["background", "liver", "kidney"]
+Take = Callable[[Task, StudyRun], None]
 
 
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_ct_set(tmp_path_factory.mktemp("scans"), cases=4, test_cases=0, shape=(40, 36, 24), spacing=(2, 2, 3))
+    return write_ct_set(
+        tmp_path_factory.mktemp("scans"), cases=4, test_cases=0, shape=(40, 36, 24), spacing=(2, 2, 3)
+    )
 
 
-def request_of(scans: Path, out: Path, **changes: Any) -> StudyRequest:
-    small = StudyRequest(scans, out, losses=["dice", "dice-ce"], folds=2, seeds=1, epochs=1, width=2)
+def request_of(data: Path, out: Path, **changes: Any) -> StudyRequest:
+    small = StudyRequest(data, out, losses=["dice", "dice-ce"], folds=2, seeds=1, epochs=1, width=2)
     return replace(small, **changes)
 
 
-def planned(scans: Path, **changes: Any) -> plan.StudyPlan:
-    return study_plan(request_of(scans, Path("out"), **changes), {"torch": "1"})
+def planned(data: Path, **changes: Any) -> plan.StudyPlan:
+    return study_plan(request_of(data, Path("out"), **changes), {"torch": "1"})
 
 
 # What is run.
@@ -183,9 +196,9 @@ def test_distances_are_in_mm_and_undefined_where_a_side_is_empty() -> None:
 
 def test_scores_of_a_structure_by_hand() -> None:
     of = Structure(tp=6, fp=2, fn=4, hd95=3.5)
-    assert [score.of(of) for score in (DICE, IOU, PRECISION, RECALL, HD95)] == [12 / 18, 6 / 12, 6 / 8, 6 / 10, 3.5]
+    assert [score.of(of) for score in SCORES] == [12 / 18, 6 / 12, 6 / 8, 6 / 10, 3.5]
     nothing = Structure(tp=0, fp=0, fn=4, hd95=None)
-    assert [score.of(nothing) for score in (DICE, IOU, PRECISION, RECALL, HD95)] == [0, 0, None, 0, None]
+    assert [score.of(nothing) for score in SCORES] == [0, 0, None, 0, None]
     assert DICE.of(Structure(0, 0, 0, None)) is None
 
 
@@ -281,7 +294,9 @@ def test_the_page_says_what_the_numbers_do() -> None:
     of = a_study(many_results())
     text = page.render(of)
     first = text.splitlines()[2]
-    assert first.startswith("**On Two_organs (9 scans), the choice of the loss matters for Dice: 1 of 6 losses end")
+    assert first.startswith(
+        "**On Two_organs (9 scans), the choice of the loss matters for Dice: 1 of 6 losses end"
+    )
     assert "1 (`JaccardLoss`) is better and 4 (" in first
     assert re.search(r"^\| `JaccardLoss` \| 0\.831 ± 0\.009 \|", text, re.M)
     assert re.search(r"^\| `JaccardLoss` \| \*\*\+0\.020 ± 0\.000\*\* \|", text, re.M)
@@ -310,7 +325,9 @@ def test_a_pair_that_departs_is_explained_and_a_failed_run_is_stated() -> None:
 
 def test_pictures_are_light_and_dark() -> None:
     drawn = pictures(a_study(many_results()))
-    assert {*drawn} == {f"evidence-{name}-{theme}.png" for name in ("parity", "balance") for theme in ("light", "dark")}
+    assert {*drawn} == {
+        f"evidence-{name}-{theme}.png" for name in ("parity", "balance") for theme in ("light", "dark")
+    }
     for name, content in drawn.items():
         pixels = image.imread(BytesIO(content))
         assert (pixels[0, 0, :3].mean() > 0.5) == ("light" in name), name
@@ -349,7 +366,10 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
 
     def in_place(
-        tasks: Sequence[Task], start: Callable[[Task], StudyRun], jobs: int, take: Callable[[Task, StudyRun], None]
+        tasks: Sequence[Task],
+        start: Callable[[Task], StudyRun],
+        jobs: int,
+        take: Callable[[Task, StudyRun], None],
     ) -> None:
         for number, task in enumerate(tasks):
             if "interrupted" in names and number == 2:
@@ -357,11 +377,11 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 raise KeyboardInterrupt
             names.append(task.name)
             structures = [Structure(5 + task.fold, task.plan.seed, 2, 1.0) for _ in task.plan.labels[1:]]
-            scans = {name: structures for name in task.plan.validation}
+            scans = dict.fromkeys(task.plan.validation, structures)
             take(task, StudyRun(task.contender, task.fold, task.plan.seed, [1.0, 0.5], scans))
 
     monkeypatch.setattr(study, "_each", in_place)
-    monkeypatch.setattr(study.cost, "measure", lambda *_: [])
+    monkeypatch.setattr(study, "apart", lambda measure: [])
     return names
 
 
@@ -394,18 +414,35 @@ def test_a_study_runs_what_is_missing_and_writes_everything(
 
 
 def test_a_failed_run_is_exit_code_1(
-    scans: Path, tmp_path: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    scans: Path,
+    tmp_path: Path,
+    ran: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     original = study._each
 
-    def failing(tasks: Sequence[Task], start: Any, jobs: int, take: Callable[[Task, StudyRun], None]) -> None:
+    def failing(tasks: Sequence[Task], start: Any, jobs: int, take: Take) -> None:
         def spoilt(task: Task, found: StudyRun) -> None:
             take(task, replace(found, scans={}, failed="no") if task.contender.name == "DiceLoss" else found)
 
         original(tasks, start, jobs, spoilt)
 
     monkeypatch.setattr(study, "_each", failing)
-    given = ["--data", scans, "--losses", "dice", "--folds", 2, "--seeds", 1, "--epochs", 1, "--out", tmp_path / "out"]
+    given = [
+        "--data",
+        scans,
+        "--losses",
+        "dice",
+        "--folds",
+        2,
+        "--seeds",
+        1,
+        "--epochs",
+        1,
+        "--out",
+        tmp_path / "out",
+    ]
     assert command(*given) == 1
     assert "voxloss DiceLoss(), fold 1, seed 0: no" in capsys.readouterr().err
     assert "failed: no." in (tmp_path / "out" / page.FILE).read_text(encoding="utf-8")

@@ -188,9 +188,7 @@ def test_as_torchs_and_monais() -> None:
 
 
 def test_what_has_no_value_for_each_voxel() -> None:
-    with pytest.raises(
-        ValueError, match=r'reduction: expected "mean" or "sum", received "none": a compound'
-    ):
+    with pytest.raises(ValueError, match=r'reduction: expected "mean" or "sum", received "none": a compound'):
         voxloss.DiceCELoss(reduction="none")
     with pytest.raises(ValueError, match=r"inplace: expected False"):
         voxloss.CrossEntropyLoss(reduction="none", inplace=True)

@@ -19,8 +19,8 @@ Network = TypeVar("Network", bound=nn.Module)
 _LOGGER = logging.getLogger("voxloss")
 _Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
-# Voxels of a volume below which the tiles cost more than they save.
-FEWEST_VOXELS = 1 << 13
+# Below both, the tiles cost a CPU more time than they save: voxels of a sample, and elements of its logits.
+FEWEST_VOXELS, FEWEST_LOGITS = 1 << 17, 1 << 22
 
 _AT_INFERENCE = ContextVar("voxloss_lazy_at_inference", default=False)
 
@@ -60,12 +60,18 @@ class FusedHead(nn.Module):
     def pays(self, features: Tensor) -> bool:
         """Whether lazy logits are at least as fast and as small; `voxloss bench --head` measures it.
 
-        On a CPU they are, but for small volumes. On a GPU each tile costs launches, which the time for the logits
-        makes up for if they are larger than the features.
+        On a CPU they are for large volumes: of at least 2¹⁷ voxels, or 2²² elements of the logits, per sample. In
+        channels_last_3d, and on a GPU, only if there are at least as many classes as features: there the
+        convolution needs no transposition, and each tile costs launches.
         """
-        if features.device.type == "cpu":
-            return features[0, 0].numel() >= FEWEST_VOXELS
-        return self.weight.shape[0] >= self.weight.shape[1]
+        classes, channels = self.weight.shape[:2]
+        many = classes >= channels
+        if features.device.type != "cpu":
+            return many
+        voxels = features[0, 0].numel()
+        large = voxels >= FEWEST_VOXELS or voxels * classes >= FEWEST_LOGITS
+        channels_last = channels > 1 and features.stride(1) == 1
+        return large and (many or not channels_last)
 
     def extra_repr(self) -> str:
         """As the convolution's, and when its output is lazy."""

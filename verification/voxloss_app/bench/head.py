@@ -23,6 +23,7 @@ from rich.table import Table
 import voxloss
 from voxloss_app.bench import head_memory, head_time
 from voxloss_app.bench.head_memory import StepCase, StepMemory
+from voxloss_app.bench.head_picture import memory_png
 from voxloss_app.bench.head_time import (
     CLASSES,
     CONTENDERS,
@@ -33,7 +34,6 @@ from voxloss_app.bench.head_time import (
     HeadMeasurement,
     HeadTimes,
 )
-from voxloss_app.bench.head_picture import memory_png
 from voxloss_app.bench.machine import commit, machine, versions
 from voxloss_app.bench.page import MARKS, markdown
 from voxloss_app.bench.results import State
@@ -130,8 +130,8 @@ def compare(request: HeadRequest) -> int:
         total = sum(1 for part in wanted for _ in _PARTS[part][0](request))
         console.print(interrupted(count, total, "cases", kept))
         return ExitCode.INTERRUPTED
-    for name, part in made.items():
-        for grid in _PARTS[name][1](part.rows):
+    for name, shown in made.items():
+        for grid in _PARTS[name][1](shown.rows):
             table = Table(*grid.headings, title=grid.title, title_justify="left", box=None, pad_edge=False)
             for row in grid.rows:
                 table.add_row(*row)
@@ -237,7 +237,7 @@ def _row(
 ) -> dict[str, Any]:
     """As plain data; what an earlier run with the same source, machine and versions has measured stays."""
     (package,) = map(Path, voxloss.__path__)
-    own = [Path(module.__file__) for module in (head_memory, head_time)]
+    own = [Path(str(module.__file__)) for module in (head_memory, head_time)]
     depends_on = [facts, torch.get_num_threads(), machine("cpu"), versions()]
     name = digest(depends_on, [*package.rglob("*.py"), *own])[:16]
     found: dict[str, Any] | None = None if request.fresh else kept.read(name, dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -29,7 +30,7 @@ def memory_png(classes: Mapping[str, Mapping[int, int]], theme: Theme) -> bytes:
         points = sorted(classes.get(loss, {}).items())
         if points:
             x, y = [c for c, _ in points], [size / 2**30 for _, size in points]
-            style = {"linestyle": "--"} if loss == NO_CLASSES else {"marker": mark}
+            style: dict[str, Any] = {"linestyle": "--"} if loss == NO_CLASSES else {"marker": mark}
             width = 3.0 if loss == FUSED else 2.0
             axes.plot(x, y, color=on(theme, colour), linewidth=width, label=f"{name}: {y[-1]:.1f} GiB", **style)
     axes.set_ylim(bottom=0)
@@ -41,8 +42,14 @@ def memory_png(classes: Mapping[str, Mapping[int, int]], theme: Theme) -> bytes:
     for spine in axes.spines.values():
         spine.set_color(theme.grid)
     if axes.lines:
-        legend = axes.legend(frameon=False, fontsize=11, labelcolor=theme.ink, loc="upper left")
-        legend.set_title("with the most classes", {"size": 11})
+        legend = axes.legend(
+            frameon=False,
+            fontsize=11,
+            labelcolor=theme.ink,
+            loc="upper left",
+            title="with the most classes",
+            title_fontsize=11,
+        )
         legend.get_title().set_color(theme.ink)
     buffer = io.BytesIO()
     # Without the version of matplotlib, which the picture does not depend on.

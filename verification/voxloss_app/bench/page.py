@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from voxloss_app.bench import gpu_report
@@ -43,7 +44,12 @@ def render(runs: Sequence[Run], gpu: GpuReport | None = None) -> str:
     """The page about some runs, and about what `voxloss doctor --gpu` found if it ran."""
     templates = environment("bench", html=False)
     templates.filters["md"] = markdown
+    verdicts = judge(runs)
     return templates.get_template("performance.md.j2").render(
+        summary=[*_summary(runs)],
+        chosen=[*_chosen(runs)],
+        reached=sum(verdict.reached is True for verdict in verdicts),
+        measured=sum(verdict.reached is not None for verdict in verdicts),
         goals=[
             {
                 "text": verdict.goal.text,
@@ -52,7 +58,7 @@ def render(runs: Sequence[Run], gpu: GpuReport | None = None) -> str:
                 "versions": verdict.versions,
                 "mark": _WORDS[verdict.reached],
             }
-            for verdict in judge(runs)
+            for verdict in verdicts
         ],
         runs=[_run(run) for run in runs],
         gpu=gpu,
@@ -72,6 +78,73 @@ def render(runs: Sequence[Run], gpu: GpuReport | None = None) -> str:
 def markdown(text: str) -> str:
     """Text as it is, in Markdown and within its tables."""
     return re.sub(r"([\\`*_\[\]<>|~])", r"\\\1", text)
+
+
+# The rows of the first table: family and classes, each on 96³ voxels.
+_FIRST = (("dice_ce", 2), ("dice_ce", 14), ("dice_ce", 118), ("dice", 14), ("dice_focal", 14))
+
+
+def _timed(runs: Sequence[Run], device: str) -> list[BenchResult]:
+    return [
+        result
+        for run in runs
+        if run.device == device
+        for result in run.results
+        if result.case.timed and result.ratio("monai") is not None
+    ]
+
+
+def _summary(runs: Sequence[Run]) -> Iterator[str]:
+    """What the figures amount to, one sentence for each device and for the memory."""
+    for device in dict.fromkeys(run.device for run in runs):
+        found = [(r, ratio.median) for r in _timed(runs, device) if (ratio := r.ratio("monai"))]
+        if not found:
+            continue
+        ratios = [ratio for _, ratio in found]
+        slower = [f"{FAMILIES[r.case.family]}, {describe(r.case)}" for r, ratio in found if ratio <= 1]
+        yield (
+            f"{device.upper()}: voxloss is faster than MONAI in {len(found) - len(slower)} of {len(found)} cases. "
+            f"MONAI takes {short(min(ratios))} to {short(max(ratios))} times as long, in the median "
+            f"{short(median(ratios))} times." + (f" Slower: {'; '.join(slower)}." if 0 < len(slower) <= 3 else "")
+        )
+        few = [ratio for result, ratio in found if result.case.channels <= 3]
+        many = [ratio for result, ratio in found if result.case.channels >= 14]
+        if few and many:
+            yield (
+                f"The more classes, the more it saves: with 2 or 3 MONAI takes {short(median(few))} times as long in "
+                f" the median, with 14 or more {short(median(many))} times."
+            )
+        peaks = {name: [m for r, _ in found if (m := _peak(r, name)) is not None] for name in (OURS, "monai")}
+        if all(peaks.values()):
+            ours, theirs = (f"{median(each):.1f} N" for each in peaks.values())
+            yield f"Memory beside the inputs, the gradient included: {ours} in the median, MONAI {theirs}."
+
+
+def _peak(result: BenchResult, name: str) -> float | None:
+    found = result.contenders.get(name)
+    return None if found is None or found.peak is None else found.peak / result.case.logit_bytes
+
+
+def _chosen(runs: Sequence[Run]) -> Iterator[dict[str, str]]:
+    for family, channels in _FIRST:
+        for result in _timed(runs, "cpu"):
+            case = result.case
+            usual = (case.dtype, case.label_dtype, case.one_hot) == ("float32", "int64", False)
+            if usual and (case.family, case.channels, case.edge) == (family, channels, 96):
+                time = result.time(OURS)
+                yield {
+                    "case": f"{FAMILIES[family]}, {case.activation}, {_size(case)}",
+                    "time": f"{_milli(time)} ms" if time else "–",
+                    **{name: _ratio(result, name) for name in ("monai", "monai_compiled", "plain_compiled")},
+                    "memory": _memory(result, OURS),
+                    "theirs": _memory(result, "monai"),
+                }
+                break
+
+
+def _ratio(result: BenchResult, name: str) -> str:
+    ratio = result.ratio(name)
+    return f"{short(ratio.median)} ×" if ratio else "–"
 
 
 def _run(run: Run) -> dict[str, Any]:
@@ -142,8 +215,16 @@ def _family(title: str, results: Sequence[BenchResult], versions: Mapping[str, s
         "tables": [
             {"intro": _HOST_BOUND if ahead else "", **table("", _headline)},
             *([{"intro": _HOST_AHEAD, **table("", partial(_headline, ahead=True))}] if ahead else []),
+            table("Ratios: median (quartiles)", partial(_headline, quartiles=True)),
             table("Milliseconds: median (quartiles)", _milliseconds),
-            *([table("Milliseconds with the host ahead", partial(_milliseconds, ahead=True))] if ahead else []),
+            *(
+                [
+                    table("Ratios with the host ahead", partial(_headline, ahead=True, quartiles=True)),
+                    table("Milliseconds with the host ahead", partial(_milliseconds, ahead=True)),
+                ]
+                if ahead
+                else []
+            ),
             table("Peak extra memory in N, of torch's allocator", _memory),
             table("First call, in seconds", _first_call),
         ],
@@ -169,7 +250,7 @@ def _or_why(result: BenchResult, name: str, shown: str | None) -> str:
     return "–" if name not in result.contenders else str(result.contenders[name])
 
 
-def _headline(result: BenchResult, name: str, ahead: bool = False) -> str:
+def _headline(result: BenchResult, name: str, ahead: bool = False, quartiles: bool = False) -> str:
     """Ours in milliseconds and floors, others in times of ours."""
     ratio = result.over_floor(ahead=ahead) if name == OURS else result.ratio(name, ahead=ahead)
     time = result.time(name, ahead)
@@ -177,7 +258,7 @@ def _headline(result: BenchResult, name: str, ahead: bool = False) -> str:
         return _or_why(result, name, None)
     if name == OURS:
         return f"{_milli(time)} ms, {short(ratio.median)} × floor"
-    return f"{short(ratio.median)} × ({short(ratio.low)}–{short(ratio.high)})"
+    return f"{short(ratio.median)} ×" + (f" ({short(ratio.low)}–{short(ratio.high)})" if quartiles else "")
 
 
 def _milliseconds(result: BenchResult, name: str, ahead: bool = False) -> str:

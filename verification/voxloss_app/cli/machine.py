@@ -205,7 +205,14 @@ def bench(
             from voxloss_app.bench import head as of_head
         usual = of_head.HeadRequest()
         of = of_head.HeadRequest(
-            classes or usual.channels, features, edge or usual.edge, rounds or usual.rounds, seed, only, out, not resume
+            classes or usual.channels,
+            features,
+            edge or usual.edge,
+            rounds or usual.rounds,
+            seed,
+            only,
+            out,
+            not resume,
         )
         try:
             return of_head.compare(of)

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from voxloss.backends import BACKENDS, ENVIRONMENT_VARIABLE, list_backends, select
 from voxloss.backends.voxels import PassSpec
+from voxloss.head import FEWEST_LOGITS, FEWEST_VOXELS
 from voxloss_app.exits import ExitCode, Refused
 from voxloss_app.installed import named
 from voxloss_app.terminal import results_console
@@ -120,6 +121,11 @@ def show_doctor(device: str | None, dtype: str | None) -> int:
         f"\n{ENVIRONMENT_VARIABLE}={named}"
         if named
         else f"\n{ENVIRONMENT_VARIABLE} is not set; it or backend= names one."
+    )
+    console.print(
+        f"fuse_head makes logits lazy on a CPU from {FEWEST_VOXELS} voxels or {FEWEST_LOGITS} elements of the "
+        "logits per sample on (in channels_last_3d with at least as many classes as features), on a GPU with at "
+        "least as many classes as features; always=True overrides that."
     )
     failed = any(finding.works is False for finding in found) or any(given.backend is None for given in made)
     return ExitCode.FAILED if failed else ExitCode.DONE

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from voxloss_app.bench.head import apart
 from voxloss_app.bench.machine import commit, machine, versions
 from voxloss_app.exits import ExitCode, complain
 from voxloss_app.finished import Finished, digest, interrupted
@@ -180,11 +181,9 @@ def _costs(
     name = f"cost-{digest(facts)[:16]}"
     found = None if fresh else kept.read(name, lambda content: [*map(cost.Cost.from_json, content)])
     if found is None:
-        with progress_bar(console, *_COLUMNS) as progress:
-            bar = progress.add_task("time and memory", total=2 * (cost.ROUNDS + 1))
-            found = cost.measure(
-                plan.common, contenders, device, lambda done: progress.update(bar, completed=done)
-            )
+        if not is_quiet():
+            console.print("measuring time and memory of each loss and of a step; other work would disturb it")
+        found = apart(partial(cost.measure, plan.common, contenders, device))
         kept.write(name, [each.to_json() for each in found])
     return found
 

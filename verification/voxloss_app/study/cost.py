@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -52,13 +52,7 @@ class Cost:
         return cls(**{**content, "contender": Contender(**content["contender"])})
 
 
-def measure(
-    plan: Plan,
-    contenders: Sequence[Contender],
-    device: str,
-    report: Callable[[int], None],
-    rounds: int = ROUNDS,
-) -> list[Cost]:
+def measure(plan: Plan, contenders: Sequence[Contender], device: str, rounds: int = ROUNDS) -> list[Cost]:
     """Measure all contenders in turns, on random batches of the plan's shape."""
     place = torch.device(device)
     chance = torch.Generator().manual_seed(plan.seed)
@@ -75,16 +69,16 @@ def measure(
         trained = Steps(plan, network_of(plan).to(place), criterion, place, total=10**9)
         steps[contender.title] = partial(trained.take, image, label, 0)
     times = {}
-    for number, runs in enumerate((losses, steps)):
+    kinds: tuple[Mapping[str, Callable[[], object]], ...] = (losses, steps)
+    for number, runs in enumerate(kinds):
         for run in runs.values():
             run()  # compiles, and makes the optimiser's state
         timed = {title: partial(seconds, run, place.type) for title, run in runs.items()}
-        done = number * (rounds + 1)
-        times[number] = interleaved(timed, rounds, plan.seed, lambda round, done=done: report(done + round + 1))
+        times[number] = interleaved(timed, rounds, plan.seed)
     found = []
     for each in contenders:
         peaks = []
-        for runs in (losses, steps):
+        for runs in kinds:
             logits.grad = None
             peaks.append(allocated_peak(runs[each.title], place.type))
         found.append(Cost(each, times[0][each.title], times[1][each.title], *peaks))

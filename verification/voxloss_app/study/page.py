@@ -100,7 +100,7 @@ def _rows(study: Study) -> Iterator[dict[str, Any]]:
             "name": name,
             "runs": sum(r.failed is None for r in runs),
             "cells": [mean_and_sd(study.values(name, score), score) for score in SCORES],
-            "by_class": [mean_and_sd(study.by_class(name, c, DICE), DICE) for c in classes],
+            "by_class": [mean_and_sd(study.by_class(name, c, DICE.key), DICE) for c in classes],
             "missed": missed,
         }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import fmean
 
 from matplotlib.axes import Axes
@@ -66,7 +66,7 @@ def _parity(study: Study, theme: Theme) -> Figure:
     return figure
 
 
-def _smooth(losses: tuple[float, ...] | list[float], over: int = 20) -> list[float]:
+def _smooth(losses: Sequence[float], over: int = 20) -> list[float]:
     return [fmean(losses[max(0, i + 1 - over) : i + 1]) for i in range(len(losses))]
 
 

@@ -158,5 +158,5 @@ def hausdorff_95(
     there = [bool(p.any() and g.any()) for p, g in zip(sides[0][0, 1:], sides[1][0, 1:], strict=True)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a class that is not there
-        found = compute_hausdorff_distance(*sides, percentile=95, spacing=spacing)[0].tolist()
+        found = compute_hausdorff_distance(sides[0], sides[1], percentile=95, spacing=spacing)[0].tolist()
     return [float(distance) if defined else None for distance, defined in zip(found, there, strict=True)]
