@@ -103,16 +103,16 @@ def _summary(runs: Sequence[Run]) -> Iterator[str]:
         ratios = [ratio for _, ratio in found]
         slower = [f"{FAMILIES[r.case.family]}, {describe(r.case)}" for r, ratio in found if ratio <= 1]
         yield (
-            f"{device.upper()}: voxloss is faster than MONAI in {len(found) - len(slower)} of {len(found)} cases. "
-            f"MONAI takes {short(min(ratios))} to {short(max(ratios))} times as long, in the median "
+            f"{device.upper()}: faster than MONAI in {len(found) - len(slower)} of {len(found)} cases. MONAI takes "
+            f"{short(min(ratios))} to {short(max(ratios))} times as long as voxloss, in the median "
             f"{short(median(ratios))} times." + (f" Slower: {'; '.join(slower)}." if 0 < len(slower) <= 3 else "")
         )
         few = [ratio for result, ratio in found if result.case.channels <= 3]
         many = [ratio for result, ratio in found if result.case.channels >= 14]
         if few and many:
             yield (
-                f"The more classes, the more it saves: with 2 or 3 MONAI takes {short(median(few))} times as long in "
-                f" the median, with 14 or more {short(median(many))} times."
+                "The more classes, the more it saves: in the median MONAI takes "
+                f"{short(median(few))} times as long with 2 or 3 classes, {short(median(many))} times with 14 or more."
             )
         peaks = {name: [m for r, _ in found if (m := _peak(r, name)) is not None] for name in (OURS, "monai")}
         if all(peaks.values()):
