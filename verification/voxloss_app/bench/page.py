@@ -102,8 +102,9 @@ def _summary(runs: Sequence[Run]) -> Iterator[str]:
             continue
         ratios = [ratio for _, ratio in found]
         slower = [f"{FAMILIES[r.case.family]}, {describe(r.case)}" for r, ratio in found if ratio <= 1]
+        faster = f"{len(found) - len(slower)} of {len(found)} cases"
         yield (
-            f"{device.upper()}: faster than MONAI in {len(found) - len(slower)} of {len(found)} cases. MONAI takes "
+            f"{device.upper()}: faster than MONAI in {faster}. MONAI takes "
             f"{short(min(ratios))} to {short(max(ratios))} times as long as voxloss, in the median "
             f"{short(median(ratios))} times." + (f" Slower: {'; '.join(slower)}." if 0 < len(slower) <= 3 else "")
         )
@@ -111,8 +112,8 @@ def _summary(runs: Sequence[Run]) -> Iterator[str]:
         many = [ratio for result, ratio in found if result.case.channels >= 14]
         if few and many:
             yield (
-                "The more classes, the more it saves: in the median MONAI takes "
-                f"{short(median(few))} times as long with 2 or 3 classes, {short(median(many))} times with 14 or more."
+                f"The more classes, the more it saves: in the median MONAI takes {short(median(few))} times as long "
+                f"with 2 or 3 classes, {short(median(many))} times with 14 or more."
             )
         peaks = {name: [m for r, _ in found if (m := _peak(r, name)) is not None] for name in (OURS, "monai")}
         if all(peaks.values()):
