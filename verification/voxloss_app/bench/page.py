@@ -112,8 +112,8 @@ def _summary(runs: Sequence[Run]) -> Iterator[str]:
         many = [ratio for result, ratio in found if result.case.channels >= 14]
         if few and many:
             yield (
-                f"The more classes, the more it saves: in the median MONAI takes {short(median(few))} times as long "
-                f"with 2 or 3 classes, {short(median(many))} times with 14 or more."
+                f"The more classes, the more it saves: in the median MONAI takes {short(median(few))} times as "
+                f"long with 2 or 3 classes, {short(median(many))} times with 14 or more."
             )
         peaks = {name: [m for r, _ in found if (m := _peak(r, name)) is not None] for name in (OURS, "monai")}
         if all(peaks.values()):
