@@ -47,7 +47,7 @@ def memory_png(classes: Mapping[str, Mapping[int, int]], theme: Theme) -> bytes:
             fontsize=11,
             labelcolor=theme.ink,
             loc="upper left",
-            title="with the most classes",
+            title=f"with {max(max(counted) for counted in classes.values())} classes",
             title_fontsize=11,
         )
         legend.get_title().set_color(theme.ink)
