@@ -114,9 +114,7 @@ def study_plan(
     random.Random(0).shuffle(names)
     names = names[: request.scans]
     if len(names) < request.folds:
-        raise ValueError(
-            f"--folds: expected at most the {len(names)} scans that there are, received {request.folds}"
-        )
+        raise ValueError(f"--folds: expected at most the number of scans, {len(names)}, received {request.folds}")
     peers = peers_of(contenders)
     tasks = []
     content = _content(request.data, names)
