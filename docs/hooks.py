@@ -109,8 +109,7 @@ SHARED = ("RegionLoss", "StatisticsLoss", "RegionOptions", "DiceLoss", "DiceCELo
 class Constructors(griffe.UnpackTypedDictExtension):
     """Keyword arguments of `**options: Unpack[…]` one by one; the class speaks for its constructor.
 
-    Below the arguments that a loss explains itself come, folded, those that it shares with others, with the text of
-    the class that explains them.
+    Below the arguments that a loss explains itself come, folded, those that it shares with others.
     """
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
@@ -122,7 +121,11 @@ class Constructors(griffe.UnpackTypedDictExtension):
             texts = {**explained(pkg[name].final_target), **texts}
         for name in NAMES:
             loss = pkg.members.get(name)
-            if isinstance(loss, griffe.Alias) and loss.is_class and "StatisticsLoss" in ancestors(loss.final_target):
+            if (
+                isinstance(loss, griffe.Alias)
+                and loss.is_class
+                and "StatisticsLoss" in ancestors(loss.final_target)
+            ):
                 complete(loss.final_target, texts)
 
     def on_function(self, *, func: griffe.Function, **kwargs: Any) -> None:
@@ -168,6 +171,9 @@ def complete(cls: griffe.Class, texts: dict[str, str]) -> None:
     if unknown:
         raise ValueError(f"{cls.path}: no text for {', '.join(unknown)} in its docstring, nor in {SHARED}.")
     if missing and cls.docstring:
-        lines = "\n".join(f"* **`{name}`**: {texts[name]}" for name in missing)
+        together: dict[str, list[str]] = {}
+        for name in missing:
+            together.setdefault(texts[name], []).append(f"`{name}`")
+        lines = "\n".join(f"* **{', '.join(names)}**: {text}" for text, names in together.items())
         folded = f'<details markdown="1">\n<summary>Shared arguments</summary>\n\n{lines}\n\n</details>'
         cls.docstring.parsed.append(griffe.DocstringSectionText(folded))
