@@ -120,24 +120,16 @@ class Constructors(griffe.UnpackTypedDictExtension):
         for name in SHARED:
             texts = {**explained(pkg[name].final_target), **texts}
         for name in NAMES:
-            loss = pkg.members.get(name)
-            if (
-                isinstance(loss, griffe.Alias)
-                and loss.is_class
-                and "StatisticsLoss" in ancestors(loss.final_target)
-            ):
-                complete(loss.final_target, texts)
+            member = pkg.members.get(name)
+            loss = member.final_target if isinstance(member, griffe.Alias) else member
+            if isinstance(loss, griffe.Class) and "StatisticsLoss" in [base.name for base in loss.mro()]:
+                complete(loss, texts)
 
     def on_function(self, *, func: griffe.Function, **kwargs: Any) -> None:
         """Change one function or constructor."""
         super().on_function(func=func, **kwargs)
         if func.name == "__init__":
             func.docstring = None
-
-
-def ancestors(cls: griffe.Class) -> list[str]:
-    """The names of the classes that a class is derived from."""
-    return [base.name for base in cls.mro()]
 
 
 def explained(cls: griffe.Class) -> dict[str, str]:
@@ -156,10 +148,11 @@ def arguments(cls: griffe.Class) -> list[str]:
     """The names of a constructor's arguments, those of its `**options` among them."""
     names: list[str] = []
     for each in cls.parameters:
-        if isinstance(each.annotation, griffe.ExprSubscript) and each.kind is griffe.ParameterKind.var_keyword:
-            names += cls.modules_collection[each.annotation.slice.canonical_path].attributes
-        elif each.kind is not griffe.ParameterKind.var_keyword:
+        options = each.annotation.slice if isinstance(each.annotation, griffe.ExprSubscript) else None
+        if each.kind is not griffe.ParameterKind.var_keyword:
             names.append(each.name)
+        elif isinstance(options, griffe.Expr):  # what is unpacked
+            names += cls.modules_collection[options.canonical_path].attributes
     return [name for name in names if name != "self"]
 
 
