@@ -102,11 +102,71 @@ def public(package: str) -> list[str]:
 NAMES = {name: f"{Path(package).name}.{name}" for package in PACKAGES for name in public(package)}
 
 
+# Where the arguments are explained that a loss shares with others, in this order.
+SHARED = ("RegionLoss", "StatisticsLoss", "RegionOptions", "DiceLoss", "DiceCELoss")
+
+
 class Constructors(griffe.UnpackTypedDictExtension):
-    """Keyword arguments of `**options: Unpack[…]` one by one; the class speaks for its constructor."""
+    """Keyword arguments of `**options: Unpack[…]` one by one; the class speaks for its constructor.
+
+    Below the arguments that a loss explains itself come, folded, those that it shares with others.
+    """
+
+    def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
+        """Complete the public losses of a package."""
+        if pkg.path != "voxloss":
+            return
+        texts: dict[str, str] = {}
+        for name in SHARED:
+            texts = {**explained(pkg[name].final_target), **texts}
+        for name in NAMES:
+            member = pkg.members.get(name)
+            loss = member.final_target if isinstance(member, griffe.Alias) else member
+            if isinstance(loss, griffe.Class) and "StatisticsLoss" in [base.name for base in loss.mro()]:
+                complete(loss, texts)
 
     def on_function(self, *, func: griffe.Function, **kwargs: Any) -> None:
         """Change one function or constructor."""
         super().on_function(func=func, **kwargs)
         if func.name == "__init__":
             func.docstring = None
+
+
+def explained(cls: griffe.Class) -> dict[str, str]:
+    """The text of each argument in the docstring of a class: under `Args:`, or in a list of names and texts."""
+    found: list[tuple[str, str]] = []
+    for part in cls.docstring.parsed if cls.docstring else ():
+        if part.kind is griffe.DocstringSectionKind.parameters:
+            found += [(each.name, each.description) for each in part.value]
+        elif part.kind is griffe.DocstringSectionKind.text:
+            found += re.findall(r"^\* ([`\w, ]+): (.*?)(?=^\* |\Z)", part.value, flags=re.M | re.S)
+    texts = {name: " ".join(text.split()) for names, text in found for name in re.findall(r"\w+", names)}
+    return {name: text for name, text in texts.items() if not text.startswith("see ")}
+
+
+def arguments(cls: griffe.Class) -> list[str]:
+    """The names of a constructor's arguments, those of its `**options` among them."""
+    names: list[str] = []
+    for each in cls.parameters:
+        options = each.annotation.slice if isinstance(each.annotation, griffe.ExprSubscript) else None
+        if each.kind is not griffe.ParameterKind.var_keyword:
+            names.append(each.name)
+        elif isinstance(options, griffe.Expr):  # what is unpacked
+            names += cls.modules_collection[options.canonical_path].attributes
+    return [name for name in names if name != "self"]
+
+
+def complete(cls: griffe.Class, texts: dict[str, str]) -> None:
+    """Add the arguments that the docstring of a loss does not explain. One without a text is an error."""
+    own = explained(cls)
+    missing = [name for name in arguments(cls) if name not in own]
+    unknown = [name for name in missing if name not in texts]
+    if unknown:
+        raise ValueError(f"{cls.path}: no text for {', '.join(unknown)} in its docstring, nor in {SHARED}.")
+    if missing and cls.docstring:
+        together: dict[str, list[str]] = {}
+        for name in missing:
+            together.setdefault(texts[name], []).append(f"`{name}`")
+        lines = "\n".join(f"* **{', '.join(names)}**: {text}" for text, names in together.items())
+        folded = f'<details markdown="1">\n<summary>Shared arguments</summary>\n\n{lines}\n\n</details>'
+        cls.docstring.parsed.append(griffe.DocstringSectionText(folded))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import re
@@ -24,6 +25,7 @@ import voxloss
 import voxloss_data
 import voxloss_verify
 from pages import ROOT, blocks, commands, local_links, parse_commands, python_blocks, run_python
+from voxloss.losses.options import option_names
 from voxloss_app.__main__ import main
 from voxloss_verify.xfails import read_xfails
 
@@ -110,7 +112,7 @@ def test_other_blocks_are_of_few_kinds_and_checked(tmp_path: Path) -> None:
                 # "text" is a verdict, with a test of its own.
                 assert kind != "text" or page == "docs/verification.md", page
                 # "py" is Python that is not run: proposed to another library, or with one that is not installed.
-                assert kind in ("", "text", "python", "py", "diff", "toml", "yaml"), page
+                assert kind in ("", "text", "python", "py", "diff", "toml", "yaml", "bibtex"), page
                 assert kind != "py" or page.startswith("docs/upstream/") or "segmentation_models" in block, page
                 continue
             folder = ROOT
@@ -145,20 +147,80 @@ def test_local_links_lead_somewhere() -> None:
             assert not target or (ROOT / page).parent.joinpath(target).exists(), f"{page}: {target}"
 
 
-def test_every_loss_and_every_sum_has_its_formula() -> None:
-    text = PAGES["docs/formulas.md"]
-    losses = [
+def concrete_losses() -> list[str]:
+    """The public names of losses."""
+    names = [
         name
         for name in voxloss.__all__
         if inspect.isclass(kind := getattr(voxloss, name))
         and issubclass(kind, voxloss.StatisticsLoss)
         and not inspect.isabstract(kind)
     ]
-    assert len(losses) > 20
-    for name in losses:
+    assert len(names) > 20
+    return names
+
+
+def test_every_loss_and_every_sum_has_its_formula() -> None:
+    text = PAGES["docs/formulas.md"]
+    for name in concrete_losses():
         assert name in text or name == "IoULoss", name
     for name in voxloss.backends.voxels.TERMS:
         assert f"`{name}`" in text, name
+
+
+def test_every_loss_has_its_paper_with_the_title_that_its_docstring_has() -> None:
+    text = PAGES["docs/citing.md"]
+    for name in concrete_losses():
+        assert f"`{name}`" in text, name
+    titles = re.findall(r'\d{4}, "(.+?)"', text)
+    assert len(titles) > 20
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "plugin").rglob("*.py"))
+    known = " ".join([*sources.split(), *PAGES["docs/choose.md"].split()])
+    for title in titles:
+        assert title in known, title
+
+
+def test_the_citation_is_that_of_the_metadata() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    (entry,) = (block for kind, block in blocks(PAGES["docs/citing.md"]) if kind == "bibtex")
+    found = dict(re.findall(r"^  (\w+) *= \{+(.+?)\}+,?$", entry, flags=re.M))
+    assert (found["title"], found["version"]) == (cited["title"], cited["version"])
+    assert cited["version"] == voxloss.__version__
+    assert [found["author"]] == [author["name"] for author in cited["authors"]]
+
+
+def test_versions_are_those_of_the_metadata() -> None:
+    """Oldest of pyproject.toml, tested of constraints.txt."""
+    needed = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([a-z][\w-]*) \| ([\d.]+) \| (.+?) \|", PAGES["docs/compatibility.md"], flags=re.M)
+    assert len(rows) > 8
+    for package, oldest, tested in rows:
+        assert re.search(rf'"{package}>={re.escape(oldest)}(?![.\d])', needed), package
+        exact = re.findall(rf"^{package}==([\d.]+)", pinned, flags=re.M)
+        assert sorted(exact) == sorted(re.findall(r"\d+\.\d+\.\d+", tested)), package
+
+
+def test_tests_that_a_page_names_exist() -> None:
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    named = {name for text in PAGES.values() for name in re.findall(r"`(test_\w+)`", text)}
+    assert len(named) > 20
+    for name in named:
+        assert f"def {name}(" in sources, name
+
+
+def test_errors_of_the_page_are_those_of_the_code() -> None:
+    """Headings of what voxloss raises; a value that a message names is left out."""
+    messages = [
+        node.value
+        for path in (ROOT / "plugin").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    headings = re.findall(r"^### `(.+)`$", PAGES["docs/troubleshooting.md"], flags=re.M)
+    assert len(headings) > 8
+    for heading in headings:
+        assert any(heading in message for message in messages), heading
 
 
 def test_help_speaks_of_the_loss_and_not_of_modules() -> None:
@@ -228,6 +290,21 @@ def test_a_signature_shows_all_arguments(site: Path) -> None:
     for name in [*options, "jaccard", "smooth_nr", "smooth_dr"]:
         assert re.search(rf"\b{name}\b", signature), name
     assert "See the class." not in text
+
+
+@pytest.mark.integration
+def test_every_argument_of_a_loss_is_explained_at_the_loss(site: Path) -> None:
+    text = html(site, "api/losses")
+    for name in concrete_losses():
+        if name == "IoULoss":  # another name of JaccardLoss
+            continue
+        part = text[text.index(f'id="voxloss.{name}"') :]
+        part = part[part.index("</code></pre>") : part.index("<h3", 10)]
+        kind = getattr(voxloss, name)
+        given = inspect.signature(kind).parameters
+        options = option_names(given) or set()
+        for argument in {*given, *options} - {"options"}:
+            assert re.search(rf"<code>[\w, ]*\b{argument}\b[\w, ]*</code>", part), f"{name}: {argument}"
 
 
 @pytest.mark.integration

@@ -33,6 +33,7 @@ class DiceLoss(RegionLoss):
     `RegionOptions` those that MONAI does not have.
 
     Args:
+        jaccard: the loss of `JaccardLoss`.
         smooth_nr, smooth_dr: s_n and s_d ≥ 0, in voxels.
     """
 
@@ -263,7 +264,7 @@ class GeneralizedDiceLoss(RegionLoss):
     segmentations". w_c = 1/(Σg_c)², 1/Σg_c or 1, relative to the largest finite one of the sample, so that the
     loss does not depend on the size of the volume; a class absent from the target has that largest weight, so
     that false positives cost. With 1/(Σg_c)² the smallest class dominates. Arguments as
-    `monai.losses.GeneralizedDiceLoss`. Without reduction: one value per sample, or one with `batch`.
+    `monai.losses.GeneralizedDiceLoss`.
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
     `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,
@@ -271,6 +272,7 @@ class GeneralizedDiceLoss(RegionLoss):
 
     Args:
         w_type: "square", "simple" or "uniform".
+        reduction: "mean" or "sum" over samples, or "none": one value per sample, or one with `batch`.
         smooth_nr, smooth_dr: s_n and s_d ≥ 0, in voxels of the smallest class.
         weight: factors ≥ 0 on w_c.
     """

@@ -105,6 +105,7 @@ class PenaltyGeneralizedDiceLoss(GeneralizedDiceLoss):
     Args:
         k: k ≥ 0.
         w_type: "square", "simple" or "uniform".
+        reduction: "mean" or "sum" over samples, or "none": one value per sample, or one with `batch`.
         smooth_nr, smooth_dr: s_n and s_d ≥ 0, in voxels of the smallest class.
         weight: factors ≥ 0 on w_c.
     """

@@ -300,6 +300,7 @@ class FocalLoss(VoxelMean):
         weight: w_c ≥ 0: one number, one per channel, or one per class that counts.
         reduction: "mean", or "sum" over samples and classes of the mean over a sample's voxels, as in MONAI;
             "none" for the loss of each voxel, `[B, 1, spatial...]`, under a sigmoid the mean over the classes.
+        use_softmax: mutually exclusive classes (softmax) instead of independent binary channels (sigmoid).
     """
 
     alpha: Tensor | None
