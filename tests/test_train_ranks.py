@@ -119,7 +119,9 @@ def assert_same_network(found: Path, expected: Path) -> None:
     states = [Checkpoint.load(out, CPU) for out in (found, expected)]
     networks = [state.network for state in states if state is not None]
     for name, tensor in networks[1].items():
-        torch.testing.assert_close(networks[0][name], tensor, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            networks[0][name], tensor, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def curves(run: Path) -> list[list[float]]:
@@ -134,9 +136,7 @@ def predicted(run: Path) -> list[Any]:
     return [np.asanyarray(image.dataobj) for image in images]
 
 
-def test_two_ranks_train_as_one(
-    two_ranks: Ranks, request_: TrainRequest, alone: Run, tmp_path: Path
-) -> None:
+def test_two_ranks_train_as_one(two_ranks: Ranks, request_: TrainRequest, alone: Run, tmp_path: Path) -> None:
     out = tmp_path / "two"
     first, second = on_two(two_ranks, replace(request_, out=out))
     assert (first.code, second.code) == (0, 0)
@@ -198,7 +198,10 @@ def refusal(request: TrainRequest) -> str:
     [
         ({"batch": 3}, "received 3. Set --batch 2, or start"),
         ({"batch": 1}, "received 1. Set --batch 2, or start"),
-        ({"batch": 6, "patches": 1, "validation": 0.4}, "received 3, all patches of an epoch. Set --batch 2, or "),
+        (
+            {"batch": 6, "patches": 1, "validation": 0.4},
+            "received 3, all patches of an epoch. Set --batch 2, or ",
+        ),
     ],
 )
 def test_a_batch_that_the_ranks_cannot_share(

@@ -134,7 +134,9 @@ def train(
         ),
     ] = 100,
     patches: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="Patches of each scan per epoch.")] = 4,
-    batch: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="Patches per optimiser step, of all processes.")] = 2,
+    batch: Annotated[
+        int, typer.Option(metavar="NUMBER", min=1, help="Patches per optimiser step, of all processes.")
+    ] = 2,
     learning_rate: Annotated[
         float, typer.Option(metavar="NUMBER", min=0, help="Initial learning rate of AdamW; it decreases to 0.")
     ] = 1e-3,
@@ -218,7 +220,7 @@ def train(
 
         voxloss train --data brains --modality mr --spacing 1 1 1 --patch 96 96 96 --precision bfloat16
 
-        torchrun --nproc-per-node 2 -m voxloss_app train --data scans --batch 4 --out scans    # one process per GPU
+        torchrun --nproc-per-node 4 -m voxloss_app train --data scans --batch 8    # a process per GPU
     """
     require_folder("--out", out)
     try:

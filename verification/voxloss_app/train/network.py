@@ -38,8 +38,8 @@ def loss_of(plan: Plan) -> nn.Module:
 
     ignored = {} if plan.ignored is None else {"ignore_index": IGNORED}
     try:
-        # A loss that does not support these classes raises before the first epoch; here the other ranks, for which
-        # its group would wait, may be elsewhere.
+        # A loss that does not support these classes raises before the first epoch. Without the group, which would
+        # wait for the other ranks.
         made(**ignored)(torch.zeros(1, len(plan.channel_names), 2, 2, 2), torch.zeros(1, 1, 2, 2, 2))
     except (TypeError, ValueError) as error:
         raise ValueError(f"--loss-kwargs: {error}") from error

@@ -132,8 +132,8 @@ def _own_device(name: str) -> torch.device:
         return device
     if device != torch.device("cuda"):
         raise ValueError(
-            f"--device: expected auto, cuda or cpu, as torchrun numbers the GPUs of its processes, received {name!r}. "
-            "Set CUDA_VISIBLE_DEVICES to choose among the GPUs"
+            f"--device: expected auto, cuda or cpu, as each process has a GPU of its own, received {name!r}. Set "
+            "CUDA_VISIBLE_DEVICES to choose among the GPUs"
         )
     found = torch.cuda.device_count()
     if found < here:

@@ -29,7 +29,6 @@ from monai.transforms import (
     SpatialPadd,
     ToTensord,
 )
-
 from monai.utils.misc import MAX_SEED
 from torch.utils.data import Dataset
 
