@@ -123,10 +123,7 @@ def assert_same_network(found: Path, expected: Path) -> None:
     removed = {f"{name}.conv.bias" for name, part in parts if hasattr(part, "conv") and hasattr(part, "adn")}
     assert 0 < len(removed) < len(networks[1]) / 3
     for name in networks[1].keys() - removed:
-        tensor = networks[1][name]
-        torch.testing.assert_close(
-            networks[0][name], tensor, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        assert torch.allclose(*(network[name] for network in networks), rtol=1e-5, atol=1e-5), name
 
 
 def curves(run: Path) -> list[list[float]]:

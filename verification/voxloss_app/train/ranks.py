@@ -50,7 +50,7 @@ def joined(device: str) -> Iterator[torch.device]:
     if dist.is_initialized():
         yield _own_device(device)
         return
-    store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined,no-untyped-call]
+    store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
     try:
         own = _own_device(device)
         backend = "nccl" if own.type == "cuda" else "gloo"
