@@ -94,6 +94,16 @@ ORDER = {
         [""],
     ],
     "voxloss_verify.mutants": [["", "textbook"], ["mutants"], ["kill_matrix"]],
+    "voxloss_app.train": [
+        ["rules", "lock", "ranks"],
+        ["plan"],
+        ["volumes"],
+        ["network"],
+        ["prediction", "checkpoint"],
+        ["loop"],
+        ["run"],
+        [""],
+    ],
 }
 
 

@@ -122,7 +122,7 @@ def train(
         str | None,
         typer.Option(
             metavar="JSON",
-            help="Arguments of the loss; softmax, to_onehot_y and ignore_index are set automatically.",
+            help="Arguments of the loss; softmax, to_onehot_y, ignore_index and group are set automatically.",
         ),
     ] = None,
     epochs: Annotated[
@@ -134,7 +134,9 @@ def train(
         ),
     ] = 100,
     patches: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="Patches of each scan per epoch.")] = 4,
-    batch: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="Patches per optimiser step.")] = 2,
+    batch: Annotated[
+        int, typer.Option(metavar="NUMBER", min=1, help="Patches per optimiser step, of all processes.")
+    ] = 2,
     learning_rate: Annotated[
         float, typer.Option(metavar="NUMBER", min=0, help="Initial learning rate of AdamW; it decreases to 0.")
     ] = 1e-3,
@@ -217,6 +219,8 @@ def train(
         voxloss train --data BraTS --regions '{"whole": [1, 2, 3], "core": [2, 3], "enhancing": [3]}' --out brats
 
         voxloss train --data brains --modality mr --spacing 1 1 1 --patch 96 96 96 --precision bfloat16
+
+        torchrun --nproc-per-node 4 -m voxloss_app train --data scans --batch 8    # a process per GPU
     """
     require_folder("--out", out)
     try:

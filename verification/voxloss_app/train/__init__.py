@@ -2,7 +2,8 @@
 
 One room per job: `plan` what will be done and why, `volumes` the MONAI transforms, `network` what is trained and
 by which steps, `loop` the epochs, `checkpoint` the saved state, `prediction` label maps on the images' own
-grids, `rules` what options and plans may be, `lock` one run per folder, `run` the commands.
+grids, `rules` what options and plans may be, `lock` one run per folder, `ranks` distributed training, `run` the
+commands.
 """
 
 from voxloss_app.train.plan import Plan, TrainRequest, make_plan

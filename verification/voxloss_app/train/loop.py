@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from voxloss_app.train.checkpoint import Checkpoint, Epoch
 from voxloss_app.train.network import Steps, loss_of, network_of
 from voxloss_app.train.plan import Plan
 from voxloss_app.train.prediction import logits_of
+from voxloss_app.train.ranks import gathered, rank, shared, size, wait
 from voxloss_app.train.volumes import IGNORED, ScanDataset, batches, training_patches, validation_volumes
 from voxloss_data.training_sets import Scan
 
@@ -27,10 +29,10 @@ class Training:
         set_determinism(plan.seed)
         self.plan, self.out, self.device = plan, out, device
         self.network = network_of(plan).to(device)
-        self.per_epoch = max(1, len(plan.training) * plan.patches // plan.batch)
+        self.per_epoch = len(plan.training) * plan.patches // plan.step_patches
         self.steps = Steps(plan, self.network, loss_of(plan), device, plan.epochs * self.per_epoch)
         self.epochs: list[Epoch] = []
-        checkpoint = Checkpoint.load(out, device)
+        checkpoint = shared(Checkpoint.load(out, torch.device("cpu")) if rank() == 0 else None)
         if checkpoint is not None:
             checkpoint.restore(self.steps, out)
             self.epochs = checkpoint.epochs
@@ -50,7 +52,8 @@ class Training:
         if len(self.epochs) >= self.plan.epochs:
             return
         patches = training_patches(training, self.plan, cache)
-        volumes = validation_volumes(validation, self.plan, cache)
+        volumes = validation_volumes(validation[rank() :: size()], self.plan, cache)
+        wait()
         for epoch in range(len(self.epochs), self.plan.epochs):
             set_determinism(self.plan.seed + 1 + epoch)
             total = 0.0
@@ -66,10 +69,11 @@ class Training:
             if not all(torch.isfinite(weight).all() for weight in self.network.parameters()):
                 raise self._diverged(step, "finite weights", "NaN or infinite ones")
             finished = Epoch(total / self.per_epoch, self.steps.rate(step))
-            if volumes and ((epoch + 1) % self.plan.validate_every == 0 or epoch + 1 == self.plan.epochs):
+            if validation and ((epoch + 1) % self.plan.validate_every == 0 or epoch + 1 == self.plan.epochs):
                 finished.dice = validation_dice(self.network, volumes, self.plan, self.device)
             self.epochs.append(finished)
-            Checkpoint.of(self.steps, self.epochs).save(self.out)
+            if rank() == 0:
+                Checkpoint.of(self.steps, self.epochs).save(self.out)
             after_epoch(self.epochs)
 
     def _diverged(self, step: int, what: str, received: str) -> ValueError:
@@ -83,8 +87,11 @@ class Training:
 def validation_dice(
     network: nn.Module, volumes: ScanDataset, plan: Plan, device: torch.device
 ) -> list[float | None]:
-    """Dice per class or region on the network's grid, the mean over the volumes where it is or was found."""
-    found: list[list[float]] = [[] for _ in plan.channel_names]
+    """Dice per class or region on the network's grid, the mean over the volumes where it is or was found.
+
+    Of the volumes of all ranks, each with its own.
+    """
+    found: list[list[float | None]] = []
     for i in range(len(volumes)):
         volume: Any = volumes[i]
         logits = logits_of(network, volume["image"].as_tensor(), plan, device, overlap=0.25)
@@ -95,8 +102,8 @@ def validation_dice(
             ignore_index=IGNORED,
             regions=plan.classes_of_regions or None,
         )
-        sizes = counts.predicted + counts.reference
-        for scores, dice, size in zip(found, counts.dice()[0], sizes[0], strict=True):
-            if size:
-                scores.append(float(dice))
-    return [sum(scores) / len(scores) if scores else None for scores in found]
+        voxels = counts.predicted + counts.reference
+        dice = counts.dice()
+        found.append([float(d) if v else None for d, v in zip(dice[0], voxels[0], strict=True)])
+    by_channel = ([d for d in dice if d is not None] for dice in zip(*gathered(found), strict=True))
+    return [fmean(dice) if dice else None for dice in by_channel]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from monai.networks.nets import UNet
 from torch import Tensor, nn
 
 from voxloss_app.named_loss import sigmoid_loss, softmax_loss
 from voxloss_app.train.plan import Plan
+from voxloss_app.train.ranks import averaging
 from voxloss_app.train.volumes import IGNORED
 
 
@@ -25,19 +28,22 @@ def network_of(plan: Plan) -> UNet:
 
 
 def loss_of(plan: Plan) -> nn.Module:
-    """The loss. Raises ValueError that names --loss-kwargs for arguments that it cannot take."""
+    """The loss, of the samples of all ranks. Raises ValueError that names --loss-kwargs for unfit arguments."""
+
+    def made(**more: Any) -> nn.Module:
+        arguments = {**plan.loss_kwargs, **more}
+        if plan.regions is None:
+            return softmax_loss(plan.loss, **arguments)
+        return sigmoid_loss(plan.loss, plan.classes_of_regions, **arguments)
+
     ignored = {} if plan.ignored is None else {"ignore_index": IGNORED}
     try:
-        arguments = {**plan.loss_kwargs, **ignored}
-        if plan.regions is None:
-            loss = softmax_loss(plan.loss, **arguments)
-        else:
-            loss = sigmoid_loss(plan.loss, plan.classes_of_regions, **arguments)
-        # A loss that does not support these classes raises before the first epoch.
-        loss(torch.zeros(1, len(plan.channel_names), 2, 2, 2), torch.zeros(1, 1, 2, 2, 2))
+        # A loss that does not support these classes raises before the first epoch. Without the group, which would
+        # wait for the other ranks.
+        made(**ignored)(torch.zeros(1, len(plan.channel_names), 2, 2, 2), torch.zeros(1, 1, 2, 2, 2))
     except (TypeError, ValueError) as error:
         raise ValueError(f"--loss-kwargs: {error}") from error
-    return loss
+    return made(**ignored, group="world")
 
 
 class Steps:
@@ -48,6 +54,7 @@ class Steps:
 
     def __init__(self, plan: Plan, network: nn.Module, loss: nn.Module, device: torch.device, total: int) -> None:
         self.plan, self.network, self.loss, self.device, self.total = plan, network, loss, device, total
+        self.averaging = averaging(network)
         self.optimiser = torch.optim.AdamW(network.parameters(), plan.learning_rate)
         self.dtype = precision(plan.precision, device)
         # float16 gradients vanish below 6e-8 unless they are scaled. bfloat16 has the range of float32, but steps
@@ -62,7 +69,7 @@ class Steps:
             group["lr"] = rate
         self.optimiser.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            logits = self.network(image)
+            logits = self.averaging(image)
         loss: Tensor = self.loss(logits, label)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimiser)

@@ -29,7 +29,17 @@ LARGEST_PATCH = 96
 # What a run that goes on may change: how far it goes, and what it shows on the way.
 FREE = ("epochs", "validate_every")
 # Arguments of a loss that follow from what is trained.
-TAKEN = ("softmax", "use_softmax", "sigmoid", "other_act", "to_onehot_y", "ignore_index", "regions")
+TAKEN = (
+    "softmax",
+    "use_softmax",
+    "sigmoid",
+    "other_act",
+    "to_onehot_y",
+    "ignore_index",
+    "regions",
+    "group",
+    "shard",
+)
 START_OVER = "Start over with `voxloss train --fresh`, or in another --out"
 
 
@@ -151,6 +161,11 @@ class Plan:
     def classes_of_regions(self) -> list[list[int]]:
         """For each region its classes."""
         return [[self.labels.index(label) for label in region] for region in (self.regions or {}).values()]
+
+    @property
+    def step_patches(self) -> int:
+        """Patches of an optimiser step: a batch, or all of an epoch if they are fewer."""
+        return min(self.batch, len(self.training) * self.patches)
 
     @property
     def digest(self) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 from monai.utils import set_determinism
@@ -29,6 +30,7 @@ from voxloss_app.train.loop import Training
 from voxloss_app.train.network import loss_of
 from voxloss_app.train.plan import Plan, TrainRequest, make_plan
 from voxloss_app.train.prediction import MARK, is_predicted, write_prediction
+from voxloss_app.train.ranks import joined, rank, require_shares, shared, size
 from voxloss_data.files import is_same_file, save_bytes
 from voxloss_data.label_maps import LabelMapPair
 from voxloss_data.text import quoted
@@ -46,25 +48,31 @@ PREDICTIONS, SCORES, CURVES, EVENTS = "predictions", "scores.csv", "curves.csv",
 def train_and_score(request: TrainRequest) -> int:
     """Train according to `request`, or resume the run in its folder; return the exit code.
 
+    In a process that torchrun started, train with all of them. Rank 0 writes, predicts and scores; the others
+    return 0 after the training.
+
     0: trained, and every held-out scan predicted and scored; 2: one could not be predicted or scored; 130:
     interrupted. Raises ValueError for options and files that cannot be.
     """
     console = results_console()
-    device = chosen_device(request.device)
     known = (request.out / plans.FILE).exists()
     try:
         with ExitStack() as held:
-            if known:  # another run may live there, and reading all scans be in vain
-                held.enter_context(locked(request.out))
-            plan = _plan(request, console)
-            if not known:
-                request.out.mkdir(parents=True, exist_ok=True)
-                held.enter_context(locked(request.out))
-            _begin(request, plan, console)
-            training, validation = plan.scans(training_set(request.data))
-            if not is_quiet():
-                _say(plan, console)
-            _train(request, plan, training, validation, device, console)
+            with joined(request.device) as device:
+                if rank() != 0:
+                    return _follow(request, device)
+                if known:  # another run may live there, and reading all scans be in vain
+                    held.enter_context(locked(request.out))
+                plan = _plan(request, console)
+                if not known:
+                    request.out.mkdir(parents=True, exist_ok=True)
+                    held.enter_context(locked(request.out))
+                _begin(request, plan, console)
+                training, validation = plan.scans(training_set(request.data))
+                if not is_quiet():
+                    _say(plan, console)
+                shared((plan, training, validation))
+                _train(request, plan, training, validation, device, console)
             console.print(f"network: {request.out}, for voxloss predict {request.out} IMAGE...")
             if not validation:
                 return ExitCode.DONE
@@ -75,10 +83,21 @@ def train_and_score(request: TrainRequest) -> int:
             failures, _ = _predict(network, _mark(state), plan, images, folder, device, console)
             return _score(plan, validation, folder, failures, request.out / SCORES, console)
     except KeyboardInterrupt:
-        kept = (request.out / checkpoint.FILE).exists()
-        what = "the last whole epoch is kept" if kept else "no epoch was finished"
-        console.print(f"interrupted: {what} in {request.out}; repeat the command to resume")
+        if rank() == 0:
+            kept = (request.out / checkpoint.FILE).exists()
+            what = "the last whole epoch is kept" if kept else "no epoch was finished"
+            console.print(f"interrupted: {what} in {request.out}; repeat the command to resume")
         return ExitCode.INTERRUPTED
+
+
+def _follow(request: TrainRequest, device: torch.device) -> int:
+    """Train with rank 0, which does everything else."""
+    nothing: Any = None
+    plan, training, validation = shared(nothing)
+    Training(plan, request.out, device).run(
+        training, validation, request.cache, lambda step, loss: None, lambda epochs: None
+    )
+    return ExitCode.DONE
 
 
 def predict_and_write(run: Path, images: Sequence[Path], out: Path, device_name: str, fresh: bool) -> int:
@@ -111,9 +130,11 @@ def predict_and_write(run: Path, images: Sequence[Path], out: Path, device_name:
 
 def _plan(request: TrainRequest, console: Console) -> Plan:
     """What cannot be made is refused here, before anything is written or removed."""
+    require_shares(request.batch)
     with progress_bar(console, *COLUMNS) as progress:
         task = progress.add_task("reading scans", note="")
         plan = make_plan(request, lambda done, total: progress.update(task, completed=done, total=total))
+    require_shares(plan.step_patches, ", all patches of an epoch")
     loss_of(plan)
     return plan
 
@@ -156,6 +177,8 @@ def _say(plan: Plan, console: Console) -> None:
         "images": f"{plan.modality}, {plan.channels} channel{'s' * (plan.channels > 1)}{window}",
         "grid": f"spacing {_by(plan.spacing)} mm, patches {_by(plan.patch)} voxels",
     }
+    if size() > 1:
+        shown["ranks"] = f"{size()} processes, each with {plan.step_patches // size()} patches of a step"
     for name, value in shown.items():
         console.print(f"{name:8} {value}")
     *others, last = plan.labels

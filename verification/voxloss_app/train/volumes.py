@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from monai.data import CacheDataset, DataLoader
-from monai.data.utils import worker_init_fn
 from monai.transforms import (
     ClassesToIndicesd,
     Compose,
@@ -29,8 +29,11 @@ from monai.transforms import (
     SpatialPadd,
     ToTensord,
 )
+from monai.utils.misc import MAX_SEED
+from torch.utils.data import Dataset
 
 from voxloss_app.train.plan import Plan
+from voxloss_app.train.ranks import share
 from voxloss_data.label_maps import LabelFile
 from voxloss_data.nifti import open_image
 from voxloss_data.training_sets import Scan
@@ -113,20 +116,38 @@ def validation_volumes(scans: Sequence[Scan], plan: Plan, cache: float) -> ScanD
 
 
 def batches(patches: ScanDataset, plan: Plan) -> Iterator[dict[str, Any]]:
-    """One epoch, in an order and with random transforms that follow from torch's seed at this moment."""
-    size = min(plan.batch, len(patches))
+    """One epoch, this rank's share of each batch, with a size, an order and random transforms that follow from
+    torch's seed at this moment, whatever the numbers of ranks and workers.
+    """
+    count = len(patches)
+    size = min(plan.batch, count)
     loader = DataLoader(
-        patches,
+        _Epoch(patches),
         num_workers=plan.workers,
-        batch_size=size,
-        shuffle=True,
-        drop_last=True,
+        batch_sampler=[share(range(first, first + size)) for first in range(0, count - size + 1, size)],
         worker_init_fn=_deaf_worker,
     )
     try:
         yield from loader
     except ValueError as error:  # that of a worker begins with its traceback
         raise ValueError(str(error).splitlines()[-1].removeprefix("ValueError: ")) from error
+
+
+class _Epoch(Dataset[Any]):
+    """All patches in random order, each with a seed of its own, as other ranks and workers draw the others."""
+
+    def __init__(self, patches: ScanDataset) -> None:
+        self.patches = patches
+        self.order = torch.randperm(len(patches)).tolist()
+        self.seeds = torch.randint(MAX_SEED, (len(patches),)).tolist()
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, place: int) -> Any:
+        transform: Any = self.patches.transform
+        transform.set_random_state(self.seeds[place])
+        return self.patches[self.order[place]]
 
 
 class ScanDataset(CacheDataset):
@@ -188,7 +209,6 @@ def _normalised(plan: Plan) -> Any:
     return NormalizeIntensityd("image", nonzero=True, channel_wise=True)
 
 
-def _deaf_worker(number: int) -> None:
+def _deaf_worker(_: int) -> None:
     """Ctrl-C is for the process that ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    worker_init_fn(number)
