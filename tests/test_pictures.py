@@ -77,11 +77,11 @@ def test_a_picture_is_small_in_its_page_s_colour_and_the_same_again(name: str, p
 @pytest.mark.parametrize("name", pictures.PICTURES)
 def test_letters_are_whole_and_large_enough_for_a_narrow_page(name: str) -> None:
     figure = pictures.PICTURES[name](DARK)
-    FigureCanvasAgg(figure).draw()
+    FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]
     texts = [each for each in figure.findobj(Text) if each.get_text() and each.get_visible()]
     assert len(texts) > 5
     for each in texts:
-        assert each.get_fontsize() / 72 * NARROW / figure.get_figwidth() >= READABLE, each
+        assert float(each.get_fontsize()) / 72 * NARROW / figure.get_figwidth() >= READABLE, each
         assert to_rgb(each.get_color()) == to_rgb(DARK.ink), each
     # Ticks beyond an axis have labels that are not drawn, which this leaves out; in inches.
     boxes = [figure.get_tightbbox().get_points()]
@@ -113,6 +113,7 @@ def test_one_pass_is_what_the_page_states() -> None:
 
 
 def test_the_allocator_has_the_peaks_of_the_picture() -> None:
+    pytest.importorskip("numba")  # the eager backend has blocks of its own
     logits = torch.randn(1, 14, 24, 24, 24, requires_grad=True)
     labels = torch.randint(14, (1, 1, 24, 24, 24))
     for loss in one_pass.losses().values():

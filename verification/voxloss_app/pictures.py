@@ -20,6 +20,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
@@ -157,8 +158,8 @@ def gradients(theme: Theme) -> Figure:
     """A prediction with four errors, and the gradient of each loss, each on a scale of its own."""
     labels, logits, _ = errors()
     found = {name: push(loss, labels, logits) for name, loss in overlap_and_voxelwise().items()}
-    figure = Figure(figsize=(_WIDTH, 8.0), facecolor=theme.paper, layout="constrained")
-    figure.get_layout_engine().set(hspace=0.02, wspace=0.02, w_pad=0.05, h_pad=0.05)
+    layout = ConstrainedLayoutEngine(h_pad=0.05, w_pad=0.05, hspace=0.02, wspace=0.02)
+    figure = Figure(figsize=(_WIDTH, 8.0), facecolor=theme.paper, layout=layout)
     top, below = figure.subfigures(2, 1, height_ratios=(1, 3), facecolor=theme.paper)
     first = top.subplots()
     _panel(first, "prediction", theme)
