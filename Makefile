@@ -42,7 +42,7 @@ bench: $(VENV)/.ready  ## Measure time and memory beside MONAI and torch.compile
 docs: $(VENV)/.ready  ## Build the site into site/, offline
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-pictures: $(VENV)/.ready  ## Draw the pictures of docs/choose.md into docs/assets
+pictures: $(VENV)/.ready  ## Draw the pictures of the pages into docs/assets, light and dark
 	$(BIN)/python -m voxloss_app.pictures docs/assets
 
 notebooks: $(VENV)/.ready  ## Execute all notebooks and save them with their outputs

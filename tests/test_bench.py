@@ -259,6 +259,26 @@ def test_storages_are_counted_while_they_exist(device: str) -> None:
     assert _counted(lambda: [torch.empty(N // 4, device=device).sum() for _ in range(5)]).peak < N + 64
 
 
+def test_lifetimes_by_hand() -> None:
+    x = torch.empty(N // 4)
+
+    def run() -> Tensor:
+        twice = torch.cat([x, x])  # operation 1
+        more = twice.view(-1) * 2  # 2 is of no memory of its own, 3
+        del twice
+        x.sin_()  # 4, the same
+        return more[:1].sum()  # 5 and 6
+
+    counter = StorageCounter([x])
+    with counter:
+        kept = run()
+    assert counter.operations == 6
+    found = [(each.operation, each.size, each.made, each.freed) for each in counter.lifetimes]
+    assert found == [("", N, 0, None), ("cat", 2 * N, 1, 3), ("mul", 2 * N, 3, 6), ("sum", 4, 6, None)]
+    del kept
+    assert counter.lifetimes[-1].freed == 6
+
+
 def test_a_network_by_hand() -> None:
     """Parameters and input, three activations in the forward pass, and less in the backward pass."""
     voxels, batch = 16**3, 2

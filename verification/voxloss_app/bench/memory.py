@@ -6,6 +6,7 @@ import gc
 import itertools
 import weakref
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,23 @@ def resident_peak(run: Callable[[], object]) -> int | None:
         return None
 
 
+@dataclass
+class Lifetime:
+    """When a tensor's memory exists, in numbers of operations.
+
+    Attributes:
+        operation: the name of the operation that returned it, "" if it was there before.
+        size: in bytes.
+        made: the number of that operation, counted from 1; 0 if it was there before.
+        freed: the number of the last operation during which it exists; None if it still does.
+    """
+
+    operation: str
+    size: int
+    made: int
+    freed: int | None = None
+
+
 class StorageCounter(TorchDispatchMode):
     """Counts the bytes of all tensors that exist at once; those of meta tensors as if they had memory.
 
@@ -60,17 +78,24 @@ class StorageCounter(TorchDispatchMode):
     Attributes:
         held: bytes of the tensors that were there before.
         peak: the most bytes at once, those among them.
-        largest: bytes of the largest tensor that an operation has returned.
+        operations: how many have run.
+        lifetimes: of all tensors, in the order in which they were made.
     """
 
     def __init__(self, held: Iterable[Tensor] = ()) -> None:
         """`held`: what is there before and counts, such as parameters."""
         super().__init__()  # type: ignore[no-untyped-call]
-        self.peak = self.largest = self._now = 0
-        self._known: set[int] = set()
+        self.peak = self.operations = self._now = 0
+        self.lifetimes: list[Lifetime] = []
+        self._known: dict[int, Lifetime] = {}
         for tensor in held:
-            self._count(tensor)
-        self.held, self.largest = self._now, 0
+            self._count(tensor, "")
+        self.held = self._now
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest tensor that an operation has returned."""
+        return max((each.size for each in self.lifetimes if each.made), default=0)
 
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -78,25 +103,28 @@ class StorageCounter(TorchDispatchMode):
         """Run any operation, and count what it returns."""
         if LazyLogits in types:
             return NotImplemented  # what they do in its place comes here, too
+        self.operations += 1
         result = operation(*args, **(kwargs or {}))
         for each in tree_leaves(result):
             if isinstance(each, Tensor):
-                self._count(each)
+                self._count(each, operation.__name__.partition(".")[0])
         return result
 
-    def _count(self, tensor: Tensor) -> None:
+    def _count(self, tensor: Tensor, operation: str) -> None:
         storage = tensor.untyped_storage()
         if id(storage) in self._known:
             return
-        size = storage.nbytes()
-        self._known.add(id(storage))
-        weakref.finalize(storage, self._forget, id(storage), size).atexit = False
-        self._now += size
-        self.peak, self.largest = max(self.peak, self._now), max(self.largest, size)
+        lifetime = Lifetime(operation, storage.nbytes(), self.operations)
+        self._known[id(storage)] = lifetime
+        self.lifetimes.append(lifetime)
+        weakref.finalize(storage, self._forget, id(storage)).atexit = False
+        self._now += lifetime.size
+        self.peak = max(self.peak, self._now)
 
-    def _forget(self, storage: int, size: int) -> None:
-        self._known.discard(storage)
-        self._now -= size
+    def _forget(self, storage: int) -> None:
+        lifetime = self._known.pop(storage)
+        lifetime.freed = self.operations
+        self._now -= lifetime.size
 
 
 def _status(name: str) -> int:
