@@ -122,8 +122,9 @@ def assert_same_network(found: Path, expected: Path) -> None:
     parts = network_of(Plan.load(expected)).named_modules()
     removed = {f"{name}.conv.bias" for name, part in parts if hasattr(part, "conv") and hasattr(part, "adn")}
     assert 0 < len(removed) < len(networks[1]) / 3
-    for name in networks[1].keys() - removed:
-        assert torch.allclose(*(network[name] for network in networks), rtol=1e-5, atol=1e-5), name
+    mine, theirs = networks
+    for name in theirs.keys() - removed:
+        assert torch.allclose(mine[name], theirs[name], rtol=1e-5, atol=1e-5), name
 
 
 def curves(run: Path) -> list[list[float]]:
