@@ -32,7 +32,7 @@ from voxloss_verify.xfails import read_xfails
 # Made by commands, or with code that needs more than is installed here and has tests of its own.
 ELSEWHERE = ("docs/conformance.md", "docs/performance.md")
 # What the lines of other plain blocks begin with, beside nnU-Net's commands.
-PROGRAMS = ("voxloss", "torchrun", "pytest", "python", "pip", "cd", "export", "tensorboard")
+PROGRAMS = ("voxloss", "torchrun", "pytest", "python", "pip", "cd", "export", "make", "tensorboard")
 PAGES = {
     name: path.read_text(encoding="utf-8")
     for path in sorted((ROOT / "docs").rglob("*.md"))
@@ -122,6 +122,8 @@ def test_other_blocks_are_of_few_kinds_and_checked(tmp_path: Path) -> None:
                 if program == "pip":
                     named = re.findall(r"[a-z]+", "".join(re.findall(r"\[(.*?)\]", line)))
                     assert {*named} <= {*extras}, f"{page}: {line}"
+                if program == "make":
+                    assert f"\n{rest[0]}:" in (ROOT / "Makefile").read_text(encoding="utf-8"), f"{page}: {line}"
                 if program == "cd":
                     folder = ROOT / rest[0]
                     assert folder.is_dir(), f"{page}: {line}"
