@@ -438,7 +438,7 @@ def test_page_needs_no_other_file(built: Path) -> None:
 
 
 def test_picture(built: Path) -> None:
-    pixels = image.imread(built / "conformance.png")[..., :3]
+    pixels = image.imread(built / "conformance-light.png")[..., :3]
 
     def count(colour: str) -> int:
         wanted = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]

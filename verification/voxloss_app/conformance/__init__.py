@@ -35,7 +35,7 @@ LAWS = (*LOSS_LAWS, *METRIC_LAWS)
 
 
 def build(out: Path, profile: ProfileName = "quick", seed: int = 0) -> int:
-    """Run every check on every loss, and write conformance.md, .html, .json and .png to `out`.
+    """Run every check on every loss, and write conformance.md, .html, .json and its picture to `out`.
 
     Losses that are finished are kept in a folder beside `out`, for the next run to go on. Returns the exit code:
     0; 1 if a loss of voxloss breaks a law, of whatever level, or could not be made; 130 after Ctrl-C, when

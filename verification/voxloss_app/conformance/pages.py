@@ -82,7 +82,7 @@ def versions() -> dict[str, str | None]:
 
 
 def write(out: Path, found: Conformance) -> list[Path]:
-    """Write conformance.png, .md and .html to a folder; return their paths."""
+    """Write the picture, conformance.md, .html and .json to a folder; return their paths."""
     groups = {law.id: _group(law) for law in found.laws}
     headings = {library.name: f"{library.name} {found.versions[library.name]}" for library in LIBRARIES}
     light, dark = (heat_map_png(found.rows, headings, groups, theme) for theme in (LIGHT, DARK))
@@ -96,7 +96,11 @@ def write(out: Path, found: Conformance) -> list[Path]:
     data = {"versions": found.versions, "profile": found.profile, "seed": found.seed}
     rows = [{"library": row.examined.library, **plain(row)} for row in found.rows]
     texts["conformance.json"] = json.dumps({**data, "rows": rows}, indent=1, ensure_ascii=False) + "\n"
-    files = {"conformance.png": light, **{name: text.encode() for name, text in texts.items()}}
+    files = {
+        "conformance-light.png": light,
+        "conformance-dark.png": dark,
+        **{name: text.encode() for name, text in texts.items()},
+    }
     for name, content_of_file in files.items():
         save_bytes(out / name, content_of_file)
     return [out / name for name in files]
@@ -180,6 +184,8 @@ def _content(found: Conformance, groups: Mapping[str, str]) -> dict[str, Any]:
                 "losses": len(of_it),
                 **{level.value: sum(bool(row.broken(level)) for row in of_it) for level in Level},
                 "clean": sum(not row.error and not row.broken(*Level) for row in of_it),
+                "held": sum(row.count(Status.holds) for row in of_it),
+                "checks": sum(row.count(Status.holds) + row.count(Status.broken) for row in of_it),
             }
             for library in LIBRARIES
             if (of_it := [row for row in found.rows if row.examined.library == library.name])
