@@ -136,7 +136,9 @@ def test_other_blocks_are_of_few_kinds_and_checked(tmp_path: Path) -> None:
                 if program == "pytest":
                     for option in re.findall(r"--voxloss-\w+", line):
                         assert f'"{option}"' in plugin, f"{page}: {option}"
-                if program == "torchrun":
+                if program == "torchrun" and "-m" in rest:
+                    assert find_spec(rest[rest.index("-m") + 1]), f"{page}: {line}"
+                elif program == "torchrun":
                     (script,) = (word for word in rest if word.endswith(".py"))
                     options = rest[rest.index(script) + 1 :]
                     source = (ROOT / script).read_text(encoding="utf-8")
