@@ -446,10 +446,17 @@ def test_mixed_precision_trains(ct: Path, tmp_path: Path) -> None:
     assert losses[-1] < losses[0]
 
 
+class VoxelByVoxel(torch.nn.Linear):
+    """A network without a convolution: torch's in bfloat16 on a CPU has a NaN in a gradient now and then."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
+
+
 def test_a_gradient_that_is_not_finite_is_left_out(ct: Path, tmp_path: Path) -> None:
     """In mixed precision. Clipping by the norm would spread it to all weights."""
     plan = make_plan(request_of(ct, tmp_path, precision="bfloat16"))
-    network = network_of(plan)
+    network = VoxelByVoxel(plan.channels, len(plan.channel_names))
     steps = Steps(plan, network, loss_of(plan), CPU, total=2)
     weight, *others = network.parameters()
     hook = weight.register_hook(lambda gradient: gradient * math.nan)  # type: ignore[no-untyped-call]
