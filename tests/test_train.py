@@ -28,7 +28,7 @@ from voxloss_app.names import OF_LABELS
 from voxloss_app.train import Plan, TrainRequest, make_plan, predict_and_write, train_and_score
 from voxloss_app.train.checkpoint import Checkpoint
 from voxloss_app.train.loop import Training, validation_dice
-from voxloss_app.train.network import Steps, loss_of, network_of
+from voxloss_app.train.network import Steps, loss_of
 from voxloss_app.train.prediction import class_of_regions, predicted_classes, write_prediction
 from voxloss_app.train.volumes import IGNORED, batches, image_transforms, item, labelled, training_patches
 from voxloss_data.ct import write_ct_set
