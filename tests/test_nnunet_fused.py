@@ -262,8 +262,9 @@ def test_checkpoints_are_nnunets_and_nnunets_are_continued(make: Make, lazy: Wat
         require_same_parameters(fused.network, expected.network)
 
 
-def test_the_log_says_which_logits_are_whole(make: Make) -> None:
+def test_the_log_says_which_logits_are_whole(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU those of small volumes; on a GPU those of fewer classes than features."""
+    monkeypatch.setattr("voxloss.head.FEWEST_VOXELS", 1 << 13)
     trainer = make(nnUNetTrainerVoxlossFused, patch_size=[32, 32, 16])
     log = Path(trainer.log_file).read_text(encoding="utf-8")
     assert "Logits of [32, 32, 16], 3 classes of 4 features: never in memory while training" in log
@@ -408,7 +409,12 @@ def test_two_processes_train_as_with_whole_logits(two_ranks: Ranks, compiled: bo
 # By nnU-Net's commands.
 
 WATCH = """
-_run_training = nnUNetTrainer.run_training
+_run_training, _initialize = nnUNetTrainer.run_training, nnUNetTrainer.initialize
+def _small_volumes_pay(self):
+    from voxloss import head
+    head.FEWEST_VOXELS = 1 << 13
+    _initialize(self)
+nnUNetTrainer.initialize = _small_volumes_pay
 def _watched(self):
     from voxloss import head, lazy_logits
     made, whole = [], []
@@ -429,7 +435,7 @@ def dice(predicted: Path, truth: Path) -> list[float]:
 @pytest.mark.integration
 @pytest.mark.thorough
 def test_continues_nnunets_training_and_nnunet_predicts(nnunet_home: dict[str, str]) -> None:  # noqa: F811
-    """Volumes of 24³, as the tiles of smaller ones do not pay on a CPU."""
+    """Volumes of 24³, which count as large ones here."""
     folder = Path(nnunet_home["nnUNet_raw"], "Dataset001_Balls")
     write_dataset(folder, "labels", size=24)
     own = Path(nnunet_home["PYTHONPATH"].split(os.pathsep)[0], "nnunetv2", "training", "nnUNetTrainer")

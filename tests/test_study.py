@@ -132,8 +132,12 @@ def test_what_cannot_be_studied_names_the_option(scans: Path, tmp_path: Path) ->
         planned(scans, losses=["dise"])
     data = write_ct_set(tmp_path / "ignored", cases=2, test_cases=0, shape=(32, 32, 24), spacing=(2, 2, 3))
     facts = json.loads((data / "dataset.json").read_text())
-    facts["labels"]["ignore"] = max(map(int, facts["labels"].values())) + 1
+    facts["channel_names"] = {"0": "CT"}  # as nnU-Net has it, with an ignored label
+    facts["labels"] = {"background": 0, "organ": 1, "lesion": 2, "ignore": 3}
+    facts["file_ending"] = ".nii.gz"
     (data / "dataset.json").write_text(json.dumps(facts))
+    for path in (data / "imagesTr").iterdir():
+        path.rename(path.with_name(path.name.replace(".nii.gz", "_0000.nii.gz")))
     with pytest.raises(ValueError, match=r"--data: expected label maps of mutually exclusive classes"):
         planned(data)
 

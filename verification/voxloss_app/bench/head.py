@@ -322,7 +322,7 @@ def _memory_grids(rows: Sequence[dict[str, Any]]) -> Iterator[Grid]:
     by_size: dict[str, list[StepMemory]] = {}
     for each in found:
         case = each.case
-        if case.network == BY_CLASSES and case.channels != max(head_memory.CLASSES):
+        if case.channels != max(classes.get(case.loss, {case.channels: 0})) and _is_usual(case):
             continue  # it is in the table above
         filters = " ".join(map(str, case.filters))
         size = f"C = {case.channels}, {case.edge}³, B = {case.batch}, float32, filters {filters}"
@@ -341,12 +341,17 @@ def _memory_grids(rows: Sequence[dict[str, Any]]) -> Iterator[Grid]:
 
 def by_classes(found: Sequence[StepMemory]) -> dict[str, dict[int, int]]:
     """For each loss the counted bytes of the same step by the number of classes."""
-    usual = StepCase(BY_CLASSES, "")
     classes: dict[str, dict[int, int]] = {}
     for each in found:
-        if each.counted is not None and replace(each.case, loss="", channels=usual.channels) == usual:
+        if each.counted is not None and _is_usual(each.case):
             classes.setdefault(each.case.loss, {})[each.case.channels] = each.counted
     return {loss: counted for loss, counted in classes.items() if len(counted) > 1}
+
+
+def _is_usual(case: StepCase) -> bool:
+    """Whether only loss and classes are its own."""
+    usual = StepCase(BY_CLASSES, "")
+    return replace(case, loss="", channels=usual.channels) == usual
 
 
 def _gib(size: int | None) -> str:

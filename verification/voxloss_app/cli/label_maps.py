@@ -52,7 +52,7 @@ def score(
     regions: RegionsOption = None,
     ignore: IgnoreOption = None,
     format: Annotated[Format, typer.Option(help="Output format; JSON has the exact fractions.")] = Format.table,
-    jobs: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="Number of processes for folders.")] = 1,
+    jobs: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="Number of processes.")] = 1,
     out: FileOption = None,
 ) -> int:
     """Score label maps against references: Dice, IoU, TP, FP, FN and volumes in ml, per label.

@@ -24,15 +24,15 @@ def study(
         str | None,
         typer.Option(
             metavar="A,B",
-            help="Losses to compare with dice-ce; by default all that need labels only. tversky is one run for "
-            "each β of 0.3, 0.5, 0.7, 0.9.",
+            help="Losses to compare with DiceCELoss; by default all.",
         ),
     ] = None,
     folds: Annotated[int, typer.Option(metavar="NUMBER", min=2, help="Folds of the cross-validation.")] = 3,
-    seeds: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="Networks per loss and fold.")] = 3,
-    epochs: Annotated[
-        int, typer.Option(metavar="NUMBER", min=1, help="Epochs of each run, of four patches per scan.")
-    ] = 5,
+    seeds: Annotated[
+        int,
+        typer.Option(metavar="NUMBER", min=1, help="Networks per loss, each with its own weights and batches."),
+    ] = 3,
+    epochs: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="Number of epochs.")] = 5,
     scans: Annotated[
         int | None,
         typer.Option(
@@ -42,13 +42,15 @@ def study(
     width: Annotated[
         int, typer.Option(metavar="NUMBER", min=1, help="Channels of the U-Net's first level.")
     ] = 16,
-    batch: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="Patches per optimiser step.")] = 2,
+    batch: Annotated[
+        int, typer.Option(metavar="NUMBER", min=1, help="Patches per optimiser step, of all processes.")
+    ] = 2,
     jobs: Annotated[
         int | None,
         typer.Option(
             metavar="NUMBER",
             min=1,
-            help="Runs at the same time, each on one CPU thread; by default the number of cores, 1 on a GPU.",
+            help="Number of processes.",
             show_default=False,
         ),
     ] = None,
@@ -62,9 +64,11 @@ def study(
     losses (DiceCE, Dice, Tversky, Generalized Dice, DiceFocal) train beside those of voxloss on the first fold.
     Then time and memory of each loss and of a whole step are measured. Writes evidence.json, evidence.md (Dice,
     IoU, precision, recall and Hausdorff distance with paired differences and confidence intervals) and pictures;
-    with voxloss[train,demo,maps]. Hours for all losses: each run that is finished is kept, as a JSON file in
-    .OUT-study, and repeating the command after Ctrl-C, or with more seeds, runs only what is missing. A Decathlon
-    task such as Task04_Hippocampus (medicaldecathlon.com, CC-BY-SA 4.0) is a suitable folder.
+    with voxloss[train,demo,maps]. By default all losses that need labels only, tversky with β of 0.3, 0.5, 0.7
+    and 0.9, which takes hours: each run that is finished is kept, as a JSON file in .OUT-study, and repeating the
+    command after Ctrl-C, or with more seeds, runs only what is missing. --jobs runs train at the same time, each
+    on one CPU thread; by default as many as there are cores, one on a GPU. A Decathlon task such as
+    Task04_Hippocampus (medicaldecathlon.com, CC-BY-SA 4.0) is a suitable folder.
 
     Examples:
 

@@ -130,7 +130,7 @@ def train(
         typer.Option(
             metavar="NUMBER",
             min=1,
-            help="Number of epochs; a higher number continues a run.",
+            help="Number of epochs.",
         ),
     ] = 100,
     patches: Annotated[int, typer.Option(metavar="NUMBER", min=1, help="Patches of each scan per epoch.")] = 4,
@@ -311,14 +311,12 @@ def trial(
     ],
     seeds: Annotated[
         int,
-        typer.Option(
-            metavar="NUMBER", min=1, help="Networks per loss, each with its own weights, volumes and batches."
-        ),
+        typer.Option(metavar="NUMBER", min=1, help="Networks per loss, each with its own weights and batches."),
     ] = 3,
     steps: StepsOption = 300,
     losses: Annotated[
         str | None,
-        typer.Option(metavar="A,B", help="Loss classes to compare with DiceCELoss; by default all of the task."),
+        typer.Option(metavar="A,B", help="Losses to compare with DiceCELoss; by default all."),
     ] = None,
     edge: EdgeOption = None,
     resume: ResumeOption = True,
