@@ -29,7 +29,7 @@ from voxloss import head as rule
 from voxloss.backends import BACKENDS, tiled
 from voxloss.backends.tiled import Head
 from voxloss.head_operators import head_backward, head_sums, head_terms
-from voxloss.lazy_logits import LazyStack, _Kept, lazy_logits
+from voxloss.lazy_logits import LazyStack, _Kept, _warn, lazy_logits
 from voxloss_verify.subject.maps import MapOfTarget
 from voxloss_verify.subject.ranks import Ranks
 from voxloss_verify.subject.readers import map_of
@@ -690,6 +690,20 @@ def test_where_it_does_not_pay_the_layer_is_ordinary_by_itself(
     strides = (0, 0, 0, 0, 1) if last else (0, 0, 0, 0, 0)
     volume = torch.empty(features, device=device).as_strided(shape, strides)
     assert layer.pays(volume.movedim(-1, 1) if last else volume) is lazy
+
+
+def test_an_operation_that_needs_whole_logits_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    _warn.cache_clear()
+    network = fuse_head(simple(), always=True)
+    image = torch.randn(1, 1, *SPATIAL)
+    network(image).logits()
+    voxloss.DiceCELoss(**MAP)(network(image), torch.randint(CHANNELS, (1, 1, *SPATIAL)))
+    assert not caplog.records
+    for _ in range(2):
+        network(image).cumprod(1)
+    (warning,) = caplog.records
+    assert warning.levelname == "WARNING"
+    assert "lazy logits are computed whole, as aten.cumprod.default needs them" in warning.getMessage()
 
 
 def test_small_volumes_take_the_ordinary_way_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:

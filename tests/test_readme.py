@@ -22,7 +22,7 @@ def test_commands_are_the_command_lines(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_number_of_checks() -> None:
-    (numbers,) = re.findall(r"(\d+) checks of losses, (\d+) of metrics", README)
+    (numbers,) = re.findall(r"runs (\d+) checks on\s.*, or (\d+) on a metric", README)
     assert tuple(map(int, numbers)) == (len(LAWS), len(METRIC_LAWS))
 
 

@@ -309,9 +309,12 @@ def test_the_page_says_what_the_numbers_do() -> None:
     assert re.search(r"\| 10\.0 % \|.*\| 3 × \| 1 × \|", text)
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
-    near = [replace(each) for each in many_results() if each.contender.name in (BASELINE, "DiceLoss")]
+    near = [each for each in many_results() if each.contender.name in (BASELINE, "DiceLoss")]
     assert "hardly matters for Dice: 1 of 1 losses end within 0.01" in page.render(a_study(near))
-    assert "fewer than two runs" in page.render(a_study(near[:1]))
+    few = [each for each in near if each.seed == 0 and each.fold < 2]
+    assert "**Preliminary: on Two_organs (9 scans), 2 runs per loss of 60 steps, which" in page.render(
+        a_study(few)
+    )
 
 
 def test_a_pair_that_departs_is_explained_and_a_failed_run_is_stated() -> None:

@@ -138,7 +138,7 @@ def fuse_head(network: Network, name: str | Sequence[str] | None = None, *, alwa
         layer = _named(network, each)
         _require_head(each, layer)
         _replace(network, each, _fused(layer, always))
-    _LOGGER.info("voxloss: lazy logits of %s", ", ".join(names))
+    _LOGGER.info("voxloss: fused heads: %s (lazy while training, where it pays)", ", ".join(names))
     return network
 
 

@@ -80,7 +80,8 @@ class LazyLogits(Tensor):
         first = args[0] if args else None
         if operation is _ATEN.detach.default and isinstance(first, LazyLogits):
             return LazyLogits(first._kept)
-        _log(str(operation))
+        if operation is not _ATEN.alias.default:  # which `logits` calls
+            _warn(str(operation))
         whole_args, whole_kwargs = tree_map_only(
             LazyLogits, lambda each: each._kept.whole(), (tuple(args), dict(kwargs or {}))
         )
@@ -143,8 +144,9 @@ class _Kept:
 
 
 @cache
-def _log(operation: str) -> None:
-    _LOGGER.info("voxloss: logits are computed whole, as %s needs them", operation)
+def _warn(operation: str) -> None:
+    """Once for each operation: nothing breaks, but what the user wants to save is not saved."""
+    _LOGGER.warning("voxloss: lazy logits are computed whole, as %s needs them", operation)
 
 
 class LazyGradient(Tensor):

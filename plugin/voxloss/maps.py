@@ -181,9 +181,9 @@ def pass_cells(
     fits = numbers >= 0
     if given_cells:
         fits = fits & (numbers < cells)
-    if given.dtype != torch.int32:
-        fits = fits & (numbers == given)
     message = f"partition: expected whole numbers 0…{cells - 1}, one per cell"
+    if given.dtype != torch.int32:
+        _require_all(numbers == given, None, given, message, _MOVED)
     _require_all(fits, None, given, message, "Raise cells=, or omit it." if given_cells else _MOVED)
     # Under torch.compile nothing is checked, and the pass uses the numbers as indices into memory.
     return PassCells(numbers.clamp(0, cells - 1) if torch.compiler.is_compiling() else numbers, cells)

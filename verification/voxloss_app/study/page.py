@@ -28,6 +28,8 @@ from voxloss_app.theme import THEMES
 FILE = "evidence.md"
 # A difference of Dice that a reader would call one; the limit of what the first line counts.
 NOTABLE = 0.01
+# Of each loss; of fewer the first line compares nothing.
+FEWEST_RUNS = 3
 # Both libraries in float32: what one formula may differ by before the networks do.
 SAME = 1e-5
 # Why a pair is not one formula, as docs/differences.md has it.
@@ -69,14 +71,17 @@ def _first_line(study: Study) -> str:
         if contender.name != BASELINE and (difference := study.difference(contender.name, DICE)) is not None:
             found[contender.name] = difference
     data = f"{study.facts['data']} ({study.facts['scans']} scans)"
-    if not found:
+    runs = min((len(study.runs(contender.name)) for contender in study.contenders), default=0)
+    if not found or runs < FEWEST_RUNS:
         return (
-            f"On {data}, fewer than two runs of a loss and of `{BASELINE}` have scores: nothing can be compared."
+            f"Preliminary: on {data}, {runs} run{'s' if runs != 1 else ''} per loss of {study.facts['steps']} "
+            "steps, which is too little to compare losses."
         )
     near = [name for name, each in found.items() if abs(each.mean) < NOTABLE]
     better = [name for name, each in found.items() if each.differs and each.mean > 0]
     worse = [name for name, each in found.items() if each.differs and each.mean < 0]
-    matters = "hardly matters" if 2 * len(near) >= len(found) else "matters"
+    notable = [name for name in better + worse if name not in near]
+    matters = "matters" if notable else "hardly matters"
     return (
         f"On {data}, the choice of the loss {matters} for Dice: {len(near)} of {len(found)} losses end within "
         f"{NOTABLE} of `{BASELINE}`; {_count(better)} better and {_count(worse)} worse by more than the 95 % "
