@@ -150,13 +150,21 @@ def _first_script(verification: Verification) -> str:
     return verification.files[law][-1].name
 
 
+# A formula check that is broken by rounding alone counts as one of accuracy, whether or not numerics are checked.
+_OF_LEVEL = {
+    Level.formula: "of the formula",
+    Level.numerics: "of accuracy alone",
+    Level.interface: "of the interface",
+}
+
+
 def summary(verification: Verification) -> str:
     """How many laws hold and how many do not, in one line."""
     counts = Counter(record.status for record in verification.records)
     parts = [f"{counts[Status.holds]} {'holds' if counts[Status.holds] == 1 else 'hold'}"]
     others = (Status.broken, Status.unexpected, Status.expected, Status.not_applicable)
     levels = Counter(record.level for record in verification.records if record.status is Status.broken)
-    by_level = ", ".join(f"{levels[level]} {level.value}" for level in Level if levels[level])
+    by_level = ", ".join(f"{levels[level]} {words}" for level, words in _OF_LEVEL.items() if levels[level])
     for status in others:
         if counts[status]:
             of_levels = f" ({by_level})" if status is Status.broken and len(levels) > 1 else ""
