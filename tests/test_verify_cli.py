@@ -132,7 +132,9 @@ def test_a_broken_law(verbosely: Verify) -> None:
     code, out, err = verbosely(*flawed("Off", "1", "25"), "--json", "report.json")
     assert (code, err) == (1, "")
     assert " broken " in rows(out)["1"]
-    assert re.search(r"\n\n0 hold, 2 broken \(1 of the formula, 1 of accuracy alone\) in \d+ s\nreport: report.json\n$", out)
+    assert re.search(
+        r"\n\n0 hold, 2 broken \(1 of the formula, 1 of accuracy alone\) in \d+ s\nreport: report.json\n$", out
+    )
     assert "\n25 half precision: broken\nloss: expected " in out
     records = strictly(Path("report.json"))["records"]
     assert [record["status"] for record in records] == ["broken", "broken"]

@@ -82,7 +82,7 @@ def _slices(figure: Figure | SubFigure, segmentation: Segmentation, theme: Theme
     spacing, origin = segmentation.affine.diagonal()[:3], segmentation.affine[:3, 3]
     corners = np.array([[found.min(), found.max() + 1] for found in np.nonzero(head)])
     low, high = origin + spacing * (corners.T - 0.5)  # a voxel's coordinate is its centre
-    middle, half = (low + high) / 2, (high - low).max() / 2
+    middle, half = (low + high) / 2, 1.1 * (high - low).max() / 2  # with room for the letters
     before = segmentation.image.shape[0] - segmentation.reference.shape[0]
     centre = [int(c) for c in np.argwhere(segmentation.reference).mean(0).round()]
     centre[0] += before

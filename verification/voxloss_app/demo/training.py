@@ -62,7 +62,7 @@ def train(
         channels=(16, 32, 64, 128),
         strides=(2, 2, 2),
         num_res_units=1,
-        norm="batch",
+        norm="instance",
     ).to(device)
     criterion = softmax_loss(LOSSES[loss_name])
     optimiser = torch.optim.AdamW(network.parameters(), LEARNING_RATE)
