@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from statistics import fmean
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from voxloss_app.study.contenders import BASELINE, BETAS, MONAI, VOXLOSS, tversky
+from voxloss_app.study.contenders import BETAS, MONAI, VOXLOSS, tversky
 from voxloss_app.study.results import PRECISION, RECALL, Study
-from voxloss_app.theme import BLUE, GREEN, THEMES, VERMILION, Theme, on
+from voxloss_app.theme import BLUE, GREEN, GREY, ORANGE, SKY, THEMES, VERMILION, Theme, on
 
 PARITY, BALANCE = "parity", "balance"
+_MARKS = "DosPvX^*<>hp"
 
 
 def file_name(picture: str, theme: str) -> str:
@@ -72,7 +74,7 @@ def _smooth(losses: Sequence[float], over: int = 20) -> list[float]:
 
 def _balance(study: Study, theme: Theme) -> Figure:
     """Each loss by mean precision and recall; those of Tversky with rising β as a line."""
-    figure = Figure(figsize=(7.2, 5.6), layout="constrained")
+    figure = Figure(figsize=(7.2, 6.2), layout="constrained")
     axes = figure.subplots()
     points = dict(_points(study))
     betas = {beta: point for beta in BETAS if (point := points.pop(tversky(beta).name, None)) is not None}
@@ -80,14 +82,16 @@ def _balance(study: Study, theme: Theme) -> Figure:
         colour = on(theme, VERMILION)
         axes.plot(*zip(*betas.values(), strict=True), "-o", color=colour, label="TverskyLoss")
         for beta, point in betas.items():
-            axes.annotate(f"β = {beta:g}", point, (8, -12), textcoords="offset points", color=colour, fontsize=10)
-    for name, point in points.items():
-        of_baseline = name == BASELINE
-        colour = on(theme, BLUE if of_baseline else GREEN)
-        axes.plot(*point, "D" if of_baseline else "o", color=colour, markersize=8 if of_baseline else 5)
-        axes.annotate(
-            name.removesuffix("Loss"), point, (5, 4), textcoords="offset points", color=theme.ink, fontsize=7.5
-        )
+            axes.annotate(
+                f"β = {beta:g}", point, (-52, -4), textcoords="offset points", color=colour, fontsize=10
+            )
+    colours = (BLUE, GREEN, SKY, ORANGE, GREY)
+    for number, (name, point) in enumerate(points.items()):
+        style: dict[str, Any] = {"marker": _MARKS[number % len(_MARKS)], "linestyle": "none"}
+        colour = on(theme, colours[number % len(colours)])
+        axes.plot(*point, **style, color=colour, markersize=9, alpha=0.85, label=name)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, labelcolor=theme.ink, fontsize=9)
+    axes.margins(x=0.15)
     axes.set_xlabel("precision, mean over runs and classes")
     axes.set_ylabel("recall")
     _style(axes, theme)
