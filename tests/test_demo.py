@@ -465,8 +465,8 @@ def test_slices_are_drawn_in_mm_and_the_right_way_up(theme: Theme) -> None:
     assert not truth[:, :7].any(), "the part that was trained on has no labels"
     assert truth[3, 7].tolist() != found[3, 7].tolist()
     assert np.argwhere(wrong[..., 3]).tolist() == [[3, 7]]
-    widths = {float(np.ptp(axes.get_xlim())) for row in rows for axes in row}
-    heights = {float(np.ptp(axes.get_ylim())) for row in rows for axes in row}
-    assert [*widths, *heights] == pytest.approx([13.2] * 2), (
+    widths = [float(np.ptp(axes.get_xlim())) for row in rows for axes in row]
+    heights = [float(np.ptp(axes.get_ylim())) for row in rows for axes in row]
+    assert [*widths, *heights] == pytest.approx([13.2] * 24), (
         "one size for all, a little more than the longest side"
     )
