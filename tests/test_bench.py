@@ -52,6 +52,7 @@ from voxloss_app.bench.contenders import COPY, FLOOR, IN_CACHE, OURS, Contender,
 from voxloss_app.bench.goals import GOALS, ROUNDING, judge
 from voxloss_app.bench.measure import Options, examine
 from voxloss_app.bench.memory import StorageCounter, allocated_peak, resident_peak
+from voxloss_app.bench.own_process import apart
 from voxloss_app.bench.results import (
     BenchResult,
     Measurement,
@@ -1230,6 +1231,18 @@ def test_heads_from_the_command_line(
         assert command("--head", "--only", "memory", "--out", str(tmp_path)) == 0
         assert head.load(tmp_path / "head.json")["memory"].rows == memory.rows
         assert command("--head", "--only", "memory", "--fresh", "--out", str(tmp_path)) != 0
+    with monkeypatch.context() as patch:
+        counts = iter([head_memory.count(STEP)])
+
+        def interrupted(case: head_memory.StepCase) -> head_memory.StepMemory:
+            for found in counts:
+                return found
+            raise KeyboardInterrupt
+
+        patch.setattr(head_memory, "count", interrupted)
+        capsys.readouterr()
+        assert command("--head", "--only", "memory", "--fresh", "--out", str(tmp_path)) == 130
+        assert "interrupted: 1 of 3 cases are finished and kept in" in capsys.readouterr().out
     assert parts["time"].command == (
         "voxloss bench --head --classes 3 --features 4 --edge 16 --rounds 1 --only 'time'"
     )
@@ -1250,9 +1263,9 @@ def test_heads_from_the_command_line(
 
 @pytest.mark.integration
 def test_a_case_has_a_process_of_its_own() -> None:
-    assert head.apart(os.getpid) != os.getpid()
-    assert head.apart(torch.get_num_threads) == torch.get_num_threads() == 1
-    assert head.apart(partial(os.getenv, "OMP_WAIT_POLICY")) == os.environ.get("OMP_WAIT_POLICY", "passive")
+    assert apart(os.getpid) != os.getpid()
+    assert apart(torch.get_num_threads) == torch.get_num_threads() == 1
+    assert apart(partial(os.getenv, "OMP_WAIT_POLICY")) == os.environ.get("OMP_WAIT_POLICY", "passive")
 
 
 def test_the_committed_page_of_heads_is_that_of_the_committed_figures() -> None:

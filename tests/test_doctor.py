@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 import voxloss
 from voxloss.backends import BACKENDS, eager
+from voxloss.head import FEWEST_LOGITS, FEWEST_VOXELS
 from voxloss_app.cli import app
 from voxloss_app.doctor import choice, findings
 from voxloss_app.doctor.gpu import GpuRequest
@@ -17,6 +18,11 @@ from voxloss_app.doctor.gpu import GpuRequest
 
 def doctor(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["doctor", *arguments], env={"COLUMNS": "300"})
+
+
+def test_the_rule_of_fused_heads_is_stated() -> None:
+    (line,) = [line for line in doctor().output.splitlines() if line.startswith("fuse_head: ")]
+    assert f"at least {FEWEST_VOXELS} voxels or {FEWEST_LOGITS} logits" in line
 
 
 def test_every_backend_is_tried_and_every_choice_shown() -> None:

@@ -53,7 +53,7 @@ ORDER = {
         ["exponential_logarithmic", "unified_focal", "top_k", "skeleton", "boundary", "lesions"],
     ],
     "voxloss_verify": [
-        ["tolerances", "request", "configurations"],
+        ["tolerances", "request", "configurations", "workers"],
         ["oracle"],
         ["subject"],
         ["laws"],

@@ -81,7 +81,7 @@ class PassSums:
         names: of the sums, out of `voxloss.backends.voxels.TERMS`.
         tensor: the sums `[K, B, C]` in the order of the names, unit voxels, float64. Of this rank's part of a
             volume that is spread over a group they are those of the whole volume.
-        binary: whether each channel is an independent binary channel (a sigmoid, or a single channel), so that
+        binary: whether channels are independent of each other (a sigmoid, or a single channel), so that
             cross entropy and focal terms have a negative part as well.
         spatial_axes: how many the input has.
         annotated: bool `[B, C]`, None if every class was annotated in every sample. Other sums are 0.
@@ -239,7 +239,7 @@ class Volumes(NamedTuple):
 
     @property
     def binary(self) -> bool:
-        """Whether each channel is an independent binary channel; see `PassSums`."""
+        """Whether channels are independent of each other; see `PassSums`."""
         return self.activation == "sigmoid" or self.input.shape[1] == 1
 
 

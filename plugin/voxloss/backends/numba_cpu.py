@@ -72,7 +72,7 @@ def region_sums(
     *flat, numbers = flatten_spatial(
         [input, target, _for_rows(mask, input), _for_rows(map, input), _numbers(partition, input)]
     )
-    inputs, targets, masks, maps = (_Items(tensor) for tensor in flat)
+    inputs, targets, masks, maps = (_Samples(tensor) for tensor in flat)
     config = _config(input, target, spec, mask)
     target_of = _target_of(targets, target, channels, config, spec)
     part = _part(inputs.voxels, channels, spec.cells)
@@ -98,7 +98,7 @@ def voxel_terms(
     items, channels, *_ = input.shape
     result = torch.empty((items, 1, *input.shape[2:]), dtype=torch.promote_types(input.dtype, torch.float32))
     flat = flatten_spatial([result, input, target, _for_rows(mask, input)])
-    results, inputs, targets, masks = (_Items(tensor) for tensor in flat)
+    results, inputs, targets, masks = (_Samples(tensor) for tensor in flat)
     config = _config(input, target, spec, mask)
     target_of = _target_of(targets, target, channels, config, spec)
     valid = np.zeros((items, -(-inputs.voxels // _part(inputs.voxels, channels, 0))), dtype=bool)
@@ -137,7 +137,7 @@ def region_sums_backward(
     *flat, numbers = flatten_spatial(
         [written, input, target, _for_rows(mask, input), _for_rows(map, input), _numbers(partition, input)]
     )
-    results, inputs, targets, masks, maps = (_Items(tensor) for tensor in flat)
+    results, inputs, targets, masks, maps = (_Samples(tensor) for tensor in flat)
     config, by_target = _config(input, target, spec, mask), wrt == "target"
     target_of = _target_of(targets, target, channels, config, spec)
     cells = max(1, spec.cells)
@@ -154,7 +154,7 @@ def region_sums_backward(
     return result if result is written else result.copy_(written)
 
 
-class _Items:
+class _Samples:
     """A tensor `[B, channels, N]` as memory and, for each sample, how it lies there."""
 
     def __init__(self, flat: Tensor) -> None:
@@ -174,7 +174,7 @@ class _Items:
 
 
 def _target_of(
-    targets: _Items, target: Tensor, channels: int, config: Any, spec: PassSpec
+    targets: _Samples, target: Tensor, channels: int, config: Any, spec: PassSpec
 ) -> Callable[[int, int, int, _Scratch], Any]:
     """Return what gives the kernels the target of a part of a sample: whole numbers of any dtype as one."""
     kernels = _kernels()

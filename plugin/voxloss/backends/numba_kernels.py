@@ -1199,7 +1199,7 @@ def _slope_at_labels(count, sums, gamma, weights, channels, labels, rows):
 
 # A sigmoid and a label map: the label decides which channels a voxel is in. All terms are those of the
 # probability of the right answer, p where g is 1 and n where it is 0, so one logarithm and one power do.
-# A softmax over two classes is one such channel: its logit is the difference of both, and one exponential does.
+# A softmax over two classes equals one such channel: its logit is the difference of both; one exponential does.
 
 
 @compiled

@@ -6,16 +6,14 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from rich.table import Table
@@ -35,6 +33,7 @@ from voxloss_app.bench.head_time import (
     HeadTimes,
 )
 from voxloss_app.bench.machine import commit, machine, versions
+from voxloss_app.bench.own_process import SETTINGS, apart
 from voxloss_app.bench.page import MARKS, markdown
 from voxloss_app.bench.results import State
 from voxloss_app.bench.timing import short
@@ -48,7 +47,6 @@ from voxloss_verify.tolerances import GRADIENT, LOSS
 
 SCHEMA, FILE = 1, "head.json"
 BY_CLASSES = "DynUNet"  # the network whose memory is counted with several numbers of classes
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -180,33 +178,13 @@ def _part(request: HeadRequest, rows: Sequence[dict[str, Any]]) -> Part:
         "rounds": request.rounds,
         "threads": torch.get_num_threads(),
         "seed": request.seed,
-        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", _SETTINGS["OMP_WAIT_POLICY"]),
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", SETTINGS["OMP_WAIT_POLICY"]),
     }
     today = datetime.now(timezone.utc).date().isoformat()
     return Part(today, request.command, machine("cpu"), versions(), commit(), settings, rows)
 
 
 # What is measured.
-
-# The last two are about what the profiler announces.
-_SETTINGS = {"OMP_WAIT_POLICY": "passive", "KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-
-
-def apart(run: Callable[[], Found]) -> Found:
-    """The result of something in a process of its own, in which nothing has run before."""
-    before = dict(os.environ)
-    os.environ.update({name: before.get(name, value) for name, value in _SETTINGS.items()})
-    try:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            return pool.submit(_with_threads, torch.get_num_threads(), run).result()
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def _with_threads(threads: int, run: Callable[[], Found]) -> Found:
-    torch.set_num_threads(threads)
-    return run()
 
 
 class _Case(NamedTuple):
@@ -312,8 +290,8 @@ def _time_cells(found: HeadTimes, name: str, measured: HeadMeasurement) -> list[
 def _memory_grids(rows: Sequence[dict[str, Any]]) -> Iterator[Grid]:
     found = [*map(head_memory.from_json, rows)]
     classes = by_classes(found)
-    if classes:
-        columns = sorted({channels for counted in classes.values() for channels in counted})
+    columns = sorted({channels for counted in classes.values() for channels in counted})
+    if columns:
         title = f"Peak memory of a training step by classes: {BY_CLASSES}, 128³, B = 2, float32, counted, GiB"
         grid = Grid(title, ["loss", *(f"C = {channels}" for channels in columns)])
         for loss, counted in classes.items():
@@ -322,7 +300,7 @@ def _memory_grids(rows: Sequence[dict[str, Any]]) -> Iterator[Grid]:
     by_size: dict[str, list[StepMemory]] = {}
     for each in found:
         case = each.case
-        if case.channels != max(classes.get(case.loss, {case.channels: 0})) and _is_usual(case):
+        if _is_usual(case) and case.channels in columns[:-1]:
             continue  # it is in the table above
         filters = " ".join(map(str, case.filters))
         size = f"C = {case.channels}, {case.edge}³, B = {case.batch}, float32, filters {filters}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from voxloss_app.bench.head_memory import FUSED, MONAI, NNUNET, NO_CLASSES, UNFUSED
+from voxloss_app.drawing import dress, png
 from voxloss_app.theme import BLUE, GREEN, GREY, ORANGE, VERMILION, Theme, on
 
 # In the order in which they end, so that names do not cross.
@@ -25,7 +25,6 @@ def memory_png(classes: Mapping[str, Mapping[int, int]], theme: Theme) -> bytes:
     """Draw GiB against the number of classes, a line for each loss."""
     figure = Figure(figsize=(7.6, 4.2), facecolor=theme.paper, layout="constrained")
     axes = figure.subplots()
-    axes.set_facecolor(theme.paper)
     for loss, (colour, mark, name) in _STYLES.items():
         points = sorted(classes.get(loss, {}).items())
         if points:
@@ -34,13 +33,10 @@ def memory_png(classes: Mapping[str, Mapping[int, int]], theme: Theme) -> bytes:
             width = 3.0 if loss == FUSED else 2.0
             axes.plot(x, y, color=on(theme, colour), linewidth=width, label=f"{name}: {y[-1]:.1f} GiB", **style)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("classes", color=theme.ink, fontsize=12)
-    axes.set_ylabel("GiB of a training step", color=theme.ink, fontsize=12)
-    axes.grid(color=theme.grid, linewidth=0.6)
-    axes.tick_params(colors=theme.ink, labelsize=11)
-    axes.spines[["top", "right"]].set_visible(False)
-    for spine in axes.spines.values():
-        spine.set_color(theme.grid)
+    axes.set_xlabel("classes", fontsize=12)
+    axes.set_ylabel("GiB of a training step", fontsize=12)
+    axes.tick_params(labelsize=11)
+    dress(axes, theme)
     if axes.lines:
         legend = axes.legend(
             frameon=False,
@@ -51,7 +47,4 @@ def memory_png(classes: Mapping[str, Mapping[int, int]], theme: Theme) -> bytes:
             title_fontsize=11,
         )
         legend.get_title().set_color(theme.ink)
-    buffer = io.BytesIO()
-    # Without the version of matplotlib, which the picture does not depend on.
-    figure.savefig(buffer, format="png", dpi=140, metadata={"Software": None})
-    return buffer.getvalue()
+    return png(figure, dpi=140)

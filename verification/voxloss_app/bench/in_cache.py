@@ -59,8 +59,8 @@ def _walk(input: Tensor, target: Tensor, spec: PassSpec) -> Callable[[], None]:
         numba_cpu._scratch(input, target, voxels, spec),
     )
     volumes = (input, target, numba_cpu._for_rows(None, input), torch.zeros_like(input))
-    inputs, _, nothing, results = (numba_cpu._Items(each)[0] for each in volumes)
-    target_of = numba_cpu._target_of(numba_cpu._Items(target), target, channels, config, spec)
+    inputs, _, nothing, results = (numba_cpu._Samples(each)[0] for each in volumes)
+    target_of = numba_cpu._target_of(numba_cpu._Samples(target), target, channels, config, spec)
     sums = np.zeros((1, len(TERMS), channels))
     weights = np.full((1, len(TERMS), channels), 1e-6, numba_cpu._precision(input))
     order, bounds = scratch.order, np.array([0, voxels])

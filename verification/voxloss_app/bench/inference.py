@@ -14,8 +14,8 @@ from monai.inferers.inferer import SlidingWindowInferer
 from torch import Tensor, nn
 
 from voxloss import SlidingWindowLabels, fuse_head
-from voxloss_app.bench.head import apart
 from voxloss_app.bench.memory import resident_peak
+from voxloss_app.bench.own_process import apart
 from voxloss_app.exits import ExitCode
 from voxloss_app.terminal import results_console
 

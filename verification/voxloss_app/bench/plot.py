@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 
 from voxloss_app.bench.contenders import FLOOR, OURS
 from voxloss_app.bench.results import BenchResult, Run
+from voxloss_app.drawing import png
 from voxloss_app.theme import LIGHT
 from voxloss_data.files import save_bytes
 
@@ -39,10 +39,8 @@ def write(out: Path, runs: Sequence[Run]) -> Path:
     if labels:
         handles = [named[label] for label in labels]
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
     path = out / "performance.png"
-    save_bytes(path, buffer.getvalue())
+    save_bytes(path, png(figure, dpi=130))
     return path
 
 

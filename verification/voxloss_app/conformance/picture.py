@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from voxloss_app.conformance.results import Cell, Row
+from voxloss_app.drawing import png
 from voxloss_app.theme import DARK, LIGHT, Theme
 from voxloss_verify.laws.record import Status
 from voxloss_verify.request import Level
@@ -61,10 +61,7 @@ def heat_map_png(rows: Sequence[Row], headings: dict[str, str], groups: dict[str
         fontsize=9,
         borderaxespad=0,
     )
-    buffer = io.BytesIO()
-    # Without the version of matplotlib, which the picture does not depend on.
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    return buffer.getvalue()
+    return png(figure, dpi=110)
 
 
 def _colours(theme: Theme) -> tuple[str, ...]:

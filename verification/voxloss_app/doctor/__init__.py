@@ -123,9 +123,9 @@ def show_doctor(device: str | None, dtype: str | None) -> int:
         else f"\n{ENVIRONMENT_VARIABLE} is not set; it or backend= names one."
     )
     console.print(
-        f"fuse_head makes logits lazy on a CPU from {FEWEST_VOXELS} voxels or {FEWEST_LOGITS} elements of the "
-        "logits per sample on (in channels_last_3d with at least as many classes as features), on a GPU with at "
-        "least as many classes as features; always=True overrides that."
+        f"fuse_head: on a CPU logits are lazy for samples of at least {FEWEST_VOXELS} voxels or {FEWEST_LOGITS} "
+        "logits, in channels_last_3d only with at least as many classes as features; on a GPU with at least as "
+        "many classes as features. always=True overrides this rule."
     )
     failed = any(finding.works is False for finding in found) or any(given.backend is None for given in made)
     return ExitCode.FAILED if failed else ExitCode.DONE

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,6 +14,7 @@ from pathlib import Path
 from voxloss_data.label_maps import LabelFile, LabelMapPair
 from voxloss_data.text import printable, quoted
 from voxloss_verify.oracle.sums import pair_counts
+from voxloss_verify.workers import workers
 
 Regions = Mapping[str, Sequence[int]]
 
@@ -121,15 +119,8 @@ def score_pairs(
             results.append(score(case))
             advance()
         return results
-    # Not forked: threads, such as that of a progress bar, do not survive a fork.
-    executor = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
-    try:
-        # The workers inherit the disabled SIGINT; this process handles Ctrl-C and ends them.
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            futures = [executor.submit(score, case) for case in cases]
-        finally:
-            signal.signal(signal.SIGINT, handler)
+    with workers(jobs) as submit:
+        futures = [submit(score, case) for case in cases]
         for case, future in zip(cases, futures, strict=True):
             try:
                 results.append(future.result())
@@ -137,12 +128,6 @@ def score_pairs(
                 error = f"{quoted(case.prediction)}: a process died, perhaps for want of memory; try fewer jobs"
                 results.append(PairScores(case, [], error))
             advance()
-    except BaseException:
-        for worker in multiprocessing.active_children():
-            worker.terminate()
-        raise
-    finally:
-        executor.shutdown(cancel_futures=True)
     return results
 
 

@@ -7,12 +7,10 @@ time and memory, `results` the numbers and their statistics, `page` and `picture
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import shlex
-import signal
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from datetime import datetime, timezone
 from functools import partial
 from statistics import fmean
@@ -21,8 +19,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from voxloss_app.bench.head import apart
 from voxloss_app.bench.machine import commit, machine, versions
+from voxloss_app.bench.own_process import apart
 from voxloss_app.exits import ExitCode, complain
 from voxloss_app.finished import Finished, digest, interrupted
 from voxloss_app.study import cost, page
@@ -33,6 +31,7 @@ from voxloss_app.study.run import StudyRun, run
 from voxloss_app.terminal import is_quiet, progress_bar, results_console
 from voxloss_data.files import save_bytes, save_text
 from voxloss_verify.subject.devices import chosen_device
+from voxloss_verify.workers import workers
 
 __all__ = ["StudyRequest", "hold_study"]
 
@@ -62,16 +61,17 @@ def hold_study(request: StudyRequest) -> int:
         plan = study_plan(request, known, lambda done, total: progress.update(bar, completed=done, total=total))
     request.out.mkdir(parents=True, exist_ok=True)
     kept = Finished(request.out, "study")
-    done: list[StudyRun] = []
+    found: dict[str, StudyRun] = {}
     try:
-        _run_all(request, plan, device, kept, done, console)
+        _run_all(request, plan, device, kept, found, console)
         costs = _costs(plan, device, kept, known, request.fresh, console)
     except KeyboardInterrupt:
-        console.print(interrupted(len(done), len(plan.tasks), "runs", kept))
+        console.print(interrupted(len(found), len(plan.tasks), "runs", kept))
         return ExitCode.INTERRUPTED
     with_peer = {peer.name for peer in plan.peers}
     results = [
-        result_of(each, plan.classes, each.contender.name in with_peer and each.fold == 0) for each in done
+        result_of(found[task.name], plan.classes, task.contender.name in with_peer and task.fold == 0)
+        for task in plan.tasks
     ]
     study = Study(
         command=_command(request),
@@ -99,24 +99,25 @@ def hold_study(request: StudyRequest) -> int:
 
 
 def _run_all(
-    request: StudyRequest, plan: StudyPlan, device: str, kept: Finished, done: list[StudyRun], console: Console
+    request: StudyRequest,
+    plan: StudyPlan,
+    device: str,
+    kept: Finished,
+    found: dict[str, StudyRun],
+    console: Console,
 ) -> None:
-    """Append all runs to `done`, in the order of the plan; what is kept from earlier comes first."""
-    found: dict[str, StudyRun] = {}
-    if not request.fresh:
-        for task in plan.tasks:
-            earlier = kept.read(task.name, StudyRun.from_json)
-            if earlier is not None:
-                found[task.name] = earlier
+    """Fill `found` with all runs, by the names of their tasks; first with what is kept from earlier."""
+    for task in () if request.fresh else plan.tasks:
+        earlier = kept.read(task.name, StudyRun.from_json)
+        if earlier is not None:
+            found[task.name] = earlier
     missing = [task for task in plan.tasks if task.name not in found]
     _LOG.info("%d of %d runs are kept in %s", len(found), len(plan.tasks), kept.folder)
-    done.extend(found.values())
     with progress_bar(console, *_COLUMNS) as progress:
         bar = progress.add_task("training", total=len(plan.tasks), completed=len(found))
 
         def take(task: Task, result: StudyRun) -> None:
             kept.write(task.name, result.to_json())
-            done.append(result)
             found[task.name] = result
             progress.advance(bar)
             _LOG.info("%s: %s", task.title, result.failed or "done")
@@ -124,7 +125,6 @@ def _run_all(
                 console.print(f"{task.title}: {_line(plan, result)}")
 
         _each(missing, partial(_run, request, device), request.jobs, take)
-    done[:] = [found[task.name] for task in plan.tasks]
 
 
 def _run(request: StudyRequest, device: str, task: Task) -> StudyRun:
@@ -143,24 +143,14 @@ def _each(
     """
     if not tasks:
         return
-    executor = ProcessPoolExecutor(min(jobs, len(tasks)), multiprocessing.get_context("spawn"))
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
-        # The workers inherit the disabled SIGINT; this process handles Ctrl-C and ends them.
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            waiting: dict[Future[StudyRun], Task] = {executor.submit(start, task): task for task in tasks}
-        finally:
-            signal.signal(signal.SIGINT, handler)
-        for future in as_completed(waiting):
-            take(waiting.pop(future), future.result())
-    except BaseException:
-        for worker in multiprocessing.active_children():
-            worker.terminate()
-        raise
+        with workers(min(jobs, len(tasks))) as submit:
+            waiting: dict[Future[StudyRun], Task] = {submit(start, task): task for task in tasks}
+            for future in as_completed(waiting):
+                take(waiting.pop(future), future.result())
     finally:
-        executor.shutdown(cancel_futures=True)
         if before is None:
             del os.environ["OMP_NUM_THREADS"]
         else:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from voxloss_app.drawing import dress, png
 from voxloss_app.study.contenders import BETAS, MONAI, VOXLOSS, tversky
 from voxloss_app.study.results import PRECISION, RECALL, Study
 from voxloss_app.theme import BLUE, GREEN, GREY, ORANGE, SKY, THEMES, VERMILION, Theme, on
 
 PARITY, BALANCE = "parity", "balance"
+DPI = 130
 _MARKS = "DosPvX^*<>hp"
 
 
@@ -28,23 +28,16 @@ def pictures(study: Study) -> dict[str, bytes]:
     drawn = {}
     for name, theme in THEMES.items():
         if study.peers:
-            drawn[file_name(PARITY, name)] = _png(_parity(study, theme), theme)
+            drawn[file_name(PARITY, name)] = png(_parity(study, theme), DPI)
         if study.results:
-            drawn[file_name(BALANCE, name)] = _png(_balance(study, theme), theme)
+            drawn[file_name(BALANCE, name)] = png(_balance(study, theme), DPI)
     return drawn
-
-
-def _png(figure: Figure, theme: Theme) -> bytes:
-    buffer = io.BytesIO()
-    # Without the version of matplotlib, which the picture does not depend on.
-    figure.savefig(buffer, format="png", dpi=130, facecolor=theme.paper, metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def _parity(study: Study, theme: Theme) -> Figure:
     """For each pair the loss at each step, of the first seed; below it how far apart they are."""
     names = [peer.name for peer in study.peers]
-    figure = Figure(figsize=(3.3 * len(names), 4.6), layout="constrained")
+    figure = Figure(figsize=(3.3 * len(names), 4.6), facecolor=theme.paper, layout="constrained")
     rows = figure.subplots(2, len(names), squeeze=False, sharex=True, height_ratios=(2, 1))
     colours = {MONAI: on(theme, VERMILION), VOXLOSS: on(theme, BLUE)}
     for number, name in enumerate(names):
@@ -60,7 +53,7 @@ def _parity(study: Study, theme: Theme) -> Figure:
         curve.set_title(name.replace(", ", "\n"), fontsize=11, color=theme.ink)
         apart.set_xlabel("step")
         for axes in (curve, apart):
-            _style(axes, theme)
+            dress(axes, theme)
     rows[0][0].set_ylabel("loss, mean of 20 steps")
     rows[1][0].set_ylabel("|difference|, each step")
     handles, labels = rows[0][0].get_legend_handles_labels()
@@ -74,7 +67,7 @@ def _smooth(losses: Sequence[float], over: int = 20) -> list[float]:
 
 def _balance(study: Study, theme: Theme) -> Figure:
     """Each loss by mean precision and recall; those of Tversky with rising β as a line."""
-    figure = Figure(figsize=(7.2, 6.2), layout="constrained")
+    figure = Figure(figsize=(7.2, 6.2), facecolor=theme.paper, layout="constrained")
     axes = figure.subplots()
     points = dict(_points(study))
     betas = {beta: point for beta in BETAS if (point := points.pop(tversky(beta).name, None)) is not None}
@@ -94,7 +87,7 @@ def _balance(study: Study, theme: Theme) -> Figure:
     axes.margins(x=0.15)
     axes.set_xlabel("precision, mean over runs and classes")
     axes.set_ylabel("recall")
-    _style(axes, theme)
+    dress(axes, theme)
     return figure
 
 
@@ -103,14 +96,3 @@ def _points(study: Study) -> Iterator[tuple[str, tuple[float, float]]]:
         values = [study.values(contender.name, score) for score in (PRECISION, RECALL)]
         if all(values):
             yield contender.name, (fmean(values[0]), fmean(values[1]))
-
-
-def _style(axes: Axes, theme: Theme) -> None:
-    axes.set_facecolor(theme.paper)
-    axes.grid(color=theme.grid, linewidth=0.6)
-    axes.tick_params(colors=theme.ink)
-    axes.spines[["top", "right"]].set_visible(False)
-    for spine in axes.spines.values():
-        spine.set_color(theme.grid)
-    for label in (axes.xaxis.label, axes.yaxis.label):
-        label.set_color(theme.ink)

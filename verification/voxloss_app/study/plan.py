@@ -128,7 +128,7 @@ def study_plan(
                 depends_on = digest([facts, {name: versions.get(name) for name in OF_RESULTS}])[:16]
                 words = "".join(c if c.isalnum() else "-" for c in f"{contender.library}-{contender.name}")
                 tasks.append(Task(contender, fold, plan, f"{words}-{fold}-{seed}-{depends_on}"))
-    return StudyPlan(common, contenders, peers, tasks, _facts(request, common, names))
+    return StudyPlan(common, contenders, peers, tasks, _facts(request, tasks[0].plan, len(names)))
 
 
 def _content(data: Path, names: Sequence[str]) -> list[Any]:
@@ -137,24 +137,23 @@ def _content(data: Path, names: Sequence[str]) -> list[Any]:
     return [[path.stat().st_size for path in (*found[name].image, found[name].label)] for name in sorted(names)]
 
 
-def _facts(request: StudyRequest, common: Plan, names: Sequence[str]) -> dict[str, Any]:
+def _facts(request: StudyRequest, first: Plan, scans: int) -> dict[str, Any]:
     description = request.data / "dataset.json"
     fields = Field.of_file(description).object() if description.exists() else {}
     known = {key: fields[key].text() for key in ("name", "description", "licence", "license") if key in fields}
-    per_epoch = (len(names) - len(names[:: request.folds])) * common.patches // common.batch
     return {
         "data": known.get("name", request.data.resolve().name),
         "description": known.get("description", ""),
         "licence": known.get("licence", known.get("license", "")),
-        "scans": len(names),
-        "classes": common.class_names[1:],
-        "channels": common.channels,
-        "spacing": common.spacing,
-        "patch": common.patch,
-        "batch": common.batch,
-        "width": common.width,
-        "depth": common.depth,
-        "epochs": common.epochs,
-        "steps": common.epochs * per_epoch,
-        "learning_rate": common.learning_rate,
+        "scans": scans,
+        "classes": first.class_names[1:],
+        "channels": first.channels,
+        "spacing": first.spacing,
+        "patch": first.patch,
+        "batch": first.batch,
+        "width": first.width,
+        "depth": first.depth,
+        "epochs": first.epochs,
+        "steps": first.epochs * first.epoch_steps,
+        "learning_rate": first.learning_rate,
     }

@@ -92,8 +92,7 @@ def run(data: Path, plan: Plan, contender: Contender, fold: int, device: str) ->
     set_determinism(plan.seed)
     place = torch.device(device)
     network = network_of(plan).to(place)
-    per_epoch = len(plan.training) * plan.patches // plan.step_patches
-    steps = Steps(plan, network, contender.criterion(), place, plan.epochs * per_epoch)
+    steps = Steps(plan, network, contender.criterion(), place, plan.epochs * plan.epoch_steps)
     for epoch in range(plan.epochs):
         set_determinism(plan.seed + 1 + epoch)
         for batch in batches(patches, plan):

@@ -29,8 +29,7 @@ class Training:
         set_determinism(plan.seed)
         self.plan, self.out, self.device = plan, out, device
         self.network = network_of(plan).to(device)
-        self.per_epoch = len(plan.training) * plan.patches // plan.step_patches
-        self.steps = Steps(plan, self.network, loss_of(plan), device, plan.epochs * self.per_epoch)
+        self.steps = Steps(plan, self.network, loss_of(plan), device, plan.epochs * plan.epoch_steps)
         self.epochs: list[Epoch] = []
         checkpoint = shared(Checkpoint.load(out, torch.device("cpu")) if rank() == 0 else None)
         if checkpoint is not None:
@@ -59,7 +58,7 @@ class Training:
             total = 0.0
             for number, batch in enumerate(batches(patches, self.plan)):
                 image, label = batch["image"].to(self.device), batch["label"].to(self.device)
-                step = epoch * self.per_epoch + number
+                step = epoch * self.plan.epoch_steps + number
                 loss = float(self.steps.take(image, label, step))
                 if not math.isfinite(loss):
                     raise self._diverged(step, "a finite loss", str(loss))
@@ -68,7 +67,7 @@ class Training:
             # The last step may have gone wrong: the loss would show it at the next one.
             if not all(torch.isfinite(weight).all() for weight in self.network.parameters()):
                 raise self._diverged(step, "finite weights", "NaN or infinite ones")
-            finished = Epoch(total / self.per_epoch, self.steps.rate(step))
+            finished = Epoch(total / self.plan.epoch_steps, self.steps.rate(step))
             if validation and ((epoch + 1) % self.plan.validate_every == 0 or epoch + 1 == self.plan.epochs):
                 finished.dice = validation_dice(self.network, volumes, self.plan, self.device)
             self.epochs.append(finished)

@@ -168,6 +168,11 @@ class Plan:
         return min(self.batch, len(self.training) * self.patches)
 
     @property
+    def epoch_steps(self) -> int:
+        """Optimiser steps of an epoch."""
+        return len(self.training) * self.patches // self.step_patches
+
+    @property
     def digest(self) -> str:
         """A hash of all but `FREE`."""
         facts = {name: value for name, value in asdict(self).items() if name not in FREE}

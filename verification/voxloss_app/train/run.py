@@ -205,7 +205,7 @@ def _train(
         console.print(where if begun < plan.epochs else f"all {begun} epochs are done")
     board = _board(request.out / EVENTS, begun, console)
     with progress_bar(console, *COLUMNS, *TIMES) as progress:
-        task = progress.add_task("loading", total=plan.epochs * state.per_epoch, note="")
+        task = progress.add_task("loading", total=plan.epochs * plan.epoch_steps, note="")
 
         def after_step(step: int, loss: float) -> None:
             progress.update(task, description="training", completed=step, note=f"loss {loss:.4f}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -10,6 +9,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from voxloss_app.drawing import png
 from voxloss_app.theme import LIGHT
 from voxloss_app.trial.results import Trial
 from voxloss_app.trial.scores import FALSE, MISSED, RIGHT, unprojected
@@ -39,10 +39,7 @@ def picture_png(trial: Trial) -> bytes:
         frameon=False,
         labelcolor=LIGHT.ink,
     )
-    buffer = io.BytesIO()
-    # Without the version of matplotlib, which the picture does not depend on.
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    return buffer.getvalue()
+    return png(figure, dpi=110)
 
 
 def _show(axes: Axes, title: str, rows: Sequence[str]) -> None:

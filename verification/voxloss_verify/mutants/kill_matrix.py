@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -18,6 +15,7 @@ from voxloss_verify.laws.law import Law
 from voxloss_verify.laws.record import Record, Status
 from voxloss_verify.laws.setting import PROFILES, Profile, Setting
 from voxloss_verify.mutants.mutants import CANNOT, CONTROLS, MUTANTS, Specimen
+from voxloss_verify.workers import workers
 
 # Enough for these mutants; cubes of these sizes show rounding errors as well.
 PROFILE = replace(PROFILES["quick"], examples=20, sizes=(32, 48))
@@ -138,25 +136,13 @@ def _trials(
     here = [law.id for law in laws if jobs <= 1 or law.id in WITH_PROCESSES]
     there = [law.id for law in laws if law.id not in here]
     setting = Setting(profile, seed, shrink=False, hints=False)
-    # Not forked: threads, such as that of a progress bar, do not survive a fork.
-    executor = ProcessPoolExecutor(max(1, jobs), multiprocessing.get_context("spawn"))
     try:
-        # The workers inherit the disabled SIGINT; this process handles Ctrl-C and ends them.
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if there else None
-        try:
-            tasks = [executor.submit(_run_there, each, profile, seed, there) for each in specimens if there]
-        finally:
-            if there:
-                signal.signal(signal.SIGINT, handler)
-        for k, specimen in enumerate(specimens):
-            records = run_all(specimen, setting, here) | (tasks[k].result() if there else {})
-            yield Trial(specimen, {law.id: records[law.id] for law in laws})
-    except BaseException:
-        for worker in multiprocessing.active_children():
-            worker.terminate()
-        raise
+        with workers(max(1, jobs)) as submit:
+            tasks = [submit(_run_there, each, profile, seed, there) for each in specimens if there]
+            for k, specimen in enumerate(specimens):
+                records = run_all(specimen, setting, here) | (tasks[k].result() if there else {})
+                yield Trial(specimen, {law.id: records[law.id] for law in laws})
     finally:
-        executor.shutdown(cancel_futures=True)
         setting.ranks.close()
 
 
