@@ -128,6 +128,14 @@ def choice_of_a_backend() -> Iterator[None]:
     backends._chosen.cache_clear()
 
 
+@pytest.fixture(autouse=True)
+def number_of_threads() -> Iterator[None]:
+    """No code leaves it changed: the sums of a later training run would differ."""
+    before = torch.get_num_threads()
+    yield
+    assert torch.get_num_threads() == before
+
+
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request: pytest.FixtureRequest) -> str:
     return str(request.param)

@@ -196,7 +196,8 @@ def test_the_summary_of_the_checks_agrees_with_the_records(finished: Run) -> Non
     for row in checks["losses"]:
         errors = [r["error"] for r in records if (r["loss"], r["dtype"]) == (row["loss"], row["dtype"])]
         assert len(errors) == row["count"]
-        assert max(errors) == row["worst"]["error"] <= row["worst"]["tolerance"] < 1e-3, "of a sum"
+        # The exponential logarithmic Dice is steep near Dice 1: its tolerance is wide, its error is not.
+        assert max(errors) == row["worst"]["error"] <= min(row["worst"]["tolerance"], 1e-5)
 
 
 # What trains and what is held out.

@@ -53,7 +53,7 @@ ORDER = {
         ["exponential_logarithmic", "unified_focal", "top_k", "skeleton", "boundary", "lesions"],
     ],
     "voxloss_verify": [
-        ["tolerances", "request", "configurations", "workers"],
+        ["tolerances", "request", "configurations", "workers", "threads"],
         ["oracle"],
         ["subject"],
         ["laws"],

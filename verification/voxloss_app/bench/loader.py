@@ -12,6 +12,7 @@ from voxloss import DiceCELoss
 from voxloss_app.bench.timing import beside_the_first, interleaved, seconds
 from voxloss_app.exits import ExitCode
 from voxloss_app.terminal import results_console
+from voxloss_verify.threads import torch_threads
 
 # BraTS: whole tumour, tumour core, enhancing tumour.
 REGIONS = [[1, 2, 3], [2, 3], [3]]
@@ -68,16 +69,12 @@ def compare(edge: int = EDGE, rounds: int = ROUNDS, seed: int = 0) -> int:
         f"{len(REGIONS)} regions, {edge}³, one sample, CPU, loss on {torch.get_num_threads()} threads, "
         f"{rounds} rounds; torch {torch.__version__}, nnU-Net {version('nnunetv2')}"
     )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with torch_threads(1):
         loading = interleaved(
             {f"loader, {name}": partial(seconds, partial(of_loader, name), "cpu") for name in made},
             rounds,
             seed,
         )
-    finally:
-        torch.set_num_threads(threads)
     for line in beside_the_first(loading):
         console.print(line)
     for name in made:

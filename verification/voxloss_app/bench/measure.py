@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from voxloss.backends import select
@@ -26,6 +25,7 @@ from voxloss_app.bench.exact import Exact, errors, exact, verdict
 from voxloss_app.bench.memory import allocated_peak, resident_peak
 from voxloss_app.bench.results import BenchResult, Measurement, State
 from voxloss_app.bench.timing import interleaved, seconds, seconds_ahead
+from voxloss_verify.threads import torch_threads
 
 # That a GPU is given at once where the host is to be ahead of it.
 STEPS_AHEAD = 20
@@ -48,7 +48,11 @@ class Options:
 
 def measure(case: BenchCase, options: Options, report: Report = lambda share, what: None) -> BenchResult:
     """Examine every contender of a case and time the correct ones; `report` receives the progress."""
-    torch.set_num_threads(options.threads)
+    with torch_threads(options.threads):
+        return _measure(case, options, report)
+
+
+def _measure(case: BenchCase, options: Options, report: Report) -> BenchResult:
     input, target = tensors(case, options.seed)
     report(0.0, "float64")
     reference = exact(case, input, target)

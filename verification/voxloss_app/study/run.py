@@ -26,6 +26,7 @@ from voxloss_data.label_maps import LabelFile
 from voxloss_data.nifti import open_image
 from voxloss_data.training_sets import Scan, training_set
 from voxloss_verify.oracle.sums import label_sums
+from voxloss_verify.threads import torch_threads
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class StudyRun:
         return cls(**{**content, "contender": Contender(**content["contender"]), "scans": scans})
 
 
+@torch_threads(1)
 def run(data: Path, plan: Plan, contender: Contender, fold: int, device: str) -> StudyRun:
     """Train on the plan's training scans, predict its validation scans on their own grids, and score them.
 
@@ -80,7 +82,6 @@ def run(data: Path, plan: Plan, contender: Contender, fold: int, device: str) ->
     network and see the same batches. On a CPU one thread computes: the numbers do not depend on how many runs
     there are at once. A loss that does not stay finite is a run that failed.
     """
-    torch.set_num_threads(1)
     training, held_out = plan.scans(_scans(data))
     # The patches are the same for any seed; what is random about them follows from torch's seed.
     patches = _patches(tuple(training), _Frozen(replace(plan, seed=0)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from voxloss import Target
 from voxloss_app.trial.scores import projection
 from voxloss_app.trial.tasks import Contender, Task
+from voxloss_verify.threads import torch_threads
 
 CHANNELS = (8, 16, 32, 64)
 MULTIPLE = 2 ** (len(CHANNELS) - 1)  # of which an edge must be one
@@ -88,7 +88,7 @@ def run(
     the loss is not finite.
     """
     contender = task.contenders[loss]
-    with _one_thread():
+    with torch_threads(1):
         network = _train(task, contender, seed, settings, after_step)
         volumes = held_out_volumes(task, settings)
         predictions = [predict(network, volume.image) for volume in volumes]
@@ -165,14 +165,3 @@ def _item(volume: Any, contender: Contender) -> dict[str, Tensor]:
     for name, transform in contender.maps.items():
         item[name] = transform({"label": labels})[f"label_{transform.name}"]
     return item
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums in one order, whatever the machine has."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

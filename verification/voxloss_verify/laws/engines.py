@@ -29,6 +29,7 @@ from voxloss_verify.oracle.volumes import Volume
 from voxloss_verify.request import Level
 from voxloss_verify.subject.ranks import RanksError, pickled
 from voxloss_verify.subject.subject import Raised, Subject, outcome
+from voxloss_verify.threads import torch_threads
 from voxloss_verify.tolerances import GRADIENT
 
 # More elements than 32 bits can number.
@@ -110,12 +111,8 @@ def deterministic(subject: Subject, volume: Volume, setting: Setting) -> Iterato
     assert second.gradient is not None
     yield is_true("the same gradient again", np.array_equal(first.gradient, second.gradient, equal_nan=True))
     if subject.device.type == "cpu" and volume.input.size > 2**15:  # what torch shares out among threads
-        threads = torch.get_num_threads()
-        try:
-            torch.set_num_threads(1 if threads > 1 else 2)
+        with torch_threads(1 if torch.get_num_threads() > 1 else 2):
             other = subject.gradient(volume)
-        finally:
-            torch.set_num_threads(threads)
         tolerance = 2 * exact.expected(subject.claims, volume).tolerance
         yield close("loss with other threads", other.value, first.value, tolerance, first.dtype)
         slack = 2 * exact.gradient_tolerance(subject.claims, volume, volume.dtype)
