@@ -11,8 +11,10 @@ import pytest
 
 import losses_with_slips
 import losses_without_flaws
+from losses_with_flaws import Imprecise
 from losses_with_slips import SLIPS
 from test_verify_cli import FLAWS, LOGITS, Verify, in_a_folder, verify  # noqa: F401
+from voxloss import DiceLoss
 from voxloss_app.verify.verdict import verdict
 from voxloss_verify.check import chosen_laws, prepared, run_check
 from voxloss_verify.forms import with_form
@@ -76,6 +78,21 @@ def test_a_slip_is_named(loss: Any, family: Family, claims: dict[str, Any], said
     record = run_check(prepared(subject), Setting(PROFILES["quick"]), law)
     assert record.status is Status.broken
     assert said in record.hint
+
+
+def test_a_loss_that_is_wrong_in_half_precision_alone_gets_the_remedy() -> None:
+    smooth = {"smooth_nr": 1e-5, "smooth_dr": 1e-5}
+    claims: Any = {"family": "dice", "activation": "softmax", "labels": "map", **smooth}
+
+    def record(loss: Any) -> Record:
+        subject = subject_of(loss, Claims(**claims))
+        return run_check(prepared(subject), Setting(PROFILES["quick"]), chosen_laws(["25"])[0])
+
+    alone = record(Imprecise(softmax=True, to_onehot_y=True))
+    assert "begin the loss with input = input.float()" in alone.hint
+    assert alone.hint in alone.reason
+    everywhere = record(DiceLoss(softmax=True, to_onehot_y=True, include_background=False))
+    assert (everywhere.status, everywhere.hint) == (Status.broken, "")
 
 
 SWAPPED = [

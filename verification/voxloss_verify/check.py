@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Flaky
 
-from voxloss_verify.hints import hint
+from voxloss_verify.hints import hint, hint_of_half_precision
 from voxloss_verify.laws import LAWS, METRIC_LAWS
 from voxloss_verify.laws.law import Law
 from voxloss_verify.laws.record import CounterExample, Finding, Record, Status
@@ -202,7 +202,9 @@ def _examined(subject: Subject, setting: Setting, law: Law) -> Record:
 
 def _hint(subject: Subject, law: Law, wrong: Volume) -> str:
     """Where the value itself is wrong, perhaps only the claims are, or the slip is a known one."""
-    return hint(subject, wrong) if law.id == "24" else ""
+    if law.id == "24":
+        return hint(subject, wrong)
+    return hint_of_half_precision(subject, wrong) if law.id == "25" else ""
 
 
 class _Examiner:

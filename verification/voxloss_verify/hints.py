@@ -49,6 +49,20 @@ def hint(subject: Subject, wrong: Volume) -> str:
     return _other_claims(subject, found) or _slip(subject.claims, found)
 
 
+def hint_of_half_precision(subject: Subject, wrong: Volume) -> str:
+    """The remedy for a loss that is wrong only because it sums in half precision; "" if it is wrong otherwise."""
+    exactly = wrong.changed(dtype="float32")  # the same numbers
+    try:
+        found = subject.gradient(exactly)
+    except Raised:
+        return ""
+    if found.gradient is None or not np.isfinite(found.gradient).all():
+        return ""
+    if misfit(subject.claims, [(exactly, found)]) > 1:
+        return ""
+    return "with the same numbers in float32 it is right: begin the loss with input = input.float()"
+
+
 def usual(claims: Claims) -> list[dict[str, Any]]:
     """Changes to properties that were not declared, the fewest first, beginning with none."""
     weights = _TVERSKY if claims.family in ("tversky", "focal_tversky") else [{}]
