@@ -1211,6 +1211,7 @@ def test_goals_of_heads() -> None:
     assert goals(60, 9.0) == []
 
 
+@pytest.mark.integration
 def test_heads_from_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

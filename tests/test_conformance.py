@@ -484,6 +484,7 @@ def test_same_bytes_again(built: Path, two: None, tmp_path: Path) -> None:
         assert not re.search(r"0x[0-9a-f]{6}|/tmp/|/home/|site-packages", (built / name).read_text("utf-8"))
 
 
+@pytest.mark.integration
 def test_interrupted_run_goes_on(
     built: Path, two: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -619,6 +619,7 @@ def test_weights_that_become_nan_at_the_last_step_are_not_kept(run: Path, tmp_pa
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
+@pytest.mark.integration
 def test_more_epochs_continue_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, out = two_scans(tmp_path / "data", [1]), tmp_path / "out"
     request = TrainRequest(data, out, patch=(16, 16, 32), width=2, epochs=1, validation=0.5, device="cpu")

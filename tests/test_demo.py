@@ -257,6 +257,7 @@ def trained(brain: BrainMRI, steps: int = 2, seed: int = 0, loss: str = "dice") 
     return training.train(brain, data.held_out_volume(brain), loss, steps, seed, torch.device("cpu"))
 
 
+@pytest.mark.integration
 def test_the_same_seed_gives_the_same_numbers(brain: BrainMRI) -> None:
     first, again, other = trained(brain), trained(brain), trained(brain, seed=1)
     assert first.losses == again.losses
@@ -299,6 +300,7 @@ def interrupt_at(step: int, times: int, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(voxloss.DiceLoss, "forward", forward_and_interrupt)
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("brain", "quick_checks")
 def test_an_interrupted_run_reports_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     handler = signal.getsignal(signal.SIGINT)
@@ -372,6 +374,7 @@ main(["demo", "--steps", "1000", "--device", "cpu", "--out", {str(tmp_path)!r}])
     assert re.search(r"Interrupted at step \d+ of 1000", run.page)
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("brain", "quick_checks")
 def test_a_failed_check_is_shown_and_fails_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -55,6 +55,7 @@ def test_commands_are_the_command_lines(page: str, monkeypatch: pytest.MonkeyPat
     parse_commands(page, monkeypatch)
 
 
+@pytest.mark.integration
 def test_the_verdict_on_the_page_is_what_the_command_prints(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

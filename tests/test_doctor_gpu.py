@@ -423,6 +423,7 @@ def test_a_large_volume_that_is_wrong_is_found(name: str, monkeypatch: pytest.Mo
 # Stage 4.
 
 
+@pytest.mark.integration
 def test_kernels_in_bytes_per_second_beside_the_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     report = report_of(kernels.kernels, Place("cpu", Clock()), name="kernels")
     assert (report.state, report.failures, report.left) == ("done", [], [])
@@ -726,6 +727,7 @@ def test_ten_minutes_are_enough_and_one_stage_has_them_all(
     assert (found["complete"], found["command"]) == (False, "voxloss doctor --gpu --stage 5")
 
 
+@pytest.mark.integration
 def test_a_stage_that_hangs_is_ended_with_what_it_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("configuration", rows, ids=lambda row: f"{row[0]} {row[1]}")
 
 
+@pytest.mark.sampled(4)
 def test_every_law_that_applies_holds(configuration: tuple[str, str], request: pytest.FixtureRequest) -> None:
     """On drawn volumes."""
     examples = 12 if request.config.getoption("--thorough") else 6
@@ -46,6 +47,7 @@ def test_every_law_that_applies_holds(configuration: tuple[str, str], request: p
     assert held >= {"13a", "20", "23b", "24", "31d"}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_every_law_can_be_checked_on_every_loss(name: str) -> None:
     """One volume each: nothing that a law does with a loss may fail for another reason than the law."""

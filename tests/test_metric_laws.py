@@ -212,6 +212,7 @@ def _claims(claims: Claims) -> dict[str, Any]:
     }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("wrong", "law"),
     [

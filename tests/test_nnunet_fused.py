@@ -312,6 +312,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[list[torch.Size]]:
     return found
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("deep", [True, False], ids=["deep", "one output"])
 def test_all_but_the_heads_of_a_compiled_network_is_one_graph(
     make: Make, lazy: Watch, graphs: list[list[torch.Size]], deep: bool

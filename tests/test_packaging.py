@@ -110,6 +110,7 @@ def test_what_the_wheel_says_of_itself(distributions: Distributions) -> None:
     assert "voxloss = voxloss_verify.pytest_plugin" in distributions.entry_points
 
 
+@pytest.mark.integration
 def test_every_python_that_is_named_is_tested(distributions: Distributions) -> None:
     said = distributions.metadata
     named = [name.rpartition(" ")[2] for name in said.get_all("Classifier", []) if " :: 3." in name]

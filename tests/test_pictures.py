@@ -45,6 +45,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.integration
 def test_each_picture_is_drawn_by_the_command_and_shown_on_a_page_of_its_colours(drawn: Path) -> None:
     made = {path.name for path in drawn.iterdir()}
     assert made == {path.name for path in ASSETS.glob("*.png")} == {f"{name}-{page}.png" for name, page in CASES}
@@ -112,6 +113,7 @@ def test_one_pass_is_what_the_page_states() -> None:
     )
 
 
+@pytest.mark.integration
 def test_the_allocator_has_the_peaks_of_the_picture() -> None:
     pytest.importorskip("numba")  # the eager backend has blocks of its own
     logits = torch.randn(1, 14, 24, 24, 24, requires_grad=True)

@@ -53,6 +53,7 @@ def lines(result: pytest.RunResult, start: str) -> list[str]:
     return [line for line in result.outlines if line.startswith(start)]
 
 
+@pytest.mark.integration
 def test_one_test_per_law(verify: Verify) -> None:
     result = verify("voxloss:DiceLoss", "--collect-only", "-q")
     laws = lines(result, "voxloss::law_")

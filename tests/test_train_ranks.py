@@ -139,6 +139,7 @@ def predicted(run: Path) -> list[Any]:
     return [np.asanyarray(image.dataobj) for image in images]
 
 
+@pytest.mark.integration
 def test_two_ranks_train_as_one(two_ranks: Ranks, request_: TrainRequest, alone: Run, tmp_path: Path) -> None:
     out = tmp_path / "two"
     first, second = on_two(two_ranks, replace(request_, out=out))
@@ -154,6 +155,7 @@ def test_two_ranks_train_as_one(two_ranks: Ranks, request_: TrainRequest, alone:
     assert all((found == expected).mean() > 0.999 for found, expected in pairs)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("begun_by", [1, 2])
 def test_a_run_goes_on_with_another_number_of_ranks(
     begun_by: int, two_ranks: Ranks, request_: TrainRequest, alone: Run, tmp_path: Path

@@ -199,6 +199,7 @@ def test_maps(options: dict[str, Any], poisoned_empty: None) -> None:
     compare(x, target, PassSpec(activation, sums, 255, 2.0, (), of_label), largest, mask=mask, given=given)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.pairwise(
     channels=[1, 3, 40],
     activation=["softmax", "sigmoid", "none"],

@@ -224,6 +224,7 @@ def test_a_slip_is_named_beside_a_claim_that_was_forgotten(verify: Verify) -> No
     ) in out.replace("\n", " ")
 
 
+@pytest.mark.integration
 def test_without_a_fitting_form_the_nearest_is_taken_for_the_formula_alone(verify: Verify) -> None:  # noqa: F811
     Path("mine.py").write_text("def mean(x, y):\n    return 0.3 * x.mean()\n")
     code, out, _ = verify("mine.py:mean", "--as", "dice")

@@ -201,6 +201,7 @@ def test_what_is_not_claimed_does_not_apply(verbosely: Verify) -> None:
     assert verbosely(*flawed("Imprecise", "25"))[0] == 1
 
 
+@pytest.mark.integration
 def test_a_loss_of_an_unknown_kind_says_what_it_claims(verify: Verify) -> None:
     plain = [f"{FLAWS}:plain_dice", "--law", "1", "--law", "4"]
     code, out, err = verify(*plain)
@@ -231,6 +232,7 @@ def formula_laws(*laws: str) -> list[str]:
     return ["my_losses.py:SquareRootDice", *(word for law in laws for word in ("--law", law))]
 
 
+@pytest.mark.integration
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "options",
