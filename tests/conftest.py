@@ -23,6 +23,8 @@ import pytest
 import torch
 from allpairspy import AllPairs
 
+from voxloss_verify.threads import torch_threads
+
 # Before voxloss is imported: without a GPU the Triton kernels run in Triton's interpreter, slowly, on the CPU.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -144,10 +146,8 @@ def device(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """On small volumes, and on a busy machine, threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with torch_threads(1):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import gc
-import os
 import platform
 import re
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,23 +17,20 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributed._tools.mem_tracker import MemTracker
+
+from voxloss_verify.threads import torch_threads
 
 pytest.importorskip("matplotlib")
 
 from matplotlib import image
 
 import voxloss
-from voxloss.backends import numba_cpu, tiled
+from voxloss.backends import numba_cpu
 from voxloss_app.__main__ import main
 from voxloss_app.bench import (
     contenders,
     exact,
     gpu_report,
-    head,
-    head_memory,
-    head_picture,
-    head_time,
     loader,
     maps,
     measure,
@@ -51,8 +45,6 @@ from voxloss_app.bench.cases import BenchCase, choose, default_cases, full_cases
 from voxloss_app.bench.contenders import COPY, FLOOR, IN_CACHE, OURS, Contender, Prepared, training_step
 from voxloss_app.bench.goals import GOALS, ROUNDING, judge
 from voxloss_app.bench.measure import Options, examine
-from voxloss_app.bench.memory import StorageCounter, allocated_peak, resident_peak
-from voxloss_app.bench.own_process import apart
 from voxloss_app.bench.results import (
     BenchResult,
     Measurement,
@@ -65,7 +57,6 @@ from voxloss_app.bench.results import (
 )
 from voxloss_app.bench.timing import Spread, interleaved, ratios, spread
 from voxloss_app.finished import Finished
-from voxloss_app.theme import THEMES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -178,193 +169,6 @@ def test_a_gpu_is_timed_with_a_synchronisation_before_each_step_and_with_the_hos
     assert gpu.synchronised == 2
     assert timing.seconds_ahead(gpu.step, 10) * 1000 == pytest.approx(5.3)
     assert gpu.synchronised == 4
-
-
-# Memory.
-
-N = 1 << 20  # bytes
-
-
-def _three_at_once() -> Tensor:
-    first = torch.empty(N // 4)
-    second = torch.empty(N // 2)
-    del first
-    return torch.cat([second, torch.empty(0)])[:1]  # 2 N and its copy, 2 N, would be 4 if the first were there
-
-
-def test_peak_of_the_allocator() -> None:
-    assert allocated_peak(lambda: None, "cpu") == 0
-    assert allocated_peak(lambda: torch.empty(3 * N // 4), "cpu") == 3 * N
-    assert allocated_peak(_three_at_once, "cpu") == 4 * N
-    # One after the other is not at once.
-    assert allocated_peak(lambda: [torch.empty(N // 4).sum() for _ in range(5)], "cpu") < 1.1 * N
-
-
-class _ThreeInBackward(torch.autograd.Function):
-    """Saves N, and has 2 N more in its backward pass, which runs in a thread of its own."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x.clone())
-        return x.new_zeros(())
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (saved,) = ctx.saved_tensors
-        gradient: Tensor = (saved + 1) + torch.zeros(())
-        return gradient
-
-
-def test_peak_counts_the_backward_pass() -> None:
-    x = torch.ones(N // 4, requires_grad=True)
-
-    def step() -> None:
-        x.grad = None
-        loss = _ThreeInBackward.apply(x)  # type: ignore[no-untyped-call]
-        loss.backward()
-
-    assert 3 * N <= allocated_peak(step, "cpu") < 3.01 * N
-
-
-def test_peak_of_the_process_counts_what_torch_does_not_allocate() -> None:
-    size = 1 << 28
-    found = resident_peak(lambda: np.ones(size, np.uint8).sum())
-    if found is None:
-        pytest.skip("only Linux reports it")
-    assert 0.95 * size < found < 1.5 * size
-    assert allocated_peak(lambda: np.ones(size, np.uint8).sum(), "cpu") < size / 100
-
-
-def _counted(run: Callable[[], object], *held: Tensor) -> StorageCounter:
-    counter = StorageCounter(held)
-    with counter:
-        run()
-    return counter
-
-
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_storages_are_counted_while_they_exist(device: str) -> None:
-    x = torch.empty(N // 4, device=device)
-
-    def run() -> Tensor:
-        views = x[1:].view(-1)  # no memory of their own
-        twice = torch.cat([views, x])  # 2 N
-        return (twice + 1)[:1] + x[0]  # 2 N more
-
-    found = _counted(run, x)
-    assert found.held == N
-    assert found.peak == pytest.approx(5 * N, abs=64)
-    assert found.largest == pytest.approx(2 * N, abs=64)
-    if device == "cpu":
-        assert allocated_peak(run, "cpu") == pytest.approx(found.peak - found.held, abs=64)
-    assert _counted(lambda: [torch.empty(N // 4, device=device).sum() for _ in range(5)]).peak < N + 64
-
-
-def test_lifetimes_by_hand() -> None:
-    x = torch.empty(N // 4)
-
-    def run() -> Tensor:
-        twice = torch.cat([x, x])  # operation 1
-        more = twice.view(-1) * 2  # 2 is of no memory of its own, 3
-        del twice
-        x.sin_()  # 4, the same
-        return more[:1].sum()  # 5 and 6
-
-    counter = StorageCounter([x])
-    with counter:
-        kept = run()
-    assert counter.operations == 6
-    found = [(each.operation, each.size, each.made, each.freed) for each in counter.lifetimes]
-    assert found == [("", N, 0, None), ("cat", 2 * N, 1, 3), ("mul", 2 * N, 3, 6), ("sum", 4, 6, None)]
-    del kept
-    assert counter.lifetimes[-1].freed == 6
-
-
-def test_a_network_by_hand() -> None:
-    """Parameters and input, three activations in the forward pass, and less in the backward pass."""
-    voxels, batch = 16**3, 2
-    with torch.device("meta"):
-        network = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.Softplus(), nn.Conv3d(4, 8, 1))
-        x = torch.empty(batch, 1, 16, 16, 16)
-    held = [*network.parameters(), x]
-    parameters = sum(each.nbytes for each in network.parameters())
-    volume = 4 * batch * voxels  # bytes of a channel
-    found = _counted(lambda: network(x).sum().backward(), *held)
-    assert found.held == parameters + volume
-    # Forward: 4 + 4 + 8 channels, then the sum. Backward: the sum's gradient is a number that is expanded; when
-    # that of the softplus is computed, its input, and the gradients before and after it are there.
-    forward, backward = 4 + 4 + 8, 4 + 4 + 4
-    assert forward > backward
-    assert found.peak == pytest.approx(found.held + forward * volume, abs=1024)
-    tracker = MemTracker()
-    tracker.track_external(network, x)
-    for parameter in network.parameters():
-        parameter.grad = None
-    with tracker:
-        network(x).sum().backward()
-    assert tracker.get_tracker_snapshot("peak")[x.device]["Total"] == found.peak
-
-
-STEP = head_memory.StepCase("DynUNet", head_memory.MONAI, 60, 32, 1, (8, 16, 16))
-
-
-def _counted_steps() -> dict[str, head_memory.StepMemory]:
-    losses = (head_memory.MONAI, head_memory.UNFUSED, head_memory.FUSED, head_memory.NO_CLASSES)
-    return {loss: head_memory.count(replace(STEP, loss=loss)) for loss in losses}
-
-
-def test_a_step_with_lazy_logits_takes_what_the_network_takes() -> None:
-    logits = 4 * 60 * 32**3
-    found = _counted_steps()
-    monai, ours, fused, alone = (each.counted or 0 for each in found.values())
-    assert monai > ours + 2 * logits
-    assert ours > fused + logits
-    assert fused == pytest.approx(alone, rel=0.05)
-    assert [each.largest == logits for each in found.values()] == [True, True, False, False]
-    assert [each.tiles > 0 for each in found.values()] == [False, False, True, False]
-    whole = head_memory.measure(replace(STEP, loss=head_memory.MONAI))
-    assert whole.counted == monai
-    assert whole.allocated is not None
-    assert monai <= whole.allocated < monai + 3 * logits  # with what a convolution takes for itself
-
-
-@pytest.mark.parametrize("spoil", ["input.logits()", "input * 1", "input.softmax(1)"])
-def test_lazy_logits_that_are_computed_whole_are_counted(spoil: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where nothing but the lazy logits themselves keeps them."""
-    lazy = head_memory.count(replace(STEP, loss=head_memory.FUSED))
-    original = head_memory._loss
-
-    def spoilt(name: str) -> Any:
-        loss = original(name)
-
-        def run(input: Tensor, labels: Tensor) -> Tensor:
-            eval(spoil, {"input": input})
-            return loss(input, labels)
-
-        return run
-
-    monkeypatch.setattr(head_memory, "_loss", spoilt)
-    found = head_memory.count(replace(STEP, loss=head_memory.FUSED))
-    assert found.largest == 4 * 60 * 32**3
-    assert (found.counted or 0) >= (lazy.counted or 0) + found.largest
-
-
-def test_heads_on_meta_tensors() -> None:
-    """torch has no autocast for them, and raises an error."""
-    network = voxloss.fuse_head(nn.Sequential(nn.Conv3d(2, 5, 1)).to("meta"), always=True)
-    features = torch.empty(1, 2, 4, 4, 4, device="meta")
-    assert type(network(features)).__name__ == "LazyLogits"
-    assert network(features).softmax(1).shape == (1, 5, 4, 4, 4)
-    assert type(network.eval()(features)) is Tensor
-
-
-def test_what_is_not_installed_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "dynamic_network_architectures.architectures.unet", None)
-    found = head_memory.count(head_memory.StepCase("PlainConvUNet", head_memory.MONAI))
-    assert (found.counted, found.why) == (
-        None,
-        "dynamic_network_architectures.architectures.unet is not installed",
-    )
 
 
 # What is right.
@@ -708,8 +512,8 @@ def test_arithmetic_in_cache_is_as_many_voxels(case: BenchCase, monkeypatch: pyt
     of_the_loss = {name: job for name, _, job in asked}
     whole = {name: sum(voxels for each, voxels, _ in asked if each == name) for name in of_the_loss}
     asked.clear()
-    torch.set_num_threads(2)  # they share the work
-    contenders._in_cache(case, input, target).step(input, target)
+    with torch_threads(2):  # they share the work
+        contenders._in_cache(case, input, target).step(input, target)
     assert {name: job for name, _, job in asked} == of_the_loss
     for name in ("forward", "backward"):
         pieces = [voxels for each, voxels, _ in asked if each == name]
@@ -1115,160 +919,3 @@ def test_the_small_comparisons_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"^loader, labels +[\d.]+ ms +1 ×", out, flags=re.M)
     assert re.search(r"^to the device, channels: 0\.0 MB, torch\.bool", out, flags=re.M)
     assert re.search(r"^loader, labels and skeleton +[\d.]+ ms", out, flags=re.M)
-
-
-# Heads.
-
-
-@pytest.mark.usefixtures("garbage_stays")
-@pytest.mark.parametrize("loss", [head_time.DICE_CE, head_time.CROSS_ENTROPY])
-def test_heads_are_compared_then_timed_in_the_same_rounds(loss: str) -> None:
-    found = head_time.measure(head_time.HeadCase(loss, 5, 4, 16), rounds=2, seed=0)
-    names = {name for name, each in head_time.CONTENDERS.items() if loss in each.losses}
-    assert set(found.contenders) == names
-    for name, each in found.contenders.items():
-        if each.why == "needs torch 2.13":
-            continue
-        assert (each.state, each.why) == ("measured", "")
-        exact = name == "fused, float64"
-        assert len(each.times) == (0 if exact else 2)
-        assert (each.value_error or 0) < (1e-12 if exact else 1e-6)
-        assert max(each.gradient_error or 0, each.weight_error or 0) < (1e-10 if exact else 1e-5)
-    ours, fused = (found.contenders[name].times for name in (head_time.UNFUSED, head_time.FUSED))
-    assert found.ratio(head_time.UNFUSED, head_time.FUSED) == ratios(ours, fused)
-    assert head_time.from_json(found.to_json()) == found
-
-
-@pytest.mark.usefixtures("garbage_stays")
-def test_a_fused_head_with_a_wrong_gradient_gets_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = tiled.region_sums_backward
-
-    def spoilt(*given: Any, **options: Any) -> Any:
-        found = original(*given, **options)
-        assert found.bias is not None
-        return found._replace(bias=found.bias * 1.001)
-
-    monkeypatch.setattr(tiled, "region_sums_backward", spoilt)
-    found = head_time.measure(head_time.HeadCase(head_time.DICE_CE, 5, 4, 16), rounds=1, seed=0)
-    states = {name: each.state for name, each in found.contenders.items()}
-    assert {name for name, state in states.items() if state == "wrong"} == {n for n in states if "fused" in n}
-    assert found.contenders[head_time.FUSED].why.startswith("gradient by weights off by ")
-    assert found.ratio(head_time.UNFUSED, head_time.FUSED) is None
-    assert head._is_broken(_head_part([found.to_json()]))
-
-
-def _head_part(rows: list[dict[str, Any]]) -> head.Part:
-    settings = {"rounds": 2, "threads": 1, "seed": 0, "OMP_WAIT_POLICY": "passive"}
-    return head.Part("2026-01-31", "voxloss bench --head", {"processor": "made_up"}, {}, "abc", settings, rows)
-
-
-def test_memory_by_classes_is_a_table_and_a_picture() -> None:
-    gib = 2**30
-    usual = head_memory.StepCase("DynUNet", head_memory.MONAI)
-    counted = [
-        head_memory.StepMemory(replace(usual, loss=loss, channels=channels), counted=channels * gib, largest=gib)
-        for loss in (head_memory.MONAI, head_memory.FUSED)
-        for channels in (2, 14, 118)
-    ]
-    other = head_memory.StepMemory(replace(usual, edge=64, channels=3), counted=gib, largest=gib)
-    found = [*counted, other, head_memory.StepMemory(replace(usual, loss=head_memory.NNUNET), why="not here")]
-    classes = head.by_classes(found)
-    assert classes == {
-        loss: {c: c * gib for c in (2, 14, 118)} for loss in (head_memory.MONAI, head_memory.FUSED)
-    }
-    first, *others = head._memory_grids([each.to_json() for each in found])
-    assert first.headings == ["loss", "C = 2", "C = 14", "C = 118"]
-    assert first.rows == [["MONAI", "2.00", "14.00", "118.00"], ["voxloss, fused", "2.00", "14.00", "118.00"]]
-    assert sorted(re.findall(r"C = \d+", " ".join(grid.title for grid in others)), key=len) == [
-        "C = 3",
-        "C = 118",
-    ]
-    light, dark = (image.imread(BytesIO(head_picture.memory_png(classes, theme))) for theme in THEMES.values())
-    assert light[0, 0, :3].tolist() == [1, 1, 1]
-    assert dark[0, 0, :3].max() < 0.1
-    assert light.shape == dark.shape
-
-
-def _head_times(channels: int, slower: float) -> dict[str, Any]:
-    def measured(times: list[float]) -> head_time.HeadMeasurement:
-        return head_time.HeadMeasurement("measured", times=times, peak=1 << 20, value_error=1e-8)
-
-    found = {name: measured([slower, 3 * slower]) for name in head_time.CONTENDERS}
-    found[head_time.FUSED] = found[head_time.FUSED_LAST] = measured([1.0, 3.0])
-    return head_time.HeadTimes(head_time.HeadCase(head_time.DICE_CE, channels), found).to_json()
-
-
-def test_goals_of_heads() -> None:
-    def goals(channels: int, slower: float) -> list[str]:
-        (grid,) = head._time_grids([_head_times(channels, slower)])
-        column = grid.headings.index("goal")
-        return [row[column] for row in grid.rows if row[column]]
-
-    assert goals(118, 2.5) == ["≥ 5 × ✗", "≥ 2 × ✓"]
-    assert goals(42, 1.2) == ["≥ 3 × ✗", "≥ 1.3 × ✗"]
-    assert goals(14, 0.96) == goals(2, 1.0) == ["≥ 0.952 × ✓"]
-    assert goals(5, 0.9) == ["≥ 0.952 × ✗"]
-    assert goals(60, 9.0) == []
-
-
-@pytest.mark.integration
-def test_heads_from_the_command_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A part that is not measured again is kept, as it was, with its command."""
-    monkeypatch.setattr(head, "apart", lambda run: run())
-    monkeypatch.setattr(head_memory, "cases", lambda: [STEP, replace(STEP, loss=head_memory.FUSED)])
-    monkeypatch.setattr(head_memory, "cpu_cases", lambda: [replace(STEP, edge=16)])
-    assert command("--head", "--only", "memory", "--out", str(tmp_path)) == 0
-    assert "Not measured yet" in (tmp_path / "head.md").read_text("utf-8")
-    memory = head.load(tmp_path / "head.json")["memory"]
-    sizes = ["--classes", "3", "--features", "4", "--edge", "16", "--rounds", "1"]
-    assert command("--head", *sizes, "--only", "time", "--out", str(tmp_path)) == 0
-    parts = head.load(tmp_path / "head.json")
-    assert parts["memory"] == memory
-    with monkeypatch.context() as patch:
-        # Rows of the same source, machine and versions are kept.
-        patch.setattr(head_memory, "count", lambda case: pytest.fail("counted again"))
-        assert command("--head", "--only", "memory", "--out", str(tmp_path)) == 0
-        assert head.load(tmp_path / "head.json")["memory"].rows == memory.rows
-        assert command("--head", "--only", "memory", "--fresh", "--out", str(tmp_path)) != 0
-    with monkeypatch.context() as patch:
-        counts = iter([head_memory.count(STEP)])
-
-        def interrupted(case: head_memory.StepCase) -> head_memory.StepMemory:
-            for found in counts:
-                return found
-            raise KeyboardInterrupt
-
-        patch.setattr(head_memory, "count", interrupted)
-        capsys.readouterr()
-        assert command("--head", "--only", "memory", "--fresh", "--out", str(tmp_path)) == 130
-        assert "interrupted: 1 of 3 cases are finished and kept in" in capsys.readouterr().out
-    assert parts["time"].command == (
-        "voxloss bench --head --classes 3 --features 4 --edge 16 --rounds 1 --only 'time'"
-    )
-    text = (tmp_path / "head.md").read_text("utf-8")
-    assert text == head.render(parts)
-    assert "Convolution 1×1×1 and Dice + cross entropy, forward and backward, F = 4, 16³, B = 1" in text
-    assert re.search(r"^\| 3 \| fused \| [\d.]+ \([\d.]+–[\d.]+\) \|", text, re.M)
-    assert re.search(r"^\| voxloss, fused \| 0\.\d\d \| 0\.06 \| 0\.\d\d \|$", text, re.M)
-    assert "Peak memory of a training step: DynUNet, C = 60, 16³, B = 1, float32, filters 8 16 16" in text
-    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
-        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
-    (tmp_path / "head.json").write_text('{"schema": 0}')
-    assert head.load(tmp_path / "head.json") == {}
-    capsys.readouterr()
-    assert command("--head", "--only", "nonsense") == 2
-    assert "--only: expected time or memory with --head, received 'nonsense'." in capsys.readouterr().err
-
-
-@pytest.mark.integration
-def test_a_case_has_a_process_of_its_own() -> None:
-    assert apart(os.getpid) != os.getpid()
-    assert apart(torch.get_num_threads) == torch.get_num_threads() == 1
-    assert apart(partial(os.getenv, "OMP_WAIT_POLICY")) == os.environ.get("OMP_WAIT_POLICY", "passive")
-
-
-def test_the_committed_page_of_heads_is_that_of_the_committed_figures() -> None:
-    docs = ROOT / "docs"
-    assert (docs / "head.md").read_text(encoding="utf-8") == head.render(head.load(docs / "head.json"))

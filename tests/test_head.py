@@ -34,6 +34,7 @@ from voxloss.lazy_logits import LazyStack, _Kept, _warn, lazy_logits
 from voxloss_verify.subject.maps import MapOfTarget
 from voxloss_verify.subject.ranks import Ranks
 from voxloss_verify.subject.readers import map_of
+from voxloss_verify.threads import torch_threads
 from voxloss_verify.tolerances import GRADIENT, LOSS
 
 FEATURES, CHANNELS, SPATIAL = 6, 4, (5, 6, 7)
@@ -251,14 +252,11 @@ def test_the_number_of_threads_makes_no_difference_at_all() -> None:
     head = parts(torch.float32, spatial=(24, 24, 24))
     labels = labels_for(head)
     loss = voxloss.DiceCELoss(**MAP)
-    threads, found = torch.get_num_threads(), []
-    try:
-        for number in (1, 2, 5):
-            torch.set_num_threads(number)
+    found = []
+    for number in (1, 2, 5):
+        with torch_threads(number):
             found.append(outcome(lambda logits: loss(logits, labels), lazy_logits(head), head))
             assert torch.get_num_threads() == number
-    finally:
-        torch.set_num_threads(threads)
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 

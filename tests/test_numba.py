@@ -23,6 +23,7 @@ from volumes import label_map, logits
 from voxloss import backends
 from voxloss.backends import eager, numba_cpu, reference, select
 from voxloss.backends.voxels import PassSpec
+from voxloss_verify.threads import torch_threads
 from voxloss_verify.tolerances import LOSS
 
 kernels: Any = pytest.importorskip("voxloss.backends.numba_kernels")
@@ -181,12 +182,10 @@ def equal(got: Volumes, expected: Volumes) -> bool:
 
 
 def test_the_same_bits_with_any_number_of_threads(volumes: Volumes) -> None:
-    before = torch.get_num_threads()
     got = []
     for count in (1, 2, 3, 5):
-        torch.set_num_threads(count)
-        got.append(passes(volumes))
-    torch.set_num_threads(before)
+        with torch_threads(count):
+            got.append(passes(volumes))
     assert all(equal(pair, got[0]) for pair in got[1:])
 
 

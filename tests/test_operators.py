@@ -23,6 +23,7 @@ from volumes import label_map, logits, one_hot
 from voxloss import RegionLoss, operators
 from voxloss.backends import BACKENDS, list_backends, select
 from voxloss.backends.voxels import MAPPED, NEGATIVE
+from voxloss_verify.threads import torch_threads
 from voxloss_verify.tolerances import LOSS
 
 LOSSES = [
@@ -279,12 +280,10 @@ def test_same_bits_from_run_to_run_and_inputs_untouched(device: str) -> None:
 def test_one_thread_equals_many() -> None:
     x, labels = logits(spatial=(48, 48, 48), dtype=torch.float32), label_map(spatial=(48, 48, 48))
     loss = voxloss.DiceLoss(softmax=True, to_onehot_y=True)
-    threads = torch.get_num_threads()
     values = []
     for count in (1, 2, 3):
-        torch.set_num_threads(count)
-        values.append(loss(x, labels).item())
-    torch.set_num_threads(threads)
+        with torch_threads(count):
+            values.append(loss(x, labels).item())
     assert max(values) - min(values) <= LOSS["float32"]
 
 

@@ -33,6 +33,7 @@ from voxloss_app.train.volumes import batches, training_patches
 from voxloss_data.ct import write_ct_set
 from voxloss_data.training_sets import training_set
 from voxloss_verify.subject.ranks import Ranks
+from voxloss_verify.threads import torch_threads
 
 CPU = torch.device("cpu")
 STEPS, EPOCHS = 50, 10
@@ -96,10 +97,8 @@ def request_(ct: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainRequest
 
 @pytest.fixture(scope="module")
 def alone(request_: TrainRequest) -> Run:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    found = train(request_)
-    torch.set_num_threads(threads)
+    with torch_threads(1):
+        found = train(request_)
     assert found.code == 0
     assert len(found.losses) == STEPS
     return found

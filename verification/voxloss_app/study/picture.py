@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import Any
@@ -16,6 +17,7 @@ from voxloss_app.theme import BLUE, GREEN, GREY, ORANGE, SKY, THEMES, VERMILION,
 PARITY, BALANCE = "parity", "balance"
 DPI = 130
 _MARKS = "DosPvX^*<>hp"
+_BESIDE = 3  # more would be too small on a page
 
 
 def file_name(picture: str, theme: str) -> str:
@@ -37,11 +39,14 @@ def pictures(study: Study) -> dict[str, bytes]:
 def _parity(study: Study, theme: Theme) -> Figure:
     """For each pair the loss at each step, of the first seed; below it how far apart they are."""
     names = [peer.name for peer in study.peers]
-    figure = Figure(figsize=(3.3 * len(names), 4.6), facecolor=theme.paper, layout="constrained")
-    rows = figure.subplots(2, len(names), squeeze=False, sharex=True, height_ratios=(2, 1))
+    bands = math.ceil(len(names) / _BESIDE)
+    columns = min(len(names), _BESIDE)
+    figure = Figure(figsize=(3.3 * columns, 4.2 * bands + 0.4), facecolor=theme.paper, layout="constrained")
+    rows = figure.subplots(2 * bands, columns, squeeze=False, sharex=True, height_ratios=(2, 1) * bands)
     colours = {MONAI: on(theme, VERMILION), VOXLOSS: on(theme, BLUE)}
     for number, name in enumerate(names):
-        curve, apart = rows[0][number], rows[1][number]
+        band, column = divmod(number, columns)
+        curve, apart = rows[2 * band][column], rows[2 * band + 1][column]
         both = {library: study.runs(name, library)[0].losses for library in (MONAI, VOXLOSS)}
         for library, losses in both.items():
             width = 4.0 if library == MONAI else 1.2
@@ -54,8 +59,14 @@ def _parity(study: Study, theme: Theme) -> Figure:
         apart.set_xlabel("step")
         for axes in (curve, apart):
             dress(axes, theme)
-    rows[0][0].set_ylabel("loss, mean of 20 steps")
-    rows[1][0].set_ylabel("|difference|, each step")
+        apart.tick_params(labelbottom=True)
+        if column == 0:
+            curve.set_ylabel("loss, mean of 20 steps")
+            apart.set_ylabel("|difference|")
+    for number in range(len(names), bands * columns):
+        band, column = divmod(number, columns)
+        rows[2 * band][column].remove()
+        rows[2 * band + 1][column].remove()
     handles, labels = rows[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, labelcolor=theme.ink)
     return figure
