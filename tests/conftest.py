@@ -23,8 +23,6 @@ import pytest
 import torch
 from allpairspy import AllPairs
 
-from voxloss_verify.threads import torch_threads
-
 # Before voxloss is imported: without a GPU the Triton kernels run in Triton's interpreter, slowly, on the CPU.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -34,6 +32,7 @@ from compile_kernels import compile_usual
 from voxloss import backends
 from voxloss.backends import BACKENDS
 from voxloss_verify.subject.ranks import Ranks
+from voxloss_verify.threads import torch_threads
 
 hypothesis.settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True)
 hypothesis.settings.register_profile("thorough", max_examples=1000, deadline=None)
