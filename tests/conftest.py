@@ -94,7 +94,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """`@pytest.mark.sampled(n)` leaves one of n combinations of parameters in the quick tier.
 
-    They lie on a diagonal: each value of a parameter stays, if another parameter has n values or more.
+    They lie on a diagonal: each value of a parameter stays, if another parameter has n values or more, and the
+    rest runs with --thorough. Of a single parameter the rest has other values, and runs in the other tier.
     """
     values: dict[tuple[str, str], list[object]] = {}
     for item in items:
@@ -108,6 +109,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 place += next(i for i, other in enumerate(known) if value is other)
             if place % mark.args[0]:
                 item.add_marker(pytest.mark.integration)
+                if len(item.callspec.params) > 1:
+                    item.add_marker(pytest.mark.thorough)
     if not (config.getoption("--thorough") or _named(config)):
         config.hook.pytest_deselected(items=[item for item in items if "thorough" in item.keywords])
         items[:] = [item for item in items if "thorough" not in item.keywords]

@@ -905,6 +905,7 @@ def test_mistakes_are_one_line(
     assert [path.name for path in tmp_path.iterdir()] == ["FILE"], "nothing is created before the error is raised"
 
 
+@pytest.mark.integration
 def test_the_small_comparisons_run(capsys: pytest.CaptureFixture[str]) -> None:
     """Metrics beside MONAI's; maps beside losses; regions as labels, as channels, and with a skeleton."""
     assert metrics.compare(edge=8, rounds=1) == 0

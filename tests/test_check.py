@@ -148,7 +148,9 @@ def test_the_snippet_shows_the_broken_value(tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("edge", [2, 12], ids=["written out", "read from files"])
+@pytest.mark.parametrize(
+    "edge", [pytest.param(2, marks=pytest.mark.thorough), 12], ids=["written out", "read from files"]
+)
 def test_a_counter_example_is_saved_as_images_and_a_script(edge: int, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     input = generator.random((2, 3, edge, 4, 5)).astype(np.float32)
@@ -383,6 +385,7 @@ def test_a_constructor_without_arguments_is_not_given_any() -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.thorough
 def test_losses_of_voxloss_hold_every_law_that_applies() -> None:
     kwargs = {
         "softmax": True,

@@ -477,6 +477,7 @@ def test_findings_are_merged_and_the_worst_comes_first() -> None:
     assert [found.cell.law for found in pages.findings(rows, Level.numerics)] == ["25"]
 
 
+@pytest.mark.integration
 def test_same_bytes_again(built: Path, two: None, tmp_path: Path) -> None:
     assert conformance.build(tmp_path / "elsewhere") == 0
     assert files(tmp_path / "elsewhere") == files(built)

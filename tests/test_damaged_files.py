@@ -370,6 +370,7 @@ def test_a_scan_that_is_damaged_after_the_plan_is_named(workers: int, tmp_path: 
         next(batches(patches, plan))
 
 
+@pytest.mark.integration
 def test_what_no_transform_can_bring_to_the_grid_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

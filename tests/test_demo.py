@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from html.parser import HTMLParser
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,11 @@ def run_demo(out: Path, steps: int = STEPS, *others: str) -> Run:
 
 @pytest.fixture(scope="module")
 def finished(brain: BrainMRI, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Run:
-    every = 1 if request.config.getoption("--thorough") else 4
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "on_phantoms", lambda: on_phantoms(all_phantoms()[::every]))
+        if not request.config.getoption("--thorough"):
+            patch.setattr(demo, "on_phantoms", lambda: on_phantoms(all_phantoms()[::8]))
+            for name, each in [*CONFIGURATIONS.items()]:
+                patch.setitem(CONFIGURATIONS, name, dict(islice(each.items(), 1)))
         return run_demo(tmp_path_factory.mktemp("demo") / "new folder")
 
 
@@ -326,6 +329,7 @@ def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("brain")
 def test_ctrl_c_during_the_checks_loses_neither_the_training_nor_the_checks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

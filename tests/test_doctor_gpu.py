@@ -691,7 +691,7 @@ esac"""
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("stage", [2, 4])
+@pytest.mark.parametrize("stage", [2, pytest.param(4, marks=pytest.mark.thorough)])
 def test_what_is_compiled_beforehand_compiles_for_an_h100(stage: int) -> None:
     if not bundled("nvidia"):
         pytest.skip("this Triton does not compile for NVIDIA")

@@ -146,6 +146,7 @@ def test_a_block_that_is_left_out_is_found(monkeypatch: pytest.MonkeyPatch) -> N
     assert case.input.shape[2:] == (1025,)
 
 
+@pytest.mark.integration
 def test_an_argument_that_is_accepted_though_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("voxloss.operators.inputs.require_valid", lambda *_: None)
     assert _found(["DiceLoss"], ["eager"], 2000)[1].kind == "accepts"

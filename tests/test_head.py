@@ -276,6 +276,7 @@ def test_samples_and_voxels_have_no_order() -> None:
 # Derivatives and what torch does with operators.
 
 
+@pytest.mark.integration
 def test_the_second_derivative() -> None:
     head = parts(spatial=(2, 3))
     labels = labels_for(head)

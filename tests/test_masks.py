@@ -34,6 +34,7 @@ KINDS = [torch.uint8, torch.int64, torch.float32, pytest.param(torch.int16, mark
 CASES = [(name, activation) for name in LOSSES for activation in activations(name)]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("form", ["label map", "one-hot", "soft"])
 @pytest.mark.parametrize(("name", "activation"), CASES)
 def test_a_masked_voxel_is_a_deleted_one(name: str, activation: str, form: str) -> None:
@@ -55,6 +56,7 @@ def test_a_masked_voxel_is_a_deleted_one(name: str, activation: str, form: str) 
 BY_WEIGHT = [(name, activation) for name, activation in CASES if "TopK" not in name]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("form", ["label map", "one-hot", "soft"])
 @pytest.mark.parametrize(("name", "activation"), BY_WEIGHT)
 def test_a_weight_of_three_is_the_voxel_three_times(name: str, activation: str, form: str) -> None:

@@ -35,6 +35,7 @@ def broken(of: Any, /, claims: Claims | None = None, laws: list[str] = LAWS, **k
     return {r.law: r.reason for r in records if r.status is Status.broken and r.level is not Level.interface}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "kwargs",
     [
@@ -50,18 +51,21 @@ def test_ours_hold(kwargs: dict[str, Any]) -> None:
     assert broken(OverlapMetric, **kwargs) == {}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kwargs", [{}, {"include_background": False}, {"ignore_empty": False}], ids=str)
 @pytest.mark.parametrize("metric", [DiceMetric, MeanIoU])
 def test_monais_hold(metric: Any, kwargs: dict[str, Any]) -> None:
     assert broken(metric, **kwargs) == {}
 
 
+@pytest.mark.integration
 def test_torchmetrics_dice_holds() -> None:
     segmentation = pytest.importorskip("torchmetrics.segmentation")
     for kwargs in ({}, {"average": "none"}, {"include_background": False, "aggregation_level": "global"}):
         assert broken(segmentation.DiceScore, num_classes=3, input_format="index", **kwargs) == {}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("weight_type", ["square", "simple", "uniform"])
 def test_monais_generalized_dice_holds(weight_type: str) -> None:
     assert broken(GeneralizedDiceScore, weight_type=weight_type) == {}

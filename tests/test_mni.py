@@ -137,6 +137,7 @@ def test_damage_is_found_and_repaired(
     assert contents(cache) == before
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("attribute", ["voxloss_data.mni.FORMAT", "nilearn.__version__"])
 def test_another_format_or_nilearn_rebuilds(cache: Path, attribute: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
@@ -153,6 +154,7 @@ def test_another_format_or_nilearn_rebuilds(cache: Path, attribute: str, monkeyp
     assert calls == [2]
 
 
+@pytest.mark.integration
 def test_resolutions_do_not_share_a_folder(cache: Path) -> None:
     before = contents(cache)
     fine: Any = nib.load(brain_mri(1, cache).image)

@@ -96,6 +96,7 @@ def test_every_law_has_a_correct_loss_that_keeps_it(setting: Setting) -> None:
 LARGE = ("RunningSum",)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "mutant",
     [
@@ -137,6 +138,7 @@ def test_law_26_with_fewer_elements(monkeypatch: pytest.MonkeyPatch, setting: Se
     assert not all(verdicts(InTheDtypeOfTheInput))
 
 
+@pytest.mark.integration
 def test_law_28b_catches_a_wrong_backend(monkeypatch: pytest.MonkeyPatch, setting: Setting) -> None:
     def region_sums(*spec: Any) -> tuple[Tensor, Tensor]:
         sums, valid = eager.region_sums(*spec)

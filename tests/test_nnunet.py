@@ -659,7 +659,7 @@ def logged(home: dict[str, str], trainer: str) -> list[float]:
     [
         ("labels with ignore", "nnUNetTrainerVoxloss"),
         pytest.param("regions with ignore", "nnUNetTrainerVoxlossFocalTversky", marks=pytest.mark.thorough),
-        ("regions with ignore", "nnUNetTrainerVoxlossSkeletonRecall"),
+        pytest.param("regions with ignore", "nnUNetTrainerVoxlossSkeletonRecall", marks=pytest.mark.thorough),
         pytest.param("labels", "nnUNetTrainerVoxlossTopK", marks=pytest.mark.thorough),
     ],
 )

@@ -259,6 +259,7 @@ voxloss.DiceLoss(softmax=True, to_onehot_y=True)(x, labels).backward()
 
 
 @pytest.mark.integration
+@pytest.mark.thorough
 def test_the_first_call_says_once_that_it_compiles_and_the_next_process_need_not(tmp_path: Path) -> None:
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     said = [

@@ -126,6 +126,7 @@ def test_the_citation_is_of_this_version() -> None:
     assert re.findall(r"^version: (.*)$", text, flags=re.M) == [voxloss.__version__]
 
 
+@pytest.mark.integration
 def test_the_oldest_versions_are_those_of_the_matrix(distributions: Distributions) -> None:
     """What `install_matrix.py` reads off pyproject.toml is what pip reads."""
     requirements = map(Requirement, distributions.metadata.get_all("Requires-Dist", []))

@@ -59,6 +59,7 @@ def test_each_picture_is_drawn_by_the_command_and_shown_on_a_page_of_its_colours
     assert all(len(light) > 100 and len(dark) > 50 for light, _, dark in shown)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "page"), CASES)
 def test_a_picture_is_small_in_its_page_s_colour_and_the_same_again(name: str, page: str, drawn: Path) -> None:
     theme = THEMES[page]

@@ -63,6 +63,7 @@ def test_one_test_per_law(verify: Verify) -> None:
     assert result.ret == 0
 
 
+@pytest.mark.integration
 def test_laws_that_hold_without_any_test_file(verify: Verify) -> None:
     result = verify("voxloss:DiceLoss", "-k", "law_01 or law_04", "--voxloss-seed", "5")
     result.assert_outcomes(passed=2, deselected=len(LAWS) - 2)

@@ -145,6 +145,7 @@ def test_second_derivatives_and_one_graph() -> None:
     assert_same(value_and_gradient(compiled, x, labels), value_and_gradient(loss, x, labels))  # type: ignore[arg-type]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.skipif(not triton_gpu.available()[0], reason=triton_gpu.available()[1])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("regions", [*CASES.values(), [[k, (k + 1) % 21] for k in range(20)]], ids=len)

@@ -636,6 +636,7 @@ def test_ctrl_c_is_quiet(folders: tuple[Path, Path], score: Score, monkeypatch: 
     assert score(*folders) == (130, "", "")
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(not children_of(os.getpid()).exists(), reason="needs a /proc that lists child processes")
 @pytest.mark.parametrize("seconds", [0.1, 0.6])
 def test_ctrl_c_leaves_no_process_behind(seconds: float, tmp_path: Path) -> None:

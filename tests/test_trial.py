@@ -221,6 +221,7 @@ def test_no_volume_is_in_two_sets(task: Task) -> None:
     assert sorted(drawn) == list(range(1 + 5 * 2))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("task", "loss"), [(t, loss) for t in TASKS.values() for loss in t.contenders])
 def test_a_run_trains_and_scores(task: Task, loss: str) -> None:
     steps: list[int] = []

@@ -229,13 +229,14 @@ def test_cells(options: dict[str, Any], poisoned_empty: None) -> None:
     compare(x, target, spec, mask=mask, given=given, cells=cells)
 
 
+@pytest.mark.integration
 def test_cross_entropy_and_focal_over_tiles_of_classes() -> None:
     x, labels = logits(2, 11, (5, 9)), label_map(2, 11, (5, 9))
     for gamma in (0.0, 0.5, 1.0, 2.0):
         compare(x, labels, PassSpec("softmax", sums_for("softmax"), None, gamma), largest=4)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("largest", [512, 2])
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
 @pytest.mark.parametrize("wrt", ["input", "target"])
