@@ -85,8 +85,9 @@ def finished(brain: BrainMRI, tmp_path_factory: pytest.TempPathFactory, request:
     with pytest.MonkeyPatch.context() as patch:
         if not request.config.getoption("--thorough"):
             patch.setattr(demo, "on_phantoms", lambda: on_phantoms(all_phantoms()[::8]))
-            for name, each in [*CONFIGURATIONS.items()]:
-                patch.setitem(CONFIGURATIONS, name, dict(islice(each.items(), 1)))
+            for name, each in [*CONFIGURATIONS.items()]:  # of the first loss all, which have every form
+                if name != "DiceLoss":
+                    patch.setitem(CONFIGURATIONS, name, dict(islice(each.items(), 1)))
         return run_demo(tmp_path_factory.mktemp("demo") / "new folder")
 
 

@@ -44,7 +44,7 @@ ORDER = {
         ["tiled"],
     ],
     "voxloss.losses": [
-        [""],
+        ["", "choices"],
         ["options"],
         ["base"],
         ["region", "voxelwise"],

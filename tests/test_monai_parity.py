@@ -12,10 +12,12 @@ import monai.losses
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.utils.enums import LossReduction, Weight
 from torch import Tensor
 
 import voxloss
 from volumes import SHAPES, label_map, logits, one_hot
+from voxloss.losses import choices
 from voxloss_verify.tolerances import PARITY
 
 PAIRS = [
@@ -225,3 +227,17 @@ def test_a_bundle_configuration_names_it_by_its_dotted_path() -> None:
     loss = ConfigParser(config).get_parsed_content("loss")
     assert isinstance(loss, voxloss.DiceLoss)
     assert loss(logits(), label_map()).ndim == 0
+
+
+def test_members_of_monais_enumerations_are_the_words() -> None:
+    x, labels = logits(), label_map()
+    for member in LossReduction:
+        ours = voxloss.DiceLoss(softmax=True, to_onehot_y=True, reduction=member)
+        assert ours.reduction == member.value
+        assert repr(ours) == repr(voxloss.DiceLoss(softmax=True, to_onehot_y=True, reduction=member.value))
+    for weight in Weight:
+        loss = voxloss.GeneralizedDiceLoss(softmax=True, to_onehot_y=True, w_type=weight)
+        theirs = voxloss.GeneralizedDiceLoss(softmax=True, to_onehot_y=True, w_type=weight.value)
+        assert torch.equal(loss(x, labels), theirs(x, labels))
+    assert [*map(str, choices.LossReduction)] == [*map(str, LossReduction)]
+    assert [*map(str, choices.WeightType)] == [*map(str, Weight)]

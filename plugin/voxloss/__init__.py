@@ -6,9 +6,10 @@ Every loss is a small formula over a few sums per class, and one pass over the v
 Start reading in `voxloss.statistics`.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from voxloss import formulas
 from voxloss.head import FusedHead, fuse_head
-from voxloss.inference import SlidingWindowLabels, fused_argmax
 from voxloss.inputs import ShapeError
 from voxloss.lazy_logits import LazyLogits
 from voxloss.losses.base import LossTerm, StatisticsLoss
@@ -43,6 +44,9 @@ from voxloss.losses.voxelwise import CrossEntropyLoss, FocalLoss
 from voxloss.maps import Target
 from voxloss.metrics import OverlapMetric
 from voxloss.statistics import RegionStatistics, region_statistics
+
+if TYPE_CHECKING:
+    from voxloss.inference import SlidingWindowLabels, fused_argmax
 
 __version__ = "0.1.0"
 
@@ -95,3 +99,12 @@ __all__ = [
     "fused_argmax",
     "region_statistics",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What is of MONAI's inference comes when it is asked for: importing MONAI takes longer than torch."""
+    if name in ("SlidingWindowLabels", "fused_argmax"):
+        from voxloss import inference
+
+        return getattr(inference, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,6 @@ from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import torch
-from monai.utils.enums import LossReduction
 from torch import Tensor
 from torch.nn.modules.loss import _Loss
 
@@ -18,6 +17,7 @@ from voxloss import inputs
 from voxloss.backends import require_backend
 from voxloss.channels import annotated_channels
 from voxloss.distributed import Group, Shard, failing_together, require_group
+from voxloss.losses.choices import LossReduction
 from voxloss.losses.options import Regions, option_names, refusing_others
 from voxloss.maps import Maps, PassCells, Target, pass_cells, pass_map, with_maps
 from voxloss.regions import memberships
@@ -93,7 +93,7 @@ class StatisticsLoss(_Loss, ABC):
         if reduction not in list(LossReduction):
             choices = [choice.value for choice in LossReduction]
             raise ValueError(f"reduction: expected one of {choices}, received {reduction!r}.")
-        super().__init__(reduction=LossReduction(reduction).value)
+        super().__init__(reduction=LossReduction(str(reduction)).value)
         if other_act is not None and not callable(other_act):
             raise TypeError(f"other_act must be None or callable but is {type(other_act).__name__}.")
         if sigmoid + softmax + (other_act is not None) > 1:

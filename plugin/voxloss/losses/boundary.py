@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
-from monai.utils.enums import LossReduction
 from torch import Tensor
 
 from voxloss import inputs
 from voxloss.channels import of_classes
 from voxloss.losses.base import StatisticsLoss
+from voxloss.losses.choices import LossReduction
 from voxloss.losses.compound import CompoundLoss
 from voxloss.losses.options import RegionOptions, VoxelOptions, Weight, pass_options, shared_options
 from voxloss.losses.overlap import DiceLoss
@@ -130,7 +130,7 @@ class DiceBoundaryLoss(CompoundLoss):
         inputs.require_fraction(step=step)
         if schedule not in get_args(Schedule):
             raise ValueError(f"schedule: expected one of {get_args(Schedule)}, received {schedule!r}.")
-        if LossReduction(reduction) is LossReduction.NONE:
+        if LossReduction(str(reduction)) is LossReduction.NONE:
             raise ValueError('reduction: expected "mean" or "sum", received "none".')
         shared = shared_options(to_onehot_y, sigmoid, softmax, other_act, reduction, ignore_index)
         super().__init__(include_background=include_background, **pass_options(options), **shared)

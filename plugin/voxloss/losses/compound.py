@@ -8,13 +8,12 @@ from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING, Any
 
-from monai.utils.enums import LossReduction
-from monai.utils.enums import Weight as WeightType
 from torch import Tensor
 
 from voxloss import inputs
 from voxloss.backends.voxels import TERMS
 from voxloss.losses.base import Annotated, LossTerm, StatisticsLoss, loss_dtype
+from voxloss.losses.choices import LossReduction, WeightType
 from voxloss.losses.options import RegionOptions, Weight, pass_options, shared_options
 from voxloss.losses.overlap import DiceLoss, FocalTverskyLoss, GeneralizedDiceLoss, TverskyLoss
 from voxloss.losses.voxelwise import CrossEntropyLoss, FocalLoss, times

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from monai.utils.enums import LossReduction
 from torch import Tensor
 
 from voxloss import formulas, inputs
+from voxloss.losses.choices import LossReduction
 from voxloss.losses.options import RegionOptions, Weight, shared_options
 from voxloss.losses.region import RegionLoss
 from voxloss.statistics import RegionStatistics

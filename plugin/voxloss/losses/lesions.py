@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from monai.utils.enums import LossReduction
 from torch import Tensor
 
 from voxloss import inputs
 from voxloss.losses.base import StatisticsLoss
+from voxloss.losses.choices import LossReduction
 from voxloss.losses.compound import CompoundLoss, DiceCELoss
 from voxloss.losses.options import RegionOptions, SharedOptions, Weight, pass_options, shared_options
 from voxloss.losses.region import RegionLoss

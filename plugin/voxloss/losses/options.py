@@ -8,10 +8,10 @@ from difflib import get_close_matches
 from inspect import Parameter, signature
 from typing import Any, TypedDict, TypeVar, cast
 
-from monai.utils.enums import LossReduction
 from torch import Tensor
 
 from voxloss.distributed import Group, Shard
+from voxloss.losses.choices import LossReduction
 from voxloss.reduction import Absent
 
 Regions = Sequence[Sequence[int]] | None

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from monai.utils.enums import LossReduction
-from monai.utils.enums import Weight as WeightType
 from torch import Tensor
 
 from voxloss import formulas, inputs
+from voxloss.losses.choices import LossReduction, WeightType
 from voxloss.losses.options import RegionOptions, Weight, shared_options
 from voxloss.losses.region import RegionLoss
 from voxloss.statistics import RegionStatistics
@@ -309,7 +308,7 @@ class GeneralizedDiceLoss(RegionLoss):
         self.smooth_dr = float(smooth_dr)
         if w_type not in list(WeightType):
             raise ValueError(f"w_type: expected one of {[w.value for w in WeightType]}, received {w_type!r}.")
-        self.w_type = WeightType(w_type)
+        self.w_type = WeightType(str(w_type))
 
     def per_class(self, statistics: RegionStatistics, weight: Tensor | None = None) -> Tensor:
         """1 − GD, one value per sample for all of its classes, `[B, 1]`."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from monai.utils.enums import LossReduction
-from monai.utils.enums import Weight as WeightType
 from torch import Tensor
 
 from voxloss import formulas, inputs
+from voxloss.losses.choices import LossReduction, WeightType
 from voxloss.losses.options import RegionOptions, Weight, shared_options
 from voxloss.losses.overlap import DiceLoss, GeneralizedDiceLoss, TverskyLoss
 from voxloss.statistics import RegionStatistics

@@ -6,13 +6,13 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from monai.utils.enums import LossReduction
 from torch import Tensor
 
 from voxloss import inputs
 from voxloss.channels import Channels, of_classes
 from voxloss.distributed import Group, Shard
 from voxloss.losses.base import StatisticsLoss
+from voxloss.losses.choices import LossReduction
 from voxloss.losses.options import Regions, Weight
 from voxloss.reduction import (
     Absent,

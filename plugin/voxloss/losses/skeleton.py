@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from monai.utils.enums import LossReduction
 from torch import Tensor
 
 from voxloss import inputs
+from voxloss.losses.choices import LossReduction
 from voxloss.losses.compound import CompoundLoss
 from voxloss.losses.options import RegionOptions, Weight, pass_options, shared_options
 from voxloss.losses.overlap import DiceLoss

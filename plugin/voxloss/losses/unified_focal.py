@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from monai.utils.enums import LossReduction
 from torch import Tensor
 
 from voxloss import formulas, inputs
 from voxloss.channels import Channels
+from voxloss.losses.choices import LossReduction
 from voxloss.losses.compound import CompoundLoss
 from voxloss.losses.options import RegionOptions, Weight, pass_options, shared_options
 from voxloss.losses.overlap import TverskyLoss

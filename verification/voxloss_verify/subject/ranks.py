@@ -299,7 +299,6 @@ def _call(task: bytes) -> _Answer:
 def _import() -> None:
     import torch.distributed
 
-    # As in a script, before there is a group: ignite, which MONAI imports if it can, keeps the one that it finds.
     import voxloss  # noqa: F401
 
     torch.set_num_threads(1)
@@ -314,6 +313,7 @@ def _join(store: str, rank: int, size: int, timeout: float) -> None:
     loopback = {name for _, name in socket.if_nameindex()} & {"lo", "lo0"}
     if loopback:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback.pop())
+    os.environ.setdefault("LOCAL_RANK", str(rank))  # else ignite, which MONAI imports, guesses it from host names
     distributed.init_process_group(
         "gloo",
         store=distributed.FileStore(store, size),  # type: ignore[attr-defined]  # public, but not in __all__
