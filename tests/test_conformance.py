@@ -396,6 +396,7 @@ def files(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
+@pytest.mark.integration
 def test_markdown(built: Path) -> None:
     text = (built / "conformance.md").read_text(encoding="utf-8")
     assert "voxloss conformance --profile quick --seed 0" in text

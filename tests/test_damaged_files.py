@@ -390,6 +390,7 @@ def test_what_no_transform_can_bring_to_the_grid_is_named(
         predicted_classes(torch.nn.Identity(), [data / "b.nii.gz"], plan, CPU)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_outputs_that_are_not_finite_are_no_label_map(value: float, run: Path) -> None:
     """As of a network that overflows in float16."""

@@ -96,7 +96,7 @@ def test_every_law_has_a_correct_loss_that_keeps_it(setting: Setting) -> None:
 LARGE = ("RunningSum",)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "mutant",
     [

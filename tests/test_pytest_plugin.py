@@ -73,6 +73,7 @@ def test_laws_that_hold_without_any_test_file(verify: Verify) -> None:
     assert header.endswith(", on cpu, profile quick, seed 5")
 
 
+@pytest.mark.integration
 def test_beside_other_tests_and_under_strict_rules(verify: Verify, pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_theirs="def test_theirs(): pass")
     pytester.makeini("[pytest]\naddopts = --strict-markers --strict-config\nfilterwarnings = error\n")

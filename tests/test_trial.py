@@ -296,6 +296,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Calls:
 QUICK = ("--steps", "2", "--edge", "32")
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("small")
 def test_a_trial_writes_everything_once_and_the_same_each_time(
     tmp_path: Path, trained: Calls, capsys: pytest.CaptureFixture[str]

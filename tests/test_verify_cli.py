@@ -301,6 +301,7 @@ def test_the_seed_chooses_the_volumes(verify: Verify) -> None:
     assert found[3] == found[4] != found[0]
 
 
+@pytest.mark.integration
 def test_label_maps_of_the_users(verbosely: Verify) -> None:
     labels = np.random.default_rng(0).integers(3, size=losses_with_flaws.SHAPE, dtype=np.uint8)
     for folder in ("p", "r"):

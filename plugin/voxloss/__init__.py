@@ -102,7 +102,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What is of MONAI's inference comes when it is asked for: importing MONAI takes longer than torch."""
+    """Import what builds on MONAI at its first use: importing MONAI takes longer than importing torch."""
     if name in ("SlidingWindowLabels", "fused_argmax"):
         from voxloss import inference
 

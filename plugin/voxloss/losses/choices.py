@@ -17,7 +17,7 @@ class _Choice(str, Enum):
 
 
 class LossReduction(_Choice):
-    """How the values of items and classes, or of voxels, become what a loss returns."""
+    """How the values of samples and classes, or of voxels, become what a loss returns."""
 
     NONE = "none"
     MEAN = "mean"
@@ -25,7 +25,7 @@ class LossReduction(_Choice):
 
 
 class WeightType(_Choice):
-    """How the weight of a class in Generalised Dice falls with its number of voxels."""
+    """How the weight of a class in Generalized Dice falls with its number of voxels."""
 
     SQUARE = "square"
     SIMPLE = "simple"
