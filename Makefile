@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A worker starts on a share of the files and takes from the others when it is done: what a file sets up is mostly set up once.
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-.PHONY: demo test integration thorough bench docs pictures notebooks check format clean help
+.PHONY: demo test integration both thorough bench docs pictures notebooks check format clean help
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -32,6 +32,9 @@ test: $(VENV)/.ready  ## Run the quick tests, before every commit
 
 integration: $(VENV)/.ready  ## Run the slower tests: nnU-Net, notebooks, site, wheel, compilers, terminated processes
 	$(PYTEST) -m integration
+
+both: $(VENV)/.ready  ## Run both at once, as CI does
+	$(PYTEST) -m "integration or not integration"
 
 thorough: $(VENV)/.ready  ## Run both with hundreds of option combinations and a thousand examples each
 	$(PYTEST) --thorough

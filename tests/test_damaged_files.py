@@ -729,6 +729,7 @@ def test_a_second_run_in_a_folder_is_refused_while_the_first_lives(
 
 
 @pytest.mark.integration
+@pytest.mark.thorough
 def test_the_folder_of_a_killed_run_is_free_at_once(tmp_path: Path) -> None:
     code = "import sys, time; from pathlib import Path; from voxloss_app.train.lock import locked\n"
     code += "with locked(Path(sys.argv[1])):\n    print(flush=True); time.sleep(600)"

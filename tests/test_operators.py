@@ -116,8 +116,8 @@ def require_device(backend: str, device: str, dtype: torch.dtype) -> None:
     "checks",
     [
         pytest.param(("test_schema", "test_autograd_registration", "test_faketensor"), id="registered"),
-        # What is compiled is held against what is not in the quick tier loss by loss, and here form by form.
-        pytest.param(("test_aot_dispatch_dynamic",), id="traced", marks=pytest.mark.integration),
+        # What is compiled is held against what is not in the other tiers loss by loss, and here form by form.
+        pytest.param(("test_aot_dispatch_dynamic",), id="traced", marks=pytest.mark.thorough),
     ],
 )
 @pytest.mark.pairwise(

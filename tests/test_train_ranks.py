@@ -277,6 +277,7 @@ def options(request: TrainRequest) -> list[object]:
 
 
 @pytest.mark.integration
+@pytest.mark.thorough
 def test_ctrl_c_under_torchrun_and_one_process_goes_on(
     request_: TrainRequest, alone: Run, tmp_path: Path
 ) -> None:

@@ -46,7 +46,8 @@ GOALS = [
 ]
 
 
-@pytest.mark.parametrize("version", [pytest.param(OLDEST, marks=pytest.mark.thorough), NEWEST])
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+@pytest.mark.thorough
 def test_kernels_keep_a_gpu_busy(version: str) -> None:
     """Few instructions for each element, and enough requested from memory while a program waits for its own."""
     code = """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,33 +37,27 @@ def arguments(name: str) -> list[str]:
     return [f"{RIGHT}:{name}", "--as", family, *given]
 
 
-# One in the quick tier, which computes in float32.
-QUICK = ("SoftDiceLoss",)
-
-
-def tier(place: int, name: str, quick: Sequence[str]) -> tuple[pytest.MarkDecorator, ...]:
-    """Of those that are not quick one in eight in the slower tier: each takes the better part of a minute."""
-    if name in quick:
-        return ()
-    return (pytest.mark.integration, *(() if place % 8 == 1 else (pytest.mark.thorough,)))
-
-
-def tiers(quick: Sequence[str] = ()) -> list[Any]:
-    return [
-        pytest.param(name, marks=tier(place, name, quick))
-        for place, name in enumerate(losses_without_flaws.CLAIMS)
-    ]
+# The others run with --thorough: each takes the better part of a minute.
+USUAL = ("SoftDiceLoss", "DiceOfTheDtype")
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("name", tiers(QUICK))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in USUAL else pytest.mark.thorough)
+        for name in losses_without_flaws.CLAIMS
+    ],
+)
 def test_a_right_loss_passes(name: str, verify: Verify) -> None:  # noqa: F811
     code, out, _ = verify(*arguments(name), "--level", "formula", "--level", "interface")
     assert code == 0, out
     assert "The formula is that of " in out
 
 
-@pytest.mark.parametrize("name", tiers())
+@pytest.mark.integration
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", losses_without_flaws.CLAIMS)
 def test_a_right_loss_has_no_numerical_problem(name: str, verify: Verify) -> None:  # noqa: F811
     code, out, _ = verify(*arguments(name), "--level", "numerics")
     assert code == 0, out
