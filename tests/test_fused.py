@@ -145,7 +145,7 @@ def assert_equal_passes(
 # Each pair of dtypes has kernels of its own, which take Numba ten seconds.
 @pytest.mark.parametrize(
     "wide",
-    [False, pytest.param(True, marks=pytest.mark.integration)],
+    [False, pytest.param(True, marks=pytest.mark.thorough)],
     ids=["target as precise as input", "wider"],
 )
 @pytest.mark.pairwise(

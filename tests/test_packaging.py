@@ -158,8 +158,9 @@ def test_importing_the_library_is_enough_for_the_core_dependencies() -> None:
         "import voxloss, voxloss_data, torch\n"
         "loss = voxloss.DiceLoss(softmax=True, to_onehot_y=True)\n"
         "print(loss(torch.randn(1, 2, 4, 4, 4), torch.ones(1, 1, 4, 4, 4)).ndim)\n"
+        "print('SlidingWindowLabels' in dir(voxloss))\n"
         "print('monai' in sys.modules)  # which takes longer to import than torch\n"
         "print(voxloss.SlidingWindowLabels.__name__)  # which needs it\n"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert run.stdout == "0\nFalse\nSlidingWindowLabels\n", run.stderr
+    assert run.stdout == "0\nTrue\nFalse\nSlidingWindowLabels\n", run.stderr

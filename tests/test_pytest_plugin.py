@@ -200,6 +200,7 @@ def test_processes_end_with_the_session(verify: Verify, monkeypatch: pytest.Monk
 
 
 @pytest.mark.integration
+@pytest.mark.thorough
 def test_with_xdist(pytester: pytest.Pytester) -> None:
     options = ["--voxloss-kwargs", LOGITS, "--voxloss-profile", "quick", "-n", "1", "-k", "law_01 or law_25_"]
     result = pytester.runpytest_inprocess("--voxloss-target", f"{FLAWS}:Imprecise", *options)

@@ -319,17 +319,13 @@ main(sys.argv[2:])
     ("failing", "error", "expected"),
     [
         ("1", "ValueError('scan.nii: damaged')", "voxloss: scan.nii: damaged"),
-        *(
-            pytest.param(*case, marks=pytest.mark.thorough)
-            for case in (
-                (
-                    "0",
-                    "RuntimeError('no memory')",
-                    "voxloss: unexpected RuntimeError: no memory. --debug shows where.",
-                ),
-                ("01", "ValueError('diverged')", "voxloss: diverged"),
-            )
+        pytest.param(
+            "0",
+            "RuntimeError('no memory')",
+            "voxloss: unexpected RuntimeError: no memory. --debug shows where.",
+            marks=pytest.mark.thorough,
         ),
+        pytest.param("01", "ValueError('diverged')", "voxloss: diverged", marks=pytest.mark.thorough),
     ],
 )
 def test_if_a_rank_fails_all_end_with_its_error(

@@ -101,6 +101,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """Import what builds on MONAI at its first use: importing MONAI takes longer than importing torch."""
     if name in ("SlidingWindowLabels", "fused_argmax"):
