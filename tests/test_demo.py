@@ -201,6 +201,7 @@ def test_the_summary_of_the_checks_agrees_with_the_records(finished: Run) -> Non
         errors = [r["error"] for r in records if (r["loss"], r["dtype"]) == (row["loss"], row["dtype"])]
         assert len(errors) == row["count"]
         # The exponential logarithmic Dice is steep near Dice 1: its tolerance is wide, its error is not.
+        assert row["worst"]["tolerance"] < 1e-3 or row["loss"] == "ExponentialLogarithmicLoss", "of a sum"
         assert max(errors) == row["worst"]["error"] <= min(row["worst"]["tolerance"], 1e-5)
 
 
