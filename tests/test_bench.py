@@ -707,8 +707,10 @@ def test_page() -> None:
 
 def test_picture(tmp_path: Path) -> None:
     for runs in ([_run("cpu"), _run("cuda")], [_run("cpu", [_result(BenchCase("tversky", "softmax", 2, 8))])]):
-        pixels = image.imread(plot.write(tmp_path, runs))
-        assert pixels.shape[0] == len(runs) * 533
+        light, dark = map(image.imread, plot.write(tmp_path, runs))
+        assert light.shape[0] == dark.shape[0] == len(runs) * 533
+        assert light[0, 0, :3].tolist() == [1, 1, 1]
+        assert dark[0, 0, :3].max() < 0.1
     assert plot._ratio_to_ours(_result(BenchCase("dice", "softmax", 2, 8)), "monai") == 1000
 
 
@@ -749,9 +751,10 @@ def test_a_run_from_the_command_line(
     ]
     assert command(*arguments, "--rounds", "2") == 0
     assert sorted(path.name for path in out.iterdir()) == [
+        "performance-dark.png",
+        "performance-light.png",
         "performance.json",
         "performance.md",
-        "performance.png",
     ]
     ((result,),) = (each.results for each in load_runs(out / "performance.json"))
     assert result.case == BenchCase("dice", "softmax", 2, 8)

@@ -57,6 +57,27 @@ def test_a_step_with_lazy_logits_takes_what_the_network_takes() -> None:
     assert monai <= whole.allocated < monai + 3 * logits  # with what a convolution takes for itself
 
 
+def test_a_compiled_loss_counts_as_one_that_takes_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As much as MONAI's is MONAI's; with as little as ours the peak is that of ours."""
+    counted = {loss: each.counted or 0 for loss, each in _counted_steps().items()}
+    for peak, same in ((5.0, head_memory.MONAI), (1.0, head_memory.UNFUSED)):
+        monkeypatch.setattr(head_memory, "compiled_peak", lambda channels, peak=peak: peak)
+        found = head_memory.count(replace(STEP, loss=head_memory.COMPILED))
+        assert found.counted == pytest.approx(counted[same], rel=0.01)
+        assert found.largest is None
+
+    def fails(channels: int) -> float:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(head_memory, "compiled_peak", fails)
+    assert head_memory.count(replace(STEP, loss=head_memory.COMPILED)).why == "RuntimeError: no compiler"
+
+
+@pytest.mark.integration
+def test_what_a_compiled_loss_takes_is_measured() -> None:
+    assert 3 < head_memory.compiled_peak(5) < 4.5
+
+
 @pytest.mark.parametrize("spoil", ["input.logits()", "input * 1", "input.softmax(1)"])
 def test_lazy_logits_that_are_computed_whole_are_counted(spoil: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where nothing but the lazy logits themselves keeps them."""

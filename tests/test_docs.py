@@ -287,6 +287,17 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
 
 
 @pytest.mark.integration
+def test_a_page_that_the_site_fills_names_the_source_on_a_git_host(site: Path) -> None:
+    filled = {page: text for page, text in PAGES.items() if re.search(r"^:::", text, re.M)}
+    assert len(filled) == len(list((ROOT / "docs" / "api").iterdir()))
+    for page, text in filled.items():
+        (line,) = (line for line in text.splitlines() if line.endswith("<!-- not on the site -->"))
+        for name in re.findall(r"^::: (\w+)", text, re.M):
+            assert f"/{name}" in line, page
+        assert "On a Git host" not in html(site, page.removeprefix("docs/").removesuffix(".md"))
+
+
+@pytest.mark.integration
 def test_a_signature_shows_all_arguments(site: Path) -> None:
     text = html(site, "api/losses")
     start = text.index('id="voxloss.DiceLoss"')

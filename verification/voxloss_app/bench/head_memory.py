@@ -3,12 +3,15 @@
 On meta tensors, which have shapes and no memory, so that it is the same figure on every machine. What single
 operations take for themselves is not in it; for the tiles of a fused head, which are the largest of that, it is
 added. A step of the same kind on the CPU shows how far it is from what torch allocates and what the system sees.
+A compiled loss does not run on meta tensors: it is measured by itself on the CPU, and counted as one that takes
+as much.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -17,14 +20,16 @@ from torch import Tensor, nn
 
 import voxloss
 from voxloss.backends import tiled
-from voxloss_app.bench.cases import SMOOTH
-from voxloss_app.bench.contenders import Loss
+from voxloss_app.bench.cases import SMOOTH, BenchCase, tensors
+from voxloss_app.bench.contenders import CONTENDERS, Loss, first_line
 from voxloss_app.bench.memory import StorageCounter, allocated_peak, resident_peak
+from voxloss_app.bench.own_process import apart
 
 # Of nnU-Net's networks for patches of 128³, and those of which a step fits everywhere.
 FILTERS, FEW_FILTERS = (32, 64, 128, 256, 320, 320), (32, 64, 128)
-MONAI, NNUNET, UNFUSED, FUSED, NO_CLASSES = (
+MONAI, COMPILED, NNUNET, UNFUSED, FUSED, NO_CLASSES = (
     "MONAI",
+    "MONAI, compiled",
     "nnU-Net",
     "voxloss",
     "voxloss, fused",
@@ -34,6 +39,7 @@ MONAI, NNUNET, UNFUSED, FUSED, NO_CLASSES = (
 TILES = max(tiled.DEVICE_TILE, tiled.MOST_THREADS * tiled.CPU_TILE)
 CLASSES = (2, 14, 42, 80, 118)
 _WARM_EDGE = 32
+_COMPILED_EDGE = 64
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,8 @@ class StepCase:
 
     Attributes:
         network: a name out of `NETWORKS`.
-        loss: Dice + cross entropy of `MONAI`, `NNUNET`, or ours (`UNFUSED`, `FUSED`); or `NO_CLASSES`.
+        loss: Dice + cross entropy of `MONAI`, `COMPILED` or not, of `NNUNET`, or ours (`UNFUSED`, `FUSED`); or
+            `NO_CLASSES`.
         channels, edge, batch: C, D = H = W, and B.
         filters: the network's channels by level; each level halves the edge.
     """
@@ -61,7 +68,7 @@ class StepMemory:
 
     Attributes:
         counted: on meta tensors.
-        largest: of one tensor.
+        largest: of one tensor; None with a compiled loss.
         tiles: what comes on top at most.
         allocated: by torch on the CPU.
         resident: as the system sees it.
@@ -89,9 +96,10 @@ def from_json(content: dict[str, Any]) -> StepMemory:
 
 def cases() -> list[StepCase]:
     """The two networks, with each loss; the first with several numbers of classes."""
-    losses = (MONAI, NNUNET, UNFUSED, FUSED, NO_CLASSES)
+    losses = (MONAI, COMPILED, NNUNET, UNFUSED, FUSED, NO_CLASSES)
     by_classes = [StepCase("DynUNet", loss, channels) for channels in CLASSES for loss in losses]
-    return [*by_classes, *(StepCase("PlainConvUNet", loss) for loss in losses)]
+    # Several compiled losses of one step would share what they take for a time.
+    return [*by_classes, *(StepCase("PlainConvUNet", loss) for loss in losses if loss != COMPILED)]
 
 
 def cpu_cases() -> list[StepCase]:
@@ -106,10 +114,15 @@ def count(case: StepCase) -> StepMemory:
         step = _step(case, "meta")
     except ModuleNotFoundError as error:
         return StepMemory(case, why=f"{error.name} is not installed")
+    except RuntimeError as error:  # where nothing can be compiled
+        if case.loss != COMPILED:
+            raise
+        return StepMemory(case, why=first_line(error))
     counter = StorageCounter(step.held)
     with counter:
         step.run()
-    return StepMemory(case, counter.peak, counter.largest, TILES if case.loss == FUSED else 0)
+    largest = None if case.loss == COMPILED else counter.largest  # not of what stands in for the compiled loss
+    return StepMemory(case, counter.peak, largest, TILES if case.loss == FUSED else 0)
 
 
 def measure(case: StepCase) -> StepMemory:
@@ -142,7 +155,7 @@ def _step(case: StepCase, device: str) -> _Step:
         labels = [torch.randint(channels, (case.batch, 1, *[edge] * 3)) for edge in edges]
     if case.loss == FUSED:
         network = voxloss.fuse_head(network)
-    loss = _loss(case.loss)
+    loss = _as_large_as(compiled_peak(case.channels)) if case.loss == COMPILED else _loss(case.loss)
 
     def run() -> None:
         logits = network(image)  # as in any loop, they are there until the step is over
@@ -192,6 +205,38 @@ NETWORKS: dict[str, tuple[Callable[[int, Sequence[int]], nn.Module], Callable[[S
     "DynUNet": (_dynunet, lambda filters: 1),
     "PlainConvUNet": (_plain_conv_unet, lambda filters: len(filters) - 1),
 }
+
+
+def compiled_peak(channels: int) -> float:
+    """Measure on the CPU what MONAI's compiled Dice + CE takes beyond its inputs, in sizes of the logits."""
+    return apart(partial(_compiled_peak, channels))
+
+
+def _compiled_peak(channels: int) -> float:
+    case = BenchCase("dice_ce", "softmax", channels, _COMPILED_EDGE, batch=1)
+    input, target = tensors(case)
+    (compiled,) = (each for each in CONTENDERS if each.name == "monai_compiled")
+    step = compiled.prepare(case, input, target).step
+    input.grad = None
+    return allocated_peak(lambda: step(input, target), "cpu") / case.logit_bytes
+
+
+def _as_large_as(peak: float) -> Loss:
+    """Something that takes so many sizes of the logits until its gradient, which is one of them, is there."""
+
+    class AsLarge(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, logits: Tensor) -> Tensor:
+            ctx.shape = logits.shape
+            ctx.save_for_backward(logits.new_empty(round((peak - 1) * logits.numel())))
+            return logits.new_empty(())
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+            (taken,) = ctx.saved_tensors
+            return taken.new_empty(ctx.shape)  # type: ignore[no-any-return]
+
+    return lambda logits, labels: AsLarge.apply(logits)
 
 
 def _loss(name: str) -> Loss:

@@ -7,14 +7,15 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from voxloss_app.bench.head_memory import FUSED, MONAI, NNUNET, NO_CLASSES, UNFUSED
+from voxloss_app.bench.head_memory import COMPILED, FUSED, MONAI, NNUNET, NO_CLASSES, UNFUSED
 from voxloss_app.drawing import dress, png
-from voxloss_app.theme import BLUE, GREEN, GREY, ORANGE, VERMILION, Theme, on
+from voxloss_app.theme import BLUE, GREEN, GREY, ORANGE, SKY, VERMILION, Theme, on
 
 # In the order in which they end, so that names do not cross.
 _STYLES = {
     NNUNET: (ORANGE, "D", "nnU-Net's Dice + CE"),
     MONAI: (VERMILION, "s", "MONAI's Dice + CE"),
+    COMPILED: (SKY, "v", "MONAI's, compiled"),
     UNFUSED: (BLUE, "o", "voxloss"),
     FUSED: (GREEN, "^", "voxloss, fuse_head"),
     NO_CLASSES: (GREY, "", "the network alone"),

@@ -1,4 +1,4 @@
-"""One picture of a run: ratios and memory by classes, and time by voxels against the floor."""
+"""The picture of a run: ratios and memory by classes, and time by voxels against the floor; for both pages."""
 
 from __future__ import annotations
 
@@ -11,26 +11,34 @@ from matplotlib.figure import Figure
 
 from voxloss_app.bench.contenders import FLOOR, OURS
 from voxloss_app.bench.results import BenchResult, Run
-from voxloss_app.drawing import png
-from voxloss_app.theme import LIGHT
+from voxloss_app.drawing import dress, png
+from voxloss_app.theme import BLUE, GREEN, GREY, ORANGE, SKY, THEMES, VERMILION, Theme, on
 from voxloss_data.files import save_bytes
 
-# Okabe and Ito 2008, distinct to the colour-blind too; and every line has a mark of its own.
+# Every line has a mark of its own, too.
 _STYLES = {
-    OURS: ("voxloss", "#0072b2", "o"),
-    "eager": ("voxloss, eager", "#56b4e9", "v"),
-    "monai": ("MONAI", "#d55e00", "s"),
-    "monai_compiled": ("MONAI, compiled", "#e69f00", "D"),
-    "plain_compiled": ("plain torch, compiled", "#009e73", "^"),
-    FLOOR: ("floor", "#7f7f7f", "x"),
+    OURS: ("voxloss", BLUE, "o"),
+    "eager": ("voxloss, eager", SKY, "v"),
+    "monai": ("MONAI", VERMILION, "s"),
+    "monai_compiled": ("MONAI, compiled", ORANGE, "D"),
+    "plain_compiled": ("plain torch, compiled", GREEN, "^"),
+    FLOOR: ("floor", GREY, "x"),
 }
 
 
-def write(out: Path, runs: Sequence[Run]) -> Path:
-    """Draw a row for each run into performance.png; return its path."""
-    figure = Figure(figsize=(13, 4.1 * len(runs)), facecolor=LIGHT.paper, layout="constrained")
+def write(out: Path, runs: Sequence[Run]) -> list[Path]:
+    """Draw a row for each run, for a light and a dark page; return the paths."""
+    paths = [out / f"performance-{name}.png" for name in THEMES]
+    for path, theme in zip(paths, THEMES.values(), strict=True):
+        save_bytes(path, performance_png(runs, theme))
+    return paths
+
+
+def performance_png(runs: Sequence[Run], theme: Theme) -> bytes:
+    """The picture for one page."""
+    figure = Figure(figsize=(13, 4.1 * len(runs)), facecolor=theme.paper, layout="constrained")
     for run, row in zip(runs, figure.subplots(len(runs), 3, squeeze=False), strict=True):
-        _draw(run, list(row))
+        _draw(run, list(row), theme)
     named: dict[str, Any] = {}
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()
@@ -38,13 +46,14 @@ def write(out: Path, runs: Sequence[Run]) -> Path:
     labels = [label for label, _, _ in _STYLES.values() if label in named]
     if labels:
         handles = [named[label] for label in labels]
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    path = out / "performance.png"
-    save_bytes(path, png(figure, dpi=130))
-    return path
+        ncols = len(labels)
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=ncols, frameon=False, labelcolor=theme.ink
+        )
+    return png(figure, dpi=130)
 
 
-def _draw(run: Run, row: Sequence[Axes]) -> None:
+def _draw(run: Run, row: Sequence[Axes], theme: Theme) -> None:
     of_dice = [
         result
         for result in run.results
@@ -57,13 +66,13 @@ def _draw(run: Run, row: Sequence[Axes]) -> None:
     by_classes = {r.case.channels: r for r in of_dice if r.case.edge == edge}
     growth = {r.case.edge: r for r in of_dice if r.case.channels == 14}
     title = f"Dice from a label map, float32, {run.device.upper()}"
-    _lines(row[0], by_classes, _ratio_to_ours)
-    row[0].axhline(1, color=LIGHT.ink, linewidth=0.8)
-    _name(row[0], f"{title}, {edge}³", "classes", "time over voxloss's")
-    _lines(row[1], by_classes, BenchResult.peak)
-    _name(row[1], "peak memory beyond the inputs", "classes", "in sizes of the logits")
-    _lines(row[2], {size**3: result for size, result in growth.items()}, _voxel_time)
-    _name(row[2], "growth with the volume, C = 14", "voxels per sample", "ns per voxel")
+    _lines(row[0], by_classes, _ratio_to_ours, theme)
+    row[0].axhline(1, color=theme.ink, linewidth=0.8)
+    _name(row[0], f"{title}, {edge}³", "classes", "time over voxloss's", theme)
+    _lines(row[1], by_classes, BenchResult.peak, theme)
+    _name(row[1], "peak memory beyond the inputs", "classes", "in sizes of the logits", theme)
+    _lines(row[2], {size**3: result for size, result in growth.items()}, _voxel_time, theme)
+    _name(row[2], "growth with the volume, C = 14", "voxels per sample", "ns per voxel", theme)
     for axes, ticks in ((row[0], by_classes), (row[1], by_classes)):
         axes.set_xscale("log")
         axes.set_xticks(list(ticks), [str(channels) for channels in ticks], minor=False)
@@ -90,18 +99,21 @@ def _voxel_time(result: BenchResult, name: str) -> float | None:
 
 
 def _lines(
-    axes: Axes, results: dict[int, BenchResult], figure: Callable[[BenchResult, str], float | None]
+    axes: Axes,
+    results: dict[int, BenchResult],
+    figure: Callable[[BenchResult, str], float | None],
+    theme: Theme,
 ) -> None:
     for name, (label, colour, mark) in _STYLES.items():
         points = [(x, y) for x, r in sorted(results.items()) if (y := figure(r, name)) is not None]
         if points:
             width = 2.4 if name == OURS else 1.4
-            axes.plot(*zip(*points, strict=True), color=colour, marker=mark, linewidth=width, label=label)
+            style: dict[str, Any] = {"color": on(theme, colour), "marker": mark, "linewidth": width}
+            axes.plot(*zip(*points, strict=True), label=label, **style)
 
 
-def _name(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set_title(title, fontsize=10.5, color=LIGHT.ink)
-    axes.set_xlabel(x, color=LIGHT.ink)
-    axes.set_ylabel(y, color=LIGHT.ink)
-    axes.grid(color=LIGHT.grid, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+def _name(axes: Axes, title: str, x: str, y: str, theme: Theme) -> None:
+    axes.set_title(title, fontsize=10.5, color=theme.ink)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    dress(axes, theme)

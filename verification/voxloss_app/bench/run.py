@@ -84,7 +84,7 @@ class BenchRequest:
 
 
 def bench(request: BenchRequest) -> int:
-    """Measure, and write performance.json, .md and .png to `request.out`.
+    """Measure, and write performance.json, .md and two pictures to `request.out`.
 
     A run on another device that performance.json has already is kept beside this one. Returns the exit code: 0;
     1 if voxloss was wrong or failed anywhere, or, with `check`, missed a goal; 130 after Ctrl-C, when nothing is
@@ -137,7 +137,7 @@ def _write(out: Path, run: Run, console: Console) -> bool:
     others = [other for other in load_runs(file) if other.device != run.device]
     runs = sorted([run, *others], key=lambda run: run.device)
     save_runs(file, runs)
-    for path in (file, page.write(out, runs), plot.write(out, runs)):
+    for path in (file, page.write(out, runs), *plot.write(out, runs)):
         console.print(f"written: {path}")
     verdicts = [verdict for verdict in goals.judge(runs) if verdict.goal.device == run.device]
     for verdict in verdicts:

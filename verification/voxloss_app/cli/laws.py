@@ -175,10 +175,10 @@ def conformance(
 ) -> int:
     """Run every check on losses and metrics of voxloss, MONAI, nnU-Net, kornia, SMP and torchmetrics.
 
-    Writes conformance.md and .png, a summary with the findings that matter, and conformance.html and .json, every
-    broken check with its smallest counter-example; the same bytes for the same versions and seed. A library that
-    is not installed is left out, and listed on the page. About half a minute per loss; Ctrl-C keeps finished
-    results. Exit code 1 if a loss of voxloss breaks a check.
+    Writes conformance.md and two pictures, a summary with the findings that matter, and conformance.html and
+    .json, every broken check with its smallest counter-example; the same bytes for the same versions and seed. A
+    library that is not installed is left out, and listed on the page. About half a minute per loss; Ctrl-C keeps
+    finished results. Exit code 1 if a loss of voxloss breaks a check.
 
     Examples:
 

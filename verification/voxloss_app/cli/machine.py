@@ -162,10 +162,10 @@ def bench(
 ) -> int:
     """Measure time and memory of losses, forward and backward, beside MONAI, nnU-Net and torch.compile.
 
-    All contenders of a case run once per round; incorrect implementations are not timed. Writes
-    performance.md, .png and .json, and keeps an earlier run on another device in them; about forty minutes on
-    two cores, with voxloss[demo]. Ctrl-C keeps finished cases, in .OUT-bench. Exit code 1 if voxloss
-    is wrong or fails in any case.
+    All contenders of a case run once per round; incorrect implementations are not timed. Writes performance.md,
+    .json and two pictures, and keeps an earlier run on another device in them; about forty minutes on two cores,
+    with voxloss[demo]. Ctrl-C keeps finished cases, in .OUT-bench. Exit code 1 if voxloss is wrong or fails in
+    any case.
 
     Examples:
 
