@@ -43,7 +43,7 @@ def memory_png(classes: Mapping[str, Mapping[int, int]], theme: Theme) -> bytes:
             frameon=False,
             fontsize=11,
             labelcolor=theme.ink,
-            loc="upper left",
+            loc="lower left",
             title=f"with {max(max(counted) for counted in classes.values())} classes",
             title_fontsize=11,
         )
