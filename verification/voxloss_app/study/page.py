@@ -77,22 +77,24 @@ def _first_line(study: Study) -> str:
             f"Preliminary: on {data}, {runs} run{'s' if runs != 1 else ''} per loss of {study.facts['steps']} "
             "steps, which is too little to compare losses."
         )
-    near = [name for name, each in found.items() if abs(each.mean) < NOTABLE]
-    better = [name for name, each in found.items() if each.differs and each.mean > 0]
-    worse = [name for name, each in found.items() if each.differs and each.mean < 0]
-    notable = [name for name in better + worse if name not in near]
-    matters = "matters" if notable else "hardly matters"
+    far = sorted((each.mean, name) for name, each in found.items() if abs(each.mean) >= NOTABLE)
+    within = f"of {len(found)} losses end within {NOTABLE} of the Dice of `{BASELINE}`"
+    if far:
+        others = ", ".join(f"`{name}` ({_signed(mean)})" for mean, name in far)
+        says = f"{len(found) - len(far)} {within}, and among them the choice hardly matters; the others: {others}"
+    else:
+        says = f"the choice of the loss hardly matters for Dice: {len(found)} {within}"
+    better = sum(each.differs and each.mean > 0 for each in found.values())
+    worse = sum(each.differs and each.mean < 0 for each in found.values())
+    highest, best = max((each.mean, name) for name, each in found.items())
     return (
-        f"On {data}, the choice of the loss {matters} for Dice: {len(near)} of {len(found)} losses end within "
-        f"{NOTABLE} of `{BASELINE}`; {_count(better)} better and {_count(worse)} worse by more than the 95 % "
-        "confidence interval."
+        f"On {data}, {says}. Better by more than the 95 % confidence interval: {better}, worse: {worse}; "
+        f"the best is `{best}` ({_signed(highest)})."
     )
 
 
-def _count(names: list[str]) -> str:
-    if not names:
-        return "none is"
-    return f"{len(names)} ({', '.join(f'`{name}`' for name in names)}) {'is' if len(names) == 1 else 'are'}"
+def _signed(difference: float) -> str:
+    return f"{difference:+.3f}".replace("-", "−")
 
 
 def _rows(study: Study) -> Iterator[dict[str, Any]]:
