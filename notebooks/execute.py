@@ -36,7 +36,7 @@ def executed(path: Path) -> Any:
     with TemporaryDirectory() as folder:
         NotebookClient(
             notebook,
-            timeout=1800,  # seconds of one cell
+            timeout=3600,  # seconds of one cell
             record_timing=False,
             coalesce_streams=True,
             extra_arguments=["--log-level=ERROR"],

@@ -77,3 +77,14 @@ def test_the_laws_that_apply_to_a_compound(options: Mapping[str, Any], laws: set
     assert {law for law in laws if reasons[law] is not None} == set()
     assert reasons["15"] == "the background counts", "it does in cross entropy"
     assert reasons["22"] == "a check of scores of sums over voxels, not of compound"
+
+
+@pytest.mark.parametrize("loss", [voxloss.BoundaryLoss, voxloss.DiceBoundaryLoss])
+def test_padding_is_no_check_of_a_mean_over_all_voxels(loss: type[voxloss.StatisticsLoss]) -> None:
+    """Added voxels of background are counted in the mean of the distance, and make it smaller."""
+    setting = Setting(Profile(1, (), "eager"))
+    (padding,) = chosen_laws(["15"])
+    subject = subject_of(loss, kwargs={**LABELS, "include_background": False})
+    assert padding.domain(subject, setting) == "the formula counts the voxels, of which padding adds some"
+    alone = subject_of(voxloss.DiceLoss, kwargs={**LABELS, "include_background": False})
+    assert padding.domain(alone, setting) is None

@@ -30,7 +30,7 @@ def execute(*arguments: str) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=600,
         check=False,
-        env={**os.environ, "VOXLOSS_STEPS": "1", "VOXLOSS_ROUNDS": "1"},
+        env={**os.environ, "VOXLOSS_STEPS": "1", "VOXLOSS_SEEDS": "2", "VOXLOSS_ROUNDS": "1"},
     )
 
 
