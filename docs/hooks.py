@@ -27,7 +27,7 @@ PACKAGES = ("plugin/voxloss", "verification/voxloss_verify", "datasets/voxloss_d
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) -> str:
     """Put in what lives elsewhere, `<!-- section FILE HEADING -->` and `<!-- commands -->`.
 
-    What stands before it in its line is for readers of the Markdown, and goes away; so do lines that end in
+    Text before such a comment in its line is for readers of the Markdown and is removed, as are lines that end in
     `<!-- not on the site -->`.
     """
     markdown = re.sub(r"^.*<!-- not on the site -->\n", "", markdown, flags=re.M)

@@ -93,8 +93,8 @@ def _first_line(study: Study) -> str:
     )
 
 
-def _signed(difference: float) -> str:
-    return f"{difference:+.3f}".replace("-", "−")
+def _signed(difference: float, decimals: int = 3) -> str:
+    return f"{difference:+.{decimals}f}".replace("-", "−")
 
 
 def _rows(study: Study) -> Iterator[dict[str, Any]]:
@@ -122,7 +122,7 @@ def _differences(study: Study) -> Iterator[dict[str, Any]]:
 def _interval(found: Interval | None, score: Score) -> str:
     if found is None:
         return "–"
-    text = f"{found.mean:+.{score.decimals}f} ± {found.half:.{score.decimals}f}".replace("-", "−")
+    text = f"{_signed(found.mean, score.decimals)} ± {found.half:.{score.decimals}f}"
     return f"**{text}**" if found.differs else text
 
 

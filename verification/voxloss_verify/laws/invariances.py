@@ -222,7 +222,7 @@ def _without_background(subject: Subject) -> str | None:
         return "the background counts"
     if any(each.by_voxel or each.family in ALL_VOXELS for each in formulas):
         return "a mean over voxels is declared, which falls with every voxel that is right"
-    if any("voxels" in getattr(each.formula, "extra_sums", ()) for each in formulas):
+    if any("voxels" in exact.extra_sums_of(each) for each in formulas):
         return "the formula counts the voxels, of which padding adds some"
     return None
 

@@ -79,7 +79,7 @@ def valid_mask(claims: Claims, volume: Volume) -> NDArray[np.bool_]:
 
 def region_sums(claims: Claims, volume: Volume) -> list[list[Sums]]:
     """The exact sums of every sample and channel."""
-    of_all = claims.family in confusion.FAMILIES or bool(_extra_sums(claims))
+    of_all = claims.family in confusion.FAMILIES or bool(extra_sums_of(claims))
     if volume.sums is not None and not of_all:
         return [list(row) for row in volume.sums]
     known = _known.setdefault(volume, {})
@@ -202,7 +202,7 @@ def sum_derivatives(claims: Claims, rows: Rows) -> list[list[Derivatives]]:
             )[1]
             for c, (by_intersection, by_prediction, _, *others) in zip(counting, by_sums, strict=True):
                 derivative = np.array([by_intersection, by_prediction, 0.0, 0.0])
-                for name, by_other in zip(_extra_sums(claims), others, strict=True):
+                for name, by_other in zip(extra_sums_of(claims), others, strict=True):
                     derivative += by_other * np.array(_EXTRA_SUMS[name][1])
                 found[b][c] = Derivatives(*derivative.tolist())
             continue
@@ -347,7 +347,8 @@ _EXTRA_SUMS: dict[str, tuple[Callable[[AllSums], Fraction], tuple[float, float, 
 EXTRA_SUMS = tuple(_EXTRA_SUMS)
 
 
-def _extra_sums(claims: Claims) -> tuple[str, ...]:
+def extra_sums_of(claims: Claims) -> tuple[str, ...]:
+    """The sums that a formula given as a function takes beside intersection, prediction and target."""
     return tuple(getattr(claims.formula, "extra_sums", ()))
 
 
@@ -357,7 +358,7 @@ def _arguments(claims: Claims, row: Sequence[Sums]) -> list[list[float]]:
     found = []
     for s in row:
         overlap, others = s.soft_intersection if claims.overlap == "min" else s.intersection, _squared(claims, s)
-        extra_sums = [_EXTRA_SUMS[name][0](s) for name in _extra_sums(claims) if isinstance(s, AllSums)]
+        extra_sums = [_EXTRA_SUMS[name][0](s) for name in extra_sums_of(claims) if isinstance(s, AllSums)]
         found.append([float(each) for each in (overlap, others.prediction, others.target, *extra_sums)])
     return found
 
