@@ -76,7 +76,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         command("phantoms", folder)
         command("score", f"{folder}/predictions", f"{folder}/references")
-        law = ["--profile", "quick", "--law", "1", "--law", "20", "--html", f"{folder}/report.html"]
+        law = ["--profile", "quick", "--check", "1", "--check", "20", "--html", f"{folder}/report.html"]
         command("verify", "voxloss:DiceLoss", "--kwargs", '{"softmax": true, "to_onehot_y": true}', *law)
     print("all is well")
 

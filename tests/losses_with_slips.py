@@ -21,6 +21,12 @@ def factor_missing(x: Tensor, y: Tensor) -> Tensor:
     return 1 - (((p * g).sum(AXES) + 1) / (p.sum(AXES) + g.sum(AXES) + 1)).mean()
 
 
+def reshaped_one_hot(x: Tensor, y: Tensor) -> Tensor:
+    p = x.double().softmax(1)
+    g = F.one_hot(y[:, 0].long(), x.shape[1]).reshape(p.shape).double()
+    return 1 - ((2 * (p * g).sum(AXES) + 1) / (p.sum(AXES) + g.sum(AXES) + 1)).mean()
+
+
 def softmax_over_depth(x: Tensor, y: Tensor) -> Tensor:
     p, g = x.double().softmax(2), _of(y, x.shape[1])
     return 1 - ((2 * (p * g).sum(AXES) + 1) / (p.sum(AXES) + g.sum(AXES) + 1)).mean()
@@ -100,6 +106,7 @@ _TVERSKY = {**_SMOOTH, "alpha": 0.3, "beta": 0.7}
 # The loss, what was meant, and words that the explanation has.
 SLIPS: list[tuple[Callable[[Tensor, Tensor], Tensor], str, dict[str, Any], str]] = [
     (factor_missing, "dice", _SMOOTH, "the factor 2 before the intersection is missing"),
+    (reshaped_one_hot, "dice", _SMOOTH, "the one-hot target, whose last axis is the classes, is reshaped"),
     (softmax_over_depth, "dice", _SMOOTH, "the softmax is taken over axis 2"),
     (softmax_twice, "dice", _SMOOTH, "the softmax is applied twice"),
     (slice_by_slice, "dice", _SMOOTH, "the sums leave out axis 2"),

@@ -161,9 +161,9 @@ def test_a_counter_example_is_saved_as_images_and_a_script(edge: int, tmp_path: 
     example = CounterExample("24", volume, "off", source)
     paths = example.save(tmp_path / "new")
     assert [path.name for path in paths] == [
-        *(f"law_24_sample{item}_prediction.nii.gz" for item in (0, 1)),
-        *(f"law_24_sample{item}_reference.nii.gz" for item in (0, 1)),
-        "law_24.py",
+        *(f"check_24_sample{item}_prediction.nii.gz" for item in (0, 1)),
+        *(f"check_24_sample{item}_reference.nii.gz" for item in (0, 1)),
+        "check_24.py",
     ]
     image: Any = nib.load(paths[1])
     assert image.shape == (edge, 4, 5, 3)
@@ -456,5 +456,5 @@ def test_spacing(dtype: str, ulp: float) -> None:
 
 def test_a_number_is_all_parts_of_a_law() -> None:
     assert [law.id for law in chosen_laws(["31", "1"])] == ["1", "31a", "31b", "31c", "31d"]
-    with pytest.raises(ValueError, match=r"laws: expected ids of 1, .*, received 3x\."):
+    with pytest.raises(ValueError, match=r"checks: expected ids of 1, .*, received 3x\."):
         chosen_laws(["3x"])

@@ -278,5 +278,5 @@ def test_ctrl_c_proves_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 def test_what_does_not_exist_is_an_error() -> None:
     with pytest.raises(ValueError, match="profile: expected one of quick, default, thorough, received 'fast'"):
         run_mutants("fast")
-    with pytest.raises(ValueError, match=r"laws: expected ids of .*, received 99"):
+    with pytest.raises(ValueError, match=r"checks: expected ids of .*, received 99"):
         run_mutants(laws=["99"])

@@ -58,14 +58,14 @@ def test_one_test_per_law(verify: Verify) -> None:
     result = verify("voxloss:DiceLoss", "--collect-only", "-q")
     laws = lines(result, "voxloss::law_")
     assert len(laws) == len(LAWS)
-    assert laws[0] == "voxloss::law_01_shifted_boxes_and_nested_cubes"
+    assert laws[0] == "voxloss::check_01_shifted_boxes_and_nested_cubes"
     assert laws == sorted(laws)
     assert result.ret == 0
 
 
 @pytest.mark.integration
 def test_laws_that_hold_without_any_test_file(verify: Verify) -> None:
-    result = verify("voxloss:DiceLoss", "-k", "law_01 or law_04", "--voxloss-seed", "5")
+    result = verify("voxloss:DiceLoss", "-k", "check_01 or check_04", "--voxloss-seed", "5")
     result.assert_outcomes(passed=2, deselected=len(LAWS) - 2)
     assert result.ret == 0
     (header,) = lines(result, "voxloss: ")
@@ -77,24 +77,24 @@ def test_laws_that_hold_without_any_test_file(verify: Verify) -> None:
 def test_beside_other_tests_and_under_strict_rules(verify: Verify, pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_theirs="def test_theirs(): pass")
     pytester.makeini("[pytest]\naddopts = --strict-markers --strict-config\nfilterwarnings = error\n")
-    result = verify(f"{FLAWS}:Warns", "-k", "law_01 or law_20 or theirs")
+    result = verify(f"{FLAWS}:Warns", "-k", "check_01 or check_20 or theirs")
     result.assert_outcomes(passed=3, deselected=len(LAWS) - 2)
 
 
 def test_a_law_by_its_name(verify: Verify, pytester: pytest.Pytester) -> None:
     """As a summary prints it."""
     pytester.makepyfile(test_theirs="def test_theirs(): assert False")
-    result = verify("voxloss:DiceLoss", "voxloss::law_04_ramp", "-v")
+    result = verify("voxloss:DiceLoss", "voxloss::check_04_ramp", "-v")
     result.assert_outcomes(passed=1)
-    assert lines(result, "voxloss::law_04_ramp PASSED")
+    assert lines(result, "voxloss::check_04_ramp PASSED")
     assert len(lines(verify("voxloss:DiceLoss", "voxloss", "--collect-only", "-q"), "voxloss::")) > 30
-    result = verify("voxloss:DiceLoss", "voxloss::law_99")
+    result = verify("voxloss:DiceLoss", "voxloss::check_99")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert "ERROR: not found: voxloss::law_99" in result.errlines
+    assert "ERROR: not found: voxloss::check_99" in result.errlines
 
 
 def test_a_broken_law_fails_with_what_it_showed_and_no_traceback(verify: Verify) -> None:
-    result = verify(f"{FLAWS}:Off", "-k", "law_25_")
+    result = verify(f"{FLAWS}:Off", "-k", "check_25_")
     result.assert_outcomes(failed=1, deselected=len(LAWS) - 1)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     start = next(i for i, line in enumerate(result.outlines) if " check 25: half precision" in line)
@@ -102,27 +102,27 @@ def test_a_broken_law_fails_with_what_it_showed_and_no_traceback(verify: Verify)
     message, empty, *snippet = result.outlines[start + 1 : end]
     assert message.startswith("loss: expected ")
     assert (empty, snippet[0]) == ("", "import torch")
-    (script,) = Path("voxloss-counterexamples").glob("*losses_with_flaws.py-Off-*/law_25.py")
+    (script,) = Path("voxloss-counterexamples").glob("*losses_with_flaws.py-Off-*/check_25.py")
     assert script.read_text().splitlines() == snippet[: snippet.index("")]
     assert f"written: {script}" in snippet
-    assert lines(result, "FAILED voxloss::law_25_half_precision - Failed: loss: ")
+    assert lines(result, "FAILED voxloss::check_25_half_precision - Failed: loss: ")
     assert not any("Traceback" in line or "pytest_plugin" in line for line in result.outlines)
 
 
 def test_the_folder_for_counter_examples(verify: Verify) -> None:
-    verify(f"{FLAWS}:Off", "-k", "law_25_", "--voxloss-counterexamples", "some/where")
-    assert len([*Path("some/where").glob("*-Off-*/law_25.py")]) == 1
+    verify(f"{FLAWS}:Off", "-k", "check_25_", "--voxloss-counterexamples", "some/where")
+    assert len([*Path("some/where").glob("*-Off-*/check_25.py")]) == 1
     assert not Path("voxloss-counterexamples").exists()
 
 
 def test_what_is_not_claimed_is_skipped(verify: Verify) -> None:
-    result = verify(f"{FLAWS}:Off", "-k", "law_25_", "--voxloss-claim", 'dtypes=["float32"]')
+    result = verify(f"{FLAWS}:Off", "-k", "check_25_", "--voxloss-claim", 'dtypes=["float32"]')
     result.assert_outcomes(skipped=1, deselected=len(LAWS) - 1)
     assert any(line.endswith(": no half-precision dtype is declared") for line in lines(result, "SKIPPED [1]"))
 
 
 def test_claims(verify: Verify) -> None:
-    only = ["-k", "law_01", "--voxloss-kwargs", "{}"]
+    only = ["-k", "check_01", "--voxloss-kwargs", "{}"]
     verify(f"{FLAWS}:plain_dice", *only, "--voxloss-as", "dice").assert_outcomes(
         passed=1, deselected=len(LAWS) - 1
     )
@@ -132,11 +132,11 @@ def test_claims(verify: Verify) -> None:
 
 def test_expected_failures(verify: Verify, pytester: pytest.Pytester) -> None:
     pytester.path.joinpath("x.toml").write_text('[xfail]\n"25" = "it is imprecise"\n')
-    imprecise = [f"{FLAWS}:Imprecise", "-k", "law_01 or law_25_", "--voxloss-xfails", "x.toml"]
+    imprecise = [f"{FLAWS}:Imprecise", "-k", "check_01 or check_25_", "--voxloss-xfails", "x.toml"]
     result = verify(*imprecise)
     result.assert_outcomes(passed=1, xfailed=1, deselected=len(LAWS) - 2)
     assert result.ret == 0
-    assert lines(result, "XFAIL voxloss::law_25_half_precision - it is imprecise")
+    assert lines(result, "XFAIL voxloss::check_25_half_precision - it is imprecise")
     assert not Path("voxloss-counterexamples").exists()
     result = verify(*imprecise, "--runxfail")
     result.assert_outcomes(passed=1, failed=1, deselected=len(LAWS) - 2)
@@ -144,10 +144,10 @@ def test_expected_failures(verify: Verify, pytester: pytest.Pytester) -> None:
 
 def test_expected_failures_that_are_none(verify: Verify, pytester: pytest.Pytester) -> None:
     pytester.path.joinpath("x.toml").write_text('[xfail]\n"1" = "boxes"\n"25" = "it is imprecise"\n')
-    imprecise = [f"{FLAWS}:Imprecise", "-k", "law_01 or law_25_", "--voxloss-xfails", "x.toml"]
+    imprecise = [f"{FLAWS}:Imprecise", "-k", "check_01 or check_25_", "--voxloss-xfails", "x.toml"]
     result = verify(*imprecise, "--voxloss-claim", 'dtypes=["float32"]')
     result.assert_outcomes(failed=1, xpassed=1, deselected=len(LAWS) - 2)
-    assert lines(result, "XPASS voxloss::law_01_shifted_boxes_and_nested_cubes - boxes")
+    assert lines(result, "XPASS voxloss::check_01_shifted_boxes_and_nested_cubes - boxes")
     assert (
         "not applicable, no half-precision dtype is declared; but expected to be broken: it is imprecise"
         in result.outlines
@@ -195,14 +195,14 @@ def test_without_the_extra(verify: Verify, monkeypatch: pytest.MonkeyPatch) -> N
 def test_processes_end_with_the_session(verify: Verify, monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[Ranks] = []
     monkeypatch.setattr(Ranks, "close", lambda ranks: closed.append(ranks))
-    verify("voxloss:DiceLoss", "-k", "law_01 or law_04")
+    verify("voxloss:DiceLoss", "-k", "check_01 or check_04")
     assert len(closed) == 1
 
 
 @pytest.mark.integration
 @pytest.mark.thorough
 def test_with_xdist(pytester: pytest.Pytester) -> None:
-    options = ["--voxloss-kwargs", LOGITS, "--voxloss-profile", "quick", "-n", "1", "-k", "law_01 or law_25_"]
+    options = ["--voxloss-kwargs", LOGITS, "--voxloss-profile", "quick", "-n", "1", "-k", "check_01 or check_25_"]
     result = pytester.runpytest_inprocess("--voxloss-target", f"{FLAWS}:Imprecise", *options)
     result.assert_outcomes(passed=1, failed=1)
     assert any(line.startswith("loss: expected ") for line in result.outlines)
@@ -242,7 +242,7 @@ assert not heavy & {name.split(".")[0] for name in loaded}, loaded
 
 def test_strictly_an_expected_failure_must_fail(verify: Verify, pytester: pytest.Pytester) -> None:
     pytester.path.joinpath("x.toml").write_text('[xfail]\n"1" = "boxes"\n')
-    result = verify("voxloss:DiceLoss", "-k", "law_01", "--voxloss-xfails", "x.toml", "--voxloss-strict")
+    result = verify("voxloss:DiceLoss", "-k", "check_01", "--voxloss-xfails", "x.toml", "--voxloss-strict")
     result.assert_outcomes(failed=1, deselected=len(LAWS) - 1)
 
 
@@ -254,9 +254,9 @@ def test_there_is_a_marker_for_every_level() -> None:
 def test_levels_are_markers_and_advice_is_no_failure(pytester: pytest.Pytester) -> None:
     """In a process of its own: some of these laws load what torch does not bear being loaded twice."""
     plain = ["--voxloss-target", f"{FLAWS}:plain_dice", "--voxloss-as", "dice", "--voxloss-profile", "quick"]
-    only = ["-m", "voxloss_interface", "-k", "law_24 or law_29 or law_31", "-ra", "--strict-markers"]
+    only = ["-m", "voxloss_interface", "-k", "check_24 or check_29 or check_31", "-ra", "--strict-markers"]
     result = pytester.runpytest_subprocess(*plain, *only, timeout=120)
     result.assert_outcomes(xfailed=4, skipped=1, deselected=len(LAWS) - 5)
-    assert lines(result, "XFAIL voxloss::law_31a_bad_labels_are_errors - advice: expected an error for ")
+    assert lines(result, "XFAIL voxloss::check_31a_bad_labels_are_errors - advice: expected an error for ")
     result = pytester.runpytest_subprocess(*plain, *only, "--voxloss-strict", timeout=120)
     result.assert_outcomes(failed=4, skipped=1, deselected=len(LAWS) - 5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,13 @@ def test_a_slip_is_named(loss: Any, family: Family, claims: dict[str, Any], said
     assert said in record.hint
 
 
+def test_the_remedy_for_half_precision_is_shown(verify: Verify) -> None:  # noqa: F811
+    _, out, _ = verify(f"{FLAWS}:Imprecise", "--kwargs", LOGITS, "--check", "25")
+    assert (
+        "\n    with the same numbers in float32 it is right: begin the loss with input = input.float()\n" in out
+    )
+
+
 def test_a_loss_that_is_wrong_in_half_precision_alone_gets_the_remedy() -> None:
     smooth = {"smooth_nr": 1e-5, "smooth_dr": 1e-5}
     claims: Any = {"family": "dice", "activation": "softmax", "labels": "map", **smooth}
@@ -97,7 +105,7 @@ SWAPPED = [
 
 
 def test_what_one_cause_explains_is_one_entry(verify: Verify) -> None:  # noqa: F811
-    laws = [word for law in ("3", "23b", "24", "25", "31a") for word in ("--law", law)]
+    laws = [word for law in ("3", "23b", "24", "25", "31a") for word in ("--check", law)]
     code, out, _ = verify(*SWAPPED, *laws)
     assert code == 1
     lines = out.split("\n\n")[1].splitlines()
@@ -121,7 +129,7 @@ def test_a_broken_invariance_is_named(verify: Verify) -> None:  # noqa: F811
     """It shows that not only the ratio is wrong: here voxels of prediction and target are misaligned."""
     Path("mine.py").write_text(FLIPPED)
     claims = [word for claim in ("labels=map", "activation=softmax") for word in ("--claim", claim)]
-    laws = [word for law in ("1", "13a", "13c", "24") for word in ("--law", law)]
+    laws = [word for law in ("1", "13a", "13c", "24") for word in ("--check", law)]
     _, out, _ = verify("mine.py:dice", "--as", "dice", *claims, *laws)
     (line,) = [line for line in out.splitlines() if line.startswith("check 24, the value: wrong")]
     assert line.split("; ")[1].startswith("also broken: ")
@@ -133,7 +141,7 @@ def test_a_broken_invariance_is_named(verify: Verify) -> None:  # noqa: F811
     _, out, _ = verify("mine.py:dice", "--as", "dice", *claims, *laws)
     assert "They depend on the positions of the voxels (check " in out
     assert "search for a permute, reshape or flip" in out
-    _, out, _ = verify("mine.py:dice", "--as", "dice", *claims, "--law", "24", "--level", "formula")
+    _, out, _ = verify("mine.py:dice", "--as", "dice", *claims, "--check", "24", "--level", "formula")
     assert "No known coding error and no other properties explain the values: if a --claim is missing, " in out
     assert "Numerics: not checked. Interface: not checked." in out
 
@@ -150,7 +158,7 @@ def dice(x, y):
 
 
 def test_only_advice_is_no_failure_unless_strict(verify: Verify) -> None:  # noqa: F811
-    advised = [*arguments("SoftDiceLoss"), "--law", "24", "--law", "31a"]
+    advised = [*arguments("SoftDiceLoss"), "--check", "24", "--check", "31a"]
     code, out, _ = verify(*advised)
     assert code == 0
     assert "Interface: 1 finding, as advice, unless --strict is set." in out
@@ -205,17 +213,65 @@ def test_a_form_that_would_fit_but_for_a_slip_is_taken() -> None:
     assert form is not None
     assert not form.fits
     assert (form.subject.claims.labels, form.subject.claims.activation) == ("map", "softmax")
-    assert "this one would, but for a slip: --claim labels=map --claim activation=softmax" in str(form)
+    assert str(form) == (
+        "Tried, not declared: --claim labels=map --claim activation=softmax --claim smooth_nr=1.0 --claim "
+        "smooth_dr=1.0. With these only a coding error keeps the loss from its formula."
+    )
 
 
-def test_a_slip_is_named_beside_a_claim_that_was_forgotten(verify: Verify) -> None:  # noqa: F811
-    loss = f"{Path(losses_with_slips.__file__)}:background_before_the_softmax"
-    claims = [word for claim in ("labels=map", "activation=softmax") for word in ("--claim", claim)]
-    _, out, _ = verify(loss, "--as", "dice", *claims, "--law", "24")
+def test_a_slip_is_named_beside_a_claim_that_was_forgotten() -> None:
+    claims = Claims(family="dice", labels="map", activation="softmax")
+    subject = subject_of(losses_with_slips.background_before_the_softmax, claims)
+    record = run_check(prepared(subject), Setting(PROFILES["quick"]), chosen_laws(["24"])[0])
+    assert record.hint == (
+        "the value is what results if the background is left out before the softmax, not after it, with "
+        "--claim include_background=false --claim smooth_nr=1.0 --claim smooth_dr=1.0"
+    )
+
+
+TVERSKY = """
+import torch
+
+def tversky(x, y, alpha=0.3, beta=0.7, s=1e-5):
+    p, g = x.softmax(1), torch.zeros_like(x).scatter_(1, y.long(), 1)
+    axes = (0, 2, 3, 4)
+    tp, fp, fn = (p * g).sum(axes), (p * (1 - g)).sum(axes), ((1 - p) * g).sum(axes)
+    return (1 - (tp + s) / (tp + alpha * fp + beta * fn + s))[1:].mean()
+
+def swapped(x, y):
+    return tversky(x, y, 0.7, 0.3)
+"""
+DECLARED = ["--as", "tversky", "--claim", "alpha=0.3", "--claim", "beta=0.7", "--check", "24"]
+
+
+def test_what_is_not_declared_is_found_beside_what_is(verify: Verify) -> None:  # noqa: F811
+    Path("mine.py").write_text(TVERSKY)
+    code, out, _ = verify("mine.py:tversky", *DECLARED)
+    assert code == 0
     assert (
-        "The value is what results if the background is left out before the softmax, not after it, with "
-        "--claim include_background=false --claim smooth_nr=1.0 --claim smooth_dr=1.0."
+        "Found by trying, not declared: --claim labels=map --claim activation=softmax --claim batch=true "
+        "--claim include_background=false --claim smooth_nr=1e-05 --claim smooth_dr=1e-05. With these the "
+        "formula has the loss's values."
     ) in out.replace("\n", " ")
+
+
+def test_what_is_declared_is_not_changed_to_fit(verify: Verify) -> None:  # noqa: F811
+    Path("mine.py").write_text(TVERSKY)
+    code, out, _ = verify("mine.py:swapped", *DECLARED)
+    out = out.replace("\n", " ")
+    assert code == 1
+    assert "--claim smooth_dr=1e-05. With these only a declared property keeps the loss from its formula." in out
+    assert "It would be right with --claim alpha=0.7 --claim beta=0.3." in out
+
+
+def test_a_loss_that_is_wrong_at_a_mild_place_is_shown_wrong_elsewhere(verify: Verify) -> None:  # noqa: F811
+    """The smallest volume of a sum that omits an axis has an error that only smoothing makes."""
+    Path("mine.py").write_text(TVERSKY.replace("(0, 2, 3, 4)", "(0, 2, 3)"))
+    _, out, _ = verify("mine.py:tversky", *DECLARED, "--seed", "0")
+    (line,) = [line for line in out.splitlines() if line.startswith("    elsewhere: loss: expected ")]
+    off = re.search(r"off by ([\d.e-]+)", line)
+    assert off is not None
+    assert float(off[1]) > 1e-3
 
 
 @pytest.mark.integration
@@ -225,5 +281,5 @@ def test_without_a_fitting_form_the_nearest_is_taken_for_the_formula_alone(verif
     assert code == 1
     assert "No combination that was tried gives its values; this one is nearest: " in out
     assert "Numerics: not checked. Interface: not checked." in out
-    _, out, _ = verify("mine.py:mean", "--as", "dice", "--law", "31b")
+    _, out, _ = verify("mine.py:mean", "--as", "dice", "--check", "31b")
     assert "Interface: 1 finding" in out

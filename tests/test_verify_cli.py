@@ -85,7 +85,7 @@ def unlogged(err: str) -> str:
 
 def flawed(name: str, *laws: str) -> list[object]:
     """The arguments that verify one of the losses with flaws."""
-    return [f"{FLAWS}:{name}", "--kwargs", LOGITS, *(word for law in laws for word in ("--law", law))]
+    return [f"{FLAWS}:{name}", "--kwargs", LOGITS, *(word for law in laws for word in ("--check", law))]
 
 
 def rows(out: str) -> dict[str, str]:
@@ -112,7 +112,9 @@ def strictly(path: Path) -> Any:
 
 
 def test_laws_that_hold(verbosely: Verify, tmp_path: Path) -> None:
-    code, out, err = verbosely("voxloss:DiceLoss", "--kwargs", LOGITS, "--law", "4", "--law", "1", "--seed", "7")
+    code, out, err = verbosely(
+        "voxloss:DiceLoss", "--kwargs", LOGITS, "--check", "4", "--check", "1", "--seed", "7"
+    )
     assert (code, err) == (0, "")
     assert "target   voxloss:DiceLoss\n" in out
     assert "source   from voxloss import DiceLoss; loss = DiceLoss(softmax=True, to_onehot_y=True)\n" in out
@@ -176,7 +178,7 @@ def test_a_snippet_shows_the_gradient_that_differs(verbosely: Verify) -> None:
     """Of the moved volume, beside the one that it must be."""
     claims = ("--as", "dice", "--claim", "activation=softmax", "--claim", "labels=map")
     loss = ("voxloss_verify.mutants.mutants:LastVoxelsCountMore", "--kwargs", LOGITS, *claims)
-    code, out, _ = verbosely(*loss, "--law", "13a")
+    code, out, _ = verbosely(*loss, "--check", "13a")
     assert code == 1
     (snippet,) = snippets(out)
     run = subprocess.run([sys.executable, "-"], input=snippet, capture_output=True, text=True, check=False)
@@ -203,7 +205,7 @@ def test_what_is_not_claimed_does_not_apply(verbosely: Verify) -> None:
 
 @pytest.mark.integration
 def test_a_loss_of_an_unknown_kind_says_what_it_claims(verify: Verify) -> None:
-    plain = [f"{FLAWS}:plain_dice", "--law", "1", "--law", "4"]
+    plain = [f"{FLAWS}:plain_dice", "--check", "1", "--check", "4"]
     code, out, err = verify(*plain)
     assert (code, out) == (2, "")
     assert re.fullmatch(
@@ -229,7 +231,7 @@ class SquareRootDice(voxloss.RegionLoss):
 
 
 def formula_laws(*laws: str) -> list[str]:
-    return ["my_losses.py:SquareRootDice", *(word for law in laws for word in ("--law", law))]
+    return ["my_losses.py:SquareRootDice", *(word for law in laws for word in ("--check", law))]
 
 
 @pytest.mark.integration
@@ -274,7 +276,7 @@ def test_claims_change_what_was_read(verify: Verify) -> None:
         "voxloss:TverskyLoss",
         "--kwargs",
         '{"softmax": true, "to_onehot_y": true, "alpha": 0.3}',
-        "--law",
+        "--check",
         "1",
     ]
     code, out, _ = verify(*tversky)
@@ -295,7 +297,7 @@ def test_the_seed_chooses_the_volumes(verify: Verify) -> None:
         ["--derandomize"],
         ["--derandomize", "--seed", 3],
     ):
-        verify("voxloss:DiceLoss", "--kwargs", LOGITS, "--law", "3", "--json", "r.json", *options)
+        verify("voxloss:DiceLoss", "--kwargs", LOGITS, "--check", "3", "--json", "r.json", *options)
         found.append(strictly(Path("r.json"))["records"][0]["worst"])
     assert found[0] == found[1] != found[2]
     assert found[3] == found[4] != found[0]
@@ -392,7 +394,7 @@ def test_json_says_everything(verify: Verify) -> None:
 def test_json_has_the_version_of_the_package(verify: Verify) -> None:
     import monai
 
-    verify("monai.losses:DiceLoss", "--kwargs", LOGITS, "--law", "1", "--json", "r.json")
+    verify("monai.losses:DiceLoss", "--kwargs", LOGITS, "--check", "1", "--json", "r.json")
     assert strictly(Path("r.json"))["versions"]["monai"] == monai.__version__
 
 
@@ -427,7 +429,7 @@ def test_a_name_that_is_not_utf_8_is_escaped(verify: Verify, tmp_path: Path) -> 
     """And loses no report after all the work."""
     module = tmp_path / os.fsdecode(b"flaws\xff.py")
     module.write_bytes(FLAWS.read_bytes())
-    target = [f"{module}:Off", "--kwargs", LOGITS, "--law", "25"]
+    target = [f"{module}:Off", "--kwargs", LOGITS, "--check", "25"]
     code, _, err = verify(*target, "--html", "r.html", "--json", "r.json")
     assert (code, err) == (1, "")
     assert r"flaws\xff.py:Off" in Path("r.html").read_text(encoding="utf-8")
@@ -456,7 +458,10 @@ def test_html_is_one_page(verbosely: Verify) -> None:
         assert f"{law.level.value.capitalize()}: {law.because}." in page.texts["em"]
         assert f"{law.oracle}; {law.tolerance}" in cells
     assert "no half-precision dtype is declared" in cells
-    assert page.texts["figcaption"][:3] == [
+    assert [title.partition(" ")[0] for title in page.texts["h3"][:2]] == ["5", "1"]  # the worst first
+    captions = page.texts["figcaption"]
+    start = captions.index("input, sample 0, channel 0")
+    assert captions[start : start + 3] == [
         "input, sample 0, channel 0",
         "input, sample 0, channel 1",
         "target, sample 0",
@@ -596,7 +601,7 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
         (["voxloss:DiceLoss", "--as", "dise"], r".*claim family: expected one of dice, .*, received 'dise'"),
         (["voxloss:DiceLoss", "--device", "toaster"], r"--device: expected .*received 'toaster'.*"),
         (["voxloss:DiceLoss", "--device", "cuda:99"], r"--device: expected .*received 'cuda:99' \(.*\).*"),
-        (["voxloss:DiceLoss", "--law", "99"], r"laws: expected ids of 1, 2, .*, received 99"),
+        (["voxloss:DiceLoss", "--check", "99"], r"checks: expected ids of 1, 2, .*, received 99"),
         (["voxloss:DiceLoss", "--profile", "slow"], r".*'--profile'.*"),
         (["voxloss:DiceLoss", "--seed", "-1"], r".*'--seed'.*"),
         (["voxloss:DiceLoss", "--data", "a.nii", "b.nii"], r"a.nii: expected a NIfTI file, received nothing.*"),
@@ -647,7 +652,7 @@ def test_a_check_that_raises_does_not_stop_the_others(verbosely: Verify, monkeyp
     examined = check._examined
     monkeypatch.setattr(check, "_examined", stumble)
     code, out, err = verbosely(
-        "voxloss:DiceLoss", "--law", "1", "--law", "4", "--json", "r.json", "--html", "r.html"
+        "voxloss:DiceLoss", "--check", "1", "--check", "4", "--json", "r.json", "--html", "r.html"
     )
     assert (code, err) == (1, "")
     reason = "the check could not be run: TypeError: unsupported"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -91,7 +90,7 @@ def chosen_laws(ids: Sequence[str] | None, of_metrics: bool = False) -> list[Law
     unknown = sorted(map(str, set(ids) - exact - {str(law.number) for law in laws}))
     if unknown:
         raise ValueError(
-            f"laws: expected ids of {', '.join(law.id for law in laws)}, received {', '.join(unknown)}."
+            f"checks: expected ids of {', '.join(law.id for law in laws)}, received {', '.join(unknown)}."
         )
     wholes = set(ids) - exact
     return [law for law in laws if law.id in ids or str(law.number) in wholes]
@@ -191,6 +190,7 @@ def _examined(subject: Subject, setting: Setting, law: Law) -> Record:
             raised=broken.raised,
             worst=broken.finding,
             worst_where=str(broken.volume),
+            wrong_elsewhere=examiner.wrong_elsewhere,
             counterexample=example,
             level=law.level if examiner.is_wrong or law.level is not Level.formula else Level.numerics,
         )
@@ -216,6 +216,7 @@ class _Examiner:
         self.worst: Finding | None = None
         self.worst_where = ""
         self.is_wrong = False  # anywhere: the smallest volume may be one where it is only inaccurate
+        self.wrong_elsewhere = ""
 
     def examine_all(self) -> Broken | None:
         """Try drawn volumes first, as only they shrink, then given ones; return the first that breaks the law."""
@@ -224,7 +225,7 @@ class _Examiner:
             for volume in self.law.given(self.subject, self.setting) if self.law.given else ():
                 self.examine(volume)
         except Broken as broken:
-            if self.law.level is Level.formula and not self.is_wrong:
+            if self.law.level is Level.formula and not broken.finding.is_wrong:
                 self._look_further()
             return broken
         return None
@@ -274,12 +275,16 @@ class _Examiner:
             raise Broken(last.volume, last.finding, message, last.raised) from error
 
     def _look_further(self) -> None:
-        """See whether the law is worse than inaccurate elsewhere: the first to break it may be a mild one."""
+        """Search for a volume on which the law is worse than inaccurate: the smallest may be a mild one."""
 
         def examine(volume: Volume) -> None:
-            with suppress(Broken):
-                if not self.is_wrong:
-                    self.examine(volume)
+            if self.wrong_elsewhere:
+                return
+            try:
+                self.examine(volume)
+            except Broken as broken:
+                if broken.finding.is_wrong:
+                    self.wrong_elsewhere = f"{broken.finding}, on {broken.volume}"
 
         examples, worst, where = self.examples, self.worst, self.worst_where
         if self.law.strategy is not None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from itertools import combinations
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,13 +19,17 @@ from voxloss_verify.slips import slips, value
 from voxloss_verify.subject.subject import Outcome, Raised, Subject
 from voxloss_verify.tolerances import ROUNDING
 
-SMOOTHINGS = (0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-3, 1.0)
+SMOOTHINGS = (0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1.0)
 MOST_FORGOTTEN = 3
+# A misfit, in roundings of float32, that is one of float64.
+EXACT = 1e-5
+T = TypeVar("T")
 # Properties that are often not declared.
 _SWITCHES: list[dict[str, Any]] = [
     {"batch": True},
     {"include_background": False},
     {"squared": True},
+    {"average": "micro"},
     {"offset": 0},
 ]
 _SMOOTH: list[dict[str, Any]] = [
@@ -63,7 +67,7 @@ def hint_of_half_precision(subject: Subject, wrong: Volume) -> str:
     return "with the same numbers in float32 it is right: begin the loss with input = input.float()"
 
 
-def usual(claims: Claims) -> list[dict[str, Any]]:
+def usual(claims: Claims, declared: Collection[str] = ()) -> list[dict[str, Any]]:
     """Changes to properties that were not declared, the fewest first, beginning with none."""
     weights = _TVERSKY if claims.family in ("tversky", "focal_tversky") else [{}]
     each = (
@@ -73,18 +77,44 @@ def usual(claims: Claims) -> list[dict[str, Any]]:
         for smooth in _SMOOTH
         for weight in weights
     )
-    return sorted(each, key=len)
+    open_ones = ({name: value for name, value in one.items() if name not in declared} for one in each)
+    different = {tuple(sorted(one.items())): one for one in open_ones}
+    return sorted(different.values(), key=len)
+
+
+def contradictions(claims: Claims, declared: Collection[str]) -> list[dict[str, Any]]:
+    """Changes to properties that were declared, the family among them, each of which may explain a value."""
+    names = {*declared, "family"}
+    return [change for change in _changes(claims) if names.issuperset(change)]
+
+
+def closest(candidates: Iterable[tuple[float, T]]) -> T | None:
+    """The first candidate whose values are exact; else the nearest of those that are off by rounding; else None.
+
+    Each comes with its misfit, those of fewest changes first: a later one must be more than twice as near.
+    """
+    nearest: tuple[float, T] | None = None
+    for off, candidate in candidates:
+        if off <= EXACT:
+            return candidate
+        if off <= 1 and (nearest is None or off < nearest[0] / 2):
+            nearest = off, candidate
+    return None if nearest is None else nearest[1]
 
 
 def _slip(claims: Claims, found: list[tuple[Volume, Outcome]]) -> str:
     """A slip, or one beside up to three claims that were forgotten."""
-    for others in usual(claims):
-        if len(others) > MOST_FORGOTTEN or any(getattr(claims, name) == said for name, said in others.items()):
-            continue
-        slip = slip_of(replace(claims, **others), found)
-        if slip:
-            return f"{slip}, with {options(others)}" if others else slip
-    return ""
+    forgotten = (
+        others
+        for others in usual(claims)
+        if len(others) <= MOST_FORGOTTEN and all(getattr(claims, name) != said for name, said in others.items())
+    )
+    said = closest(
+        (off, f"{slip}, with {options(others)}" if others else slip)
+        for others in ({}, *forgotten)
+        for off, slip in slips_that_fit(replace(claims, **others), found)
+    )
+    return said or ""
 
 
 def _other_claims(subject: Subject, found: list[tuple[Volume, Outcome]]) -> str:
@@ -103,16 +133,16 @@ def _other_claims(subject: Subject, found: list[tuple[Volume, Outcome]]) -> str:
     return ""
 
 
-def slip_of(claims: Claims, found: list[tuple[Volume, Outcome]]) -> str:
-    """The slip that explains all these values; "" if none does."""
+def slips_that_fit(claims: Claims, found: list[tuple[Volume, Outcome]]) -> Iterator[tuple[float, str]]:
+    """The slips that explain all these values, each with its misfit."""
     for slip in slips(claims):
-        if all(_equals(outcome, value(claims, slip, volume)) for volume, outcome in found):
-            return f"the value is what results if {slip.said}"
-    return ""
+        off = max(_off(outcome, value(claims, slip, volume)) for volume, outcome in found) / ROUNDING
+        if off <= 1:
+            yield off, f"the value is what results if {slip.said}"
 
 
-def _equals(outcome: Outcome, expected: float) -> bool:
-    return outcome.value.size == 1 and abs(float(outcome.value.ravel()[0]) - expected) <= ROUNDING
+def _off(outcome: Outcome, expected: float) -> float:
+    return abs(float(outcome.value.ravel()[0]) - expected) if outcome.value.size == 1 else math.inf
 
 
 def options(fields: Mapping[str, Any]) -> str:

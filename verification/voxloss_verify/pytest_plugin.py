@@ -157,7 +157,7 @@ class _LawItem(pytest.Item):
 
 def _name(law: Law) -> str:
     words = re.sub(r"\W+", "_", law.name).strip("_").lower()
-    return f"law_{law.number:02}{law.part}_{words}"
+    return f"check_{law.number:02}{law.part}_{words}"
 
 
 def _prepared(config: pytest.Config) -> Verification:

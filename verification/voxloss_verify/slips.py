@@ -31,6 +31,7 @@ class Slip:
         union_is_sum: the intersection is not subtracted from the union.
         background_first: the background is dropped before the softmax, not after it.
         order, flipped: in which the target's spatial axes come, and of which one its voxels come last to first.
+    reshaped: the classes of the one-hot target are its last axis, and it is reshaped, not permuted.
     """
 
     said: str
@@ -44,6 +45,7 @@ class Slip:
     background_first: bool = False
     order: tuple[int, ...] = ()
     flipped: int | None = None
+    reshaped: bool = False
 
 
 def slips(claims: Claims) -> Iterator[Slip]:
@@ -67,6 +69,9 @@ def slips(claims: Claims) -> Iterator[Slip]:
     if claims.activation != "none":
         yield Slip(f"the {claims.activation} is applied twice", activations=2)
         yield Slip(f"no {claims.activation} is applied", activations=0)
+    if claims.labels in ("map", "indices"):
+        said = "the one-hot target, whose last axis is the classes, is reshaped to [B, C, ...], not permuted"
+        yield Slip(said, reshaped=True)
     if isinstance(claims.class_weight, tuple):
         said = "the mean is divided by the sum of the class weights, not by the number of classes"
         yield Slip(said, divides_by_weights=True)
@@ -91,6 +96,8 @@ def value(claims: Claims, slip: Slip, volume: Volume) -> float:
             probabilities(np.moveaxis(p, slip.softmax_axis, 1), claims.activation), 1, slip.softmax_axis
         )
     g = np.asarray(one_hot_target(volume), np.float64)
+    if slip.reshaped:
+        g = np.moveaxis(g, 1, -1).reshape(g.shape)
     if slip.order:
         g = g.transpose(0, 1, *slip.order).reshape(g.shape)
     if slip.flipped is not None:

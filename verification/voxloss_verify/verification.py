@@ -31,7 +31,7 @@ class Verification:
     """What was requested, the loss that was found, and the records so far.
 
     Attributes:
-        form: how the tensors were found to be given, if nothing was declared.
+        form: the properties that were not declared and were found by trying.
         records: of the checks run so far, in the light of `xfails`, the expected failures.
         files: of each broken law, those of its counter-example.
         unwritten: of each broken law without files, the reason.
@@ -69,15 +69,16 @@ class Verification:
         try:
             subject = subject_of(request.target, kwargs=request.kwargs, device=device, change=change)
             subject = as_metric(subject)
-            tries = not (is_read or request.claims or is_metric(subject.claims))
-            form = with_form(subject) if tries else None
+            searched = not (is_read or is_metric(subject.claims))
+            declared = {claim.partition("=")[0] for claim in request.claims}
+            form = with_form(subject, declared) if searched else None
             subject = prepared(subject if form is None else form.subject)
         except ValueError:
             raise
         except (Exception, SystemExit) as error:  # a script that exits with 0 when it is imported must not pass
             raise ValueError(f"{request.target} cannot be loaded or called: {said(error)}") from error
         levels = request.levels
-        if form is not None and not (form.fits or form.slip or levels or request.laws):
+        if form is not None and not (form.fits or form.but or declared or levels or request.laws):
             # Not known what the loss is: its numerics would be compared with a guess.
             levels = (Level.formula,)
         laws = [

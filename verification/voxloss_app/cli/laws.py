@@ -52,10 +52,11 @@ def verify(
         typer.Option(
             metavar="NAME=VALUE",
             help="Declared property; may be repeated: smooth_nr, smooth_dr (default 0), alpha, beta, "
-            "gamma, activation, labels, squared, batch, include_background, ignore_index, dtypes, …",
+            "gamma, activation, labels, squared, batch, include_background, ignore_index, dtypes, …; of a loss "
+            "of no known library, what is not declared is found by trying.",
         ),
     ] = None,
-    law: Annotated[
+    check: Annotated[
         list[str] | None,
         typer.Option(metavar="ID", help="Run this check only: 31a, or 31 with all its parts; may be repeated."),
     ] = None,
@@ -108,9 +109,10 @@ def verify(
 
     The properties of losses of voxloss, MONAI, nnU-Net, kornia and SMP, and of metrics of voxloss, MONAI,
     torchmetrics, scikit-learn and nnU-Net, are read from them. For others set --as and --claim:
-    python -c "from voxloss_verify import Claims; help(Claims)" documents all properties. Without any --claim,
-    usual forms of tensors are tried. The smallest volume that breaks a check is written as NIfTI, with Python
-    code that reproduces it; --verbose prints that, and every check.
+    python -c "from voxloss_verify import Claims; help(Claims)" documents all properties. Usual values are tried
+    for what is not declared, and reported: declare what the loss must have, as a wrong value may be found, too.
+    The smallest volume that breaks a check is written as NIfTI, with Python code that reproduces it; --verbose
+    prints that, and every check.
 
     Exit code 0 if every check of formula and numerics holds, 1 if one is broken, 2 if the loss could not be
     loaded or called; findings about the interface are advice. Ctrl-C reports the results so far.
@@ -133,7 +135,7 @@ def verify(
         with needs_extra("verify --mutants"):
             from voxloss_app.verify.mutants import run_mutants
 
-        return run_mutants(profile.value, seed, law)
+        return run_mutants(profile.value, seed, check)
     if target is None:
         raise typer.BadParameter(
             "expected a TARGET like monai.losses:DiceLoss or my_losses.py:MyDice, received none."
@@ -156,7 +158,7 @@ def verify(
         seed=seed,
         derandomize=derandomize,
         data=data,
-        laws=law,
+        laws=check,
         levels=level or (),
         strict=strict,
         xfails=xfails,

@@ -123,7 +123,9 @@ def bench(
     edge: EdgeOption = None,
     compile: Annotated[bool, typer.Option(help="Include torch.compile.")] = True,
     resume: ResumeOption = True,
-    check: Annotated[bool, typer.Option("--check", help="Exit code 1 if a goal is missed.")] = False,
+    require_goals: Annotated[
+        bool, typer.Option("--require-goals", help="Exit code 1 if a goal is missed.")
+    ] = False,
     metrics: Annotated[
         bool, typer.Option("--metrics", help="Measure OverlapMetric and MONAI's DiceMetric instead, C = 14, 96³.")
     ] = False,
@@ -173,7 +175,7 @@ def bench(
 
         voxloss bench --only 'dice_ce-*-c14-96' --rounds 21 --fresh
 
-        voxloss bench --device cuda --out docs --check
+        voxloss bench --device cuda --out docs --require-goals
 
         voxloss bench --metrics
 
@@ -239,7 +241,7 @@ def bench(
         compile=compile,
         fresh=not resume,
         out=out,
-        check=check,
+        check=require_goals,
     )
     try:
         return run(request)

@@ -19,12 +19,13 @@ import voxloss
 from voxloss_app.installed import version_of
 from voxloss_app.templates import environment
 from voxloss_app.verify.cells import Picture, pictures
-from voxloss_app.verify.verdict import verdict
+from voxloss_app.verify.verdict import verdict, worst_first
 from voxloss_data.files import save_json, save_text
 from voxloss_verify.laws.law import Law
 from voxloss_verify.laws.record import LITERAL, CounterExample, Record, Status
 from voxloss_verify.oracle.volumes import Volume
 from voxloss_verify.subject.devices import device_name
+from voxloss_verify.tolerances import GRADIENT, LOSS
 from voxloss_verify.verification import Verification
 
 
@@ -47,9 +48,9 @@ def report(verification: Verification) -> dict[str, Any]:
     | records | one per check that was run or does not apply, in the order of the laws |
 
     A record has law, name, level (formula, numerics or interface), because, version (of the check), statement,
-    oracle, tolerance, status (a value of `Status`), advice, failed, reason, hint, examples, seconds. It has
-    worst,
-    the finding nearest to its tolerance or beyond it, or null: what, where, received, expected, error, tolerance,
+    oracle, tolerance, status (a value of `Status`), advice, failed, reason, hint, wrong_elsewhere (a wrong
+    finding on another volume, where that of the smallest is mild), examples, seconds. It has worst, the finding
+    nearest to its tolerance or beyond it, or null: what, where, received, expected, error, tolerance,
     ulp. It has counterexample, or null: message, snippet, files, and of the volume its name, dtype, input_shape,
     target_shape, and input and target as nested lists, each null above 256 numbers; the same of other, the volume
     that it is compared with, or null.
@@ -89,11 +90,14 @@ def write_json(path: Path, verification: Verification) -> None:
 
 def write_html(path: Path, verification: Verification) -> None:
     """Write one page that needs no other file and no network."""
+    laws = {law.id: law for law in verification.laws}
     page = (
         environment("verify")
         .get_template("report.html.j2")
         .render(
             report(verification),
+            worst_first=[_fields(record, laws[record.law], verification) for record in worst_first(verification)],
+            tolerances={"loss": _by_dtype(LOSS), "gradient": _by_dtype(GRADIENT)},
             pictures={
                 record.law: _pictures(record.counterexample)
                 for record in verification.records
@@ -102,6 +106,10 @@ def write_html(path: Path, verification: Verification) -> None:
         )
     )
     save_text(path, page)
+
+
+def _by_dtype(tolerance: Mapping[str, float]) -> str:
+    return ", ".join(f"{value:.1g} in {dtype}" for dtype, value in tolerance.items())
 
 
 def _fields(record: Record, law: Law, verification: Verification) -> dict[str, Any]:
@@ -120,6 +128,7 @@ def _fields(record: Record, law: Law, verification: Verification) -> dict[str, A
         "failed": verification.fails(record),
         "reason": record.reason,
         "hint": record.hint,
+        "wrong_elsewhere": record.wrong_elsewhere,
         "examples": record.examples,
         "seconds": round(record.seconds, 3),
         "worst": None

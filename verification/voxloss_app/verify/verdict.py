@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from voxloss_verify.laws.record import Record, Status
 from voxloss_verify.oracle.claims import Family
@@ -42,7 +42,7 @@ KINDS: dict[Family, str] = {
 def verdict(verification: Verification) -> Iterator[str]:
     """The lines, at most forty."""
     records = verification.records
-    if verification.form is not None:
+    if verification.form is not None and str(verification.form):
         yield str(verification.form)
     yield _formula(verification)
     if verification.subject.claims.precision == "float32":
@@ -64,7 +64,14 @@ def verdict(verification: Verification) -> Iterator[str]:
 def causes(verification: Verification) -> list[list[Record]]:
     """Broken checks that count, worst first, those that one cause may explain together."""
     broken = [r for r in verification.records if r.status is Status.broken and not r.is_advice]
-    return list(_grouped(sorted(broken, key=_rank)))
+    formula = {law.id for law in verification.laws if law.level is Level.formula}
+    return list(_grouped(sorted(broken, key=_rank), formula))
+
+
+def worst_first(verification: Verification) -> list[Record]:
+    """All records: broken ones that count as in `causes`, then the others in their order."""
+    broken = [record for group in causes(verification) for record in group]
+    return [*broken, *(record for record in verification.records if record not in broken)]
 
 
 def _formula(verification: Verification) -> str:
@@ -94,12 +101,14 @@ def _explanation(broken: Sequence[Record]) -> str:
     if not places:
         return (
             "No known coding error and no other properties explain the values: if a --claim is missing, for "
-            "example of activation, include_background, smooth_nr and smooth_dr, or alpha and beta, add it."
+            "example of labels, activation, include_background, batch, smooth_nr and smooth_dr, or alpha and "
+            "beta, add it."
         )
     checks = ", ".join(places)
     return (
         "No known coding error explains the values. They depend on the positions of the voxels "
-        f"(check {checks}): search for a permute, reshape or flip of prediction or target."
+        f"(check {checks}): search for a permute, reshape or flip of prediction or target. If the loss takes its "
+        "target in another form than the declared one, declare that (--claim labels=map, indices or one-hot)."
     )
 
 
@@ -143,22 +152,25 @@ def _rank(record: Record) -> tuple[bool, int, float]:
     return record.level is not Level.formula, first, -off
 
 
-def _grouped(broken: Sequence[Record]) -> Iterator[list[Record]]:
-    """Records that one cause may explain, the one to look at first in each: a wrong value, the same exception."""
+def _grouped(broken: Sequence[Record], formula: Collection[str]) -> Iterator[list[Record]]:
+    """Records that one cause may explain, the one to look at first in each: a wrong value, the same exception.
+
+    `formula`: the ids of the laws of the formula.
+    """
     left = list(broken)
     while left:
         first, *others = left
-        same = [record for record in others if _explains(first, record)]
+        same = [record for record in others if _explains(first, record, formula)]
         yield [first, *same]
         left = [record for record in others if record not in same]
 
 
-def _explains(first: Record, record: Record) -> bool:
+def _explains(first: Record, record: Record, formula: Collection[str]) -> bool:
     if first.raised or record.raised:
         return first.raised == record.raised
     if first.law not in ELEMENTARY or first.level is not Level.formula:
         return False
-    if record.level is Level.formula:
+    if record.law in formula:  # also where it is only inaccurate
         return True
     worst = record.worst
     return worst is not None and worst.expected is not None and worst.is_wrong
@@ -172,6 +184,10 @@ def _shown(group: Sequence[Record]) -> Iterator[str]:
     if record.worst_where:
         yield _cut(f"    on {record.worst_where}")
     yield _cut(f"    {record.worst if worst is not None else record.reason}")
+    if record.wrong_elsewhere:
+        yield _cut(f"    elsewhere: {record.wrong_elsewhere}")
+    if record.hint and record.level is not Level.formula:
+        yield _cut(f"    {record.hint}")
 
 
 def _also(others: Sequence[Record]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from enum import Enum
@@ -69,7 +70,9 @@ class Finding:
     def __str__(self) -> str:
         received = "" if self.received is None else f", received {self.received:.17g}"
         if self.expected is None:
-            return f"expected {self.what}{received}"
+            return self.what if self.what.startswith("raised ") else f"expected {self.what}{received}"
+        if self.received is not None and not math.isfinite(self.received):
+            return f"{self.what}: expected {self.expected:.17g}{received}"
         return (
             f"{self.what}: expected {self.expected:.17g}{received}, off by {self.error:.3g}, tolerance "
             f"{self.tolerance:.3g}"
@@ -98,14 +101,18 @@ class CounterExample:
     @property
     def stem(self) -> str:
         """How the files of this counter-example begin."""
-        return f"law_{self.law}"
+        return f"check_{self.law}"
 
-    def snippet(self, folder: Path | None = None) -> str:
-        """Python that shows the broken law; large volumes are read from the files that `save` wrote."""
+    def snippet(self, folder: Path | None = None, *, beside: bool = False) -> str:
+        """Python that shows the broken law; large volumes are read from the files that `save` wrote.
+
+        `beside`: it is a script in the folder of these files, and finds them there wherever it is run.
+        """
+        where = "{Path(__file__).parent}/" if beside else "" if folder is None else f"{folder.as_posix()}/"
         lines = ["import torch", self.setup, f"# {' '.join(str(self.volume).split())}"]
-        lines += self._tensors(self.volume, "", folder)
+        lines += self._tensors(self.volume, "", where)
         if self.other is not None:
-            lines += self._tensors(self.other, "other_", folder)
+            lines += self._tensors(self.other, "other_", where)
         if self.is_metric:
             return "\n".join([*lines, "value = loss(input, target)", f"print(value)  # {self.message}"])
         lines += [*self.code, "input.requires_grad_()", "value = loss(input, target)", "value.sum().backward()"]
@@ -140,11 +147,10 @@ class CounterExample:
                     save_nifti(path, _as_image(image), self.volume.affine)
                     paths.append(path)
         script = folder / f"{self.stem}.py"
-        # It runs from anywhere.
-        save_text(script, self.snippet(folder.resolve()) + "\n")
+        save_text(script, self.snippet(folder, beside=True) + "\n")
         return [*paths, script]
 
-    def _tensors(self, volume: Volume, prefix: str, folder: Path | None) -> list[str]:
+    def _tensors(self, volume: Volume, prefix: str, where: str) -> list[str]:
         lines = []
         for part, array in _parts(volume):
             name = prefix + ("input" if part == "prediction" else "target")
@@ -159,9 +165,9 @@ class CounterExample:
                 shape = tuple(array.shape)
                 lines.append(f"{name} = torch.tensor({text}, dtype=torch.{dtype}).reshape{shape}{without}")
                 continue
-            where = "" if folder is None else f"{folder.as_posix()}/"
             files = f"f'{where}{self.stem}_{prefix}sample{{i}}_{part}.nii.gz' for i in range({len(array)})"
             shape = (len(array), *array.shape[2:], array.shape[1])
+            lines += ["from pathlib import Path"] if "__file__" in where else []
             lines += [
                 "import nibabel, numpy",
                 f"files = [{files}]",
@@ -173,7 +179,7 @@ class CounterExample:
 
 def forget(folder: Path, law: str) -> None:
     """Remove the counter-example that an earlier run has left for a law."""
-    for path in [*folder.glob(f"law_{law}_*sample*.nii.gz"), folder / f"law_{law}.py"]:
+    for path in [*folder.glob(f"check_{law}_*sample*.nii.gz"), folder / f"check_{law}.py"]:
         path.unlink(missing_ok=True)
 
 
@@ -203,6 +209,7 @@ class Record:
     counterexample: CounterExample | None = field(default=None, repr=False)
     level: Level = Level.formula  # the law's, but numerics where a formula is only inaccurate
     hint: str = ""  # what explains a wrong value
+    wrong_elsewhere: str = ""  # where the smallest volume is only inaccurate, a wrong finding on another one
     raised: str = ""  # the exception, if the loss raised one
 
     @property
