@@ -138,12 +138,32 @@ def test_nothing_to_reduce_is_an_error() -> None:
         (torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2), {}, "at least one spatial axis"),
         (torch.zeros(1, 3, 2, 2), torch.zeros(1, 4, 2, 2), {}, "one number of classes"),
         (torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), {}, "num_classes"),
-        (torch.zeros(1, 3, 2, 2), torch.full((1, 1, 2, 2), 3), {}, "labels 0 to 2, received 3"),
-        (torch.zeros(1, 3, 2, 2), torch.full((1, 1, 2, 2), 0.5), {}, "labels 0 to 2, received 0.5"),
-        (torch.full((1, 3, 2, 2), torch.nan), torch.zeros(1, 1, 2, 2), {}, "received NaN"),
-        (torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.5), {}, "0 and 1 only"),
+        (
+            torch.zeros(1, 3, 2, 2),
+            torch.full((1, 1, 2, 2), 3),
+            {},
+            r"labels 0 to 2; received 3 at \[0, 0, 0, 0\] \(4 in all\). Pass ignore_index",
+        ),
+        (
+            torch.zeros(1, 3, 2, 2),
+            torch.full((1, 1, 2, 2), 0.5),
+            {},
+            r"labels 0 to 2; received 0.5 at \[0, 0, 0, 0\]",
+        ),
+        (
+            torch.full((1, 3, 2, 2), torch.nan),
+            torch.zeros(1, 1, 2, 2),
+            {},
+            r"numbers; received nan at \[0, 0, 0, 0\] \(12 in all\)",
+        ),
+        (
+            torch.zeros(1, 3, 2, 2),
+            torch.full((1, 3, 2, 2), 0.5),
+            {},
+            "0 and 1 .*; received 0.5 at .* pass a label map",
+        ),
         (torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2, 2), {"sigmoid": True, "threshold": 1.0}, "threshold"),
-        (torch.full((1, 2, 2, 2), torch.nan), torch.zeros(1, 2, 2, 2), {"sigmoid": True}, "received NaN"),
+        (torch.full((1, 2, 2, 2), torch.nan), torch.zeros(1, 2, 2, 2), {"sigmoid": True}, "received nan at"),
     ],
 )
 def test_what_is_rejected(y_pred: Tensor, y: Tensor, options: dict[str, Any], said: str) -> None:

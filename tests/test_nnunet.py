@@ -7,6 +7,7 @@ here it would only be compiled once more.
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import math
 import os
@@ -482,6 +483,13 @@ def test_the_page_names_every_trainer() -> None:
     assert set(re.findall(r"-tr (\w+)", PAGE)) <= set(trainers.__all__)
 
 
+def test_settings_of_ones_own() -> None:
+    """The page's constructor has the arguments of nnU-Net's, which reads them by name."""
+    own = on_the_page("nnUNetTrainerVoxloss100")
+    mine, theirs = (inspect.signature(each.__init__).parameters for each in (own, nnUNetTrainer))
+    assert [*mine] == [*theirs]
+
+
 @pytest.mark.parametrize("labels", LABELS)
 def test_a_loss_of_ones_own(labels: str) -> None:
     """The page's."""
@@ -648,6 +656,8 @@ def logged(home: dict[str, str], trainer: str) -> list[float]:
     (folder,) = Path(home["nnUNet_results"]).glob(f"*/{trainer}__nnUNetPlans__3d_fullres/fold_0")
     checkpoint = torch.load(folder / "checkpoint_final.pth", weights_only=False)
     assert checkpoint["trainer_name"] == trainer
+    (log,) = (path.read_text() for path in sorted(folder.glob("training_log_*.txt"))[:1])
+    assert re.search(r"Loss: \w+Loss\(.*softmax=True.*\), minus 1", log) or "regions" in log
     losses = [float(loss) for loss in checkpoint["logging"]["train_losses"]]
     assert all(math.isfinite(loss) for loss in losses)
     return losses

@@ -318,7 +318,7 @@ def _explain(input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec,
     channels = input.shape[1]
     ignored = masked = torch.zeros_like(target[:, :1], dtype=torch.bool)
     if mask is not None:
-        _raise_if(
+        raise_if(
             ~((mask >= 0) & (mask < torch.inf)),
             mask,
             "mask: expected finite weights ≥ 0",
@@ -330,13 +330,13 @@ def _explain(input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec,
         labels_known = len(spec.regions) or channels
         if spec.ignore_index is not None:
             ignored = masked | (labels == spec.ignore_index)
-        _raise_if(
+        raise_if(
             (exact != exact.round()) & ~ignored,
             target,
             "target: expected whole numbers in a label map",
             "For probabilities pass one channel per class.",
         )
-        _raise_if(
+        raise_if(
             ((labels < 0) | (labels >= labels_known)) & ~ignored,
             target,
             f"target: expected labels 0…{labels_known - 1}, the largest in a region"
@@ -351,7 +351,7 @@ def _explain(input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec,
         if spec.ignore_index is not None and channels > 1 and 0 <= spec.ignore_index < channels:
             channel = exact[:, spec.ignore_index, None]
             ignored = masked | (channel == 1)
-            _raise_if(
+            raise_if(
                 ~ignored & (channel != 0),
                 channel,
                 f"target: expected 0 or 1 in the ignored channel {spec.ignore_index}",
@@ -361,7 +361,7 @@ def _explain(input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec,
             ignored = masked | (exact == spec.ignore_index).all(1, keepdim=True)
         tolerance = range_tolerance(target.dtype)
         outside = ~((exact >= -tolerance) & (exact <= 1 + tolerance)) & ~ignored
-        _raise_if(
+        raise_if(
             outside,
             target,
             "target: expected values in [0, 1], one channel per class",
@@ -371,10 +371,10 @@ def _explain(input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec,
         )
     if map is not None:
         remedy = "For a class without a boundary pass 0."
-        _raise_if(~map.isfinite() & ~ignored, map, "distance: expected finite numbers", remedy)
+        raise_if(~map.isfinite() & ~ignored, map, "distance: expected finite numbers", remedy)
     if spec.activation == "none":
         tolerance = range_tolerance(input.dtype)
-        _raise_if(
+        raise_if(
             ((input < -tolerance) | (input > 1 + tolerance)) & ~ignored,
             input,
             "input: expected probabilities in [0, 1], as neither softmax nor sigmoid is set",
@@ -383,7 +383,8 @@ def _explain(input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec,
     raise ValueError("target or input: a value is out of range.")
 
 
-def _raise_if(bad: Tensor, values: Tensor, expected: str, remedy: str) -> None:
+def raise_if(bad: Tensor, values: Tensor, expected: str, remedy: str) -> None:
+    """Raise ValueError with the first of `values` that is `bad`, its position and how many there are."""
     if bad.any():
         where = [int(i) for i in bad.nonzero()[0]]
         value = values[tuple(where)].item()

@@ -20,7 +20,7 @@ from voxloss.backends.eager import boxes
 from voxloss.backends.voxels import whole_labels
 from voxloss.channels import ignored_voxels, of_classes
 from voxloss.distributed import Group, require_group
-from voxloss.inputs import ShapeError, plain
+from voxloss.inputs import ShapeError, plain, raise_if
 from voxloss.regions import memberships
 
 Score = Literal["dice", "iou"]
@@ -29,6 +29,7 @@ Reduction = Literal[
 ]
 # Voxels at a time on a CPU: their best class so far stays in the cache.
 _BLOCK = 1 << 16
+_NAN = "NaN is no score: find where the network returns it, for example with torch.autograd.set_detect_anomaly."
 
 
 class OverlapCounts(NamedTuple):
@@ -156,7 +157,7 @@ def _require_pair(y_pred: Tensor, y: Tensor) -> None:
     if y_pred.shape[0] != y.shape[0] or y_pred.shape[2:] != y.shape[2:]:
         raise ShapeError(
             f"y: expected the samples and spatial axes of y_pred, received {list(y.shape)} for "
-            f"{list(y_pred.shape)}."
+            f"{list(y_pred.shape)}. Call the metric with whole batches [B, C, ...], not with samples of a list."
         )
 
 
@@ -167,8 +168,9 @@ def _channels(y_pred: Tensor, y: Tensor, num_classes: int | None, sigmoid: bool)
         found -= {1}
     if len(found) > 1:
         raise ShapeError(
-            f"expected one number of classes, received {y_pred.shape[1]} channels of y_pred, {y.shape[1]} of y "
-            f"and num_classes={num_classes}."
+            f"y_pred, y: expected one number of classes, received {y_pred.shape[1]} channels of y_pred, "
+            f"{y.shape[1]} of y and num_classes={num_classes}. A tensor with one channel is a label map; any other "
+            "has a channel per class."
         )
     if not found:
         raise ValueError(
@@ -189,8 +191,7 @@ def _independent(y_pred: Tensor, y: Tensor, threshold: float, ignore_index: int 
 def _is_predicted(scores: Tensor, threshold: float) -> Tensor:
     if not 0 < threshold < 1:
         raise ValueError(f"threshold: expected a probability between 0 and 1, received {threshold!r}.")
-    if bool(torch.isnan(scores).any()):
-        raise ValueError("y_pred: expected numbers, received NaN.")
+    raise_if(torch.isnan(scores), scores, "y_pred: expected numbers", _NAN)
     return scores > torch.logit(torch.tensor(threshold, dtype=torch.float64)).item()
 
 
@@ -201,10 +202,10 @@ def _counted(p: Tensor, g: Tensor, ignored: Tensor | None) -> OverlapCounts:
 
 
 def _require_one_hot(y: Tensor) -> None:
-    if y.dtype != torch.bool and not bool(((y == 0) | (y == 1)).all()):
-        raise ValueError(
-            "y: expected 0 and 1 only in a target with one channel per class, received other values."
-        )
+    if y.dtype != torch.bool:
+        remedy = "Soft labels have no hard Dice: pass a label map, as y.argmax(1, keepdim=True), or y > 0.5."
+        expected = "y: expected 0 and 1 in a target with one channel per class"
+        raise_if((y != 0) & (y != 1), y, expected, remedy)
 
 
 def _labels(tensor: Tensor, channels: int, name: str, ignore_index: int | None = None) -> Tensor:
@@ -214,14 +215,17 @@ def _labels(tensor: Tensor, channels: int, name: str, ignore_index: int | None =
         valid = (labels >= 0) & (labels < channels)
         if ignore_index is not None:
             valid |= labels == ignore_index
-        if not bool(valid.all()):
-            bad = tensor.flatten()[~valid.flatten()][0].item()
-            raise ValueError(f"{name}: expected labels 0 to {channels - 1}, received {bad}.")
+        remedy = (
+            "Pass ignore_index for a label of voxels to leave out; all others are below the number of classes."
+            if name == "y"
+            else "A prediction with one channel is a label map; for one channel of logits pass sigmoid=True."
+        )
+        raise_if(~valid, tensor, f"{name}: expected whole labels 0 to {channels - 1}", remedy)
         return labels
     if name == "y":
         _require_one_hot(tensor)
-    elif tensor.is_floating_point() and bool(torch.isnan(tensor.sum())) and bool(torch.isnan(tensor).any()):
-        raise ValueError(f"{name}: expected numbers, received NaN.")
+    elif tensor.is_floating_point() and bool(torch.isnan(tensor.sum())):  # which is cheaper than a mask
+        raise_if(torch.isnan(tensor), tensor, f"{name}: expected numbers", _NAN)
     # Whole numbers of 64 bits may be more than a float holds; a reference has 0 and 1 only.
     if tensor.device.type != "cpu" or (name != "y" and tensor.dtype == torch.int64):
         return tensor.to(torch.uint8 if tensor.dtype == torch.bool else tensor.dtype).argmax(1, keepdim=True)

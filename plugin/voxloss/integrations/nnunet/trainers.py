@@ -69,6 +69,13 @@ class nnUNetTrainerVoxloss(nnUNetTrainer):  # type: ignore[misc] # nnU-Net is un
     """
 
     scale: type[NNUNetScale] = NNUNetScale
+    loss: Any
+
+    def initialize(self) -> None:
+        """nnU-Net's, and log the loss, which nnU-Net's log does not name."""
+        super().initialize()
+        scaled = self.loss.loss if isinstance(self.loss, DeepSupervisionWrapper) else self.loss
+        self.print_to_log_file(f"Loss: {' '.join(str(scaled.loss).split())}, minus 1")
 
     def region_loss(self, **configured: Any) -> StatisticsLoss:
         """Return the loss, 0 at a perfect prediction; `configured` are the arguments that nnU-Net decides."""
