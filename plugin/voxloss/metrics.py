@@ -169,8 +169,8 @@ def _channels(y_pred: Tensor, y: Tensor, num_classes: int | None, sigmoid: bool)
     if len(found) > 1:
         raise ShapeError(
             f"y_pred, y: expected one number of classes, received {y_pred.shape[1]} channels of y_pred, "
-            f"{y.shape[1]} of y and num_classes={num_classes}. A tensor with one channel is a label map; any other "
-            "has a channel per class."
+            f"{y.shape[1]} of y and num_classes={num_classes}. A tensor with one channel is a label map; any "
+            "other has a channel per class."
         )
     if not found:
         raise ValueError(
