@@ -28,14 +28,12 @@ class Form:
         fits: whether its value is that of the formula with these claims.
         but: in words, what would have to be different for it to fit: a declared property, or a slip in the code.
         claimed: what was not declared and differs from the defaults.
-        declared: whether anything but the family was declared.
     """
 
     subject: Subject
     fits: bool
     but: str
     claimed: dict[str, Any]
-    declared: bool
 
     def __str__(self) -> str:
         if not self.claimed:
@@ -63,7 +61,7 @@ def with_form(subject: Subject, declared: Collection[str] = ()) -> Form | None:
 
     def found(claimed: dict[str, Any], *, fits: bool = False, but: str = "") -> Form:
         claims = replace(subject.claims, **claimed)
-        return Form(replace(subject, claims=claims), fits, but, claimed, bool(declared))
+        return Form(replace(subject, claims=claims), fits, but, claimed)
 
     nearest: tuple[float, dict[str, Any]] = (math.inf, {})
     changes = usual(subject.claims, declared)

@@ -136,13 +136,16 @@ def _other_claims(subject: Subject, found: list[tuple[Volume, Outcome]]) -> str:
 def slips_that_fit(claims: Claims, found: list[tuple[Volume, Outcome]]) -> Iterator[tuple[float, str]]:
     """The slips that explain all these values, each with its misfit."""
     for slip in slips(claims):
-        off = max(_off(outcome, value(claims, slip, volume)) for volume, outcome in found) / ROUNDING
-        if off <= 1:
-            yield off, f"the value is what results if {slip.said}"
-
-
-def _off(outcome: Outcome, expected: float) -> float:
-    return abs(float(outcome.value.ravel()[0]) - expected) if outcome.value.size == 1 else math.inf
+        worst = 0.0
+        for volume, outcome in found:
+            if outcome.value.size != 1:
+                return
+            off = abs(float(outcome.value.ravel()[0]) - value(claims, slip, volume)) / ROUNDING
+            worst = off if math.isnan(off) else max(worst, off)
+            if not worst <= 1:
+                break
+        else:
+            yield worst, f"the value is what results if {slip.said}"
 
 
 def options(fields: Mapping[str, Any]) -> str:
@@ -224,7 +227,7 @@ def _single(claims: Claims, choices: Mapping[str, tuple[Any, ...]]) -> Iterator[
 
 
 def misfit(claims: Claims, found: list[tuple[Volume, Outcome]]) -> float:
-    """How far off the loss is by these claims, in what it may be off by rounding."""
+    """How far off the loss is by these claims, in what it may be off by rounding: of the first volume above 1."""
     worst = 0.0
     for volume, outcome in found:
         try:
@@ -235,6 +238,8 @@ def misfit(claims: Claims, found: list[tuple[Volume, Outcome]]) -> float:
             return math.inf
         off = float(abs(outcome.value.ravel() - wanted.value.ravel()).max())
         worst = max(worst, off / max(wanted.tolerance, ROUNDING))
+        if worst > 1:  # the first volumes are small, and most guesses end there
+            break
     return worst
 
 

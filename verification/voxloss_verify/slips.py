@@ -57,7 +57,7 @@ def slips(claims: Claims) -> Iterator[Slip]:
         yield Slip("the factor 2 before the intersection is missing", factor=0.5)
     if claims.family == "jaccard":
         yield Slip("the intersection is not subtracted from the union", union_is_sum=True)
-    if claims.activation == "softmax" and not claims.include_background:
+    if claims.activation == "softmax" and not claims.include_background and claims.channels != 1:
         yield Slip("the background is left out before the softmax, not after it", background_first=True)
     if claims.family == "focal_tversky" and claims.offset == 1:
         yield Slip("the power is taken of the mean, not of the loss of each class", power_last=True)
