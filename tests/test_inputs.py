@@ -46,6 +46,13 @@ BAD_TENSORS: dict[str, tuple[dict[str, Any], Any, Any, type[Exception], str]] = 
         TypeError,
         r"received torch.int64\. Convert it with input.float",
     ),
+    "input and target swapped": (
+        SOFTMAX,
+        label_map(),
+        logits(),
+        TypeError,
+        r"received torch.int64\. .* call loss\(input, target\), not loss\(target, input\)",
+    ),
     "complex target": (
         {},
         logits(),

@@ -137,6 +137,14 @@ def test_nothing_to_reduce_is_an_error() -> None:
         (torch.zeros(1, 3, 2, 2), torch.zeros(1, 1, 2, 3), {}, "spatial axes"),
         (torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2), {}, "at least one spatial axis"),
         (torch.zeros(1, 3, 2, 2), torch.zeros(1, 4, 2, 2), {}, "one number of classes"),
+        (
+            torch.zeros(1, 3, 2, 2),
+            torch.full((1, 1, 2, 2), 255, dtype=torch.uint8),
+            {"ignore_index": -1},
+            r"0 to 2, or -1 \(ignored\); received 255 .* -1 stored as uint8 is 255",
+        ),
+        (torch.zeros(1, 1, 2, 2, dtype=torch.long), torch.full((1, 3, 2, 2), 7.0), {}, "the prediction first"),
+        (torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2), {}, r"y.unsqueeze\(1\)"),
         (torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), {}, "num_classes"),
         (
             torch.zeros(1, 3, 2, 2),
@@ -171,9 +179,14 @@ def test_what_is_rejected(y_pred: Tensor, y: Tensor, options: dict[str, Any], sa
         overlap_counts(y_pred, y, **options)
 
 
+def test_a_decollated_batch_is_an_error() -> None:
+    with pytest.raises(TypeError, match=r"y: expected a torch.Tensor .*, received list. Stack .* torch.stack"):
+        OverlapMetric()(logits(), [*label_map()])  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"metric": "jaccard"}, "metric"), ({"reduction": "median"}, "reduction")],
+    [({"metric": "jaccard"}, "metric: .* Jaccard is 'iou'"), ({"reduction": "median"}, "reduction")],
 )
 def test_bad_arguments(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):

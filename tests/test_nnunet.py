@@ -483,6 +483,20 @@ def test_the_page_names_every_trainer() -> None:
     assert set(re.findall(r"-tr (\w+)", PAGE)) <= set(trainers.__all__)
 
 
+def test_a_module_of_ones_own_is_called_with_logits_and_labels() -> None:
+    class Mean(nn.Module):
+        def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+            return logits.mean() + labels.float().mean()
+
+    class Trainer(trainers.nnUNetTrainerVoxloss):
+        def region_loss(self, **configured: Any) -> Any:
+            return Mean()
+
+    output, target = outputs("labels", deep=False)
+    loss = build(Trainer, "labels", batch_dice=True, deep=False)
+    assert loss(output, target) == output.mean() + target.float().mean() - 1
+
+
 def test_settings_of_ones_own() -> None:
     """The page's constructor has the arguments of nnU-Net's, which reads them by name."""
     own = on_the_page("nnUNetTrainerVoxloss100")

@@ -264,14 +264,47 @@ def test_what_is_declared_is_not_changed_to_fit(verify: Verify) -> None:  # noqa
     assert "It would be right with --claim alpha=0.7 --claim beta=0.3." in out
 
 
-def test_a_loss_that_is_wrong_at_a_mild_place_is_shown_wrong_elsewhere(verify: Verify) -> None:  # noqa: F811
+def test_the_volume_that_is_shown_is_one_where_the_loss_is_wrong(verify: Verify) -> None:  # noqa: F811
     """The smallest volume of a sum that omits an axis has an error that only smoothing makes."""
     Path("mine.py").write_text(TVERSKY.replace("(0, 2, 3, 4)", "(0, 2, 3)"))
     _, out, _ = verify("mine.py:tversky", *DECLARED, "--seed", "0")
-    (line,) = [line for line in out.splitlines() if line.startswith("    elsewhere: loss: expected ")]
+    (line,) = [line for line in out.splitlines() if line.startswith("    loss: expected ")]
     off = re.search(r"off by ([\d.e-]+)", line)
     assert off is not None
     assert float(off[1]) > 1e-3
+
+
+IN_FLOAT32 = """
+import torch
+
+def detached(x, y):
+    p, g = x.float().softmax(1), torch.zeros_like(x).scatter_(1, y.long(), 1).float()
+    axes = (2, 3, 4)
+    total = p.detach().sum(axes) + g.sum(axes)
+    return (1 - (2 * (p * g).sum(axes) + 1) / (total + 1)).mean()
+
+def of_argmax(x, y):
+    p, g = x.float().softmax(1), torch.zeros_like(x).scatter_(1, y.long(), 1).float()
+    hard = torch.zeros_like(p).scatter_(1, p.argmax(1, True), 1)
+    axes = (2, 3, 4)
+    return (1 - (2 * (p * g).sum(axes) + 1) / (hard.sum(axes) + g.sum(axes) + 1)).mean()
+"""
+SMOOTH = ["--as", "dice", "--claim", "labels=map", "--claim", "activation=softmax", "--claim", "smooth_nr=1"]
+
+
+def test_a_gradient_that_is_wrong_alone_gets_a_hint(verify: Verify) -> None:  # noqa: F811
+    Path("mine.py").write_text(IN_FLOAT32)
+    _, out, _ = verify("mine.py:detached", *SMOOTH, "--claim", "smooth_dr=1", "--check", "20", "--check", "24")
+    assert "The values are right, the gradient is not: search for detach()" in out
+
+
+def test_rounding_of_a_wrong_loss_is_no_dependence_on_places(verify: Verify) -> None:  # noqa: F811
+    """A loss that is wrong and computes in float32 depends on the order of voxels by rounding alone."""
+    Path("mine.py").write_text(IN_FLOAT32)
+    checks = ("--check", "13a", "--check", "13c", "--check", "24")
+    _, out, _ = verify("mine.py:of_argmax", *SMOOTH, "--claim", "smooth_dr=1", *checks)
+    assert "It computes in float32, also for float64 inputs" in out
+    assert "No known coding error and no other properties explain the values" in out
 
 
 @pytest.mark.integration

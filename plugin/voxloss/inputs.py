@@ -45,7 +45,11 @@ def require_pair(input: Tensor, target: Tensor, label_map: bool | None, softmax:
     if not input.is_floating_point():
         raise TypeError(
             f"input: expected a floating-point tensor of logits or probabilities, received {input.dtype}. "
-            "Convert it with input.float()."
+            + (
+                "The target has such numbers: call loss(input, target), not loss(target, input)."
+                if target.is_floating_point() and target.ndim > 2 and target.shape[1] > 1
+                else "Convert it with input.float()."
+            )
         )
     if target.is_complex():
         raise TypeError(f"target: expected labels or probabilities, received {target.dtype}.")

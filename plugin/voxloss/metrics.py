@@ -87,8 +87,8 @@ def overlap_counts(
         ShapeError: if the shapes do not fit together.
         ValueError: for a label that is no class, a reference that is not one-hot, or NaN in `y_pred`.
     """
-    y_pred, y = plain(y_pred), plain(y)
     _require_pair(y_pred, y)
+    y_pred, y = plain(y_pred), plain(y)
     if regions is not None:
         return _of_regions(y_pred, y, regions, sigmoid, threshold, ignore_index)
     channels = _channels(y_pred, y, num_classes, sigmoid)
@@ -149,15 +149,22 @@ def _confusion(y_pred: Tensor, y: Tensor, channels: int, ignore_index: int | Non
 
 
 def _require_pair(y_pred: Tensor, y: Tensor) -> None:
+    for name, tensor in (("y_pred", y_pred), ("y", y)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"{name}: expected a torch.Tensor [B, channels, spatial...], received {type(tensor).__name__}. "
+                "Stack the samples of a decollated batch with torch.stack."
+            )
     if y_pred.ndim < 3 or y.ndim != y_pred.ndim:
+        remedy = " Add the channel axis with y.unsqueeze(1)." if y.ndim == y_pred.ndim - 1 else ""
         raise ShapeError(
             "expected y_pred and y as [B, channels, spatial...] with at least one spatial axis, "
-            f"received {list(y_pred.shape)} and {list(y.shape)}."
+            f"received {list(y_pred.shape)} and {list(y.shape)}.{remedy}"
         )
     if y_pred.shape[0] != y.shape[0] or y_pred.shape[2:] != y.shape[2:]:
         raise ShapeError(
             f"y: expected the samples and spatial axes of y_pred, received {list(y.shape)} for "
-            f"{list(y_pred.shape)}. Call the metric with whole batches [B, C, ...], not with samples of a list."
+            f"{list(y_pred.shape)}. Crop or resample one of them."
         )
 
 
@@ -174,8 +181,8 @@ def _channels(y_pred: Tensor, y: Tensor, num_classes: int | None, sigmoid: bool)
         )
     if not found:
         raise ValueError(
-            "num_classes: expected the number of classes, as y_pred and y are label maps, received None. For one "
-            "channel of logits pass sigmoid=True."
+            "num_classes: expected the number of classes, as y_pred and y are label maps, received None. Pass "
+            "num_classes=4, for example; for one channel of logits pass sigmoid=True."
         )
     return found.pop()
 
@@ -203,7 +210,11 @@ def _counted(p: Tensor, g: Tensor, ignored: Tensor | None) -> OverlapCounts:
 
 def _require_one_hot(y: Tensor) -> None:
     if y.dtype != torch.bool:
-        remedy = "Soft labels have no hard Dice: pass a label map, as y.argmax(1, keepdim=True), or y > 0.5."
+        remedy = (
+            "Soft labels have no hard Dice: pass a label map, as y.argmax(1, keepdim=True), or y > 0.5."
+            if bool(((y >= 0) & (y <= 1)).all())
+            else "Call metric(y_pred, y), the prediction first."
+        )
         expected = "y: expected 0 and 1 in a target with one channel per class"
         raise_if((y != 0) & (y != 1), y, expected, remedy)
 
@@ -215,12 +226,10 @@ def _labels(tensor: Tensor, channels: int, name: str, ignore_index: int | None =
         valid = (labels >= 0) & (labels < channels)
         if ignore_index is not None:
             valid |= labels == ignore_index
-        remedy = (
-            "Pass ignore_index for a label of voxels to leave out; all others are below the number of classes."
-            if name == "y"
-            else "A prediction with one channel is a label map; for one channel of logits pass sigmoid=True."
+        ignored = "" if ignore_index is None or name != "y" else f", or {ignore_index} (ignored)"
+        raise_if(
+            ~valid, tensor, f"{name}: expected whole labels 0 to {channels - 1}{ignored}", _remedy(tensor, name)
         )
-        raise_if(~valid, tensor, f"{name}: expected whole labels 0 to {channels - 1}", remedy)
         return labels
     if name == "y":
         _require_one_hot(tensor)
@@ -230,6 +239,21 @@ def _labels(tensor: Tensor, channels: int, name: str, ignore_index: int | None =
     if tensor.device.type != "cpu" or (name != "y" and tensor.dtype == torch.int64):
         return tensor.to(torch.uint8 if tensor.dtype == torch.bool else tensor.dtype).argmax(1, keepdim=True)
     return _argmax(tensor)
+
+
+def _remedy(labels: Tensor, name: str) -> str:
+    if labels.is_floating_point() and bool((labels != labels.round()).any()):
+        if name == "y_pred":
+            return (
+                "One channel of logits or probabilities needs sigmoid=True; several have one channel per class."
+            )
+        return "Resample labels with mode='nearest'."
+    if name == "y_pred":
+        return (
+            "Call metric(y_pred, y), the prediction first; num_classes is the number of classes, with background."
+        )
+    unsigned = "; -1 stored as uint8 is 255" if labels.dtype == torch.uint8 else ""
+    return f"Pass ignore_index for the label of voxels to leave out{unsigned}; all other labels are classes."
 
 
 def _argmax(scores: Tensor) -> Tensor:
@@ -265,9 +289,9 @@ class OverlapMetric:
 
     Args:
         include_background: whether channel 0 counts; of a single channel it does.
-        reduction: of the scores `[samples, C]`, NaN left out: "none", "mean", "sum", "mean_batch" (over samples),
-            "sum_batch", "mean_channel" (over classes), "sum_channel"; or of the counts: "dataset", the score
-            `[C]` of the sum over all samples, and "dataset_mean", its mean.
+        reduction: of the scores `[samples, C]`, NaN left out, 0 where all are NaN, as in MONAI: "none", "mean",
+            "sum", "mean_batch" (over samples), "sum_batch", "mean_channel" (over classes), "sum_channel"; or of
+            the counts: "dataset", the score `[C]` of the sum over all samples, and "dataset_mean", its mean.
         get_not_nans: `aggregate` also returns how many scores were no NaN.
         ignore_empty: NaN where the reference is empty, as in MONAI; else 0 there, and `empty` if the prediction
             is empty as well.
@@ -298,7 +322,7 @@ class OverlapMetric:
         group: Group = None,
     ) -> None:
         if metric not in get_args(Score):
-            raise ValueError(f"metric: expected one of {get_args(Score)}, received {metric!r}.")
+            raise ValueError(f"metric: expected one of {get_args(Score)}, received {metric!r}. Jaccard is 'iou'.")
         require_group(group, "batch")
         memberships(regions, include_background=include_background, ignore_index=ignore_index)
         self.include_background = include_background

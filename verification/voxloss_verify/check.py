@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -190,7 +191,6 @@ def _examined(subject: Subject, setting: Setting, law: Law) -> Record:
             raised=broken.raised,
             worst=broken.finding,
             worst_where=str(broken.volume),
-            wrong_elsewhere=examiner.wrong_elsewhere,
             counterexample=example,
             level=law.level if examiner.is_wrong or law.level is not Level.formula else Level.numerics,
         )
@@ -216,7 +216,6 @@ class _Examiner:
         self.worst: Finding | None = None
         self.worst_where = ""
         self.is_wrong = False  # anywhere: the smallest volume may be one where it is only inaccurate
-        self.wrong_elsewhere = ""
 
     def examine_all(self) -> Broken | None:
         """Try drawn volumes first, as only they shrink, then given ones; return the first that breaks the law."""
@@ -226,7 +225,7 @@ class _Examiner:
                 self.examine(volume)
         except Broken as broken:
             if self.law.level is Level.formula and not broken.finding.is_wrong:
-                self._look_further()
+                return self._wrong() or broken
             return broken
         return None
 
@@ -274,24 +273,27 @@ class _Examiner:
             message = f"{last.message}, and not each time it was tried"
             raise Broken(last.volume, last.finding, message, last.raised) from error
 
-    def _look_further(self) -> None:
-        """Search for a volume on which the law is worse than inaccurate: the smallest may be a mild one."""
+    def _wrong(self) -> Broken | None:
+        """The smallest volume on which the law is worse than inaccurate: that of all may be a mild one."""
+        found: Broken | None = None
 
         def examine(volume: Volume) -> None:
-            if self.wrong_elsewhere:
-                return
+            nonlocal found
             try:
                 self.examine(volume)
             except Broken as broken:
                 if broken.finding.is_wrong:
-                    self.wrong_elsewhere = f"{broken.finding}, on {broken.volume}"
+                    found = broken
+                    raise
 
-        examples, worst, where = self.examples, self.worst, self.worst_where
-        if self.law.strategy is not None:
-            self._draw(examine, shrink=False)
-        for volume in self.law.given(self.subject, self.setting) if self.law.given else ():
-            examine(volume)
-        self.examples, self.worst, self.worst_where = examples, worst, where
+        counted = self.examples
+        with suppress(Broken, Flaky):
+            if self.law.strategy is not None:
+                self._draw(examine, shrink=self.setting.shrink)
+            for volume in self.law.given(self.subject, self.setting) if self.law.given else ():
+                examine(volume)
+        self.examples = counted
+        return found
 
     def _draw(self, examine: Callable[[Volume], None], *, shrink: bool) -> None:
         assert self.law.strategy is not None

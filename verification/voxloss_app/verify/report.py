@@ -48,12 +48,11 @@ def report(verification: Verification) -> dict[str, Any]:
     | records | one per check that was run or does not apply, in the order of the laws |
 
     A record has law, name, level (formula, numerics or interface), because, version (of the check), statement,
-    oracle, tolerance, status (a value of `Status`), advice, failed, reason, hint, wrong_elsewhere (a wrong
-    finding on another volume, where that of the smallest is mild), examples, seconds. It has worst, the finding
-    nearest to its tolerance or beyond it, or null: what, where, received, expected, error, tolerance,
-    ulp. It has counterexample, or null: message, snippet, files, and of the volume its name, dtype, input_shape,
-    target_shape, and input and target as nested lists, each null above 256 numbers; the same of other, the volume
-    that it is compared with, or null.
+    oracle, tolerance, status (a value of `Status`), advice, failed, reason, hint, examples, seconds. It has
+    worst, the finding nearest to its tolerance or beyond it, or null: what, where, received, expected, error,
+    tolerance, ulp. It has counterexample, or null: message, snippet, files, and of the volume its name, dtype,
+    input_shape, target_shape, and input and target as nested lists, each null above 256 numbers; the same of
+    other, the volume that it is compared with, or null.
     """
     request, subject = verification.request, verification.subject
     laws = {law.id: law for law in verification.laws}
@@ -128,7 +127,6 @@ def _fields(record: Record, law: Law, verification: Verification) -> dict[str, A
         "failed": verification.fails(record),
         "reason": record.reason,
         "hint": record.hint,
-        "wrong_elsewhere": record.wrong_elsewhere,
         "examples": record.examples,
         "seconds": round(record.seconds, 3),
         "worst": None

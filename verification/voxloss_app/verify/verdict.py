@@ -15,6 +15,10 @@ LONGEST = 200
 
 # Those of places: prediction and target do not meet voxel by voxel.
 OF_PLACES = ("13a", "13c")
+_OF_THE_GRADIENT = (
+    "The values are right, the gradient is not: search for detach(), no_grad(), argmax or rounding in the "
+    "loss, or for a backward of its own."
+)
 # Invariances: a loss that breaks one does not only take another ratio.
 TELLING = ("13a", "13b", "13c", "15", "16b", "18", "19a", "19c")
 
@@ -84,19 +88,22 @@ def _formula(verification: Verification) -> str:
         volumes = sum(record.examples for record in run)
         checks = _counted(len(run), "formula check")
         return f"The formula is that of {kind} ({checks}, {_counted(volumes, 'volume')})."
-    explanation = _explanation([record for record in run if record.status is Status.broken])
+    values_hold = any(record.law == ELEMENTARY[0] and record.status is Status.holds for record in run)
+    explanation = _explanation(broken, values_hold)
     verb = "is" if len(broken) == 1 else "are"
     checks = f"{len(broken)} of {_counted(len(run), 'formula check')} {verb} broken"
     return f"The formula is not that of {kind} with these properties: {checks}. {explanation}".rstrip()
 
 
-def _explanation(broken: Sequence[Record]) -> str:
+def _explanation(broken: Sequence[Record], values_hold: bool) -> str:
     """A slip or other claims that explain a wrong value; else where to look."""
     hint = next((record.hint for record in broken if record.hint), "")
     if hint:
         return f"{hint[0].upper()}{hint[1:]}."
-    if not any(record.law == ELEMENTARY[0] for record in broken):
-        return ""
+    laws = {record.law for record in broken}
+    value, gradient = ELEMENTARY
+    if value not in laws:
+        return _OF_THE_GRADIENT if gradient in laws and values_hold else ""
     places = [record.law for record in broken if record.law in OF_PLACES]
     if not places:
         return (
@@ -184,8 +191,6 @@ def _shown(group: Sequence[Record]) -> Iterator[str]:
     if record.worst_where:
         yield _cut(f"    on {record.worst_where}")
     yield _cut(f"    {record.worst if worst is not None else record.reason}")
-    if record.wrong_elsewhere:
-        yield _cut(f"    elsewhere: {record.wrong_elsewhere}")
     if record.hint and record.level is not Level.formula:
         yield _cut(f"    {record.hint}")
 

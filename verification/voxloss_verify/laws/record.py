@@ -209,7 +209,6 @@ class Record:
     counterexample: CounterExample | None = field(default=None, repr=False)
     level: Level = Level.formula  # the law's, but numerics where a formula is only inaccurate
     hint: str = ""  # what explains a wrong value
-    wrong_elsewhere: str = ""  # where the smallest volume is only inaccurate, a wrong finding on another one
     raised: str = ""  # the exception, if the loss raised one
 
     @property

@@ -42,5 +42,5 @@ class NNUNetScale(nn.Module):
             loss = self.by_channel
             if self.ignored_last:
                 target, mask = target[:, :-1], target[:, -1:] == 0
-        value: Tensor = loss(net_output, target, mask)
+        value: Tensor = loss(net_output, target) if mask is None else loss(net_output, target, mask)
         return value - 1
