@@ -209,14 +209,13 @@ def _counted(p: Tensor, g: Tensor, ignored: Tensor | None) -> OverlapCounts:
 
 
 def _require_one_hot(y: Tensor) -> None:
-    if y.dtype != torch.bool:
+    if y.dtype != torch.bool and not bool((hard := (y == 0) | (y == 1)).all()):
         remedy = (
             "Soft labels have no hard Dice: pass a label map, as y.argmax(1, keepdim=True), or y > 0.5."
             if bool(((y >= 0) & (y <= 1)).all())
             else "Call metric(y_pred, y), the prediction first."
         )
-        expected = "y: expected 0 and 1 in a target with one channel per class"
-        raise_if((y != 0) & (y != 1), y, expected, remedy)
+        raise_if(~hard, y, "y: expected 0 and 1 in a target with one channel per class", remedy)
 
 
 def _labels(tensor: Tensor, channels: int, name: str, ignore_index: int | None = None) -> Tensor:
@@ -226,10 +225,10 @@ def _labels(tensor: Tensor, channels: int, name: str, ignore_index: int | None =
         valid = (labels >= 0) & (labels < channels)
         if ignore_index is not None:
             valid |= labels == ignore_index
-        ignored = "" if ignore_index is None or name != "y" else f", or {ignore_index} (ignored)"
-        raise_if(
-            ~valid, tensor, f"{name}: expected whole labels 0 to {channels - 1}{ignored}", _remedy(tensor, name)
-        )
+        if not bool(valid.all()):
+            ignored = "" if ignore_index is None or name != "y" else f", or {ignore_index} (ignored)"
+            expected = f"{name}: expected whole labels 0 to {channels - 1}{ignored}"
+            raise_if(~valid, tensor, expected, _remedy(tensor, name))
         return labels
     if name == "y":
         _require_one_hot(tensor)

@@ -111,7 +111,7 @@ def _slip(claims: Claims, found: list[tuple[Volume, Outcome]]) -> str:
     )
     said = closest(
         (off, f"{slip}, with {options(others)}" if others else slip)
-        for others in ({}, *forgotten)
+        for others in forgotten
         for off, slip in slips_that_fit(replace(claims, **others), found)
     )
     return said or ""
