@@ -56,7 +56,7 @@ def lines(result: pytest.RunResult, start: str) -> list[str]:
 @pytest.mark.integration
 def test_one_test_per_law(verify: Verify) -> None:
     result = verify("voxloss:DiceLoss", "--collect-only", "-q")
-    laws = lines(result, "voxloss::law_")
+    laws = lines(result, "voxloss::check_")
     assert len(laws) == len(LAWS)
     assert laws[0] == "voxloss::check_01_shifted_boxes_and_nested_cubes"
     assert laws == sorted(laws)

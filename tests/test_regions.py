@@ -264,7 +264,7 @@ def test_hard_scores_of_regions(case: str, ignored: int | None) -> None:
 
 def test_hard_scores_that_no_regions_have() -> None:
     x, labels = data(NESTED)
-    with pytest.raises(ValueError, match=r"labels 0 to 3, received 4"):
+    with pytest.raises(ValueError, match=r"labels 0 to 3; received 4 at"):
         overlap_counts(x, labels + 1, sigmoid=True, regions=NESTED)
     with pytest.raises(voxloss.ShapeError, match="pass sigmoid=True"):
         overlap_counts(x, labels, regions=NESTED)

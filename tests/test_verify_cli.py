@@ -598,7 +598,10 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
         (["voxloss:DiceLoss", "--claim", "alpha"], r".*claim: expected name=value like .*, received 'alpha'"),
         (["voxloss:DiceLoss", "--claim", "alpha=much"], r".*claim alpha: expected a number, received 'much'"),
         (["voxloss:DiceLoss", "--claim", "dtypes=[]"], r"voxloss:DiceLoss.*"),
-        (["voxloss:DiceLoss", "--as", "dise"], r".*claim family: expected one of dice, .*, received 'dise'"),
+        (
+            ["voxloss:DiceLoss", "--as", "dise"],
+            r".*claim family: expected one of dice, .*, received 'dise'. Did you mean dice\?",
+        ),
         (["voxloss:DiceLoss", "--device", "toaster"], r"--device: expected .*received 'toaster'.*"),
         (["voxloss:DiceLoss", "--device", "cuda:99"], r"--device: expected .*received 'cuda:99' \(.*\).*"),
         (["voxloss:DiceLoss", "--check", "99"], r"checks: expected ids of 1, 2, .*, received 99"),

@@ -237,7 +237,10 @@ class Claims:
                 object.__setattr__(self, name, tuple(value))
                 value = tuple(value)
             if not _fits(value, hint):
-                raise ValueError(f"claim {name}: expected {_spelled(hint)}, received {value!r}.")
+                choices = map(str, get_args(hint)) if isinstance(value, str) else ()
+                near = get_close_matches(str(value).lower(), [*choices], 1)
+                meant = f" Did you mean {near[0]}?" if near else ""
+                raise ValueError(f"claim {name}: expected {_spelled(hint)}, received {value!r}.{meant}")
         for name in ("smooth_nr", "smooth_dr", "alpha", "beta", "linear_below", "penalty", "inside"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"claim {name}: expected a number ≥ 0, received {getattr(self, name)!r}.")
