@@ -671,7 +671,7 @@ def logged(home: dict[str, str], trainer: str) -> list[float]:
     checkpoint = torch.load(folder / "checkpoint_final.pth", weights_only=False)
     assert checkpoint["trainer_name"] == trainer
     (log,) = (path.read_text() for path in sorted(folder.glob("training_log_*.txt"))[:1])
-    assert re.search(r"Loss: \w+Loss\(.*softmax=True.*\), minus 1", log) or "regions" in log
+    assert re.search(r"Loss: \w+Loss\(.*(softmax|sigmoid)=True.*\), minus 1", log)
     losses = [float(loss) for loss in checkpoint["logging"]["train_losses"]]
     assert all(math.isfinite(loss) for loss in losses)
     return losses

@@ -89,13 +89,14 @@ def write_json(path: Path, verification: Verification) -> None:
 
 def write_html(path: Path, verification: Verification) -> None:
     """Write one page that needs no other file and no network."""
-    laws = {law.id: law for law in verification.laws}
+    content = report(verification)
+    records = {record["law"]: record for record in content["records"]}
     page = (
         environment("verify")
         .get_template("report.html.j2")
         .render(
-            report(verification),
-            worst_first=[_fields(record, laws[record.law], verification) for record in worst_first(verification)],
+            content,
+            worst_first=[records[record.law] for record in worst_first(verification)],
             tolerances={"loss": _by_dtype(LOSS), "gradient": _by_dtype(GRADIENT)},
             pictures={
                 record.law: _pictures(record.counterexample)
