@@ -117,7 +117,7 @@ def test_laws_that_hold(verbosely: Verify, tmp_path: Path) -> None:
     )
     assert (code, err) == (0, "")
     assert "target   voxloss:DiceLoss\n" in out
-    assert "source   from voxloss import DiceLoss; loss = DiceLoss(softmax=True, to_onehot_y=True)\n" in out
+    assert "source   from voxloss import DiceLoss; DiceLoss(softmax=True, to_onehot_y=True)\n" in out
     assert re.search(r"^claims   family=dice .*activation=softmax labels=map", out, flags=re.M)
     assert "squared=" not in out, "a default"
     assert f"device   cpu ({platform.machine()}), torch {torch.__version__}\n" in out

@@ -297,7 +297,8 @@ class OverlapMetric:
         num_classes: C, needed if prediction and reference are label maps.
         metric: "dice" or "iou".
         empty: the score where prediction and reference are empty and that is not ignored: 1, 0 or NaN.
-        sigmoid, threshold, ignore_index, regions: as in `overlap_counts`.
+        sigmoid, threshold, ignore_index, regions: as in `overlap_counts`. There is no `softmax`: the largest
+            logit is the largest probability.
         group: `aggregate` is over the samples of all ranks of a process group; "world" for all, None for this
             rank alone.
 

@@ -114,7 +114,7 @@ def _show_header(console: Console, verification: Verification) -> None:
     own = [pair.name for pair in verification.setting.data]
     lines = {
         "target": request.target,
-        "source": "; ".join(subject.source.splitlines()),
+        "source": "; ".join(line.removeprefix("loss = ") for line in subject.source.splitlines()),
         "claims": verification.claims,
         "device": f"{subject.device} ({device_name(subject.device)}), torch {torch.__version__}",
         "profile": f"{request.profile}: {profile.examples} drawn volumes per check, cubes of {edges}; {drawn}",
