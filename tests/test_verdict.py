@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,13 @@ def test_what_is_not_declared_is_found_beside_what_is(verify: Verify) -> None:  
         "--claim include_background=false --claim smooth_nr=1e-05 --claim smooth_dr=1e-05. With these the "
         "formula has the loss's values."
     ) in out.replace("\n", " ")
+
+
+def test_the_search_shows_on_a_terminal(verify: Verify, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    Path("mine.py").write_text(TVERSKY)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    _, out, _ = verify("mine.py:tversky", *DECLARED)
+    assert out.index("trying properties that were not declared") < out.index("target   ")
 
 
 def test_what_is_declared_is_not_changed_to_fit(verify: Verify) -> None:  # noqa: F811

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,10 +49,16 @@ class Verification:
     unwritten: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, request: VerifyRequest, prefix: str = "--") -> Verification:
+    def of(
+        cls,
+        request: VerifyRequest,
+        prefix: str = "--",
+        search: AbstractContextManager[object] | None = None,
+    ) -> Verification:
         """Find the loss, call it once, and read the files; `close` the result.
 
         Raises ValueError, in one line, for whatever is not as it should be; `prefix` begins the names of options.
+        Within `search` properties that were not declared are tried, which can take 20 seconds.
         """
         family = None if request.family is None else request.family.replace("-", "_")
         if family not in METRICS:
@@ -71,7 +78,10 @@ class Verification:
             subject = as_metric(subject)
             searched = not (is_read or is_metric(subject.claims))
             declared = {claim.partition("=")[0] for claim in request.claims}
-            form = with_form(subject, declared) if searched else None
+            form = None
+            if searched:
+                with search or nullcontext():
+                    form = with_form(subject, declared)
             subject = prepared(subject if form is None else form.subject)
         except ValueError:
             raise

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from voxloss_app.exits import ExitCode, Refused
@@ -34,11 +35,13 @@ def verify_and_show(request: VerifyRequest, html: Path | None, json: Path | None
 
     Returns the exit code. Raises Refused if the loss could not be loaded or called.
     """
+    console = results_console()
+    search = progress_bar(console, SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    search.add_task("trying properties that were not declared", total=None)
     try:
-        verification = Verification.of(request)
+        verification = Verification.of(request, search=search)
     except ValueError as error:
         raise Refused(str(error)) from error
-    console = results_console()
     interrupted = False
     try:
         if not is_quiet():
