@@ -73,6 +73,17 @@ def test_scores_are_those_of_monai(
         ours.aggregate()
 
 
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_logits_may_require_a_gradient(sigmoid: bool) -> None:
+    """As those of a training batch do."""
+    x = logits()
+    y = one_hot(label_map(), 4) if sigmoid else label_map()
+    wanted = OverlapMetric(sigmoid=sigmoid)(x, y)
+    scores = OverlapMetric(sigmoid=sigmoid)(x.requires_grad_(), y)
+    torch.testing.assert_close(scores, wanted, equal_nan=True)
+    assert not scores.requires_grad
+
+
 def test_a_data_set_is_one_volume() -> None:
     metric = OverlapMetric(reduction="dataset", ignore_empty=False)
     pairs = [(logits(), label_map()) for _ in range(3)]

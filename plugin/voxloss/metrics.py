@@ -88,7 +88,7 @@ def overlap_counts(
         ValueError: for a label that is no class, a reference that is not one-hot, or NaN in `y_pred`.
     """
     _require_pair(y_pred, y)
-    y_pred, y = plain(y_pred), plain(y)
+    y_pred, y = plain(y_pred).detach(), plain(y)
     if regions is not None:
         return _of_regions(y_pred, y, regions, sigmoid, threshold, ignore_index)
     channels = _channels(y_pred, y, num_classes, sigmoid)
