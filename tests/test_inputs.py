@@ -67,6 +67,7 @@ BAD_TENSORS: dict[str, tuple[dict[str, Any], Any, Any, type[Exception], str]] = 
         ShapeError,
         r"received \[2, 4\]",
     ),
+    "stacked outputs": (SOFTMAX, torch.stack([logits()] * 2, 1), label_map(), ShapeError, r"torch\.unbind\(input, 1\)"),
     "no channel axis": (SOFTMAX, logits(), label_map()[:, 0], ShapeError, r"target\.unsqueeze\(1\)"),
     "no voxel": (SOFTMAX, logits()[..., :0], label_map()[..., :0], ShapeError, "at least one voxel"),
     "no sample": (SOFTMAX, logits()[:0], label_map()[:0], ShapeError, "at least one voxel, class and sample"),

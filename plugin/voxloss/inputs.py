@@ -64,6 +64,12 @@ def require_pair(input: Tensor, target: Tensor, label_map: bool | None, softmax:
             f"target: expected [B, 1, spatial...] or [B, C, spatial...], received {_shape(target)} without a "
             "channel axis. Add one with target.unsqueeze(1)."
         )
+    if input.ndim == target.ndim + 1 and input.shape[3:] == target.shape[2:]:
+        raise ShapeError(
+            f"input: expected [B, C, spatial...] with the spatial axes of target {_shape(target)}, received "
+            f"{_shape(input)} with one axis more. Take the stacked outputs of a network with deep supervision "
+            "apart with torch.unbind(input, 1), and call the loss for each."
+        )
     if target.ndim != input.ndim or target.shape[1] not in (1, input.shape[1]):
         raise ShapeError(
             "target: ground truth has different shape from input: expected one channel (a label map) or "
@@ -349,7 +355,7 @@ def _explain(input: Tensor, target: Tensor, mask: Tensor | None, spec: PassSpec,
             "Add the label to a region, or set ignore_index to it."
             if spec.regions
             else "Map the labels to consecutive classes, add output channels, or set ignore_index to the label "
-            "to leave out (−1 stored as uint8 is 255).",
+            "to leave out (−1 as int8 and 255 as uint8 are the same byte).",
         )
     else:
         if spec.ignore_index is not None and channels > 1 and 0 <= spec.ignore_index < channels:
