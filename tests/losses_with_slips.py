@@ -101,6 +101,21 @@ def target_flipped(x: Tensor, y: Tensor) -> Tensor:
     return 1 - ((2 * (p * g).sum(AXES) + 1) / (p.sum(AXES) + g.sum(AXES) + 1)).mean()
 
 
+def classes_summed(x: Tensor, y: Tensor) -> Tensor:
+    p, g, axes = x.double().softmax(1), _of(y, x.shape[1]), (1, 2, 3)
+    return 1 - ((2 * (p * g).sum(axes) + 1) / (p.sum(axes) + g.sum(axes) + 1)).mean()
+
+
+def argmax(x: Tensor, y: Tensor) -> Tensor:
+    p, g = _of(x.argmax(1, keepdim=True), x.shape[1]), _of(y, x.shape[1])
+    return 1 - ((2 * (p * g).sum(AXES) + 1) / (p.sum(AXES) + g.sum(AXES) + 1)).mean()
+
+
+def threshold(x: Tensor, y: Tensor) -> Tensor:
+    p, g = (x.double().softmax(1) > 0.5).double(), _of(y, x.shape[1])
+    return 1 - ((2 * (p * g).sum(AXES) + 1) / (p.sum(AXES) + g.sum(AXES) + 1)).mean()
+
+
 _SMOOTH = {"activation": "softmax", "labels": "map", "smooth_nr": 1.0, "smooth_dr": 1.0}
 _TVERSKY = {**_SMOOTH, "alpha": 0.3, "beta": 0.7}
 # The loss, what was meant, and words that the explanation has.
@@ -110,6 +125,9 @@ SLIPS: list[tuple[Callable[[Tensor, Tensor], Tensor], str, dict[str, Any], str]]
     (softmax_over_depth, "dice", _SMOOTH, "the softmax is taken over axis 2"),
     (softmax_twice, "dice", _SMOOTH, "the softmax is applied twice"),
     (slice_by_slice, "dice", _SMOOTH, "the sums leave out axis 2"),
+    (classes_summed, "dice", _SMOOTH, "the sums run over axes 1, 2 and 3, not over the spatial axes 2, 3 and 4"),
+    (argmax, "dice", _SMOOTH, "the one-hot of the argmax takes the place of the probabilities"),
+    (threshold, "dice", _SMOOTH, "p > 0.5, or a rounded p, takes the place of the probability p"),
     (smoothed_below_only, "dice", _SMOOTH, "--claim smooth_nr=0.0"),
     (over_the_batch, "dice", _SMOOTH, "--claim batch=true"),
     (swapped, "tversky", _TVERSKY, "--claim alpha=0.7 --claim beta=0.3"),

@@ -261,7 +261,8 @@ def test_gamma_conventions(convention: Any, exponent: float) -> None:
 def test_parsing() -> None:
     claims = parse_claims(["alpha=0.25", "batch=true", "classes=[1, 2]", "activation=softmax"], family="tversky")
     assert claims == Claims(family="tversky", alpha=0.25, batch=True, classes=(1, 2), activation="softmax")
-    assert parse_claims(["alpha=.25", "batch=True"], family="dice").alpha == 0.25
+    assert parse_claims(["alpha=.25", "batch=True"], family="tversky").alpha == 0.25
+    assert parse_claims(["gamma=4/3"], family="focal_tversky").gamma == 4 / 3
     for dtypes in ("dtypes=float32,float16", 'dtypes=["float32", "float16"]'):
         assert parse_claims([dtypes], family="dice").dtypes == ("float32", "float16")
     assert parse_claims(["dtypes=float32"], family="dice").dtypes == ("float32",)
@@ -281,6 +282,12 @@ def test_parsing() -> None:
         (["classes=[1, true]"], "claim classes: expected a list, each a whole number or null"),
         (["smooth_nr=Infinity"], "claim smooth_nr: expected a number ≥ 0, received inf"),
         (["gamma=0"], "claim gamma: expected a number other than 0, received 0"),
+        (["gamma=1/0"], "claim gamma: expected a number, received '1/0'"),
+        (["gamma=2"], "claim gamma: expected with the family focal_tversky or focal"),
+        (
+            ["family=dice", "beta=0.7"],
+            "claim beta: expected with the family tversky or focal_tversky, received it",
+        ),
         (["dtypes=[]"], "claim dtypes: expected some of float64, float32, float16, bfloat16, received []"),
         (
             ['dtypes=["int8"]'],

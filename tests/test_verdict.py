@@ -256,6 +256,59 @@ def test_what_is_not_declared_is_found_beside_what_is(verify: Verify) -> None:  
     ) in out.replace("\n", " ")
 
 
+def test_nothing_is_tried_without_a_search(verify: Verify) -> None:  # noqa: F811
+    Path("mine.py").write_text(TVERSKY)
+    smooth = ["--claim", "smooth_nr=1e-5", "--claim", "smooth_dr=1e-5", "--claim", "include_background=false"]
+    target = ["--claim", "labels=map", "--claim", "activation=softmax", "--claim", "batch=false"]
+    code, out, _ = verify("mine.py:tversky", *DECLARED, *smooth, *target, "--no-search")
+    assert code == 1
+    assert re.search("^claims   .* batch=False$", out, flags=re.M), "what is declared, though it is the default"
+    assert "Found by trying" not in out
+    assert "It would be right with --claim batch=true" in out.replace("\n", " ")
+
+
+FOCAL_TVERSKY = """
+import torch
+
+def infinite(x, y):
+    return score(x, y).pow(0.75).mean()
+
+def finite(x, y):
+    x = score(x, y)
+    return torch.where(x > 0, x, 1).pow(0.75).where(x > 0, x).mean()
+
+def score(x, y):
+    p, g = x.softmax(1), torch.zeros_like(x).scatter_(1, y.long(), 1)
+    axes = (2, 3, 4)
+    tp, fp, fn = (p * g).sum(axes), (p * (1 - g)).sum(axes), ((1 - p) * g).sum(axes)
+    return 1 - (tp + 1e-5) / (tp + 0.3 * fp + 0.7 * fn + 1e-5)
+"""
+
+
+def test_the_remedy_for_an_infinite_derivative_is_one(verify: Verify) -> None:  # noqa: F811
+    Path("mine.py").write_text(FOCAL_TVERSKY)
+    arguments = [
+        "--as",
+        "focal_tversky",
+        "--profile",
+        "quick",
+        "--check",
+        "23b",
+        "--check",
+        "24",
+        "--check",
+        "29c",
+    ]
+    code, out, _ = verify("mine.py:infinite", *arguments)
+    assert code == 1
+    assert "--claim gamma=1.3333333333333333. With these the formula has the loss's values." in out.replace(
+        "\n", " "
+    )
+    assert "take the power where x > 0 only, torch.where(x > 0, x, 1).pow(0.75).where(x > 0, x)" in out
+    code, out, _ = verify("mine.py:finite", *arguments)
+    assert code == 0, out
+
+
 def test_the_search_shows_on_a_terminal(verify: Verify, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     Path("mine.py").write_text(TVERSKY)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)

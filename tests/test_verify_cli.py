@@ -135,7 +135,7 @@ def test_a_broken_law(verbosely: Verify) -> None:
     assert (code, err) == (1, "")
     assert " broken " in rows(out)["1"]
     assert re.search(
-        r"\n\n0 hold, 2 broken \(1 of the formula, 1 of accuracy alone\) in \d+ s\nreport: report.json\n$", out
+        r"\n\n0 hold, 2 broken \(1 of the formula, 1 of the numerics\) in \d+ s\nreport: report.json\n$", out
     )
     assert "\n25 half precision: broken\nloss: expected " in out
     records = strictly(Path("report.json"))["records"]

@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Flaky
 
-from voxloss_verify.hints import hint, hint_of_half_precision
+from voxloss_verify.hints import hint, hint_of_a_power, hint_of_half_precision
 from voxloss_verify.laws import LAWS, METRIC_LAWS
 from voxloss_verify.laws.law import Law
 from voxloss_verify.laws.record import CounterExample, Finding, Record, Status
@@ -204,7 +204,9 @@ def _hint(subject: Subject, law: Law, wrong: Volume) -> str:
     """Where the value itself is wrong, perhaps only the claims are, or the slip is a known one."""
     if law.id == "24":
         return hint(subject, wrong)
-    return hint_of_half_precision(subject, wrong) if law.id == "25" else ""
+    if law.id == "25":
+        return hint_of_half_precision(subject, wrong)
+    return hint_of_a_power(subject.claims) if law.id == FINITE else ""
 
 
 class _Examiner:

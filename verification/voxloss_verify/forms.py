@@ -64,16 +64,13 @@ def with_form(subject: Subject, declared: Collection[str] = ()) -> Form | None:
         return Form(replace(subject, claims=claims), fits, but, claimed)
 
     nearest: tuple[float, dict[str, Any]] = (math.inf, {})
-    changes = usual(subject.claims, declared)
-
-    def combinations() -> Iterator[tuple[dict[str, Any], Claims, Found]]:
-        for others in changes:
-            for form, claims, values in shown:
-                yield {**form, **others}, replace(claims, **others), values
+    combinations: list[tuple[dict[str, Any], Claims, Found]] = []
 
     def misfits() -> Iterator[tuple[float, dict[str, Any]]]:
         nonlocal nearest
-        for claimed, claims, values in combinations():
+        for others, (form, claims, values) in product(usual(subject.claims, declared), shown):
+            claimed, claims = {**form, **others}, replace(claims, **others)
+            combinations.append((claimed, claims, values))
             off = misfit(claims, values)
             if off < nearest[0]:
                 nearest = off, claimed
@@ -85,13 +82,13 @@ def with_form(subject: Subject, declared: Collection[str] = ()) -> Form | None:
     contradicting = contradictions(subject.claims, declared)
     fitting = closest(
         (misfit(replace(claims, **change), values), claimed)
-        for claimed, claims, values in combinations()
+        for claimed, claims, values in combinations
         for change in contradicting
     )
     if fitting is not None:
         return found(fitting, but="a declared property")
     fitting = closest(
-        (off, claimed) for claimed, claims, values in combinations() for off, _ in slips_that_fit(claims, values)
+        (off, claimed) for claimed, claims, values in combinations for off, _ in slips_that_fit(claims, values)
     )
     if fitting is not None:
         return found(fitting, but="a coding error")

@@ -25,19 +25,19 @@ MOST_FORGOTTEN = 3
 EXACT = 1e-5
 T = TypeVar("T")
 # Properties that are often not declared.
-_SWITCHES: list[dict[str, Any]] = [
-    {"batch": True},
-    {"include_background": False},
-    {"squared": True},
-    {"average": "micro"},
-    {"offset": 0},
-]
+_SWITCHES: list[dict[str, Any]] = [{"batch": True}, {"include_background": False}, {"average": "micro"}]
+_OF_DICE: list[dict[str, Any]] = [{"squared": True}, {"offset": 0}]
 _SMOOTH: list[dict[str, Any]] = [
     {},
     *({"smooth_nr": s, "smooth_dr": s} for s in SMOOTHINGS if s),
     *({"smooth_dr": s} for s in SMOOTHINGS if s),
 ]
 _TVERSKY: list[dict[str, Any]] = [{}, {"alpha": 0.3, "beta": 0.7}, {"alpha": 0.7, "beta": 0.3}]
+_FOCAL_TVERSKY: list[dict[str, Any]] = [
+    {**weights, **power}
+    for weights in _TVERSKY
+    for power in ({}, {"gamma": 4 / 3}, {"gamma": 0.75}, {"gamma": 2.0}, {"gamma": 0.5})
+]
 
 
 def hint(subject: Subject, wrong: Volume) -> str:
@@ -67,13 +67,25 @@ def hint_of_half_precision(subject: Subject, wrong: Volume) -> str:
     return "with the same numbers in float32 it is right: begin the loss with input = input.float()"
 
 
+def hint_of_a_power(claims: Claims) -> str:
+    """The remedy for a gradient that is not finite because of the formula itself; "" if it is not."""
+    if claims.family != "focal_tversky" or claims.exponent >= 1 or claims.linear_below:
+        return ""
+    power = f"{claims.exponent:.4g}"
+    return (
+        f"the derivative of x^{power} at x = 0, a class without error, is infinite: take the power where x > 0 only, "
+        f"torch.where(x > 0, x, 1).pow({power}).where(x > 0, x)"
+    )
+
+
 def usual(claims: Claims, declared: Collection[str] = ()) -> list[dict[str, Any]]:
     """Changes to properties that were not declared, the fewest first, beginning with none."""
-    weights = _TVERSKY if claims.family in ("tversky", "focal_tversky") else [{}]
+    weights = {"tversky": _TVERSKY, "focal_tversky": _FOCAL_TVERSKY}.get(claims.family, [{}])
+    switches = _SWITCHES if claims.family == "focal_tversky" else [*_SWITCHES, *_OF_DICE]
     each = (
         {name: value for part in (*switched, smooth, weight) for name, value in part.items()}
-        for count in range(len(_SWITCHES) + 1)
-        for switched in combinations(_SWITCHES, count)
+        for count in range(len(switches) + 1)
+        for switched in combinations(switches, count)
         for smooth in _SMOOTH
         for weight in weights
     )

@@ -35,6 +35,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="declared property; may be repeated",
     )
     add(
+        "--voxloss-no-search",
+        action="store_true",
+        help="try nothing that is not declared: the default holds",
+    )
+    add(
         "--voxloss-xfails",
         metavar="FILE",
         type=Path,
@@ -179,6 +184,7 @@ def _prepared(config: pytest.Config) -> Verification:
         kwargs=kwargs,
         family=option("voxloss_as"),
         claims=option("voxloss_claim"),
+        search=not option("voxloss_no_search"),
         device=option("voxloss_device"),
         profile=option("voxloss_profile"),
         seed=seed,

@@ -33,6 +33,7 @@ class VerifyRequest:
         target: "module:Name" or "file.py:Name".
         kwargs: the arguments of a class.
         family, claims: declared properties, "name=value" each, which override those read from the loss.
+        search: whether usual values are tried for what is neither declared nor read; else defaults hold.
         device, profile, seed, derandomize: as of `check_loss`; the device also "auto".
         data: two NIfTI label maps, or two folders of them.
         laws: the ids of the checks to run, None for all; `levels`: those of these levels only.
@@ -45,6 +46,7 @@ class VerifyRequest:
     kwargs: Mapping[str, Any]
     family: str | None = None
     claims: Sequence[str] = ()
+    search: bool = True
     device: str = "cpu"
     profile: ProfileName = "default"
     seed: int = 0
@@ -55,6 +57,11 @@ class VerifyRequest:
     strict: bool = False
     xfails: Path | None = None
     counterexamples: Path = COUNTEREXAMPLES
+
+    @property
+    def declared(self) -> set[str]:
+        """The names of the declared properties."""
+        return {claim.partition("=")[0] for claim in self.claims}
 
     @property
     def folder(self) -> Path:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import permutations
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,9 @@ class Slip:
         activations: how often the activation is applied.
         power_last: the power is taken of the mean, not of the loss of each class.
         divides_by_weights: the mean is divided by the weights of the classes, not by their number.
-        left_out: the spatial axis that the sums leave out.
+        summed: the axes that the sums run over; None for the spatial ones.
+        hard: what takes the place of the probabilities: the one-hot of their "argmax", or whether they are above
+            "0.5".
         union_is_sum: the intersection is not subtracted from the union.
         background_first: the background is dropped before the softmax, not after it.
         order, flipped: in which the target's spatial axes come, and of which one its voxels come last to first.
@@ -40,7 +43,8 @@ class Slip:
     activations: int = 1
     power_last: bool = False
     divides_by_weights: bool = False
-    left_out: int | None = None
+    summed: tuple[int, ...] | None = None
+    hard: Literal["", "argmax", "0.5"] = ""
     union_is_sum: bool = False
     background_first: bool = False
     order: tuple[int, ...] = ()
@@ -76,14 +80,24 @@ def slips(claims: Claims) -> Iterator[Slip]:
         said = "the mean is divided by the sum of the class weights, not by the number of classes"
         yield Slip(said, divides_by_weights=True)
     for axis in axes:
-        yield Slip(f"the sums leave out axis {axis}", left_out=axis)
+        yield Slip(f"the sums leave out axis {axis}", summed=tuple(other for other in axes if other != axis))
         yield Slip(f"the target is flipped along axis {axis}", flipped=axis)
+    with_classes = tuple(range(1, 1 + claims.spatial_dims))
+    said = f"the sums run over axes {_listed(with_classes)}, not over the spatial axes {_listed(axes)}"
+    yield Slip(said, summed=with_classes)
+    yield Slip("the one-hot of the argmax takes the place of the probabilities", hard="argmax")
+    yield Slip("p > 0.5, or a rounded p, takes the place of the probability p", hard="0.5")
     for order in list(permutations(axes))[1:]:
         moved = [axis for axis, other in zip(axes, order, strict=True) if axis != other]
         said = f"axes {moved[0]} and {moved[1]} of the target are exchanged"
         if len(moved) > 2:
             said = f"axes 2, 3, 4 of the target are in the order {', '.join(map(str, order))}"
         yield Slip(f"{said}, and its voxels reshaped to the size of the prediction", order=order)
+
+
+def _listed(axes: Iterable[int]) -> str:
+    *first, last = map(str, axes)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def value(claims: Claims, slip: Slip, volume: Volume) -> float:
@@ -102,12 +116,17 @@ def value(claims: Claims, slip: Slip, volume: Volume) -> float:
         g = g.transpose(0, 1, *slip.order).reshape(g.shape)
     if slip.flipped is not None:
         g = np.flip(g, slip.flipped)
-    axes = tuple(axis for axis in range(2, p.ndim) if axis != slip.left_out)
+    if slip.hard == "argmax":
+        p = np.asarray(
+            np.arange(p.shape[1]).reshape(1, -1, *[1] * (p.ndim - 2)) == p.argmax(1)[:, None], np.float64
+        )
+    elif slip.hard:
+        p = np.asarray(p > float(slip.hard), np.float64)
+    axes = tuple(range(2, p.ndim)) if slip.summed is None else slip.summed
     axes = (0, *axes) if claims.batch else axes
 
     def total(of: NDArray[np.float64]) -> NDArray[np.float64]:
-        summed: NDArray[np.float64] = of.sum(axes, keepdims=True)
-        return summed[:, claims.counting(volume.channels)]
+        return np.asarray(of[:, claims.counting(volume.channels)].sum(axes, keepdims=True))
 
     tp = total(np.minimum(p, g) if claims.overlap == "min" else p * g)
     sum_p, sum_g = (total(x * x if claims.squared else x) for x in (p, g))

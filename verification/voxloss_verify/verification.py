@@ -76,10 +76,9 @@ class Verification:
         try:
             subject = subject_of(request.target, kwargs=request.kwargs, device=device, change=change)
             subject = as_metric(subject)
-            searched = not (is_read or is_metric(subject.claims))
-            declared = {claim.partition("=")[0] for claim in request.claims}
+            declared = request.declared
             form = None
-            if searched:
+            if request.search and not (is_read or is_metric(subject.claims)):
                 with search or nullcontext():
                     form = with_form(subject, declared)
             subject = prepared(subject if form is None else form.subject)
@@ -108,8 +107,11 @@ class Verification:
 
     @property
     def claims(self) -> str:
-        """The declared family of the loss, and the properties that differ from the defaults."""
-        return str(self.subject.claims)
+        """The family of the loss, and the properties that differ from the defaults or are declared."""
+        differing = str(self.subject.claims)
+        shown = {word.partition("=")[0] for word in differing.split()}
+        others = sorted(self.request.declared - shown)
+        return " ".join([differing, *(f"{name}={getattr(self.subject.claims, name)}" for name in others)])
 
     @property
     def complete(self) -> bool:

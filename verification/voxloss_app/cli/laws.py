@@ -56,6 +56,13 @@ def verify(
             "of no known library, what is not declared is found by trying.",
         ),
     ] = None,
+    no_search: Annotated[
+        bool,
+        typer.Option(
+            "--no-search",
+            help="Try nothing that is not declared: the default holds. For CI, with all --claim set.",
+        ),
+    ] = False,
     check: Annotated[
         list[str] | None,
         typer.Option(metavar="ID", help="Run this check only: 31a, or 31 with all its parts; may be repeated."),
@@ -153,6 +160,7 @@ def verify(
         kwargs=arguments,
         family=family,
         claims=claim or (),
+        search=not no_search,
         device=device,
         profile=profile.value,
         seed=seed,

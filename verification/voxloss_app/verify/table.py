@@ -153,10 +153,10 @@ def _first_script(verification: Verification) -> str:
     return verification.files[law][-1].name
 
 
-# A formula check that is broken by rounding alone counts as one of accuracy, whether or not numerics are checked.
+# A formula check that is broken by rounding alone counts as one of the numerics, whether or not these are checked.
 _OF_LEVEL = {
     Level.formula: "of the formula",
-    Level.numerics: "of accuracy alone",
+    Level.numerics: "of the numerics",
     Level.interface: "of the interface",
 }
 

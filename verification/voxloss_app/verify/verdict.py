@@ -108,8 +108,8 @@ def _explanation(broken: Sequence[Record], values_hold: bool) -> str:
     if not places:
         return (
             "No known coding error and no other properties explain the values: if a --claim is missing, for "
-            "example of labels, activation, include_background, batch, smooth_nr and smooth_dr, or alpha and "
-            "beta, add it."
+            "example of labels, activation, include_background, batch, smooth_nr and smooth_dr, or alpha, beta "
+            "and gamma, add it."
         )
     checks = ", ".join(places)
     return (

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
+from fractions import Fraction
 from functools import cache
 from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
 
@@ -47,6 +48,12 @@ SCORES: dict[Family, Score] = {
 BY_VOXEL: tuple[Family, ...] = ("cross_entropy", "focal", "logarithmic_cross_entropy")
 # Of these, the means that are divided by voxels and not by their labels' weights; their γ may be 0.
 FOCAL: tuple[Family, ...] = ("focal", "logarithmic_cross_entropy")
+# The families with such a parameter.
+_OF_FAMILIES: dict[str, tuple[Family, ...]] = {
+    **dict.fromkeys(("alpha", "beta"), ("tversky", "focal_tversky")),
+    "gamma": ("focal_tversky", "focal", "logarithmic_dice", "logarithmic_cross_entropy"),
+    "gamma_as": ("focal_tversky", "logarithmic_dice"),
+}
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 Activation = Literal["softmax", "sigmoid", "none"]
 Labels = Literal["map", "indices", "one-hot", "regions"]
@@ -231,8 +238,11 @@ class Claims:
     compiles: bool = True
 
     def __post_init__(self) -> None:
+        defaults = {field.name: field.default for field in fields(self)}
         for name, hint in _hints().items():
             value = getattr(self, name)
+            if value is defaults[name]:  # the search for properties makes thousands of claims
+                continue
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
                 value = tuple(value)
@@ -491,20 +501,25 @@ def parse_claims(pairs: Iterable[str], start: Claims | None = None, family: str 
         given.setdefault("family", family)
     if start is not None and given.get("family", start.family) != start.family:
         given = {"formula": None, "parts": (), **given}
-    if start is not None:
-        return replace(start, **given)
-    if "family" not in given:
+    if start is None and "family" not in given:
         families = ", ".join(get_args(Family))
         raise ValueError(f"the family of the loss is not known. Set --as to one of {families}.")
-    return Claims(**given)
+    claims = Claims(**given) if start is None else replace(start, **given)
+    for name in given:
+        if name in _OF_FAMILIES and claims.family not in _OF_FAMILIES[name]:
+            raise ValueError(
+                f"claim {name}: expected with the family {' or '.join(_OF_FAMILIES[name])}, received it with "
+                f"{claims.family}, whose formula has none. Omit it, or set --as."
+            )
+    return claims
 
 
 def _value(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
-        with suppress(ValueError):
-            return float(text)  # .7, which is no JSON
+        with suppress(ValueError, ZeroDivisionError):
+            return float(Fraction(text))  # 4/3, .7, which are no JSON
         return {"True": True, "False": False, "None": None}.get(text, text)
 
 

@@ -266,7 +266,12 @@ def _load(target: str) -> tuple[Any, str]:
     except (Exception, SystemExit) as error:
         raise TargetError(f"{where} cannot be imported: {said(error)}") from error
     if not hasattr(module, attribute):
-        offered = [name for name, item in vars(module).items() if inspect.isclass(item) and "Loss" in name]
+        offered = [
+            name
+            for name, item in vars(module).items()
+            if (inspect.isclass(item) and "Loss" in name)
+            or (where.endswith(".py") and callable(item) and getattr(item, "__module__", "") == module.__name__)
+        ]
         near = get_close_matches(attribute, vars(module), 1)
         hint = f" Did you mean {near[0]}?" if near else ""
         hint += f" It has {', '.join(sorted(offered))}." if offered else ""
