@@ -214,8 +214,8 @@ def test_heads_from_the_command_line(
 ) -> None:
     """A part that is not measured again is kept, as it was, with its command."""
     monkeypatch.setattr(head, "apart", lambda run: run())
-    monkeypatch.setattr(head_memory, "cases", lambda: [STEP, replace(STEP, loss=head_memory.FUSED)])
-    monkeypatch.setattr(head_memory, "cpu_cases", lambda: [replace(STEP, edge=16)])
+    monkeypatch.setattr(head_memory, "cases", lambda classes: [STEP, replace(STEP, loss=head_memory.FUSED)])
+    monkeypatch.setattr(head_memory, "cpu_cases", lambda channels: [replace(STEP, edge=16)])
     assert command("--head", "--only", "memory", "--out", str(tmp_path)) == 0
     assert "Not measured yet" in (tmp_path / "head.md").read_text("utf-8")
     memory = head.load(tmp_path / "head.json")["memory"]
@@ -257,6 +257,43 @@ def test_heads_from_the_command_line(
     capsys.readouterr()
     assert command("--head", "--only", "nonsense") == 2
     assert "--only: expected time or memory with --head, received 'nonsense'." in capsys.readouterr().err
+
+
+def test_memory_of_chosen_numbers_of_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For one number there is no table by classes, and no picture; without any they are the default ones."""
+
+    def count(case: head_memory.StepCase) -> head_memory.StepMemory:
+        return head_memory.StepMemory(case, counted=case.channels << 30, largest=1 << 30)
+
+    def run(*classes: int) -> dict[str, set[int]]:
+        chosen = [part for each in classes for part in ("--classes", str(each))]
+        assert command("--head", "--only", "memory", *chosen, "--out", str(tmp_path)) == 0
+        memory = head.load(tmp_path / "head.json")["memory"]
+        assert memory.command == " ".join(["voxloss bench --head", *chosen, "--only 'memory'"])
+        found: dict[str, set[int]] = {}
+        for step in map(head_memory.from_json, memory.rows):
+            found.setdefault("CPU" if step.case.edge == 64 else step.case.network, set()).add(step.case.channels)
+        return found
+
+    monkeypatch.setattr(head, "apart", lambda run: run())
+    monkeypatch.setattr(head_memory, "count", count)
+    monkeypatch.setattr(head_memory, "measure", count)
+    assert run(60) == {"DynUNet": {60}, "PlainConvUNet": {60}, "CPU": {60}}
+    assert "DynUNet, C = 60, voxloss, fused\n" in capsys.readouterr().out
+    text = (tmp_path / "head.md").read_text("utf-8")
+    assert "| voxloss, fused | 60.00 |" in text
+    assert "by classes" not in text
+    assert {path.name for path in tmp_path.iterdir()} == {"head.json", "head.md"}
+    assert run(60, 14) == {"DynUNet": {14, 60}, "PlainConvUNet": {60}, "CPU": {60}}
+    out = capsys.readouterr().out
+    assert "DynUNet, C = 14, voxloss, fused\n" in out
+    assert "DynUNet, C = 60, voxloss, fused\n" not in out  # kept from the first run
+    assert "| loss | C = 14 | C = 60 |" in (tmp_path / "head.md").read_text("utf-8")
+    assert len([*tmp_path.glob("head-memory-*.png")]) == 2
+    (tmp_path / "head.json").unlink()
+    assert run() == {"DynUNet": {2, 14, 42, 80, 118}, "PlainConvUNet": {118}, "CPU": {118}}
 
 
 @pytest.mark.integration

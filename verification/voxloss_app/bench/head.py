@@ -54,14 +54,15 @@ class HeadRequest:
     """The choice of the command line.
 
     Attributes:
-        channels, features, edge: of the times; those of the memory are fixed.
+        channels: numbers of classes of times and memory; without any, the default ones of each.
+        features, edge: of the times; those of the memory are fixed.
         rounds: of the times.
         pattern: "time" or "memory", or * and ? in them: only that table.
         out: where the files go.
         fresh: measure again what an interrupted run has measured.
     """
 
-    channels: Sequence[int] = CLASSES
+    channels: Sequence[int] = ()
     features: int = FEATURES
     edge: int = EDGE
     rounds: int = ROUNDS
@@ -74,9 +75,7 @@ class HeadRequest:
     def command(self) -> str:
         """The command line that measures the same figures."""
         usual = HeadRequest()
-        parts = ["voxloss bench --head"]
-        if tuple(self.channels) != tuple(usual.channels):
-            parts += [f"--classes {each}" for each in self.channels]
+        parts = ["voxloss bench --head", *(f"--classes {each}" for each in self.channels)]
         for option in ("features", "edge", "rounds", "seed"):
             value = getattr(self, option)
             parts += [] if value == getattr(usual, option) else [f"--{option} {value}"]
@@ -140,8 +139,8 @@ def compare(request: HeadRequest) -> int:
     save_json(file, {"schema": SCHEMA, **{name: vars(part) for name, part in parts.items()}})
     save_text(page, render(parts))
     written = [file, page]
-    if "memory" in parts:
-        classes = by_classes([*map(head_memory.from_json, parts["memory"].rows)])
+    classes = by_classes([*map(head_memory.from_json, parts["memory"].rows)]) if "memory" in parts else {}
+    if classes:  # with one number of them there is nothing to draw
         for name, theme in THEMES.items():
             written.append(request.out / f"head-memory-{name}.png")
             save_bytes(written[-1], memory_png(classes, theme))
@@ -196,16 +195,17 @@ class _Case(NamedTuple):
 
 
 def _time_cases(request: HeadRequest) -> Iterator[_Case]:
-    for case in head_time.cases(request.channels, request.features, request.edge):
+    for case in head_time.cases(request.channels or CLASSES, request.features, request.edge):
         measure = partial(apart, partial(head_time.measure, case, request.rounds, request.seed))
         yield _Case(f"{case.loss}, C = {case.channels}", [vars(case), request.rounds, request.seed], measure)
 
 
 def _memory_cases(request: HeadRequest) -> Iterator[_Case]:
-    for case in head_memory.cases():
+    channels = request.channels or head_memory.CLASSES
+    for case in head_memory.cases(channels):
         title = f"{case.network}, C = {case.channels}, {case.loss}"
         yield _Case(title, ["counted", vars(case)], partial(head_memory.count, case))
-    for case in head_memory.cpu_cases():
+    for case in head_memory.cpu_cases(max(channels)):
         title = f"{case.network} on the CPU, {case.loss}"
         yield _Case(title, ["measured", vars(case)], partial(apart, partial(head_memory.measure, case)))
 

@@ -94,17 +94,18 @@ def from_json(content: dict[str, Any]) -> StepMemory:
     return StepMemory(**{**content, "case": StepCase(**case)})
 
 
-def cases() -> list[StepCase]:
-    """The two networks, with each loss; the first with several numbers of classes."""
+def cases(classes: Sequence[int]) -> list[StepCase]:
+    """The two networks, with each loss; the first with all numbers of classes, the second with the largest."""
     losses = (MONAI, COMPILED, NNUNET, UNFUSED, FUSED, NO_CLASSES)
-    by_classes = [StepCase("DynUNet", loss, channels) for channels in CLASSES for loss in losses]
+    by_classes = [StepCase("DynUNet", loss, channels) for channels in classes for loss in losses]
     # Several compiled losses of one step would share what they take for a time.
-    return [*by_classes, *(StepCase("PlainConvUNet", loss) for loss in losses if loss != COMPILED)]
+    nnunet = [StepCase("PlainConvUNet", loss, max(classes)) for loss in losses if loss != COMPILED]
+    return [*by_classes, *nnunet]
 
 
-def cpu_cases() -> list[StepCase]:
+def cpu_cases(channels: int) -> list[StepCase]:
     """Those that run on the CPU as well."""
-    small = StepCase("DynUNet", MONAI, edge=64, batch=1, filters=FEW_FILTERS)
+    small = StepCase("DynUNet", MONAI, channels, edge=64, batch=1, filters=FEW_FILTERS)
     return [replace(small, loss=loss) for loss in (MONAI, UNFUSED, FUSED)]
 
 

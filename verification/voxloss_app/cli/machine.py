@@ -148,7 +148,8 @@ def bench(
         typer.Option(
             metavar="NUMBER",
             min=2,
-            help="With --head: of classes; may be repeated; by default 2, 5, 14, 42, 118.",
+            help="With --head: number of classes; may be repeated; by default 2, 5, 14, 42, 118 (time)"
+            " and 2, 14, 42, 80, 118 (memory).",
         ),
     ] = None,
     features: Annotated[
@@ -185,7 +186,7 @@ def bench(
 
         voxloss bench --head --classes 14 --classes 118
 
-        voxloss bench --head --only memory --out docs
+        voxloss bench --head --only memory --classes 60
 
         voxloss bench --inference
     """
@@ -207,7 +208,7 @@ def bench(
             from voxloss_app.bench import head as of_head
         usual = of_head.HeadRequest()
         of = of_head.HeadRequest(
-            classes or usual.channels,
+            classes or (),
             features,
             edge or usual.edge,
             rounds or usual.rounds,
