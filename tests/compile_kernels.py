@@ -13,7 +13,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -22,47 +23,46 @@ import torch
 from voxloss import region_statistics
 from voxloss.backends import BACKENDS
 
-# For two processes, each with as much to compile.
-USUAL = ((torch.float64, torch.float16), (torch.float32, torch.bfloat16))
+# What is compiled for bfloat16 is for float16, too.
+USUAL = [
+    (dtype, kind) for dtype in (torch.float32, torch.bfloat16, torch.float64) for kind in ("labels", "one-hot")
+]
 
 
-def compile_pair(input: torch.dtype, target: torch.Tensor) -> None:
-    """Forward and backward for an input of this dtype and such a target."""
-    x = torch.zeros(1, 2, 1, dtype=input).requires_grad_()
+def compile_pair(dtype: torch.dtype, kind: str) -> None:
+    """Forward and backward for an input of this dtype, with a label map or a one-hot target of the same dtype."""
+    x = torch.zeros(1, 2, 1, dtype=dtype).requires_grad_()
+    target = torch.zeros(1, 1, 1).long() if kind == "labels" else torch.zeros(1, 2, 1, dtype=dtype)
     sums = region_statistics(x, target, activation="softmax", backend="numba_cpu")
     torch.autograd.grad(sums.prediction.sum(), x)
 
 
-def compile_for(dtypes: Sequence[torch.dtype]) -> None:
-    """For inputs of these dtypes, with one-hot targets of the same dtype and label maps."""
-    for dtype in dtypes:
-        compile_pair(dtype, torch.zeros(1, 2, 1, dtype=dtype))
-        compile_pair(dtype, torch.zeros(1, 1, 1, dtype=torch.int64))
+def compile_usual(done: Callable[[int], None] = lambda number: None) -> None:
+    """All of them, in two processes where a process can be forked; nothing where Numba is not installed.
 
-
-def compile_usual() -> None:
-    """All of them, in two processes where a process can be forked; nothing where Numba is not installed."""
+    `done` takes how many are compiled, after each.
+    """
     if not BACKENDS["numba_cpu"].available()[0]:
         return
-    here, there = USUAL
     if sys.platform == "linux":
-        other = multiprocessing.get_context("fork").Process(target=compile_for, args=(there,))
-        other.start()
-        compile_for(here)
-        other.join()
+        with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
+            futures = [pool.submit(compile_pair, *pair) for pair in USUAL]
+            for number, future in enumerate(as_completed(futures), 1):
+                future.result()
+                done(number)
     else:
-        compile_for((*here, *there))
+        for number, pair in enumerate(USUAL, 1):
+            compile_pair(*pair)
+            done(number)
 
 
 def measure() -> None:
     """Print the seconds and the memory that each pair takes."""
-    for dtype in (torch.float32, torch.bfloat16, torch.float64):
-        for kind in ("labels", "one-hot"):
-            target = torch.zeros(1, 1, 1).long() if kind == "labels" else torch.zeros(1, 2, 1, dtype=dtype)
-            before, start = resident(), time.perf_counter()
-            compile_pair(dtype, target)
-            seconds = time.perf_counter() - start
-            print(f"{dtype!s:16} {kind:8} {seconds:6.1f} s {resident() - before:5.0f} MB", flush=True)
+    for dtype, kind in USUAL:
+        before, start = resident(), time.perf_counter()
+        compile_pair(dtype, kind)
+        seconds = time.perf_counter() - start
+        print(f"{dtype!s:16} {kind:8} {seconds:6.1f} s {resident() - before:5.0f} MB", flush=True)
 
 
 def resident() -> float:
@@ -77,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", action="store_true", help="print seconds and MB of each pair of dtypes")
     if not parser.parse_args().measure:
-        compile_usual()
+        compile_usual(lambda number: print(f"compiled: {number} of {len(USUAL)}", flush=True))
         return
     with tempfile.TemporaryDirectory() as folder:
         os.environ["NUMBA_CACHE_DIR"] = folder  # read when Numba is imported, which is at the first pass

@@ -269,10 +269,30 @@ def test_the_first_call_says_once_that_it_compiles_and_the_next_process_need_not
         for _ in range(2)
     ]
     assert [line for line in said[0] if "voxloss" in line] == [
-        "voxloss: compiling the fused CPU pass for float32 and labels, which takes 10 to 60 seconds; "
-        "this happens once, the result is cached on disk."
+        "voxloss: compiling the fused CPU pass for logits in float32 and label maps, which takes "
+        "10 to 60 seconds; this happens once, the result is cached on disk."
     ]
     assert not any("voxloss" in line for line in said[1])
+
+
+def test_each_compilation_has_a_line_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    notice, events = kernels._Notice(), numba.core.event
+
+    def starts(function: Any, input: str, target: str) -> None:
+        args = [(numba.typeof(np.zeros(1, dtype)), None) for dtype in (input, target)]
+        data = {"dispatcher": function, "args": args}
+        notice.on_start(events.Event("numba:compile", events.EventStatus.START, data))
+
+    dtypes = ("uint16", "float32", "float64")
+    for input in dtypes:
+        for target in (*dtypes, "int32"):
+            starts(kernels.forward, input, target)
+            starts(kernels.backward, input, target)
+    said = [record.getMessage().partition(",")[0] for record in caplog.records]
+    assert len(set(said)) == len(said) == 12
+    text = "voxloss: compiling the fused CPU pass for logits in "
+    assert said[0] == f"{text}float16/bfloat16 and one-hot targets in float16/bfloat16"
+    assert said[6:8] == [f"{text}float32 and one-hot targets in float64", f"{text}float32 and label maps"]
 
 
 def test_one_compiled_version_with_and_without_a_mask() -> None:

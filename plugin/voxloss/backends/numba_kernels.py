@@ -88,14 +88,16 @@ class _Notice(event.Listener):
         if compiling.py_func.__module__ != __name__ or compiling.py_func.__name__ not in ("forward", "backward"):
             return
         (input, _), (target, _) = event.data["args"][:2]
-        # Half-precision numbers come as integers, and so do labels.
-        dtypes = f"{input.dtype} and {target.dtype}".replace("uint16", "16-bit floats").replace("int32", "labels")
-        if dtypes == self.said:  # backward comes after forward
+        # Both half-precision dtypes come as one of integers, and so do labels.
+        dtypes = [str(each.dtype).replace("uint16", "float16/bfloat16") for each in (input, target)]
+        targets = "label maps" if dtypes[1] == "int32" else f"one-hot targets in {dtypes[1]}"
+        said = f"logits in {dtypes[0]} and {targets}"
+        if said == self.said:  # backward comes after forward
             return
-        self.said = dtypes
+        self.said = said
         _LOGGER.warning(
             "voxloss: compiling the fused CPU pass for %s, which takes 10 to 60 seconds; %s",
-            dtypes,
+            said,
             "this happens once, the result is cached on disk."
             if compiling.stats.cache_path
             else "set NUMBA_CACHE_DIR to a folder that can be written to, or every process has to.",
