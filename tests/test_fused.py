@@ -128,6 +128,8 @@ def assert_equal_passes(
     assert valid
     assert sums.shape == expected.shape
     size = expected.abs().clamp(min=1)
+    if given is not None:  # whose addends have both signs: rounding is relative to what was added, not to the sum
+        size = torch.maximum(size, reference.region_sums(x.double(), target, spec, mask, given.abs())[0])
     assert ((sums - expected).abs() / size).max() <= LOSS[name]
     grad = torch.randn(expected.shape, dtype=torch.float64)
     for wrt, like in (("input", x), ("target", target)):

@@ -410,11 +410,11 @@ def test_two_processes_train_as_with_whole_logits(two_ranks: Ranks, compiled: bo
 # By nnU-Net's commands.
 
 WATCH = """
-_run_training, _initialize = nnUNetTrainer.run_training, nnUNetTrainer.initialize
+_run_training, _initialize_short = nnUNetTrainer.run_training, nnUNetTrainer.initialize
 def _small_volumes_pay(self):
     from voxloss import head
     head.FEWEST_VOXELS = 1 << 13
-    _initialize(self)
+    _initialize_short(self)
 nnUNetTrainer.initialize = _small_volumes_pay
 def _watched(self):
     from voxloss import head, lazy_logits

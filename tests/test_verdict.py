@@ -66,6 +66,15 @@ def test_a_right_loss_has_no_numerical_problem(name: str, verify: Verify) -> Non
     assert "Numerics: no problem" in out
 
 
+def test_prediction_and_target_of_a_single_channel_are_swapped() -> None:
+    """Label 1 is the channel, whether it is declared as a map or as one-hot."""
+    claims = Claims(
+        family="dice", activation="sigmoid", channels=1, batch=True, smooth_nr=1, smooth_dr=1, labels="map"
+    )
+    subject = prepared(subject_of(losses_without_flaws.BinaryDice, claims))
+    assert run_check(subject, Setting(PROFILES["quick"]), chosen_laws(["9"])[0]).status is Status.holds
+
+
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize(("loss", "family", "claims", "said"), SLIPS, ids=[each[0].__name__ for each in SLIPS])
 def test_a_slip_is_named(loss: Any, family: Family, claims: dict[str, Any], said: str) -> None:

@@ -197,7 +197,7 @@ def _two_masks(subject: Subject, setting: Setting) -> str | None:
 def swapped(claims: Claims, volume: Volume) -> Volume:
     """Prediction and target in each other's place; both must be masks."""
     masks = exact.probabilities(volume.input, claims.activation) == 1
-    labels = masks.argmax(1, keepdims=True)
+    labels = masks.argmax(1, keepdims=True) if masks.shape[1] > 1 else masks.astype(np.int64)
     target = masks if claims.has_channels else target_for(claims, labels, volume.channels)
     input = certain(claims, exact.one_hot_target(volume)).astype(volume.input.dtype)
     return volume.changed(input=input, target=target)
