@@ -75,7 +75,7 @@ def test_scores_are_those_of_monai(
 
 @pytest.mark.parametrize("sigmoid", [False, True])
 def test_logits_may_require_a_gradient(sigmoid: bool) -> None:
-    """As those of a training batch do."""
+    """As logits do while the network trains."""
     x = logits()
     y = one_hot(label_map(), 4) if sigmoid else label_map()
     wanted = OverlapMetric(sigmoid=sigmoid)(x, y)

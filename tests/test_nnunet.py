@@ -670,7 +670,7 @@ def logged(home: dict[str, str], trainer: str) -> list[float]:
     (folder,) = Path(home["nnUNet_results"]).glob(f"*/{trainer}__nnUNetPlans__3d_fullres/fold_0")
     checkpoint = torch.load(folder / "checkpoint_final.pth", weights_only=False)
     assert checkpoint["trainer_name"] == trainer
-    (log,) = (path.read_text() for path in sorted(folder.glob("training_log_*.txt"))[:1])
+    log = "".join(path.read_text() for path in sorted(folder.glob("training_log_*.txt")))
     assert re.search(r"Loss: \w+Loss\(.*(softmax|sigmoid)=True.*\), minus 1", log)
     losses = [float(loss) for loss in checkpoint["logging"]["train_losses"]]
     assert all(math.isfinite(loss) for loss in losses)
