@@ -4,8 +4,8 @@
     python tests/triton_matrix.py --cases thorough    # and 500 random combinations
     python tests/triton_matrix.py --cases all --part 1/8 --triton 3.6.0
 
-Every kernel has to compile for sm_90, fit on it and spill no more than two registers. Each Triton is installed by pip into a
-folder of its own in the user's cache, where the next run finds it.
+Every kernel has to compile for sm_90, fit on it and spill no more than two registers. Each Triton is installed by
+pip into a folder of its own in the user's cache, where the next run finds it.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ NEWEST = "3.9.0"
 
 # What a program may have of an SM, of registers and of bytes without a request for more.
 REGISTERS, SHARED = 1 << 16, 48 << 10
-# Bytes of a thread that may be spilled. Of 661 kernels Triton 3.9 spills two registers in one: probabilities, labels
-# in uint64, a strided volume, by cell, with a mask.
+# Bytes of a thread that may be spilled. Of 661 kernels Triton 3.9 spills two registers in one: probabilities,
+# labels in uint64, a strided volume, by cell, with a mask.
 SPILLED = 8
 
 DICE = ("intersection", "prediction", "target")

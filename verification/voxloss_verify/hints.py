@@ -73,8 +73,8 @@ def hint_of_a_power(claims: Claims) -> str:
         return ""
     power = f"{claims.exponent:.4g}"
     return (
-        f"the derivative of x^{power} at x = 0, a class without error, is infinite: take the power where x > 0 only, "
-        f"torch.where(x > 0, x, 1).pow({power}).where(x > 0, x)"
+        f"the derivative of x^{power} at x = 0, a class without error, is infinite: take the power where x > 0 "
+        f"only, torch.where(x > 0, x, 1).pow({power}).where(x > 0, x)"
     )
 
 

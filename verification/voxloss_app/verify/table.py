@@ -153,7 +153,7 @@ def _first_script(verification: Verification) -> str:
     return verification.files[law][-1].name
 
 
-# A formula check that is broken by rounding alone counts as one of the numerics, whether or not these are checked.
+# A formula check that is broken by rounding alone counts as one of the numerics, even if these are not checked.
 _OF_LEVEL = {
     Level.formula: "of the formula",
     Level.numerics: "of the numerics",
