@@ -228,6 +228,8 @@ def test_bad_tensors(name: str, backend: str) -> None:
         ({"ignore_index": True}, TypeError, "ignore_index: expected an int"),
         ({"smooth_nr": "1"}, ValueError, "smooth_nr: expected a finite number ≥ 0, received '1'"),
         ({"sofmax": True}, TypeError, "sofmax"),
+        ({"softmax": "yes"}, TypeError, "softmax: expected True or False, received 'yes'"),
+        ({"include_background": [1]}, TypeError, r"include_background: expected True or False, received \[1\]"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -94,6 +94,15 @@ class StatisticsLoss(_Loss, ABC):
             choices = [choice.value for choice in LossReduction]
             raise ValueError(f"reduction: expected one of {choices}, received {reduction!r}.")
         super().__init__(reduction=LossReduction(str(reduction)).value)
+        flags = {
+            "include_background": include_background,
+            "to_onehot_y": to_onehot_y,
+            "sigmoid": sigmoid,
+            "softmax": softmax,
+        }
+        for name, flag in flags.items():
+            if flag not in (True, False):
+                raise TypeError(f"{name}: expected True or False, received {flag!r}.")
         if other_act is not None and not callable(other_act):
             raise TypeError(f"other_act must be None or callable but is {type(other_act).__name__}.")
         if sigmoid + softmax + (other_act is not None) > 1:
