@@ -286,6 +286,9 @@ def finite(x, y):
     x = score(x, y)
     return torch.where(x > 0, x, 1).pow(0.75).where(x > 0, x).mean()
 
+def inverted(x, y):
+    return score(x, y).pow(4 / 3).mean()
+
 def score(x, y):
     p, g = x.softmax(1), torch.zeros_like(x).scatter_(1, y.long(), 1)
     axes = (2, 3, 4)
@@ -316,6 +319,15 @@ def test_the_remedy_for_an_infinite_derivative_is_one(verify: Verify) -> None:  
     assert "take the power where x > 0 only, torch.where(x > 0, x, 1).pow(0.75).where(x > 0, x)" in out
     code, out, _ = verify("mine.py:finite", *arguments)
     assert code == 0, out
+
+
+def test_a_declared_gamma_that_is_taken_the_other_way_round_is_named(verify: Verify) -> None:  # noqa: F811
+    Path("mine.py").write_text(FOCAL_TVERSKY)
+    claims = ["--claim", "alpha=0.3", "--claim", "beta=0.7", "--claim", "gamma=4/3"]
+    code, out, _ = verify("mine.py:inverted", "--as", "focal_tversky", *claims, "--check", "24")
+    assert code == 1
+    assert "With these only a declared property keeps the loss from its formula." in out.replace("\n", " ")
+    assert "It would be right with --claim gamma_as=gamma." in out.replace("\n", " ")
 
 
 def test_the_search_shows_on_a_terminal(verify: Verify, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

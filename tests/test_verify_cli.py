@@ -662,7 +662,7 @@ def test_a_check_that_raises_does_not_stop_the_others(verbosely: Verify, monkeyp
     assert re.search(rf" broken .* {reason}$", rows(out)["1"])
     assert f"boxes and nested cubes: broken\n{reason}\n\n" in out
     assert f"\ncheck 1, shifted boxes and nested cubes: could not be run\n    {reason}\n" in out
-    assert "\n\n1 holds, 1 broken in" in out
+    assert "\n\n1 holds, 1 broken (1 of the formula) in" in out
     assert strictly(Path("r.json"))["records"][0]["reason"] == reason
     assert reason in Path("r.html").read_text(encoding="utf-8")
 

@@ -192,7 +192,7 @@ def _examined(subject: Subject, setting: Setting, law: Law) -> Record:
             worst=broken.finding,
             worst_where=str(broken.volume),
             counterexample=example,
-            level=law.level if examiner.is_wrong or law.level is not Level.formula else Level.numerics,
+            level=law.level if examiner.wrong is not None or law.level is not Level.formula else Level.numerics,
         )
     elif not examiner.examples:
         reason = "no volume that fits what is declared has anything to compare"
@@ -217,7 +217,9 @@ class _Examiner:
         self.examples = 0
         self.worst: Finding | None = None
         self.worst_where = ""
-        self.is_wrong = False  # anywhere: the smallest volume may be one where it is only inaccurate
+        self.wrong: Broken | None = (
+            None  # the last that is: the smallest volume may be one where it is inaccurate
+        )
 
     def examine_all(self) -> Broken | None:
         """Try drawn volumes first, as only they shrink, then given ones; return the first that breaks the law."""
@@ -227,7 +229,7 @@ class _Examiner:
                 self.examine(volume)
         except Broken as broken:
             if self.law.level is Level.formula and not broken.finding.is_wrong:
-                return self._wrong() or broken
+                return self._wrong() or self.wrong or broken
             return broken
         return None
 
@@ -247,13 +249,14 @@ class _Examiner:
                 if finding.tolerance and (self.worst is None or _badness(finding) > _badness(self.worst)):
                     self.worst, self.worst_where = finding, str(volume)
                 if not finding.holds:
-                    self.is_wrong |= finding.is_wrong
-                    raise Broken(finding.volume or volume, finding, str(finding))
+                    broken = Broken(finding.volume or volume, finding, str(finding))
+                    self.wrong = broken if finding.is_wrong else self.wrong
+                    raise broken
         except Raised as error:
             self.examples += not compared
             finding = Finding(str(error), None, None, 0.0, float("inf"))
-            self.is_wrong = True
-            raise Broken(volume, finding, str(error), str(error)) from error
+            self.wrong = Broken(volume, finding, str(error), str(error))
+            raise self.wrong from error
 
     def _examine_drawn(self) -> None:
         if self.law.strategy is None:

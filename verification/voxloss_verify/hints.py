@@ -96,7 +96,7 @@ def usual(claims: Claims, declared: Collection[str] = ()) -> list[dict[str, Any]
 
 def contradictions(claims: Claims, declared: Collection[str]) -> list[dict[str, Any]]:
     """Changes to properties that were declared, the family among them, each of which may explain a value."""
-    names = {*declared, "family"}
+    names = {*declared, "family", *(["gamma_as"] if "gamma" in declared else [])}
     return [change for change in _changes(claims) if names.issuperset(change)]
 
 

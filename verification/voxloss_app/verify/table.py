@@ -170,7 +170,7 @@ def summary(verification: Verification) -> str:
     by_level = ", ".join(f"{levels[level]} {words}" for level, words in _OF_LEVEL.items() if levels[level])
     for status in others:
         if counts[status]:
-            of_levels = f" ({by_level})" if status is Status.broken and len(levels) > 1 else ""
+            of_levels = f" ({by_level})" if status is Status.broken else ""
             parts.append(f"{counts[status]} {status.value}{of_levels}")
     line = f"{', '.join(parts)} in {verification.seconds:.0f} s"
     stale = [
