@@ -217,9 +217,8 @@ class _Examiner:
         self.examples = 0
         self.worst: Finding | None = None
         self.worst_where = ""
-        self.wrong: Broken | None = (
-            None  # the last that is: the smallest volume may be one where it is inaccurate
-        )
+        # The last that is more than inaccurate, which the smallest volume may not be.
+        self.wrong: Broken | None = None
 
     def examine_all(self) -> Broken | None:
         """Try drawn volumes first, as only they shrink, then given ones; return the first that breaks the law."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from voxloss_verify.oracle.claims import Claims
 from voxloss_verify.oracle.exact import one_hot_target, probabilities
-from voxloss_verify.oracle.volumes import Volume
+from voxloss_verify.oracle.volumes import Volume, one_hot
 
 FAMILIES = ("dice", "jaccard", "tversky", "focal_tversky")
 
@@ -117,9 +117,7 @@ def value(claims: Claims, slip: Slip, volume: Volume) -> float:
     if slip.flipped is not None:
         g = np.flip(g, slip.flipped)
     if slip.hard == "argmax":
-        p = np.asarray(
-            np.arange(p.shape[1]).reshape(1, -1, *[1] * (p.ndim - 2)) == p.argmax(1)[:, None], np.float64
-        )
+        p = np.asarray(one_hot(p.argmax(1)[:, None], p.shape[1]), np.float64)
     elif slip.hard:
         p = np.asarray(p > float(slip.hard), np.float64)
     axes = tuple(range(2, p.ndim)) if slip.summed is None else slip.summed
