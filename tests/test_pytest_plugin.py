@@ -130,6 +130,32 @@ def test_claims(verify: Verify) -> None:
     verify(f"{FLAWS}:plain_dice", *only, *claims).assert_outcomes(failed=1, deselected=len(LAWS) - 1)
 
 
+OVER_THE_BATCH = """
+import torch
+
+class Dice(torch.nn.Module):
+    def __init__(self, softmax, to_onehot_y):
+        super().__init__()
+
+    def forward(self, x, y):
+        p, g = x.softmax(1), torch.zeros_like(x).scatter_(1, y.long(), 1)
+        axes = (0, 2, 3, 4)
+        return (1 - (2 * (p * g).sum(axes) + 1) / (p.sum(axes) + g.sum(axes) + 1)).mean()
+"""
+
+
+@pytest.mark.integration
+def test_without_a_search_defaults_hold(verify: Verify, pytester: pytest.Pytester) -> None:
+    pytester.path.joinpath("over_the_batch.py").write_text(OVER_THE_BATCH)
+    declared = ("labels=map", "activation=softmax", "smooth_nr=1", "smooth_dr=1")
+    claims = [word for claim in declared for word in ("--voxloss-claim", claim)]
+    arguments = ["over_the_batch.py:Dice", "--voxloss-as", "dice", *claims, "-k", "check_24"]
+    assert verify(*arguments).ret == 0
+    result = verify(*arguments, "--voxloss-no-search")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*it would be right with --claim batch=true*"])
+
+
 def test_expected_failures(verify: Verify, pytester: pytest.Pytester) -> None:
     pytester.path.joinpath("x.toml").write_text('[xfail]\n"25" = "it is imprecise"\n')
     imprecise = [f"{FLAWS}:Imprecise", "-k", "check_01 or check_25_", "--voxloss-xfails", "x.toml"]
