@@ -30,7 +30,7 @@ from voxloss import head as rule
 from voxloss.backends import BACKENDS, tiled
 from voxloss.backends.tiled import Head
 from voxloss.head_operators import head_backward, head_sums, head_terms
-from voxloss.lazy_logits import LazyStack, _Kept, _warn, lazy_logits
+from voxloss.lazy_logits import LazyStack, _Kept, lazy_logits, warn_once
 from voxloss_verify.subject.maps import MapOfTarget
 from voxloss_verify.subject.ranks import Ranks
 from voxloss_verify.subject.readers import map_of
@@ -330,10 +330,9 @@ def test_opcheck(form: str) -> None:
     )
 
 
-def test_torch_compile_takes_the_ordinary_convolution() -> None:
-    network = fuse_head(
-        nn.Sequential(nn.Conv3d(1, FEATURES, 3, padding=1), nn.Conv3d(FEATURES, CHANNELS, 1)), always=True
-    )
+def test_a_compiled_network_has_an_ordinary_convolution_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    warn_once.cache_clear()
+    network = fuse_head(simple(), always=True)
     image, labels = torch.randn(1, 1, *SPATIAL), torch.randint(CHANNELS, (1, 1, *SPATIAL))
     loss = voxloss.DiceCELoss(**MAP)
     expected = loss(network(image), labels)
@@ -341,9 +340,39 @@ def test_torch_compile_takes_the_ordinary_convolution() -> None:
     def step(image: Tensor) -> Any:
         return loss(network(image), labels)
 
+    network.eval()
+    torch.compile(network, fullgraph=True, backend="aot_eager")(image)
+    network.train()
+    torch.export.export(network, (image,), strict=True)
+    assert not [each for each in caplog.records if each.name == "voxloss"]  # neither is to be lazy
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")(image)
     torch.testing.assert_close(compiled, expected)
     torch.autograd.backward(compiled)
+    (warning,) = (each for each in caplog.records if each.name == "voxloss")
+    assert "in a graph of torch.compile a fused head is an ordinary convolution" in warning.getMessage()
+
+
+@pytest.mark.usefixtures("never_whole")
+@pytest.mark.parametrize(
+    "loss",
+    [
+        voxloss.DiceCELoss(**MAP),
+        voxloss.CrossEntropyLoss(**MAP, reduction="none"),
+        voxloss.DiceTopKLoss(**MAP, k=20),
+        voxloss.CCDiceCELoss(**MAP, cells=2),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)
+def test_a_compiled_loss_of_lazy_logits(loss: StatisticsLoss) -> None:
+    """It sums them outside of its graph; traced, the sums would have no gradient."""
+    head = parts()
+    target = Target(labels_for(head), partition=torch.randint(2, (2, 1, *SPATIAL)))
+
+    def mean(logits: Tensor) -> Tensor:
+        return loss(logits, target).mean() + 0.1
+
+    compiled = torch.compile(mean, backend="aot_eager")
+    assert_same(outcome(compiled, lazy_logits(head), head), outcome(mean, head.logits(), head))
 
 
 def test_checkpointing() -> None:
@@ -692,7 +721,7 @@ def test_where_it_does_not_pay_the_layer_is_ordinary_by_itself(
 
 
 def test_an_operation_that_needs_whole_logits_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
-    _warn.cache_clear()
+    warn_once.cache_clear()
     network = fuse_head(simple(), always=True)
     image = torch.randn(1, 1, *SPATIAL)
     network(image).logits()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from voxloss.backends.tiled import Head
 from voxloss.inputs import plain
-from voxloss.lazy_logits import lazy_logits
+from voxloss.lazy_logits import lazy_logits, warn_once
 
 Network = TypeVar("Network", bound=nn.Module)
 _LOGGER = logging.getLogger("voxloss")
@@ -34,6 +34,7 @@ class FusedHead(nn.Module):
     """
 
     always: bool
+    follows_graph = False  # if so, a graph of torch.compile returns the features, and this layer is called after it
     weight: Tensor
     bias: Tensor | None
 
@@ -43,19 +44,30 @@ class FusedHead(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Logits `[B, C, spatial...]` of features `[B, F, spatial...]`."""
-        features = input if torch.compiler.is_compiling() else plain(input)
+        if torch.compiler.is_compiling():
+            return self._traced(input)
+        features = plain(input)
         dtype = _dtype(features)
         fits = features.ndim == self.weight.ndim and features.shape[1] == self.weight.shape[1]
         if not (fits and _accepts(features, self.weight, dtype) and self._is_lazy(features)):
             return super().forward(input)  # type: ignore[no-any-return]
         return lazy_logits(Head(features, self.weight.flatten(1), self.bias, dtype))
 
+    def _traced(self, input: Tensor) -> Tensor:
+        if self._is_learning():
+            if self.follows_graph:
+                return input
+            if not torch.compiler.is_exporting() and (self.always or self.pays(input)):
+                _warn_of_a_graph()
+        return super().forward(input)  # type: ignore[no-any-return]
+
     def _is_lazy(self, features: Tensor) -> bool:
-        if torch.compiler.is_compiling():
-            return False
         if _AT_INFERENCE.get():
             return self.weight.shape[0] > self.weight.shape[1]
-        return self.training and torch.is_grad_enabled() and (self.always or self.pays(features))
+        return self._is_learning() and (self.always or self.pays(features))
+
+    def _is_learning(self) -> bool:
+        return self.training and torch.is_grad_enabled()
 
     def pays(self, features: Tensor) -> bool:
         """Whether lazy logits are at least as fast and as small; `voxloss bench --head` measures it.
@@ -89,6 +101,14 @@ class FusedHead2d(FusedHead, nn.Conv2d):
 
 class FusedHead3d(FusedHead, nn.Conv3d):
     """`FusedHead` of three spatial axes."""
+
+
+@torch.compiler.assume_constant_result  # called while the layer is traced, and not part of the graph
+def _warn_of_a_graph() -> None:
+    warn_once(
+        "in a graph of torch.compile a fused head is an ordinary convolution, and the logits are whole. To fuse "
+        "and to compile, compile the layers before the head alone, as in network.body.compile()"
+    )
 
 
 @contextmanager

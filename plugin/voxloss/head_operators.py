@@ -151,11 +151,17 @@ def _filled(found: HeadGradient, call: _Call) -> tuple[Tensor, Tensor, Tensor]:
     return features, weight, bias
 
 
+# Dynamo sees no graph behind lazy logits, so that a pass that it traced would have no gradient.
+_in_no_graph = torch.compiler.disable(reason="voxloss: lazy logits are summed outside of the graph")
+
+
+@_in_no_graph
 def sums_of(logits: LazyLogits, *given: Any) -> Tensor:
     """As `operators.region_sums` but for `inplace`."""
     return cast(Tensor, _Sums.apply(logits, *given))  # type: ignore[no-untyped-call]
 
 
+@_in_no_graph
 def terms_of(factors: Tensor, logits: LazyLogits, target: Tensor, mask: Tensor | None, *options: Any) -> Tensor:
     """As `operators.voxel_terms`."""
     given = target, mask, None, None, *options, False, 0

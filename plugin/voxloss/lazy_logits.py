@@ -81,7 +81,7 @@ class LazyLogits(Tensor):
         if operation is _ATEN.detach.default and isinstance(first, LazyLogits):
             return LazyLogits(first._kept)
         if operation is not _ATEN.alias.default:  # which `logits` calls
-            _warn(str(operation))
+            warn_once(f"lazy logits are computed whole, as {operation} needs them")
         whole_args, whole_kwargs = tree_map_only(
             LazyLogits, lambda each: each._kept.whole(), (tuple(args), dict(kwargs or {}))
         )
@@ -144,9 +144,9 @@ class _Kept:
 
 
 @cache
-def _warn(operation: str) -> None:
-    """Once for each operation: nothing breaks, but what the user wants to save is not saved."""
-    _LOGGER.warning("voxloss: lazy logits are computed whole, as %s needs them", operation)
+def warn_once(reason: str) -> None:
+    """For logits that are computed whole: nothing breaks, but what the user wants to save is not saved."""
+    _LOGGER.warning("voxloss: %s", reason)
 
 
 class LazyGradient(Tensor):

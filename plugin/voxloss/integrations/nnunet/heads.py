@@ -49,7 +49,7 @@ def fuse_segmentation_layers(network: nn.Module) -> list[FusedHead]:
     heads = _heads(inner)
     if compiled:
         for head in heads:
-            head.register_forward_hook(_features_for_logits)
+            head.follows_graph = True
         network.register_forward_hook(_logits_for_features)
     return heads
 
@@ -58,20 +58,11 @@ def _heads(network: Any) -> list[FusedHead]:
     return [*network.decoder.seg_layers][::-1]
 
 
-def _in_training(module: nn.Module) -> bool:
-    return module.training and torch.is_grad_enabled()
-
-
-def _features_for_logits(head: nn.Module, given: tuple[Tensor], logits: Tensor) -> Tensor:
-    """A head's hook in the graph, where nothing is left of it: compilers drop a result that is not used."""
-    return given[0] if _in_training(head) else logits
-
-
 def _logits_for_features(network: nn.Module, given: Any, found: Any) -> Any:
-    """The compiled network's hook, after the graph: the heads, without theirs."""
-    if not _in_training(network):
+    """The compiled network's hook, after the graph."""
+    if not (network.training and torch.is_grad_enabled()):
         return found
     heads = _heads(network._orig_mod)
     if isinstance(found, Tensor):  # deep supervision is off
-        return heads[0].forward(found)
-    return [head.forward(features) for head, features in zip(heads, found, strict=True)]
+        return heads[0](found)
+    return [head(features) for head, features in zip(heads, found, strict=True)]
