@@ -34,7 +34,7 @@ class FusedHead(nn.Module):
     """
 
     always: bool
-    follows_graph = False  # if so, a graph of torch.compile returns the features, and this layer is called after it
+    follows_graph = False  # a graph of torch.compile returns the features, and this layer is called after it
     weight: Tensor
     bias: Tensor | None
 
