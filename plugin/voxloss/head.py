@@ -103,7 +103,8 @@ class FusedHead3d(FusedHead, nn.Conv3d):
     """`FusedHead` of three spatial axes."""
 
 
-@torch.compiler.assume_constant_result  # called while the layer is traced, and not part of the graph
+# Called while the layer is traced, and not part of the graph.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _warn_of_a_graph() -> None:
     warn_once(
         "in a graph of torch.compile a fused head is an ordinary convolution, and the logits are whole. To fuse "

@@ -8,7 +8,7 @@ it. Their derivative by f, W and b is an operator, too; autograd gets it as the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from voxloss.backends import Backend, backend_for, tiled, voxels
 from voxloss.backends.tiled import Head, HeadGradient
 from voxloss.lazy_logits import LazyGradient, LazyLogits
 
+Function = TypeVar("Function", bound=Callable[..., Tensor])
 _ARGUMENTS = (
     "Tensor features, Tensor weight, Tensor? bias, Tensor target, Tensor? mask, Tensor? map, Tensor? partition, "
     "ScalarType dtype, str activation, str[] sums, int? ignore_index, str? backend, float gamma, int[] regions, "
@@ -151,8 +152,10 @@ def _filled(found: HeadGradient, call: _Call) -> tuple[Tensor, Tensor, Tensor]:
     return features, weight, bias
 
 
-# Dynamo sees no graph behind lazy logits, so that a pass that it traced would have no gradient.
-_in_no_graph = torch.compiler.disable(reason="voxloss: lazy logits are summed outside of the graph")
+def _in_no_graph(function: Function) -> Function:
+    """Dynamo sees no graph behind lazy logits, so that a pass that it traced would have no gradient."""
+    reason = "voxloss: lazy logits are summed outside of the graph"
+    return cast(Function, torch.compiler.disable(function, reason=reason))  # type: ignore[no-untyped-call]
 
 
 @_in_no_graph
