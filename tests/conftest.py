@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
 from typing import Any
@@ -38,7 +38,7 @@ hypothesis.settings.register_profile("quick", max_examples=25, deadline=None, de
 hypothesis.settings.register_profile("thorough", max_examples=1000, deadline=None)
 
 
-COMBINATIONS = 500  # at most, of options with --thorough
+COMBINATIONS = 500  # of a test's parameters with --thorough, if pairs alone are not more
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -75,18 +75,19 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`@pytest.mark.pairwise(name=[values], …)` gives `options`, a dict: every pair of values at least once.
 
-    With --thorough: every combination, or 500 random ones if there are more, the same in every run.
+    With --thorough: every combination, or, if the test had more than 500 then, with what else it is parametrized
+    by, random ones beside the pairs, the same in every run.
     """
     for mark in metafunc.definition.iter_markers("pairwise"):
         names, values = list(mark.kwargs), list(mark.kwargs.values())
-        rows: Iterable[Sequence[object]] = AllPairs(values)
+        rows: list[Sequence[object]] = [*AllPairs(values)]
         if metafunc.config.getoption("--thorough"):
-            chance = random.Random(0)
-            rows = (
-                product(*values)
-                if math.prod(map(len, values)) <= COMBINATIONS
-                else [[chance.choice(choices) for choices in values] for _ in range(COMBINATIONS)]
-            )
+            others = math.prod(len(each.args[1]) for each in metafunc.definition.iter_markers("parametrize"))
+            most, chance = COMBINATIONS // others, random.Random(0)
+            if math.prod(map(len, values)) <= most:
+                rows = [*product(*values)]
+            else:
+                rows += [[chance.choice(choices) for choices in values] for _ in range(most - len(rows))]
         metafunc.parametrize("options", [dict(zip(names, row, strict=True)) for row in rows])
 
 
