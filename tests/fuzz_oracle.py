@@ -108,12 +108,11 @@ class Voxels:
             self.annotated = torch.tensor([[c in chosen for c in range(self.channels)] for chosen in annotated])
 
     def cells(self, sample: int, joined: bool) -> list[Voxels]:
-        """Of a sample each cell with a voxel that counts, `joined` with number 0, which then is none."""
+        """Of a sample each cell with a voxel that counts, `joined` with number 0, which alone is one, too."""
         assert self.partition is not None
         numbers, found = self.partition[sample].flatten(), []
-        for number in sorted({*numbers[self.counts[sample, 0] > 0].tolist()}):
-            if joined and number == 0:
-                continue
+        there = {*numbers[self.counts[sample, 0] > 0].tolist()}
+        for number in sorted(there if there == {0} and not joined else there - {0}):
             inside = (numbers == number) | (numbers == 0) if joined else numbers == number
             cell = copy.copy(self)
             for name in ("counts", "g", "p", "n", "log_p", "log_n"):

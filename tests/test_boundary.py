@@ -29,8 +29,9 @@ def data(channels: int = 3) -> tuple[Tensor, Tensor, Tensor]:
 def test_a_schedule_begins_with_the_first_epoch() -> None:
     loss = DiceBoundaryLoss(**MAP, schedule="rebalance", step=0.25)
     assert (loss.lambda_dice, loss.lambda_boundary) == (0.75, 0.25)
-    with pytest.raises(ValueError, match="epoch: expected 1 for the first or a later one, received 0"):
-        loss.at_epoch(0)
+    for epoch in (0, 1.5, "1"):
+        with pytest.raises(ValueError, match=f"epoch: expected a whole number ≥ 1, received {epoch!r}"):
+            loss.at_epoch(epoch)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"step: expected a number in \[0, 1\], received 2"):
         DiceBoundaryLoss(**MAP, schedule="rebalance", step=2)
 
@@ -110,6 +111,21 @@ def test_schedules() -> None:
         DiceBoundaryLoss(**MAP, schedule="linear")  # type: ignore[arg-type]
 
 
+def test_a_schedule_that_nobody_follows_warns_once(recwarn: pytest.WarningsRecorder) -> None:
+    x, labels, distance = data()
+    loss = DiceBoundaryLoss(**MAP, schedule="increase")
+    loss(x, labels, distance=distance)
+    loss(x, labels, distance=distance)
+    assert [str(each.message)[:60] for each in recwarn] == [
+        "DiceBoundaryLoss, schedule='increase': call at_epoch(e) at th"[:60]
+    ]
+    other = DiceBoundaryLoss(**MAP, schedule="increase")
+    other.at_epoch(2)
+    other(x, labels, distance=distance)
+    DiceBoundaryLoss(**MAP)(x, labels, distance=distance)
+    assert len(recwarn) == 1
+
+
 @pytest.mark.integration
 def test_second_derivatives_and_one_graph() -> None:
     x, labels, distance = (tensor[..., :2, :2, :2] for tensor in data())
@@ -126,12 +142,16 @@ def test_second_derivatives_and_one_graph() -> None:
     ("change", "message"),
     [
         (lambda d: None, "distance: expected a map .* with voxloss\\.transforms\\.SignedDistanced"),
-        (lambda d: d[:, :2], "distance: expected .* received \\[2, 2, 5, 6, 7\\]"),
+        (
+            lambda d: d[:, :2],
+            "distance: expected .* received \\[2, 2, 5, 6, 7\\]\\. Make it with a channel for each",
+        ),
+        (lambda d: d * 1j, "distance: expected real numbers, received torch\\.complex128"),
         (lambda d: torch.where(d > 20, torch.nan, d), "distance: expected finite numbers"),
         (lambda d: torch.where(d > 20, torch.inf, d), "distance: expected finite numbers"),
     ],
 )
 def test_a_distance_that_is_wrong_is_named(change: Any, message: str) -> None:
     x, labels, distance = data()
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         BoundaryLoss(**MAP)(x, labels, distance=change(distance))

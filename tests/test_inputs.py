@@ -269,6 +269,16 @@ def test_devices_must_agree() -> None:
         DiceLoss(**SOFTMAX)(logits(), label_map().to("meta"))
 
 
+def test_tensors_without_memory_have_a_loss_without_a_value() -> None:
+    """As torch's losses, to count memory and operations."""
+    x = logits().to("meta").requires_grad_()
+    loss = DiceLoss(**SOFTMAX)(x, label_map().to("meta"))
+    assert loss.shape == ()
+    loss.backward()
+    assert x.grad is not None
+    assert x.grad.shape == x.shape
+
+
 def test_rounding_of_half_precision_probabilities_is_no_error() -> None:
     p = torch.full((1, 2, 4), 1.0078125, dtype=torch.bfloat16)
     assert DiceLoss()(p, torch.ones(1, 2, 4)).isfinite()

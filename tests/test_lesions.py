@@ -41,14 +41,12 @@ def dice_ce(p: Tensor, g: Tensor, inside: Tensor) -> Tensor:
     return region + entropy
 
 
-def by_a_loop(
-    x: Tensor, labels: Tensor, cells: Tensor, inside: Callable[[Tensor, int], Tensor], first: int
-) -> Tensor:
-    """The mean over the cells of each sample, then over samples."""
+def by_a_loop(x: Tensor, labels: Tensor, cells: Tensor, inside: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """The mean over the cells of each sample, then over samples; number 0 is none."""
     p, g = x.softmax(1), F.one_hot(labels[:, 0], x.shape[1]).movedim(-1, 1).to(x)
     found = []
     for b in range(len(x)):
-        numbers = sorted({*cells[b].flatten().tolist()} - {*range(first)})
+        numbers = sorted({*cells[b].flatten().tolist()} - {0})
         if numbers:
             found.append(torch.stack([dice_ce(p[b], g[b], inside(cells[b, 0], k)) for k in numbers]).mean())
     return torch.stack(found).mean()
@@ -66,7 +64,7 @@ BACKENDS = ["reference", "eager", "numba_cpu"]
 def test_each_cell_is_a_sample(backend: str) -> None:
     x, labels, cells = data()
     leaf = x.clone().requires_grad_()
-    value = by_a_loop(leaf, labels, cells, lambda numbers, k: numbers == k, 0)
+    value = by_a_loop(leaf, labels, cells, lambda numbers, k: numbers == k)
     wanted = value.detach(), torch.autograd.grad(value, leaf)[0]
     loss = CCDiceCELoss(**MAP, backend=backend)
     torch.testing.assert_close(
@@ -83,7 +81,7 @@ def test_each_cell_is_a_sample(backend: str) -> None:
 def test_each_component_with_what_is_in_none(backend: str) -> None:
     x, labels, cells = data()
     leaf = x.clone().requires_grad_()
-    blobs = by_a_loop(leaf, labels, cells, lambda numbers, k: (numbers == k) | (numbers == 0), 1)
+    blobs = by_a_loop(leaf, labels, cells, lambda numbers, k: (numbers == k) | (numbers == 0))
     value = 2 * of_whole(leaf, labels) + blobs
     wanted = value.detach(), torch.autograd.grad(value, leaf)[0]
     loss = BlobLoss(**MAP, backend=backend)
@@ -91,7 +89,7 @@ def test_each_component_with_what_is_in_none(backend: str) -> None:
         value_and_gradient(loss, x, labels, partition=cells), wanted, rtol=1e-10, atol=1e-12
     )
     cells[1] = 0  # a sample without components
-    blobs = by_a_loop(x[:1], labels[:1], cells[:1], lambda numbers, k: (numbers == k) | (numbers == 0), 1)
+    blobs = by_a_loop(x[:1], labels[:1], cells[:1], lambda numbers, k: (numbers == k) | (numbers == 0))
     torch.testing.assert_close(loss(x, labels, partition=cells), 2 * of_whole(x, labels) + blobs)
     torch.testing.assert_close(loss(x, labels, partition=0 * cells), 2 * of_whole(x, labels))
 
@@ -115,7 +113,7 @@ def test_cells_are_the_samples_of_a_batch() -> None:
     """A sample of two halves, each a cell, is a batch of these halves."""
     x, labels, _ = data()
     halves = [torch.cat(torch.split(tensor[:1], 20, -1)) for tensor in (x, labels)]
-    cells = (torch.arange(40) >= 20).long().expand(1, 1, 6, 7, 40)
+    cells = 1 + (torch.arange(40) >= 20).long().expand(1, 1, 6, 7, 40)
     for part in (voxloss.DiceLoss(**MAP), voxloss.FocalTverskyLoss(**MAP)):
         wanted = part(*halves)
         torch.testing.assert_close(CellwiseLoss(part)(x[:1], labels[:1], partition=cells), wanted)
@@ -170,7 +168,7 @@ def test_a_missed_lesion_costs_the_same_whatever_its_size() -> None:
     labels = torch.zeros(1, 1, 16, 16, 32, dtype=torch.int64)
     labels[..., 2:14, 2:14, 2:14] = 1
     labels[..., 7:9, 7:9, 24:26] = 1
-    cells = (torch.arange(32) >= 19).long().expand(1, 1, 16, 16, 32)
+    cells = 1 + (torch.arange(32) >= 19).long().expand(1, 1, 16, 16, 32)
 
     def missing(columns: slice) -> Tensor:
         found = labels.clone()
@@ -191,7 +189,7 @@ def test_a_missed_lesion_costs_the_same_whatever_its_size() -> None:
         (
             lambda c: c - 1,
             {},
-            r"partition: expected whole numbers 0…3, one per cell, received -1 at \[.*mode='nearest'",
+            r"partition: expected whole numbers ≥ 0, one per cell, received -1 at \[.*mode='nearest'",
         ),
         (lambda c: c + 0.5, {}, r"partition: expected whole numbers"),
         (
@@ -204,7 +202,12 @@ def test_a_missed_lesion_costs_the_same_whatever_its_size() -> None:
             {},
             r"partition: expected one channel, received \[2, 3, 6, 7, 40\]",
         ),
-        (lambda c: c[..., 1:], {}, r"partition: expected \[2, '1 or C', 6, 7, 40\]"),
+        (lambda c: c[..., 1:], {}, r"partition: expected \[2, 1 or 3, 6, 7, 40\], .* Crop, flip"),
+        (
+            lambda c: c * 40_000,
+            {},
+            r"partition: expected numbers below 65536, .* received 160000\. Number the cells",
+        ),
     ],
 )
 def test_a_partition_that_is_wrong_is_named(change: Any, options: dict[str, Any], message: str) -> None:
@@ -214,13 +217,48 @@ def test_a_partition_that_is_wrong_is_named(change: Any, options: dict[str, Any]
 
 
 def test_what_cannot_be_by_cell_is_named() -> None:
-    with pytest.raises(TypeError, match=r"loss: expected a region loss or CrossEntropyLoss, received FocalLoss"):
-        CellwiseLoss(voxloss.FocalLoss())  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="loss: expected one over all voxels, received TopKLoss"):
+    for other, received in (
+        (voxloss.FocalLoss(), r"voxloss\.losses\.voxelwise\.FocalLoss\.$"),
+        (torch.nn.CrossEntropyLoss(), r"torch\.nn\.modules\.loss\.CrossEntropyLoss\.$"),
+        (voxloss.DiceCELoss(), r"DiceCELoss\. CCDiceCELoss and BlobLoss are"),
+        (voxloss.DiceLoss, "the class DiceLoss and no instance of it"),
+    ):
+        with pytest.raises(TypeError, match=f"expected a region loss or CrossEntropyLoss of voxloss.*{received}"):
+            CellwiseLoss(other)  # type: ignore[arg-type]
+    with pytest.raises(
+        TypeError, match=r"expected one over all voxels, received .*TopKLoss, .* CrossEntropyLoss"
+    ):
         CellwiseLoss(voxloss.TopKLoss(**MAP))
+    for options in ({"batch": True}, {"reduction": "sum"}):
+        with pytest.raises(ValueError, match='loss: expected batch=False and reduction="mean"'):
+            CellwiseLoss(voxloss.DiceLoss(**MAP, **options))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"'batch'\. Cells are those of a sample"):
+        CCDiceCELoss(**MAP, batch=True)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match='shard: expected "batch"'):
         PassSums(["voxels"], torch.zeros(1, 2, 3), binary=False, spatial_axes=3, shard="volume", cells=2)
     with pytest.raises(ValueError, match='shard: expected "batch"'):
         CellwiseLoss(voxloss.DiceLoss(**MAP, shard="volume", group="world"))
-    with pytest.raises(ValueError, match="cells: expected a number ≥ 1 or None, received 0"):
-        CellwiseLoss(voxloss.DiceLoss(**MAP), cells=0)
+    for cells in (0, 2.5, True, "4"):
+        with pytest.raises(ValueError, match=f"cells: expected a whole number ≥ 1, received {cells!r}"):
+            CellwiseLoss(voxloss.DiceLoss(**MAP), cells=cells)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["CCDiceCELoss", "BlobLoss", "SkeletonRecallLoss"])
+def test_one_channel_warns_of_what_was_asked_for_alone(name: str, recwarn: pytest.WarningsRecorder) -> None:
+    """They leave the background out by themselves."""
+    x, labels, cells = data()
+    target = Target(labels.clamp(max=1), skeleton=labels.clamp(max=1), partition=cells)
+    getattr(voxloss, name)(sigmoid=True)(x[:, :1], target)
+    assert not recwarn.list
+    if name != "SkeletonRecallLoss":
+        with pytest.warns(UserWarning, match="`include_background=False` ignored"):
+            getattr(voxloss, name)(sigmoid=True, include_background=False)(x[:, :1], target)
+
+
+def test_voxels_that_were_padded_are_in_no_cell() -> None:
+    x, labels, cells = data()
+    loss = CCDiceCELoss(**MAP)
+    padded = (F.pad(each, (3, 0, 0, 2)) for each in (x, labels, cells + 1))
+    torch.testing.assert_close(
+        loss(next(padded), Target(next(padded), partition=next(padded))), loss(x, labels, partition=cells + 1)
+    )

@@ -295,7 +295,8 @@ def test_a_weight_too_few_says_that_the_background_has_one() -> None:
     options: dict[str, Any] = {**MAP, "include_background": False, "weight": [1.0, 2.0, 3.0]}
     DiceLoss(**options)(logits(), label_map())
     with pytest.raises(
-        ValueError, match=r"4 \(one per channel\), received 3\. The background has a weight here, too"
+        ValueError,
+        match=r"4 \(one per channel\), received 3\. If channel 0 is the background, it has a weight, too",
     ):
         voxloss.DiceCELoss(**options)(logits(), label_map())
 

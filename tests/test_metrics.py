@@ -14,7 +14,7 @@ from monai.metrics import DiceMetric, MeanIoU
 from torch import Tensor
 
 from volumes import label_map, logits, one_hot
-from voxloss import OverlapMetric, ShapeError
+from voxloss import OverlapMetric, ShapeError, Target
 from voxloss.metrics import overlap_counts
 from voxloss_verify.subject.ranks import Ranks
 
@@ -193,6 +193,8 @@ def test_what_is_rejected(y_pred: Tensor, y: Tensor, options: dict[str, Any], sa
 def test_a_decollated_batch_is_an_error() -> None:
     with pytest.raises(TypeError, match=r"y: expected a torch.Tensor .*, received list. Stack .* torch.stack"):
         OverlapMetric()(logits(), [*label_map()])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"y: expected a torch.Tensor .*, received Target. Pass target\.labels\."):
+        OverlapMetric()(logits(), Target(label_map()))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import f1_score, jaccard_score
 
 from voxloss_app.__main__ import main
+from voxloss_app.exits import ExitCode
 from voxloss_app.regions import parse_regions
 from voxloss_app.score.scores import ClassScore, score_pair, score_pairs
 from voxloss_app.score.table import COLUMNS
@@ -134,6 +135,19 @@ def test_regions_are_unions_of_labels(folders: tuple[Path, Path], capsys: pytest
     rows = [*csv.DictReader(io.StringIO(capsys.readouterr().out))]
     assert [row["label"] for row in rows] == ["whole", "core"] * 3
     assert [int(row["tp"]) for row in rows[:2]] == [tp for _, tp, _, _ in expected]
+
+
+def test_labels_that_no_region_and_no_file_has_are_named(folders: tuple[Path, Path], score: Score) -> None:
+    code, _, errors = score(*folders, "--regions", '{"whole": [3, 4, 117, 200], "typo": [17]}')
+    assert code == 0
+    assert "region typo: no voxel in any of the scored files" in errors
+    assert "whole" not in errors
+    assert "label 17: no voxel" in score(*folders, "--labels", "3,17")[2]
+    code, _, errors = score(*folders, "--regions", '{"whole": [3, 4]}')
+    assert code == ExitCode.REFUSED
+    assert re.search(
+        r"expected labels 0…4, the largest in a region, received (117|200)\. Add .* --ignore", errors
+    )
 
 
 def test_regions_that_are_none() -> None:

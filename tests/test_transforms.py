@@ -112,6 +112,18 @@ def test_labels_that_are_no_whole_numbers_are_named(value: float, make: Any) -> 
         make({"label": labels})
 
 
+@pytest.mark.parametrize("make", [Skeletonized, NearestComponentd])
+def test_a_negative_label_is_no_foreground(make: Any) -> None:
+    labels = vessels().to(torch.int16)
+    labels[0, :2] = -1
+    with pytest.raises(
+        ValueError, match=r"label: expected labels ≥ 0, received -1 \(.* in all\)\. Leave .* ignore_index"
+    ):
+        make("label")({"label": labels})
+    found = make("label", ignore_index=-1)({"label": labels})[f"label_{make.name}"]
+    assert found.min() >= 0
+
+
 def test_distances_of_classes_that_there_are_not() -> None:
     with pytest.raises(ValueError, match=r"channels: expected 2 or more, .* received 1.* pass regions=\[\[1\]\]"):
         SignedDistanced("label", channels=1)
@@ -203,7 +215,7 @@ def test_in_a_cached_pipeline_with_crops(on_disk: bool, tmp_path: Path, monkeypa
         # The first voxel is one of label 3; labels 1 and 2 touch.
         expected = torch.tensor([0, 2, 2, 1], dtype=torch.int32)[item["label"].long()]
         assert torch.equal(components, expected)
-        assert torch.equal(nearest[components > 0], components[components > 0] - 1)
+        assert torch.equal(nearest[components > 0], components[components > 0])
 
 
 @pytest.mark.parametrize(
@@ -276,8 +288,8 @@ def test_each_voxel_is_in_the_cell_of_the_component_nearest_to_it(spacing: tuple
     nearest, components = np.asarray(made["label_nearest"]), np.asarray(made["label_components"])
     distances = distances_to_each(components, spacing)
     assert len(distances) == 4
-    np.testing.assert_allclose(np.take_along_axis(distances, nearest, 0)[0], distances.min(0), rtol=1e-12)
-    assert np.array_equal(nearest[components > 0], components[components > 0] - 1)
+    np.testing.assert_allclose(np.take_along_axis(distances, nearest - 1, 0)[0], distances.min(0), rtol=1e-12)
+    assert np.array_equal(nearest[components > 0], components[components > 0])
     if spacing == (0.5, 1.0, 4.0):
         assert not np.array_equal(nearest, NearestComponentd("label")({"label": lesions()})["label_nearest"])
 
@@ -294,7 +306,7 @@ def test_cells_in_two_axes() -> None:
     made = NearestComponentd("label", connectivity=4)(Componentsd("label", connectivity=4)({"label": labels}))
     distances = distances_to_each(made["label_components"])
     assert len(distances) > 5
-    found = np.take_along_axis(distances, made["label_nearest"], 0)[0]
+    found = np.take_along_axis(distances, made["label_nearest"] - 1, 0)[0]
     np.testing.assert_allclose(found, distances.min(0), rtol=1e-12)
 
 
@@ -327,7 +339,7 @@ def test_a_crop_keeps_the_components_of_the_whole() -> None:
     kept = whole["label_components"][crop]
     assert kept.unique().tolist() == [0, 1, 4]
     assert again["label_components"].unique().tolist() == [0, 1, 2, 3]
-    assert set(whole["label_nearest"][crop].unique().tolist()) > {0, 3}
+    assert set(whole["label_nearest"][crop].unique().tolist()) > {1, 4}
     assert not same_cells(again["label_nearest"], whole["label_nearest"][crop])
 
 
@@ -342,7 +354,7 @@ def test_numbers_survive_transforms_that_take_the_nearest_voxel() -> None:
     inside = after["label_components"] > 0
     assert torch.equal(inside, after["label"] > 0)
     assert after["label_components"].unique().tolist() == [0, 1, 2, 3, 4]
-    assert torch.equal(after["label_nearest"][inside], after["label_components"][inside] - 1)
+    assert torch.equal(after["label_nearest"][inside], after["label_components"][inside])
     mixed = turned("bilinear")["label_components"]
     assert (mixed != mixed.round()).any()
 
@@ -359,10 +371,15 @@ def test_what_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ShapeError, match=r"label: expected a label map \[1, spatial\.\.\.\].*EnsureChannelFirstd"
     ):
         Skeletonized("label")({"label": vessels()[0, 0]})
-    with pytest.raises(ValueError, match="channels, regions: expected one of them"):
+    with pytest.raises(
+        ValueError, match=r"channels, regions: expected one of them, received neither\. Pass channels="
+    ):
         SignedDistanced("label")
-    with pytest.raises(ValueError, match="tube: expected a number of voxels ≥ 0"):
-        Skeletonized("label", tube=-1)
+    with pytest.raises(ValueError, match="channels, regions: expected one of them, received both"):
+        SignedDistanced("label", channels=2, regions=[[1]])
+    for tube in (-1, 1.5):
+        with pytest.raises(ValueError, match=f"tube: expected a whole number ≥ 0, received {tube}"):
+            Skeletonized("label", tube=tube)  # type: ignore[arg-type]
     with pytest.raises(KeyError):
         Skeletonized("seg")({"label": vessels()})
     assert [*Skeletonized("seg", allow_missing_keys=True)({"label": vessels()})] == ["label"]

@@ -246,6 +246,13 @@ def require_percent(**values: float) -> None:
             raise ValueError(f"{name}: expected a percentage above 0 and up to 100, received {value!r}.")
 
 
+def require_whole(least: int, **values: int) -> None:
+    """Check that each value is a whole number, and not below the least."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            raise ValueError(f"{name}: expected a whole number ≥ {least}, received {value!r}.")
+
+
 def require_share(**values: float) -> None:
     """Check the factors of a compound's parts, with MONAI's message."""
     for name, value in values.items():
@@ -311,7 +318,7 @@ def require_valid(
     """
     if valid.device.type == "cuda":
         torch._assert_async(valid, _DEVICE_MESSAGE)
-    elif not valid:
+    elif valid.device.type != "meta" and not valid:
         _explain(input, target, mask, spec, map)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, NamedTuple, TypedDict
 
 import torch
@@ -27,8 +28,8 @@ class Target(NamedTuple):
             there is none; or `[B, C, spatial...]` with 1 on the lines.
         distance: the signed distance φ to each class's boundary, negative inside, `[B, C, spatial...]`, or
             `[B, 1, spatial...]` for all classes.
-        partition: the number of the cell that each voxel is in, whole numbers ≥ 0, `[B, 1, spatial...]`: the
-            component that is nearest to it, or 1 + the component that it is part of and 0 elsewhere.
+        partition: the number of the cell that each voxel is in, whole numbers ≥ 0, `[B, 1, spatial...]`, 0 for
+            none: of the component that is nearest to the voxel, or that the voxel is part of.
     """
 
     labels: Tensor
@@ -73,6 +74,8 @@ class Maps(TypedDict, total=False):
     partition: Tensor | None
 
 
+MOST_CELLS = 1 << 16  # of which the sums are made without being asked for
+
 MADE_BY = {
     "skeleton": "Skeletonized",
     "distance": "SignedDistanced",
@@ -89,7 +92,8 @@ def with_maps(target: Tensor | Target, maps: Maps) -> Target:
     """
     for name in maps:
         if name not in MADE_BY:
-            raise TypeError(f"expected maps among {', '.join(MADE_BY)}, received {name}=.")
+            near = "".join(f" Did you mean {match}=?" for match in get_close_matches(name, MADE_BY, 1))
+            raise TypeError(f"expected maps among {', '.join(MADE_BY)}, received {name}=.{near}")
     if not isinstance(target, Target):
         return Target(target, **maps)
     for name, value in maps.items():
@@ -121,7 +125,7 @@ def pass_map(
     """
     if name is None:
         return PassMap()
-    given = _require_map(name, getattr(target, name), input)
+    given = _require_map(name, target, input, mask)
     channels = input.shape[1]
     if name == "distance":
         return PassMap(given.expand(-1, channels, *given.shape[2:]))
@@ -165,7 +169,7 @@ def pass_cells(
     regions: bool,
 ) -> PassCells:
     """The partition as the pass takes it, checked where voxels count."""
-    given = _require_map("partition", target.partition, input)
+    given = _require_map("partition", target, input, mask)
     if given.shape[1] != 1:
         raise ShapeError(f"partition: expected one channel, received {list(given.shape)}.")
     ignored = _ignored(plain(target.labels), input.shape[1], mask, ignore_index, regions)
@@ -178,10 +182,16 @@ def pass_cells(
                 "cells: expected an upper limit of the number of cells, as torch.compile cannot read a partition."
             )
         cells = 1 + int(numbers.max().clamp(min=0)) if numbers.numel() else 1
+        if cells > MOST_CELLS:
+            raise ValueError(
+                f"partition: expected numbers below {MOST_CELLS}, as each has sums of its own, received "
+                f"{cells - 1}. Number the cells of a volume from 1 on, as voxloss.transforms do, or pass cells=."
+            )
     fits = numbers >= 0
     if given_cells:
         fits = fits & (numbers < cells)
-    message = f"partition: expected whole numbers 0…{cells - 1}, one per cell"
+    known = f"0…{cells - 1}" if given_cells else "≥ 0"
+    message = f"partition: expected whole numbers {known}, one per cell"
     if given.dtype != torch.int32:
         _require_all(numbers == given, None, given, message, _MOVED)
     _require_all(fits, None, given, message, "Raise cells=, or omit it." if given_cells else _MOVED)
@@ -199,29 +209,42 @@ def _ignored(
     return mask == 0 if ignored is None else ignored | (mask == 0)
 
 
-def _require_map(name: str, found: Tensor | None, input: Tensor) -> Tensor:
+def _require_map(name: str, target: Target, input: Tensor, mask: Tensor | None) -> Tensor:
     """Check a map's type, shape and device, without reading a voxel."""
+    found: Tensor | None = getattr(target, name)
     if found is None:
+        others = [other for other in MADE_BY if getattr(target, other) is not None]
+        of_mask = "" if mask is None else " A third argument without a name is a mask, and no map."
         raise ValueError(
-            f"{name}: expected a map [B, C or 1, spatial...] beside the labels, received none. Compute it in the "
-            f"loader with voxloss.transforms.{MADE_BY[name]}, and pass it as {name}=... or in the target "
+            f"{name}: expected a map [B, C or 1, spatial...] beside the labels, received "
+            f"{', '.join(others) or 'none'}.{of_mask} Compute it in the loader with "
+            f"voxloss.transforms.{MADE_BY[name]}, and pass it as {name}=... or in the target "
             f"voxloss.Target(labels, {name}=...)."
         )
     if not isinstance(found, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, received {type(found).__name__}.")
+    if found.is_complex():
+        raise TypeError(f"{name}: expected real numbers, received {found.dtype}.")
     found = plain(found)
     if found.device != input.device:
         raise ValueError(
             f"{name}: expected on the input's device {input.device}, received {found.device}. "
             f"Move it with {name}.to(input.device)."
         )
+    items, channels, *spatial = input.shape
     # Not with `in`, which torch.compile cannot trace if shapes are dynamic.
-    own = found.ndim > 1 and (found.shape[1] == 1 or found.shape[1] == input.shape[1])
-    fits = found.ndim == input.ndim and found.shape[0] == input.shape[0] and found.shape[2:] == input.shape[2:]
-    if not fits or not own:
+    own = found.ndim > 1 and (found.shape[1] == 1 or found.shape[1] == channels)
+    elsewhere = found.ndim != input.ndim or found.shape[0] != items or [*found.shape[2:]] != spatial
+    if elsewhere or not own:
+        expected = ", ".join(map(str, [items, f"1 or {channels}" if channels > 1 else 1, *spatial]))
+        remedy = (
+            "Crop, flip and rotate it with the labels"
+            if elsewhere
+            else "Make it with a channel for each of the network's, or with one for all"
+        )
         raise ShapeError(
-            f"{name}: expected {[input.shape[0], '1 or C', *input.shape[2:]]}, as input is {list(input.shape)}, "
-            f"received {list(found.shape)}. Crop, flip and rotate it with the labels."
+            f"{name}: expected [{expected}], as input is {list(input.shape)}, received {list(found.shape)}. "
+            f"{remedy}."
         )
     if found.requires_grad:
         raise ValueError(f"{name}: expected a map without requires_grad. Pass {name}.detach().")

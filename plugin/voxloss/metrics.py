@@ -21,6 +21,7 @@ from voxloss.backends.voxels import whole_labels
 from voxloss.channels import ignored_voxels, of_classes
 from voxloss.distributed import Group, require_group
 from voxloss.inputs import ShapeError, plain, raise_if
+from voxloss.maps import Target
 from voxloss.regions import memberships
 
 Score = Literal["dice", "iou"]
@@ -151,9 +152,14 @@ def _confusion(y_pred: Tensor, y: Tensor, channels: int, ignore_index: int | Non
 def _require_pair(y_pred: Tensor, y: Tensor) -> None:
     for name, tensor in (("y_pred", y_pred), ("y", y)):
         if not isinstance(tensor, Tensor):
+            remedy = (
+                "Pass target.labels."
+                if isinstance(tensor, Target)
+                else "Stack the samples of a decollated batch with torch.stack."
+            )
             raise TypeError(
                 f"{name}: expected a torch.Tensor [B, channels, spatial...], received {type(tensor).__name__}. "
-                "Stack the samples of a decollated batch with torch.stack."
+                f"{remedy}"
             )
     if y_pred.ndim < 3 or y.ndim != y_pred.ndim:
         remedy = " Add the channel axis with y.unsqueeze(1)." if y.ndim == y_pred.ndim - 1 else ""

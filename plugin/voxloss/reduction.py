@@ -92,8 +92,8 @@ def class_weights(
     background = ""
     if len(weight) == channels - 1 and len(chosen) == channels:
         background = (
-            " The background has a weight here, too: in a compound, include_background is of the region loss, "
-            "and cross entropy has all channels."
+            " If channel 0 is the background, it has a weight, too: in a compound, include_background is of the "
+            "region loss, and cross entropy has all channels."
         )
     raise ValueError(f"{name}: expected a single value or {expected}, received {len(weight)}.{background}")
 

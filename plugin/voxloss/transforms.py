@@ -23,7 +23,7 @@ from monai.utils.module import optional_import
 from numpy.typing import NDArray
 from torch import Tensor
 
-from voxloss.inputs import ShapeError
+from voxloss.inputs import ShapeError, require_whole
 
 __all__ = ["Componentsd", "NearestComponentd", "SignedDistanced", "Skeletonized"]
 
@@ -54,7 +54,7 @@ class _Mapped(MapTransform):
                     f"{list(label.shape)}. EnsureChannelFirstd adds the axis of channels."
                 )
             values = np.asarray(label.detach().cpu() if isinstance(label, Tensor) else label)[0]
-            _require_labels(key, values)
+            _require_labels(key, values, self.ignore_index)
             found[f"{key}_{self.name}"] = _like(label, self.map(values, _spacing(label)))
         return found
 
@@ -98,8 +98,7 @@ class Skeletonized(_Mapped):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, ignore_index, allow_missing_keys)
-        if tube < 0:
-            raise ValueError(f"tube: expected a number of voxels ≥ 0, received {tube!r}.")
+        require_whole(0, tube=tube)
         self.tube = tube
 
     def map(self, labels: Image, spacing: Sequence[float]) -> Image:
@@ -144,7 +143,11 @@ class SignedDistanced(_Mapped):
     ) -> None:
         super().__init__(keys, ignore_index, allow_missing_keys)
         if (channels is None) == (regions is None):
-            raise ValueError("channels, regions: expected one of them, how many classes or the labels of each.")
+            received = "neither" if channels is None else "both"
+            raise ValueError(
+                f"channels, regions: expected one of them, received {received}. Pass channels=, the number of "
+                "classes with the background, or regions=, the labels of each channel."
+            )
         if channels is not None and channels < 2:
             raise ValueError(
                 f"channels: expected 2 or more, of which 0 is the background, received {channels!r}. For a "
@@ -240,10 +243,10 @@ class NearestComponentd(Componentsd):
     """Add `{key}_nearest`: the connected component nearest to each voxel, int32 `[1, spatial...]`.
 
     The map divides the volume into one cell around each component, for CC-DiceCE (Bouteille et al. 2025, after
-    the CC-Metrics of Jaus et al. 2024). Cells are numbered 0 … K − 1, one less than the components of
-    `Componentsd`. Without a component the map is 0. Distances are Euclidean, in the unit of the spacing that a
-    MetaTensor's affine has, else in voxels. A voxel at equal distance to several components is in the cell of one
-    of them, the same one in every run.
+    the CC-Metrics of Jaus et al. 2024). A cell has the number that its component has in `Componentsd`, 1 … K.
+    Without a component the map is 0, as are voxels that a later transform pads with 0: they are in no cell.
+    Distances are Euclidean, in the unit of the spacing that a MetaTensor's affine has, else in voxels. A voxel at
+    equal distance to several components is in the cell of one of them, the same one in every run.
 
     The cells of flipped labels, or of labels rotated by right angles, are those of the moved map with other
     numbers, except at voxels at equal distance to several components. The cells of a crop are not those of the
@@ -273,12 +276,12 @@ class NearestComponentd(Componentsd):
         nearest = ndimage.distance_transform_edt(
             found[0] == 0, sampling=spacing, return_distances=False, return_indices=True
         )
-        cells: Image = found[(slice(None), *nearest)] - 1
+        cells: Image = found[(slice(None), *nearest)]
         return cells
 
 
-def _require_labels(key: Hashable, values: Image) -> None:
-    """Check that labels are integers."""
+def _require_labels(key: Hashable, values: Image, ignore_index: int | None) -> None:
+    """Check that labels are integers, and not negative but for the ignored one."""
     if values.dtype.kind == "f":
         wrong = ~np.isfinite(values) | (values != np.round(values))
         if wrong.any():
@@ -287,6 +290,12 @@ def _require_labels(key: Hashable, values: Image) -> None:
                 f"{key}: expected whole numbers in a label map, received {values[tuple(place)]} at {place} "
                 f"({int(wrong.sum())} in all). Resample labels with mode='nearest'."
             )
+    negative = (values < 0) & (values != (0 if ignore_index is None else ignore_index))
+    if negative.any():
+        raise ValueError(
+            f"{key}: expected labels ≥ 0, received {values[negative][0]} ({int(negative.sum())} in all). "
+            "Leave a label out with ignore_index."
+        )
 
 
 def _centre_lines(inside: Image) -> Image:

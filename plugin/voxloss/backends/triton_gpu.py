@@ -95,8 +95,8 @@ def tiling(
     it fewer registers.
     Not so `by_cell`, nor with `powers` that no multiplication makes: these take too many registers for one class
     after another.
-    Otherwise a thread takes up to 16 classes of its voxels (fewer in float64, where the totals of many sums
-    fill its registers, and where a mask comes beside cells or beside voxels that do not lie next to each other); more are
+    Otherwise a thread takes up to 16 classes of its voxels (fewer in float64, or where the totals of many sums
+    fill its registers, or where there is a mask beside cells or beside voxels that lie apart); more are
     shared out among warps, which then exchange two numbers per voxel. Where there are fewer it takes several
     voxels, and in the backward pass, which keeps no totals, pairs of neighbours.
     Programs are small, so that some compute while others wait for memory: one warp where there is nothing to
@@ -115,9 +115,9 @@ def tiling(
     form = "whole" if block <= largest else "many"
     block = block if form == "whole" else min(largest, 16)
     values = 16 if sums <= 4 else 8 if sums <= 8 else 4 if sums <= 10 else 2
-    # Triton 3.4 spills in float64 where there are many classes, or cells; 3.9 where there are cells and a mask.
+    # Triton 3.4 spills in float64 where there are many classes, or cells; 3.9 with two classes, cells and a mask.
     wide = dtype.itemsize == 8 and (form == "many" or by_cell)
-    crowded = wide or (by_cell and weighted) or (not side_by_side and (weighted or block <= 8))
+    crowded = wide or (by_cell and weighted and block <= 2) or (not side_by_side and (weighted or block <= 8))
     values = max(1, values * 4 // max(4, dtype.itemsize) // (2 if crowded else 1))
     rows = min(block, values)
     line = LANES * (values // rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
@@ -70,6 +70,8 @@ class StatisticsLoss(_Loss, ABC):
     _what: str = ""  # what ranks compare
     one_pass: ClassVar[bool] = True  # a compound may compute it from the sums of its own pass
     map_name: str | None = None  # of the map that its sums need: "skeleton" or "distance"
+    leaves_background_out: bool = False  # by itself, without being asked for
+    unsuitable: ClassVar[Mapping[str, str]] = {}  # why it has not some arguments that other losses have
     by_cell: bool = False  # whether it needs the sums of each cell of a partition
     cells: int | None = None  # how many cells there are at most; None looks at the partition
 
@@ -221,7 +223,9 @@ class StatisticsLoss(_Loss, ABC):
         """
         target = with_maps(target, maps)
         loss = self.from_pass(self.compute, input, target, mask, annotated).to(loss_dtype(input))
-        inputs.warn_if_single(input.shape[1], self.to_onehot_y, self.include_background)
+        inputs.warn_if_single(
+            input.shape[1], self.to_onehot_y, self.include_background or self.leaves_background_out
+        )
         return loss
 
     def with_terms(

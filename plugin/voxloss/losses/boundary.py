@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -153,6 +154,7 @@ class DiceBoundaryLoss(CompoundLoss):
         self.lambda_dice, self.lambda_boundary = lambda_dice, lambda_boundary
         self.schedule, self.step = schedule, step
         self.at_epoch(1)
+        self._is_scheduled = schedule == "constant"
 
     def at_epoch(self, epoch: int) -> None:
         """Set the λ of an epoch, 1 for the first.
@@ -160,10 +162,19 @@ class DiceBoundaryLoss(CompoundLoss):
         Raises:
             ValueError: for an epoch before the first.
         """
-        if epoch < 1:
-            raise ValueError(f"epoch: expected 1 for the first or a later one, received {epoch!r}.")
+        inputs.require_whole(1, epoch=epoch)
+        self._is_scheduled = True
         if self.schedule == "increase":
             self.lambda_boundary = epoch * self.step
         elif self.schedule == "rebalance":
             self.lambda_dice = max(self.step, 1 - epoch * self.step)
             self.lambda_boundary = 1 - self.lambda_dice
+
+    def _measured(self, *given: Any) -> PassSums:
+        if not (self._is_scheduled or torch.compiler.is_compiling()):
+            self._is_scheduled = True
+            message = f"schedule={self.schedule!r}: call at_epoch(e) at the start of each epoch e = 1, 2, …"
+            warnings.warn(
+                f"DiceBoundaryLoss, {message}; until then the weights are those of epoch 1.", stacklevel=5
+            )
+        return super()._measured(*given)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,21 +26,22 @@ class CellwiseLoss(StatisticsLoss):
 
     For any formula over sums per class, and for cross entropy, on the cells of a `partition`, one per lesion. The
     sums of all cells come from one pass. The partition is a map of the target, computed in the loader, and passed
-    as `partition=` or in a `Target`. A sample without lesions has one cell, the whole volume: there everything
-    that is predicted is a false positive. Classes that a cell has no target of count as they do in the loss for a
-    whole sample; `absent="skip"` of a region loss leaves them out.
+    as `partition=` or in a `Target`. Number 0 is no cell: such voxels, as of an image that was padded, do not
+    count, unless the whole sample is 0. That is a sample without lesions: one cell, where everything that is
+    predicted is a false positive. A class that is absent from a cell counts as one that is absent from a sample
+    does in the loss; `absent="skip"` of a region loss leaves it out.
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
     `to_onehot_y`, else `[B, C, spatial...]`; partition: `[B, 1, spatial...]`, whole numbers ≥ 0, of
     `voxloss.transforms.NearestComponentd`; with `joined`, of `voxloss.transforms.Componentsd`. The activation,
-    the ignored label, the classes and the weights are those of `loss`, whose reduction and `batch` play no part.
+    the ignored label, the classes and the weights are those of `loss`.
 
     Args:
         loss: a region loss or `CrossEntropyLoss`.
-        joined: the cells are components, each joined with what is in none (number 0); a sample without a
-            component has no part in the mean.
-        cells: how many numbers a partition has at most. None looks at it, which on a GPU waits for the device,
-            and is not possible in torch.compile.
+        joined: the cells are components, each joined with the voxels of number 0, which are in none; a sample
+            without a component has no part in the mean.
+        cells: a number above all in a partition, such as 1 + the largest number of components. None looks it up,
+            which on a GPU waits for the device, and is not possible in torch.compile.
     """
 
     by_cell = True
@@ -49,15 +50,29 @@ class CellwiseLoss(StatisticsLoss):
         self, loss: RegionLoss | CrossEntropyLoss, joined: bool = False, cells: int | None = None
     ) -> None:
         if not isinstance(loss, RegionLoss | CrossEntropyLoss):
-            raise TypeError(f"loss: expected a region loss or CrossEntropyLoss, received {type(loss).__name__}.")
+            remedy = (
+                " CCDiceCELoss and BlobLoss are Dice and cross entropy by cell. For others make a CompoundLoss "
+                "with a CellwiseLoss for each part."
+                if isinstance(loss, CompoundLoss)
+                else ""
+            )
+            raise TypeError(
+                "loss: expected a region loss or CrossEntropyLoss of voxloss, received "
+                f"{_described(loss)}.{remedy}"
+            )
         if not loss.one_pass:
             raise TypeError(
-                f"loss: expected one over all voxels, received {type(loss).__name__}, which chooses some."
+                f"loss: expected one over all voxels, received {_described(loss)}, which chooses some. "
+                "Pass a CrossEntropyLoss."
+            )
+        if getattr(loss, "batch", False) or loss.reduction != "mean":
+            raise ValueError(
+                f'loss: expected batch=False and reduction="mean", as each cell is a sample, received {loss}.'
             )
         if loss.shard == "volume":
             raise ValueError('shard: expected "batch", as each rank has cells of its own, received "volume".')
-        if cells is not None and cells < 1:
-            raise ValueError(f"cells: expected a number ≥ 1 or None, received {cells!r}.")
+        if cells is not None:
+            inputs.require_whole(1, cells=cells)
         super().__init__(
             include_background=loss.include_background,
             to_onehot_y=loss.to_onehot_y,
@@ -96,6 +111,8 @@ class CellwiseLoss(StatisticsLoss):
         there = sums.has_voxels()
         if self.joined:
             there = there[:, 1:]
+        else:  # number 0 is a cell where there is no other one
+            there = torch.cat([there[:, :1] & ~there[:, 1:].any(1, keepdim=True), there[:, 1:]], 1)
         loss, counts = self.loss.of_samples(each)
         counted = there.reshape(-1, 1).expand_as(loss)
         counted = counted if counts is None else counted & counts
@@ -106,6 +123,12 @@ class CellwiseLoss(StatisticsLoss):
         both = torch.stack([of_sample.sum(), some.any(1).sum().to(of_sample)])
         total, number = (both if sums.alone else sums.over_ranks(both)).unbind()
         return total / number.clamp(min=1)
+
+
+def _described(loss: object) -> str:
+    if isinstance(loss, type):
+        return f"the class {loss.__name__} and no instance of it"
+    return f"{type(loss).__module__}.{type(loss).__name__}"
 
 
 class _DiceCEOfCells(CompoundLoss):
@@ -124,6 +147,10 @@ class _Lesionwise(CompoundLoss):
     """λ_global · DiceCE of whole samples + λ_lesion · DiceCE of cells."""
 
     weighted_parts = (("lambda_global", "whole"), ("lambda_lesion", "lesions"))
+    unsuitable: ClassVar = {
+        "batch": " Cells are those of a sample, each with sums of its own.",
+        "reduction": " It is a mean over cells and samples.",
+    }
     _joined: bool
 
     def __init__(
@@ -137,6 +164,7 @@ class _Lesionwise(CompoundLoss):
         **of_whole: Any,
     ) -> None:
         inputs.require_share(lambda_global=lambda_global, lambda_lesion=lambda_lesion)
+        self.leaves_background_out = include_background is None
         if include_background is None:
             include_background = options.get("regions") is not None
         own = {"include_background": include_background, **pass_options(options), **shared}
@@ -162,8 +190,8 @@ class CCDiceCELoss(_Lesionwise):
     `RegionOptions` those that MONAI does not have; `classes` and `absent` are of Dice alone.
 
     Args:
-        include_background: of Dice. None leaves it out, as nearly all of a cell is background, but with
-            `regions`, which have none.
+        include_background: of Dice. None: False, as nearly all of a cell is background; True with `regions`,
+            which have no background.
         smooth_nr, smooth_dr: s_n and s_d ≥ 0 of Dice, in voxels.
         weight: a factor ≥ 0 per channel.
         lambda_dice, lambda_ce, lambda_lesion, lambda_global: λ ≥ 0.
@@ -223,12 +251,12 @@ class BlobLoss(_Lesionwise):
     those that MONAI does not have; `classes` and `absent` are of Dice alone.
 
     Args:
-        include_background: of Dice; None as of `CCDiceCELoss`.
+        include_background: of Dice; None as in `CCDiceCELoss`.
         smooth_nr, smooth_dr: s_n and s_d ≥ 0 of Dice, in voxels.
         weight: a factor ≥ 0 per channel.
         lambda_dice, lambda_ce, lambda_global, lambda_lesion: λ ≥ 0.
         label_smoothing: of cross entropy.
-        cells: as of `CellwiseLoss`, one more than there are components at most.
+        cells: as of `CellwiseLoss`.
     """
 
     _joined = True

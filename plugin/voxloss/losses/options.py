@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from inspect import Parameter, signature
 from typing import Any, TypedDict, TypeVar, cast
@@ -90,6 +90,11 @@ def pass_options(options: RegionOptions | VoxelOptions) -> PassOptions:
     return cast(PassOptions, chosen)
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question with the name that is almost this one; empty if there is none."""
+    return "".join(f" Did you mean {match!r}?" for match in get_close_matches(name, [*known], 1, 0.7))
+
+
 Constructor = TypeVar("Constructor", bound=Callable[..., None])
 
 
@@ -119,9 +124,9 @@ def refusing_others(constructor: Constructor) -> Constructor:
     def checked(self: Any, *args: Any, **arguments: Any) -> None:
         for name in arguments:
             if name not in known:
-                near = "".join(f" Did you mean {match!r}?" for match in get_close_matches(name, known, 1))
+                hint = type(self).unsuitable.get(name) or did_you_mean(name, known)
                 raise TypeError(
-                    f"{type(self).__name__} received an unexpected keyword argument {name!r}.{near} Beside those "
+                    f"{type(self).__name__} received an unexpected keyword argument {name!r}.{hint} Beside those "
                     f"in its signature it takes {', '.join(sorted(options))}."
                 )
         constructor(self, *args, **arguments)

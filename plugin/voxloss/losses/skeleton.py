@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -41,6 +41,8 @@ class SkeletonRecallLoss(RegionLoss):
 
     map_name = "skeleton"
     keeps_spatial_axes = False
+    leaves_background_out = True
+    unsuitable: ClassVar = {"include_background": " The background has no skeleton, and never counts."}
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,15 +27,15 @@ class TopKLoss(CrossEntropyLoss):
     """The mean of −log p of the right class over the k % of the batch's voxels where it is largest.
 
     Wu et al. 2016, "Bridging Category-level and Instance-level Semantic Image Segmentation"; nnU-Net has k = 10.
-    A first pass writes cross entropy voxel by voxel, a C-th of the logits; of the N voxels that count the
-    max(1, ⌊N k / 100⌋) largest are chosen, and the second pass is `CrossEntropyLoss` over these. Where several
-    are equal to the smallest that is chosen, they share what is left. k = 100 is cross entropy.
+    A first pass computes the cross entropy of each voxel, `[B, 1, spatial...]`, under a sigmoid the mean over the
+    channels; of the N voxels that count the max(1, ⌊N k / 100⌋) largest are chosen, and the second pass is
+    `CrossEntropyLoss` over these. Where several are equal to the smallest that is chosen, they share what is
+    left. k = 100 is cross entropy.
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
     `to_onehot_y`, else `[B, C, spatial...]`. `StatisticsLoss` explains the arguments that all losses
     share, `VoxelOptions` those that torch and MONAI do not have. A mask's weights do not decide which voxels are
-    chosen, but how much these count. With a `group` they are the hardest of all ranks' voxels, of which a few
-    sums of 256 numbers find the last.
+    chosen, but how much these count. With a `group` they are the hardest voxels of all ranks.
 
     Args:
         k: percent, in (0, 100].
@@ -43,6 +43,7 @@ class TopKLoss(CrossEntropyLoss):
     """
 
     one_pass = False
+    unsuitable: ClassVar = {"reduction": " It is a mean over the hardest voxels of the batch."}
 
     def __init__(
         self,
@@ -161,9 +162,8 @@ class DiceTopKLoss(CompoundLoss):
     """L = λ_dice · Dice + λ_top_k · cross entropy of the hardest voxels: `DiceLoss` and `TopKLoss`.
 
     nnU-Net's `DC_and_topk_loss`, and in Ma et al. 2021, "Loss odyssey in medical image segmentation", among the
-    most robust losses on four tasks. Arguments as `DiceCELoss`; Dice is of all voxels. A first pass without a
-    gradient chooses, as in `TopKLoss`; one pass forward and one backward have the sums of both losses, those of
-    the voxels that are chosen as of a cell (see `CellwiseLoss`).
+    most robust losses on four tasks. Dice is of all voxels. A first pass without a gradient chooses the voxels,
+    as in `TopKLoss`; one pass forward and one backward then compute the sums of both losses.
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
     `to_onehot_y`, else `[B, C, spatial...]`. `RegionLoss` explains the arguments that all losses share,
@@ -178,6 +178,7 @@ class DiceTopKLoss(CompoundLoss):
 
     weighted_parts = (("lambda_dice", "dice"), ("lambda_top_k", "top_k"))
     one_pass = False
+    unsuitable = TopKLoss.unsuitable
 
     def __init__(
         self,

@@ -72,10 +72,11 @@ def score_pair(
     """Count a predicted label map against its reference, both 3D NIfTI on the same grid.
 
     `labels` are the classes to score, by default all that occur in either image, without 0; or `regions`, each
-    the union of its labels. A voxel whose
-    reference is `ignore` counts as deleted, from both images. Raises ValueError that names the file if one cannot
-    be read, is not 3D, holds labels that are not whole numbers, or if the shapes differ or the corners of the two
-    volumes are more than `label_maps.TOLERANCE_MM` apart.
+    the union of its labels. A voxel whose reference is `ignore` counts as deleted, from both images.
+
+    Raises ValueError that names the file if one cannot be read, is not 3D, has labels that are not whole numbers
+    or are above those of all regions, which is an error in a loss, too; or if the shapes differ or the corners of
+    the two volumes are more than `label_maps.TOLERANCE_MM` apart.
     """
     prediction, reference = LabelFile(Path(prediction_path)), LabelFile(Path(reference_path))
     prediction.require_grid_of(reference)
@@ -90,6 +91,9 @@ def score_pair(
         predicted[p] += voxels
         wanted[g] += voxels
     found = sorted((predicted.keys() | wanted.keys()) - {0}) if labels is None else labels
+    if regions is not None:
+        _require_known(predicted, prediction_path, regions)
+        _require_known(wanted, reference_path, regions)
     classes: list[tuple[int | str, Sequence[int]]] = [*(regions or {}).items()] or [(c, (c,)) for c in found]
     scores = []
     for name, members in classes:
@@ -97,6 +101,16 @@ def score_pair(
         p, g = (sum(of[label] for label in members) for of in (predicted, wanted))
         scores.append(ClassScore(name, tp, p - tp, g - tp, reference.voxel_ml))
     return scores
+
+
+def _require_known(counts: Counter[int], path: str | os.PathLike[str], regions: Regions) -> None:
+    largest = max(max(members) for members in regions.values())
+    above = sorted(label for label, voxels in counts.items() if voxels and label > largest)
+    if above:
+        raise ValueError(
+            f"{quoted(Path(path))}: expected labels 0…{largest}, the largest in a region, received {above[0]}. "
+            f"Add it to a region, or leave out the voxels that have it in the reference: --ignore {above[0]}"
+        )
 
 
 def score_pairs(

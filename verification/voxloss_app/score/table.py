@@ -58,6 +58,11 @@ def score_and_show(
     failed = [result for result in results if result.error is not None]
     if scored:
         _write(scored, failed, folders, format, out)
+    present = {s.label for result in scored for s in result.scores if s.tp + s.fp + s.fn}
+    for name in [*(regions or labels or ())] if scored else ():
+        if name not in present:
+            kind = "region" if regions else "label"
+            complain(f"{kind} {name}: no voxel in any of the scored files")
     for result in failed:
         complain(str(result.error))
     if failed and folders:
