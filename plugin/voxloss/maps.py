@@ -74,7 +74,7 @@ class Maps(TypedDict, total=False):
     partition: Tensor | None
 
 
-MOST_CELLS = 1 << 16  # of which the sums are made without being asked for
+MOST_CELLS = 1 << 16  # unless the loss has an argument cells=
 
 MADE_BY = {
     "skeleton": "Skeletonized",

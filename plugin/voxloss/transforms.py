@@ -68,7 +68,7 @@ class _Mapped(MapTransform):
 
 
 class Skeletonized(_Mapped):
-    """Add `{key}_skeleton`: the labels along the centre lines of everything that is no background, elsewhere 0.
+    """Add `{key}_skeleton`: the labels along the centre lines of the foreground, elsewhere 0.
 
     For `SkeletonRecallLoss`, as Kirchhoff et al. 2024: the whole foreground is thinned to lines,
     which are thickened to tubes, and each voxel of a tube keeps its label. So a line continues where one class

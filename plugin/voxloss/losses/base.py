@@ -70,7 +70,7 @@ class StatisticsLoss(_Loss, ABC):
     _what: str = ""  # what ranks compare
     one_pass: ClassVar[bool] = True  # a compound may compute it from the sums of its own pass
     map_name: str | None = None  # of the map that its sums need: "skeleton" or "distance"
-    leaves_background_out: bool = False  # by itself, without being asked for
+    leaves_background_out: bool = False  # by itself, without such an argument
     unsuitable: ClassVar[Mapping[str, str]] = {}  # why it has not some arguments that other losses have
     by_cell: bool = False  # whether it needs the sums of each cell of a partition
     cells: int | None = None  # how many cells there are at most; None looks at the partition

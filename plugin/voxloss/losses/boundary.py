@@ -35,9 +35,9 @@ class BoundaryLoss(StatisticsLoss):
     values make it a weight map per class.
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
-    `to_onehot_y`, else `[B, C, spatial...]`; of it the ignored voxels are left out. distance:
-    `[B, C, spatial...]`, or `[B, 1, spatial...]` for all classes, in whatever unit. `StatisticsLoss` explains the
-    arguments that all losses share, `VoxelOptions` those that others do not have.
+    `to_onehot_y`, else `[B, C, spatial...]`, read for its ignored voxels alone. distance:
+    `[B, C, spatial...]`, or `[B, 1, spatial...]` for all classes, in any unit. `StatisticsLoss` explains the
+    arguments that all losses share, `VoxelOptions` those that MONAI does not have.
 
     Args:
         reduction: "mean", "sum" over samples and classes, or "none", `[B, C]`.
@@ -87,7 +87,7 @@ class BoundaryLoss(StatisticsLoss):
 class DiceBoundaryLoss(CompoundLoss):
     """L = λ_dice · Dice + λ_boundary · boundary loss, in one pass: `DiceLoss` and `BoundaryLoss`.
 
-    Kervadec et al. 2019 begin with almost only Dice, and have two schedules: "increase",
+    Kervadec et al. 2019 begin with Dice almost alone, and have two schedules: "increase",
     λ_boundary = e · step beside a constant Dice, and "rebalance", λ_dice = max(step, 1 − e · step) and
     λ_boundary = 1 − λ_dice. Call `at_epoch(e)` at the start of each epoch e = 1, 2, …. Arguments as `DiceLoss`;
     the distance as of `BoundaryLoss`.

@@ -30,7 +30,7 @@ class SkeletonRecallLoss(RegionLoss):
     nothing if s_n = s_d.
 
     input: logits or probabilities `[B, C, spatial...]`; target: a label map `[B, 1, spatial...]` with
-    `to_onehot_y`, else `[B, C, spatial...]`; of it the ignored voxels are left out. skeleton: a label map
+    `to_onehot_y`, else `[B, C, spatial...]`, read for its ignored voxels alone. skeleton: a label map
     `[B, 1, spatial...]`, 0 where there is none, or `[B, C, spatial...]` in [0, 1]. The background, channel 0 of
     several without `regions`, has none. `RegionLoss` explains the arguments that all losses share,
     `RegionOptions` those that MONAI does not have.
