@@ -231,7 +231,7 @@ def test_what_cannot_be_by_cell_is_named() -> None:
         CellwiseLoss(voxloss.TopKLoss(**MAP))
     for options in ({"batch": True}, {"reduction": "sum"}):
         with pytest.raises(ValueError, match='loss: expected batch=False and reduction="mean"'):
-            CellwiseLoss(voxloss.DiceLoss(**MAP, **options))  # type: ignore[arg-type]
+            CellwiseLoss(voxloss.DiceLoss(**MAP, **options))
     with pytest.raises(TypeError, match=r"'batch'\. Cells are those of a sample"):
         CCDiceCELoss(**MAP, batch=True)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match='shard: expected "batch"'):
