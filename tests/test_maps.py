@@ -9,8 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import voxloss
 from volumes import label_map, logits
 from voxloss import BlobLoss, DiceBoundaryLoss, DiceCESkeletonRecallLoss, DiceLoss, StatisticsLoss, Target
+from voxloss_app.bench.memory import allocated_peak
 
 MAP: dict[str, Any] = {"softmax": True, "to_onehot_y": True}
 LABELS = label_map(spatial=(8, 8, 8))
@@ -63,3 +65,36 @@ def test_a_target_with_maps_is_no_tensor() -> None:
     target: Any = Target(LABELS, LINES)
     with pytest.raises(TypeError, match="Target: expected as the target of a loss, received as that of sum"):
         torch.sum(target)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SkeletonRecallLoss",
+        "DiceCESkeletonRecallLoss",
+        "BoundaryLoss",
+        "DiceBoundaryLoss",
+        "CCDiceCELoss",
+        "BlobLoss",
+        "TopKLoss",
+        "DiceTopKLoss",
+    ],
+)
+def test_memory_is_that_of_the_gradient(name: str) -> None:
+    """Beside the map, which the loader made: a copy of a label map in float32 would be half as large again."""
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 14, 32, 32, 32, generator=random).requires_grad_()
+    labels = torch.randint(14, (1, 1, 32, 32, 32), generator=random).to(torch.uint8)
+    target = Target(
+        labels,
+        skeleton=labels,
+        distance=torch.randn(logits.shape, generator=random),
+        partition=torch.ones_like(labels, dtype=torch.int32),
+    )
+    mask = labels > 1
+    loss = getattr(voxloss, name)(softmax=True, to_onehot_y=True, backend="numba_cpu")
+    loss(logits, target, mask).backward()  # compiled
+    logits.grad = None
+    peak = allocated_peak(lambda: loss(logits, target, mask).backward(), "cpu")
+    of_top_k = 1 / 14 if "TopK" in name else 0.0  # cross entropy of each voxel
+    assert 1 <= peak / (4 * logits.numel()) < 1.1 + of_top_k

@@ -70,9 +70,10 @@ def region_sums(
     """
     items, channels, *_ = input.shape
     *flat, numbers = flatten_spatial(
-        [input, target, _for_rows(mask, input), _for_rows(map, input), _numbers(partition, input)]
+        [input, target, _beside(mask, input), _beside(map, input), _numbers(partition, input)]
     )
-    inputs, targets, masks, maps = (_Samples(tensor) for tensor in flat)
+    inputs, targets = (_Samples(tensor) for tensor in flat[:2])
+    masks, maps = (_Beside(tensor, input) for tensor in flat[2:])
     config = _config(input, target, spec, mask)
     target_of = _target_of(targets, target, channels, config, spec)
     part = _part(inputs.voxels, channels, spec.cells)
@@ -81,7 +82,8 @@ def region_sums(
     valid = np.zeros((items, parts), dtype=bool)
 
     def walk(item: int, part: int, start: int, stop: int, scratch: _Scratch) -> None:
-        given = inputs[item], target_of(item, start, stop, scratch), masks[item], maps[item]
+        beside = masks.part(item, start, stop), maps.part(item, start, stop)
+        given = inputs[item], target_of(item, start, stop, scratch), *beside
         voxels = start, *_in_order(numbers[item, 0, start:stop], scratch)
         valid[item, part] = _kernels().forward(*given, *voxels, config, *scratch.rows, sums[item, part])
 
@@ -97,8 +99,9 @@ def voxel_terms(
     """Return what each voxel adds to Σ factor·sum, `[B, 1, spatial...]`, and whether every voxel was valid."""
     items, channels, *_ = input.shape
     result = torch.empty((items, 1, *input.shape[2:]), dtype=torch.promote_types(input.dtype, torch.float32))
-    flat = flatten_spatial([result, input, target, _for_rows(mask, input)])
-    results, inputs, targets, masks = (_Samples(tensor) for tensor in flat)
+    flat = flatten_spatial([result, input, target, _beside(mask, input)])
+    results, inputs, targets = (_Samples(tensor) for tensor in flat[:3])
+    masks = _Beside(flat[3], input)
     config = _config(input, target, spec, mask)
     target_of = _target_of(targets, target, channels, config, spec)
     valid = np.zeros((items, -(-inputs.voxels // _part(inputs.voxels, channels, 0))), dtype=bool)
@@ -108,7 +111,7 @@ def voxel_terms(
 
     def walk(item: int, part: int, start: int, stop: int, scratch: _Scratch) -> None:
         target = target_of(item, start, stop, scratch)
-        given = inputs[item], target, masks[item], start, stop, config
+        given = inputs[item], target, masks.part(item, start, stop), start, stop, config
         valid[item, part] = _kernels().each(*given, *scratch.rows, weights[item], results[item])
 
     _in_parallel(walk, inputs.voxels, input, target, spec)
@@ -135,9 +138,10 @@ def region_sums_backward(
         # Axes in an order that no single stride can follow: the kernel writes elsewhere.
         written = torch.empty(like.shape, dtype=like.dtype)
     *flat, numbers = flatten_spatial(
-        [written, input, target, _for_rows(mask, input), _for_rows(map, input), _numbers(partition, input)]
+        [written, input, target, _beside(mask, input), _beside(map, input), _numbers(partition, input)]
     )
-    results, inputs, targets, masks, maps = (_Samples(tensor) for tensor in flat)
+    results, inputs, targets = (_Samples(tensor) for tensor in flat[:3])
+    masks, maps = (_Beside(tensor, input) for tensor in flat[3:])
     config, by_target = _config(input, target, spec, mask), wrt == "target"
     target_of = _target_of(targets, target, channels, config, spec)
     cells = max(1, spec.cells)
@@ -146,7 +150,8 @@ def region_sums_backward(
         weights[:, :, list(TERMS).index(name)] += row.detach().view(items, cells, channels).numpy()
 
     def walk(item: int, part: int, start: int, stop: int, scratch: _Scratch) -> None:
-        given = inputs[item], target_of(item, start, stop, scratch), masks[item], maps[item]
+        beside = masks.part(item, start, stop), maps.part(item, start, stop)
+        given = inputs[item], target_of(item, start, stop, scratch), *beside
         voxels = start, *_in_order(numbers[item, 0, start:stop], scratch)
         _kernels().backward(*given, *voxels, config, *scratch.rows, weights[item], by_target, results[item])
 
@@ -171,6 +176,19 @@ class _Samples:
     def __getitem__(self, item: int) -> tuple[NDArray[Any], Any]:
         per_item, per_channel, per_voxel = self._strides
         return self._memory, _kernels().Lines(item * per_item, per_channel, per_voxel, self._kind)
+
+
+class _Beside:
+    """A mask or map `[B, channels, N]`; the kernels take it in the dtype of the rows, a part at a time."""
+
+    def __init__(self, flat: Tensor, input: Tensor) -> None:
+        self._samples, self._values, self._dtype = _Samples(flat), flat.detach().numpy(), _precision(input)
+
+    def part(self, item: int, start: int, stop: int) -> tuple[NDArray[Any], Any]:
+        if self._values.dtype == self._dtype:
+            return self._samples[item]
+        values = self._values[item, :, start:stop].astype(self._dtype, order="C")
+        return values.reshape(-1), _kernels().Lines(-start, stop - start, 1, _kernels().NATIVE)
 
 
 def _target_of(
@@ -277,12 +295,12 @@ def _part_of(target: Tensor, input: Tensor, voxels: int, spec: PassSpec) -> NDAr
     return None if target.is_floating_point() else np.empty(voxels * target.shape[1], _precision(input))
 
 
-def _for_rows(given: Tensor | None, input: Tensor) -> Tensor:
-    """A mask or map in the dtype of the rows; without one a number, which the kernels do not read."""
-    dtype = torch.promote_types(input.dtype, torch.float32)
+def _beside(given: Tensor | None, input: Tensor) -> Tensor:
+    """A mask or map in a dtype that NumPy has; without one a number, which the kernels do not read."""
     if given is None:
+        dtype = torch.promote_types(input.dtype, torch.float32)
         return torch.ones((), dtype=dtype).expand(len(input), 1, *input.shape[2:])
-    return given.to(dtype)
+    return given.float() if given.dtype == torch.bfloat16 else given
 
 
 def _numbers(partition: Tensor | None, input: Tensor) -> Tensor:
