@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +31,7 @@ from voxloss import head as rule
 from voxloss.backends import BACKENDS, tiled
 from voxloss.backends.tiled import Head
 from voxloss.head_operators import head_backward, head_sums, head_terms
-from voxloss.lazy_logits import LazyStack, _Kept, lazy_logits, warn_once
+from voxloss.lazy_logits import LazyStack, _Kept, _warn_of, lazy_logits
 from voxloss_verify.subject.maps import MapOfTarget
 from voxloss_verify.subject.ranks import Ranks
 from voxloss_verify.subject.readers import map_of
@@ -331,8 +332,8 @@ def test_opcheck(form: str) -> None:
 
 
 def test_a_compiled_network_has_an_ordinary_convolution_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    warn_once.cache_clear()
-    network = fuse_head(simple(), always=True)
+    rule._warn_once_of_a_graph.cache_clear()
+    network = fuse_head(simple(), "2", always=True)
     image, labels = torch.randn(1, 1, *SPATIAL), torch.randint(CHANNELS, (1, 1, *SPATIAL))
     loss = voxloss.DiceCELoss(**MAP)
     expected = loss(network(image), labels)
@@ -349,7 +350,7 @@ def test_a_compiled_network_has_an_ordinary_convolution_and_says_so(caplog: pyte
     torch.testing.assert_close(compiled, expected)
     torch.autograd.backward(compiled)
     (warning,) = (each for each in caplog.records if each.name == "voxloss")
-    assert "in a graph of torch.compile a fused head is an ordinary convolution" in warning.getMessage()
+    assert "in a graph of torch.compile the fused head '2' is an ordinary convolution" in warning.getMessage()
 
 
 @pytest.mark.usefixtures("never_whole")
@@ -721,8 +722,8 @@ def test_where_it_does_not_pay_the_layer_is_ordinary_by_itself(
 
 
 def test_an_operation_that_needs_whole_logits_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
-    warn_once.cache_clear()
-    network = fuse_head(simple(), always=True)
+    _warn_of.cache_clear()
+    network = fuse_head(simple(), "2", always=True)
     image = torch.randn(1, 1, *SPATIAL)
     network(image).logits()
     voxloss.DiceCELoss(**MAP)(network(image), torch.randint(CHANNELS, (1, 1, *SPATIAL)))
@@ -731,7 +732,18 @@ def test_an_operation_that_needs_whole_logits_is_named_once(caplog: pytest.LogCa
         network(image).cumprod(1)
     (warning,) = caplog.records
     assert warning.levelname == "WARNING"
-    assert "lazy logits are computed whole, as aten.cumprod.default needs them" in warning.getMessage()
+    message = warning.getMessage()
+    assert "lazy logits of '2' are computed whole, as aten.cumprod.default needs them" in message
+    assert re.search(r", at .*test_head\.py:\d+$", message)
+    fuse_head(nn.Sequential(nn.Identity(), simple()), "1.2", always=True)(image).cumprod(1)
+    assert "of '1.2' are" in caplog.records[-1].getMessage()
+
+
+def test_layers_that_were_found_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    fuse_head(nn.Sequential(nn.Conv3d(1, 4, 1), nn.Conv3d(4, 4, 1)))
+    assert "fused heads: 0, 1, the last convolution in" in caplog.records[-1].getMessage()
+    fuse_head(simple(), "2")
+    assert len(caplog.records) == 1
 
 
 def test_small_volumes_take_the_ordinary_way_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -777,6 +789,16 @@ def test_what_cannot_be_fused_says_so() -> None:
         fuse_head(nn.Conv3d(2, 4, 1))
     with pytest.raises(ValueError, match=r"received 'last'.* size 1: 2\."):
         fuse_head(simple(), name="last")
+    with pytest.raises(ValueError, match=r"at '0'\. Its logits cannot be fused"):
+        fuse_head(simple(), name="0")
+    with pytest.raises(ValueError, match=r"received the nn\.Linear '1\.0' after the last convolution '0'"):
+        fuse_head(nn.Sequential(nn.Conv3d(2, 4, 1), nn.Sequential(nn.Linear(4, 4))))
+    network = simple()
+    nn.utils.parametrizations.weight_norm(network[2])
+    with pytest.raises(ValueError, match=r"ParametrizedConv3d at '2'\. Parametrize it, as by weight_norm, after"):
+        fuse_head(network)
+    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, received function"):
+        fuse_head(lambda image: image)  # type: ignore[type-var]
 
 
 def test_a_layer_by_name() -> None:

@@ -303,7 +303,7 @@ def test_images_and_outputs_that_do_not_fit_are_errors(
         ({"overlap": 1}, "overlap: expected at least 0 and less than 1, received 1"),
         ({"overlap": (0.5, -0.1)}, "overlap: .* received"),
         ({"sw_batch_size": 0}, "sw_batch_size: expected at least 1, received 0"),
-        ({"mode": "sum"}, "sum"),
+        ({"mode": "sum"}, 'mode: expected "constant" or "gaussian", received .sum.'),
     ],
 )
 def test_wrong_options_are_errors(options: dict[str, Any], message: str) -> None:

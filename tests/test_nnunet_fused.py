@@ -127,8 +127,8 @@ def watching() -> Iterator[Watch]:
     watch = Watch()
     make_lazy = head.lazy_logits  # type: ignore[attr-defined]
 
-    def watched(given: Any) -> LazyLogits:
-        watch.append(found := make_lazy(given))
+    def watched(*given: Any) -> LazyLogits:
+        watch.append(found := make_lazy(*given))
         return found
 
     with patch.object(head, "lazy_logits", watched), patch.object(head, "FEWEST_VOXELS", 1):
@@ -420,7 +420,7 @@ def _watched(self):
     from voxloss import head, lazy_logits
     made, whole = [], []
     make, compute = head.lazy_logits, lazy_logits._Kept.whole
-    head.lazy_logits = lambda given: made.append(1) or make(given)
+    head.lazy_logits = lambda *given: made.append(1) or make(*given)
     lazy_logits._Kept.whole = lambda self: whole.append(1) or compute(self)
     _run_training(self)
     self.print_to_log_file(f"lazy logits: {len(made)}, whole: {len(whole)}")

@@ -6,14 +6,16 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from voxloss.backends.tiled import Head
 from voxloss.inputs import plain
-from voxloss.lazy_logits import lazy_logits, warn_once
+from voxloss.lazy_logits import lazy_logits
 
 Network = TypeVar("Network", bound=nn.Module)
 _LOGGER = logging.getLogger("voxloss")
@@ -34,6 +36,7 @@ class FusedHead(nn.Module):
     """
 
     always: bool
+    name: str  # in the network
     follows_graph = False  # a graph of torch.compile returns the features, and this layer is called after it
     weight: Tensor
     bias: Tensor | None
@@ -51,14 +54,14 @@ class FusedHead(nn.Module):
         fits = features.ndim == self.weight.ndim and features.shape[1] == self.weight.shape[1]
         if not (fits and _accepts(features, self.weight, dtype) and self._is_lazy(features)):
             return super().forward(input)  # type: ignore[no-any-return]
-        return lazy_logits(Head(features, self.weight.flatten(1), self.bias, dtype))
+        return lazy_logits(Head(features, self.weight.flatten(1), self.bias, dtype), self.name)
 
     def _traced(self, input: Tensor) -> Tensor:
         if self._is_learning():
             if self.follows_graph:
                 return input
             if not torch.compiler.is_exporting() and (self.always or self.pays(input)):
-                _warn_of_a_graph()
+                _warn_of_a_graph(self.name)
         return super().forward(input)  # type: ignore[no-any-return]
 
     def _is_lazy(self, features: Tensor) -> bool:
@@ -105,10 +108,16 @@ class FusedHead3d(FusedHead, nn.Conv3d):
 
 # Called while the layer is traced, and not part of the graph.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _warn_of_a_graph() -> None:
-    warn_once(
-        "in a graph of torch.compile a fused head is an ordinary convolution, and the logits are whole. To fuse "
-        "and to compile, compile the layers before the head alone, as in network.body.compile()"
+def _warn_of_a_graph(name: str) -> None:
+    _warn_once_of_a_graph(name)
+
+
+@cache
+def _warn_once_of_a_graph(name: str) -> None:
+    _LOGGER.warning(
+        "voxloss: in a graph of torch.compile the fused head %r is an ordinary convolution, with whole logits. "
+        "To fuse and to compile, compile the layers before it alone, as in network.body.compile()",
+        name,
     )
 
 
@@ -132,10 +141,11 @@ _FUSED: dict[type[nn.Module], type[FusedHead]] = {
 def fuse_head(network: Network, name: str | Sequence[str] | None = None, *, always: bool = False) -> Network:
     """Make the logits of a network lazy while it trains, so that a loss of voxloss never has them in memory.
 
-    The last convolution, which has to have kernel size 1, and those of other outputs (deep supervision: kernel
-    size 1 and as many output channels) are replaced by a `FusedHead` with the same parameters under the same
-    names. Checkpoints, optimizers and hooks stay as they are. A layer that turns out not to be the last one of
-    the network costs nothing but what it did before: whatever is no loss of voxloss gets its output whole.
+    The last convolution in the order of `network.named_modules()`, which has to have kernel size 1, and those of
+    other outputs (deep supervision: kernel size 1 and as many output channels) are replaced by a `FusedHead` with
+    the same parameters under the same names; the log names them. Checkpoints, optimizers and hooks stay as they
+    are. If other layers of the network follow such a layer, its output is computed whole, as before, and a
+    warning names the layer.
 
     ```python
     network = fuse_head(network)
@@ -152,14 +162,22 @@ def fuse_head(network: Network, name: str | Sequence[str] | None = None, *, alwa
         The network.
 
     Raises:
-        ValueError: if there is no such convolution.
+        TypeError: if the network is no module.
+        ValueError: if there is no such convolution, or if a linear layer comes after the last one.
     """
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"fuse_head: expected a torch.nn.Module, received {type(network).__name__}.")
     names = _found(network) if name is None else [name] if isinstance(name, str) else [*name]
     for each in names:
         layer = _named(network, each)
-        _require_head(each, layer)
-        _replace(network, each, _fused(layer, always))
-    _LOGGER.info("voxloss: fused heads: %s (lazy while training, where it pays)", ", ".join(names))
+        _require_head(each, layer, name is not None)
+        _replace(network, each, _fused(layer, each, always))
+    if name is None:
+        _LOGGER.warning(
+            "voxloss: fused heads: %s, the last convolution in network.named_modules(), and those of kernel size "
+            "1 with as many channels. With name= fuse_head takes others, and does not log this.",
+            ", ".join(names),
+        )
     return network
 
 
@@ -173,7 +191,17 @@ def _found(network: nn.Module) -> list[str]:
             f"fuse_head: expected a network with a convolution, received {type(network).__name__} without one."
         )
     last = [*layers][-1]
-    _require_head(last, layers[last])
+    everything = dict(network.named_modules())
+    after = [*everything][[*everything].index(last) + 1 :]
+    linear = next((each for each in after if isinstance(everything[each], nn.Linear)), None)
+    if linear is not None:
+        raise ValueError(
+            f"fuse_head: expected a convolution as the last layer, received the nn.Linear {linear!r} after the "
+            f"last convolution {last!r}. If the network ends in a convolution, give its name: "
+            "fuse_head(network, name=...). A linear layer over the channels can be replaced by a convolution of "
+            "kernel size 1."
+        )
+    _require_head(last, layers[last], False)
     channels = layers[last].out_channels
     return [name for name, layer in layers.items() if layer.out_channels == channels and not _what_hinders(layer)]
 
@@ -192,15 +220,23 @@ def _what_hinders(layer: Any) -> str:
     return f"padding {layer.padding}"
 
 
-def _require_head(name: str, layer: Any) -> None:
+def _require_head(name: str, layer: Any, named: bool) -> None:
     hinders = _what_hinders(layer)
-    if hinders:
-        raise ValueError(
-            f"fuse_head: expected a convolution of kernel size 1 and stride 1, without groups or padding, as the "
-            f"last layer, received {hinders} at {name or 'the network itself'!r}. If the network ends in another "
-            "layer, give its name, as network.named_modules() has it: fuse_head(network, name=...). A network "
-            "whose last kernel is larger has no such layer; leave it as it is, or append nn.Conv3d(C, C, 1)."
+    if not hinders:
+        return
+    if parametrize.is_parametrized(layer):
+        remedy = "Parametrize it, as by weight_norm, after fuse_head."
+    elif named:
+        remedy = "Its logits cannot be fused; leave the network as it is."
+    else:
+        remedy = (
+            "If the network ends in another layer, give its name, as network.named_modules() has it: "
+            "fuse_head(network, name=...). A network whose last kernel is larger cannot be fused."
         )
+    raise ValueError(
+        f"fuse_head: expected a convolution of kernel size 1 and stride 1, without groups or padding, as the "
+        f"last layer, received {hinders} at {name or 'the network itself'!r}. {remedy}"
+    )
 
 
 def _named(network: nn.Module, name: str) -> nn.Module:
@@ -216,11 +252,11 @@ def _named(network: nn.Module, name: str) -> nn.Module:
         ) from None
 
 
-def _fused(layer: nn.Module, always: bool) -> FusedHead:
+def _fused(layer: nn.Module, name: str, always: bool) -> FusedHead:
     kind = type(layer) if isinstance(layer, FusedHead) else _FUSED[type(layer)]
     fused = kind.__new__(kind)
     fused.__dict__ = layer.__dict__  # the same parameters, hooks and options
-    fused.always = always
+    fused.name, fused.always = name, always
     return fused
 
 

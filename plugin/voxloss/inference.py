@@ -73,7 +73,9 @@ class SlidingWindowLabels(Inferer):
     head is linear; its logits are computed once, tile by tile, and not for each window. Any other network works,
     too; then sums of logits are kept.
 
-    For classes that exclude each other. Arguments are those of `SlidingWindowInferer`, with its defaults.
+    For classes that exclude each other: a network of sigmoids needs `SlidingWindowInferer` and a threshold. The
+    arguments are MONAI's, with its defaults. Of those of `SlidingWindowInferer` it has not `progress`, and none
+    of `cache_roi_weight_map`, `cpu_thresh`, `buffer_steps`, `buffer_dim`, `with_coord`.
 
     ```python
     inferer = SlidingWindowLabels(roi_size=(96, 96, 96), sw_batch_size=4, overlap=0.5, mode="gaussian")
@@ -116,6 +118,8 @@ class SlidingWindowLabels(Inferer):
         self.roi_size = roi_size
         self.sw_batch_size = sw_batch_size
         self.overlap = overlap
+        if mode not in [*BlendMode]:
+            raise ValueError(f'mode: expected "constant" or "gaussian", received {mode!r}.')
         self.mode = BlendMode(mode)
         self.sigma_scale = sigma_scale
         self.padding_mode = PytorchPadMode(padding_mode)

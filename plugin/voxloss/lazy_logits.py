@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
@@ -26,8 +29,8 @@ class LazyLogits(Tensor):
 
     Shape, dtype, device and graph are those of the logits. A loss of voxloss computes them tile by tile, and
     forgets each tile when it has been summed. Every other operation computes them whole, once; they are kept as
-    long as this tensor is. That holds after the optimizer's step, too. A log at level INFO names the operations
-    that needed them whole. `lazy_logits` makes one.
+    long as this tensor is, and are those of the weights before the optimizer's step. A warning in the log names
+    each operation that needed them whole, and the line of the program. `lazy_logits` makes one.
     """
 
     _parts: Head  # with gradients, if any
@@ -80,8 +83,8 @@ class LazyLogits(Tensor):
         first = args[0] if args else None
         if operation is _ATEN.detach.default and isinstance(first, LazyLogits):
             return LazyLogits(first._kept)
-        if operation is not _ATEN.alias.default:  # which `logits` calls
-            warn_once(f"lazy logits are computed whole, as {operation} needs them")
+        if operation is not _ATEN.alias.default and isinstance(first, LazyLogits):  # which `logits` calls
+            _warn_of(str(operation), first._kept.name)
         whole_args, whole_kwargs = tree_map_only(
             LazyLogits, lambda each: each._kept.whole(), (tuple(args), dict(kwargs or {}))
         )
@@ -98,7 +101,7 @@ class LazyLogits(Tensor):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Saved as an ordinary tensor."""
-        return self.logits().detach().__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
+        return self.logits().detach().requires_grad_(self.requires_grad).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
 
     def numpy(self, **options: Any) -> Any:
         """The logits as an array."""
@@ -112,7 +115,8 @@ class LazyLogits(Tensor):
 class _Kept:
     """What logits can be computed from, and themselves from the first time that they are needed."""
 
-    def __init__(self, head: Head) -> None:
+    def __init__(self, head: Head, name: str) -> None:
+        self.name = name
         # A loop may look at its outputs after the optimizer's step. The weights are small enough for a copy.
         bias = None if head.bias is None else head.bias.clone()
         self.head = head._replace(weight=head.weight.clone(), bias=bias)
@@ -144,9 +148,19 @@ class _Kept:
 
 
 @cache
-def warn_once(reason: str) -> None:
-    """For logits that are computed whole: nothing breaks, but what the user wants to save is not saved."""
-    _LOGGER.warning("voxloss: %s", reason)
+def _warn_of(operation: str, name: str) -> None:
+    """Once for each operation and layer: nothing breaks, but what the user wants to save is not saved."""
+    place = "" if torch.compiler.is_compiling() else _line_of_the_program()
+    _LOGGER.warning("voxloss: lazy logits of %r are computed whole, as %s needs them%s", name, operation, place)
+
+
+def _line_of_the_program() -> str:
+    """Where the innermost call is that neither torch nor voxloss made; empty in a thread of autograd."""
+    own = tuple(f"{Path(package).parent}{os.sep}" for package in (torch.__file__, __file__))
+    for frame in reversed(traceback.extract_stack()):
+        if not frame.filename.startswith(own):
+            return f", at {frame.filename}:{frame.lineno}"
+    return ""
 
 
 class LazyGradient(Tensor):
@@ -227,25 +241,25 @@ class _Lazy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
+        ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, name: str
     ) -> LazyLogits:
         """Compute nothing."""
         ctx.dtype = dtype
         ctx.save_for_backward(features, weight, bias)
-        return LazyLogits(_Kept(Head(features.detach(), weight.detach(), _detached(bias), dtype)))
+        return LazyLogits(_Kept(Head(features.detach(), weight.detach(), _detached(bias), dtype), name))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """By features, weight and bias."""
         if isinstance(grad, LazyGradient):
-            return *grad.parts, None
+            return *grad.parts, None, None
         features, weight, bias = ctx.saved_tensors
-        return *_of_whole(grad, Head(features, weight, bias, ctx.dtype), ctx.needs_input_grad[:3]), None
+        return *_of_whole(grad, Head(features, weight, bias, ctx.dtype), ctx.needs_input_grad[:3]), None, None
 
 
-def lazy_logits(head: Head) -> LazyLogits:
-    """The logits of a convolution, of which autograd knows as of any tensor."""
-    found = cast(LazyLogits, _Lazy.apply(*head))  # type: ignore[no-untyped-call]
+def lazy_logits(head: Head, name: str = "") -> LazyLogits:
+    """The logits of a convolution, of which autograd knows as of any tensor; the name is that of the layer."""
+    found = cast(LazyLogits, _Lazy.apply(*head, name))  # type: ignore[no-untyped-call]
     found._parts = head
     return found
 
@@ -256,7 +270,7 @@ def _interpolated(input: LazyLogits, *how: Any, **options: Any) -> Tensor:
     if not input.is_current() or head.features.shape[1] > len(head.weight):
         with torch._C.DisableTorchFunctionSubclass():
             return F.interpolate(input, *how, **options)
-    return lazy_logits(head._replace(features=F.interpolate(head.features, *how, **options)))
+    return lazy_logits(head._replace(features=F.interpolate(head.features, *how, **options)), input._kept.name)
 
 
 class LazyStack(Tensor):

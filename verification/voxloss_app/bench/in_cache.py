@@ -58,7 +58,7 @@ def _walk(input: Tensor, target: Tensor, spec: PassSpec) -> Callable[[], None]:
         numba_cpu._config(input, target, spec, None),
         numba_cpu._scratch(input, target, voxels, spec),
     )
-    volumes = (input, target, numba_cpu._for_rows(None, input), torch.zeros_like(input))
+    volumes = (input, target, numba_cpu._beside(None, input), torch.zeros_like(input))
     inputs, _, nothing, results = (numba_cpu._Samples(each)[0] for each in volumes)
     target_of = numba_cpu._target_of(numba_cpu._Samples(target), target, channels, config, spec)
     sums = np.zeros((1, len(TERMS), channels))

@@ -167,8 +167,8 @@ def bench(
 
     All contenders of a case run once per round; incorrect implementations are not timed. Writes performance.md,
     .json and two pictures, and keeps an earlier run on another device in them; about forty minutes on two cores,
-    with voxloss[demo]. Ctrl-C keeps finished cases, in .OUT-bench. Exit code 1 if voxloss is wrong or fails in
-    any case.
+    with voxloss[demo]. Ctrl-C keeps finished cases, in .OUT-bench (with --head in .OUT-head). Exit code 1 if
+    voxloss is wrong or fails in any case.
 
     Examples:
 
