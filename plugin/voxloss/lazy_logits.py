@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from voxloss.backends.tiled import Head, HeadGradient, without_autocast
 
@@ -83,8 +83,9 @@ class LazyLogits(Tensor):
         first = args[0] if args else None
         if operation is _ATEN.detach.default and isinstance(first, LazyLogits):
             return LazyLogits(first._kept)
-        if operation is not _ATEN.alias.default and isinstance(first, LazyLogits):  # which `logits` calls
-            _warn_of(str(operation), first._kept.name)
+        if operation is not _ATEN.alias.default:  # which `logits` calls
+            lazy = next(each for each in tree_leaves((args, kwargs)) if isinstance(each, LazyLogits))
+            _warn_of(str(operation), lazy._kept.name)
         whole_args, whole_kwargs = tree_map_only(
             LazyLogits, lambda each: each._kept.whole(), (tuple(args), dict(kwargs or {}))
         )
