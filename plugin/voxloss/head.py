@@ -89,9 +89,14 @@ class FusedHead(nn.Module):
         return large and (many or not channels_last)
 
     def extra_repr(self) -> str:
-        """As the convolution's, and when its output is lazy."""
-        when = "always" if self.always else "where it pays"
-        return f"{super().extra_repr()}, lazy while training, {when}"
+        """As the convolution's, and for which inputs its output is lazy; see `pays`."""
+        if self.always:
+            return f"{super().extra_repr()}, lazy while training"
+        classes, channels = self.weight.shape[:2]
+        voxels = min(FEWEST_VOXELS, -(-FEWEST_LOGITS // classes))
+        many = classes >= channels
+        gpu = "any number" if many else "never, nor in channels_last_3d"
+        return f"{super().extra_repr()}, lazy while training: CPU from {voxels} voxels on, GPU {gpu}"
 
 
 class FusedHead1d(FusedHead, nn.Conv1d):
