@@ -41,8 +41,8 @@ def volume(edge: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 def main() -> None:
     """Train, and print loss, Dice, time and memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--edge", type=int, default=64, help="of a volume, in voxels")
+    parser.add_argument("--steps", type=int, default=60, help="of training (60)")
+    parser.add_argument("--edge", type=int, default=64, help="of a volume, in voxels (64)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--whole", action="store_true", help="ordinary logits")
     given = parser.parse_args()
