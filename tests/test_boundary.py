@@ -119,6 +119,7 @@ def test_a_schedule_that_nobody_follows_warns_once(recwarn: pytest.WarningsRecor
     assert [str(each.message)[:60] for each in recwarn] == [
         "DiceBoundaryLoss, schedule='increase': call at_epoch(e) at th"[:60]
     ]
+    assert recwarn[0].filename == __file__
     other = DiceBoundaryLoss(**MAP, schedule="increase")
     other.at_epoch(2)
     other(x, labels, distance=distance)

@@ -175,6 +175,6 @@ class DiceBoundaryLoss(CompoundLoss):
             self._is_scheduled = True
             message = f"schedule={self.schedule!r}: call at_epoch(e) at the start of each epoch e = 1, 2, …"
             warnings.warn(
-                f"DiceBoundaryLoss, {message}; until then the weights are those of epoch 1.", stacklevel=5
+                f"DiceBoundaryLoss, {message}; until then the weights are those of epoch 1.", stacklevel=6
             )
         return super()._measured(*given)
