@@ -343,7 +343,7 @@ def test_a_loss_by_cell_is_read_where_a_sample_is_one_cell_and_all_weigh_alike()
     of_lines = voxloss.CellwiseLoss(voxloss.SkeletonRecallLoss(**cells))
     with pytest.raises(ValueError, match="properties cannot be read from a loss of two maps"):
         read(of_lines)
-    assert read(voxloss.CellwiseLoss(voxloss.DiceLoss(**cells, batch=True))).is_mean_of_items
+    assert read(voxloss.CellwiseLoss(voxloss.DiceLoss(**cells))).is_mean_of_items
 
 
 def test_a_compound_of_ones_own() -> None:

@@ -26,7 +26,8 @@ ORDER = {
     "voxloss": [
         ["regions", "distributed", "backends"],
         ["channels", "inputs"],
-        ["metrics", "maps", "transforms"],
+        ["maps", "transforms"],
+        ["metrics"],
         ["operators", "lazy_logits"],
         ["head_operators", "head"],
         ["statistics", "inference"],

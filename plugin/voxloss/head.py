@@ -111,9 +111,8 @@ class FusedHead3d(FusedHead, nn.Conv3d):
     """`FusedHead` of three spatial axes."""
 
 
-# Called while the layer is traced, and not part of the graph.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _warn_of_a_graph(name: str) -> None:
+    """Called while the layer is traced, and not part of the graph; `fuse_head` marks it so."""
     _warn_once_of_a_graph(name)
 
 
@@ -172,6 +171,8 @@ def fuse_head(network: Network, name: str | Sequence[str] | None = None, *, alwa
     """
     if not isinstance(network, nn.Module):
         raise TypeError(f"fuse_head: expected a torch.nn.Module, received {type(network).__name__}.")
+    # Here, as it imports Dynamo, which the optimizer will do as well.
+    torch.compiler.assume_constant_result(_warn_of_a_graph)  # type: ignore[no-untyped-call]
     names = _found(network) if name is None else [name] if isinstance(name, str) else [*name]
     for each in names:
         layer = _named(network, each)

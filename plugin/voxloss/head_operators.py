@@ -8,7 +8,7 @@ it. Their derivative by f, W and b is an operator, too; autograd gets it as the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from voxloss.backends import Backend, backend_for, tiled, voxels
 from voxloss.backends.tiled import Head, HeadGradient
 from voxloss.lazy_logits import LazyGradient, LazyLogits
 
-Function = TypeVar("Function", bound=Callable[..., Tensor])
 _ARGUMENTS = (
     "Tensor features, Tensor weight, Tensor? bias, Tensor target, Tensor? mask, Tensor? map, Tensor? partition, "
     "ScalarType dtype, str activation, str[] sums, int? ignore_index, str? backend, float gamma, int[] regions, "
@@ -152,23 +151,23 @@ def _filled(found: HeadGradient, call: _Call) -> tuple[Tensor, Tensor, Tensor]:
     return features, weight, bias
 
 
-def _in_no_graph(function: Function) -> Function:
-    """Dynamo sees no graph behind lazy logits, so that a pass that it traced would have no gradient."""
-    reason = "voxloss: lazy logits are summed outside of the graph"
-    return cast(Function, torch.compiler.disable(function, reason=reason))  # type: ignore[no-untyped-call]
-
-
-@_in_no_graph
 def sums_of(logits: LazyLogits, *given: Any) -> Tensor:
     """As `operators.region_sums` but for `inplace`."""
-    return cast(Tensor, _Sums.apply(logits, *given))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _untraced(_Sums)(logits, *given))
 
 
-@_in_no_graph
 def terms_of(factors: Tensor, logits: LazyLogits, target: Tensor, mask: Tensor | None, *options: Any) -> Tensor:
     """As `operators.voxel_terms`."""
     given = target, mask, None, None, *options, False, 0
-    return cast(Tensor, _Terms.apply(logits, factors, *given))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _untraced(_Terms)(logits, factors, *given))
+
+
+def _untraced(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """Dynamo sees no graph behind lazy logits: a pass that it traced would have no gradient."""
+    if not torch.compiler.is_compiling():  # the decorator imports all of Dynamo
+        return function.apply
+    reason = "voxloss: lazy logits are summed outside of the graph"
+    return cast(Callable[..., Any], torch.compiler.disable(function.apply, reason=reason))  # type: ignore[no-untyped-call]
 
 
 class _Sums(torch.autograd.Function):
