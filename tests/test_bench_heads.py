@@ -74,6 +74,7 @@ def test_a_compiled_loss_counts_as_one_that_takes_as_much(monkeypatch: pytest.Mo
 
 
 @pytest.mark.integration
+@pytest.mark.thorough
 def test_what_a_compiled_loss_takes_is_measured() -> None:
     assert 3 < head_memory.compiled_peak(5) < 4.5
 

@@ -830,11 +830,11 @@ def test_without_a_gpu_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.integration
 def test_stages_in_processes_of_their_own(tmp_path: Path) -> None:
     sizes = replace(TINY, classes=(2,))
-    assert examine_gpu(GpuRequest(tmp_path, [1, 2, 4], "cpu", sizes=sizes)) == ExitCode.DONE
+    assert examine_gpu(GpuRequest(tmp_path, [1, 4], "cpu", sizes=sizes)) == ExitCode.DONE
     report = gpu_report.load(tmp_path / "gpu.json")
     assert report is not None
-    assert [stage.state for stage in report.stages] == ["done", "done", "not run", "done", "not run", "not run"]
-    assert report.stages[1].facts["compared"] == len(right.cases(sizes))
+    states = ["done", "not run", "not run", "done", "not run", "not run"]
+    assert [stage.state for stage in report.stages] == states
     assert len(report.stages[3].rows) == 2 * len(kernels.cases(sizes))
     text = (tmp_path / "gpu.json").read_text("utf-8")
     assert str(Path.home()) not in text

@@ -595,6 +595,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "name",
     [
         pytest.param(each, marks=[] if each in ("Sequential", "PlainConvUNet") else pytest.mark.integration)
+        if each not in ("SwinUNETR", "VNet")  # which take half of the time
+        else pytest.param(each, marks=pytest.mark.thorough)
         for each in NETWORKS
     ],
 )

@@ -60,8 +60,8 @@ ALWAYS = ["TextbookCompound(softmax, to_onehot_y, ignore_index=255, lambda_regio
 
 
 def tier(place: int, control: Specimen) -> tuple[pytest.MarkDecorator, ...]:
-    """One always, of the others every sixteenth: each takes a quarter of a minute."""
-    return () if place % 16 == 1 or str(control) in ALWAYS else (pytest.mark.thorough,)
+    """One always, of the others every 32nd: each takes a quarter of a minute."""
+    return () if place % 32 == 1 or str(control) in ALWAYS else (pytest.mark.thorough,)
 
 
 @pytest.mark.integration

@@ -474,6 +474,7 @@ def test_wrong_command_lines(arguments: list[str], said: str, capsys: pytest.Cap
 
 
 @pytest.mark.integration
+@pytest.mark.thorough
 def test_processes_run_what_is_missing_after_ctrl_c_and_find_the_same(scans: Path, tmp_path: Path) -> None:
     def start(jobs: int) -> subprocess.Popen[str]:
         given = ["--data", str(scans), "--losses", "dice-ce", "--folds", "2", "--seeds", "1", "--epochs", "1"]

@@ -174,6 +174,7 @@ def test_a_snippet_shows_the_broken_value_in_a_fresh_python(verbosely: Verify) -
 
 
 @pytest.mark.integration
+@pytest.mark.thorough
 def test_a_snippet_shows_the_gradient_that_differs(verbosely: Verify) -> None:
     """Of the moved volume, beside the one that it must be."""
     claims = ("--as", "dice", "--claim", "activation=softmax", "--claim", "labels=map")
