@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, distributed
 
 from voxloss_verify.laws import LAWS
-from voxloss_verify.mutants.textbook import Textbook, TextbookCompound
+from voxloss_verify.mutants.textbook import Textbook, TextbookCompound, TextbookOfMap
 from voxloss_verify.oracle.claims import Claims
 from voxloss_verify.request import Level
 from voxloss_verify.subject.subject import Subject, subject_of
@@ -73,6 +73,7 @@ IGNORING: dict[str, Any] = {**SOFTMAX, "ignore_index": 255}
 BATCH: dict[str, Any] = {**SOFTMAX, "batch": True, "smooth_nr": 1.0, "smooth_dr": 1.0}
 TVERSKY: dict[str, Any] = {**SOFTMAX, "family": "tversky", "alpha": 0.25, "beta": 0.75}
 FOCAL: dict[str, Any] = {**TVERSKY, "family": "focal_tversky", "gamma": 2.0}
+SKELETON: dict[str, Any] = {**TVERSKY, "map": "skeleton", "alpha": 0.0, "beta": 1.0, "include_background": False}
 REGIONS: dict[str, Any] = {"sigmoid": True, "regions": ((1, 3), (2, 3))}
 COMPOUND: dict[str, Any] = {**IGNORING, "lambda_region": 0.5, "lambda_voxels": 2.0}
 
@@ -762,6 +763,53 @@ class UnknownLabelsInNoRegion(Textbook):
             super().check_target(target, channels)
 
 
+# Maps.
+
+
+@caught_by("24", **SKELETON)
+class PrecisionOfTheSkeleton(TextbookOfMap):
+    """Σps is divided by Σp, in the place of Σs."""
+
+    def fraction(self, i: Tensor, p: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        return i, p
+
+
+@caught_by("24", **SOFTMAX, map="distance")
+class DistanceWithoutSign(TextbookOfMap):
+    """|φ| for φ: inside, the prediction costs what it costs outside."""
+
+    def distance(self, signed: Tensor) -> Tensor:
+        return signed.abs()
+
+
+@caught_by("24", **IGNORING, map="distance")
+class DistanceOverIgnoredVoxels(TextbookOfMap):
+    """Σφp is divided by all voxels, those included that do not count."""
+
+    def of_distance(self, input: Tensor, labels: Tensor, distance: Tensor) -> Tensor:
+        self.every = input[0, 0].numel()
+        return super().of_distance(input, labels, distance)
+
+    def mean_of(self, sums: Tensor, voxels: Tensor) -> Tensor:
+        return sums / self.every
+
+
+@caught_by("24", **SOFTMAX, map="nearest")
+class NothingWithoutLesions(TextbookOfMap):
+    """A sample without lesions, whose voxels are all of number 0, costs nothing."""
+
+    def cells(self, numbers: Tensor) -> list[Tensor]:
+        return super().cells(numbers) if numbers.any() else []
+
+
+@caught_by("24", **SOFTMAX, map="components")
+class FirstComponentLeftOut(TextbookOfMap):
+    """Components are counted from 0, so that the first one is in none."""
+
+    def cells(self, numbers: Tensor) -> list[Tensor]:
+        return super().cells((numbers - 1).clamp(min=0))
+
+
 @caught_by("31a", **SOFTMAX)
 class LabelsClipped(Textbook):
     """Labels of C and above count as C − 1, without an error."""
@@ -806,7 +854,7 @@ class SingleInside(Textbook):
 
 def _right(loss: type[Textbook]) -> type[Textbook]:
     """What a mutant is made of."""
-    return TextbookCompound if issubclass(loss, TextbookCompound) else Textbook
+    return next(kind for kind in (TextbookCompound, TextbookOfMap, Textbook) if issubclass(loss, kind))
 
 
 def _controls() -> list[Specimen]:

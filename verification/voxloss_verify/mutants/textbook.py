@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from voxloss_verify.oracle.claims import OF_THE_CALL, Claims, Family
+from voxloss_verify.oracle.claims import OF_THE_CALL, Claims, Family, MapName
+from voxloss_verify.subject.formula import MeanOfDistance
 
 
 class Textbook(nn.Module):
@@ -80,6 +82,10 @@ class Textbook(nn.Module):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of predictions [B, C, ...] and labels [B, 1, ...] or one channel per class [B, C, ...]."""
+        return self.reduce(self.of_each(input, target)).to(torch.promote_types(input.dtype, torch.float32))
+
+    def of_each(self, input: Tensor, target: Tensor) -> Tensor:
+        """One loss per sample and class."""
         if not torch.compiler.is_compiling():  # a look at values would break the graph
             self.check_shapes(input, target)
             self.check_target(target, input.shape[1])
@@ -88,8 +94,7 @@ class Textbook(nn.Module):
         # Where the label is the ignored one, no class that counts has a 1.
         g = self.encode(target, input.shape[1]).to(p.dtype)
         p, g = self.counting(p), self.counting(g)
-        losses = self.losses(*(self.gather(sums) for sums in self.sums(p, g)))
-        return self.reduce(losses).to(torch.promote_types(input.dtype, torch.float32))
+        return self.losses(*(self.gather(sums) for sums in self.sums(p, g)))
 
     def check_arguments(self) -> None:
         """Refuse what makes no sense."""
@@ -329,3 +334,77 @@ class TextbookCompound(Textbook):
         if not self.softmax:
             return voxels.sum() * weighted.shape[1]
         return weighted.sum() if self.focus is None else voxels.sum()
+
+
+class TextbookOfMap(Textbook):
+    """A loss that reads a map beside the labels: `forward` takes a `voxloss.Target` of both.
+
+    With a "skeleton" the region loss has the skeleton in the place of the target: the recall, if α = 0 and β = 1.
+    With a "distance" φ it is the mean of φ·p over the voxels of a sample and class, of the family "formula". With
+    a partition, "nearest" or "components", it is the mean over samples of the mean over cells of the region loss.
+    """
+
+    def __init__(self, map: MapName, **options: Any) -> None:
+        self.map = map
+        super().__init__(**options)
+
+    @property
+    def claims(self) -> Claims:
+        """Those of the region loss, and of the map."""
+        if self.map == "distance":
+            formula = MeanOfDistance()
+            return replace(super().claims, family="formula", formula=formula, map=self.map, soft_labels=False)
+        by_cell = self.map in ("nearest", "components")
+        return replace(super().claims, map=self.map, compiles=not by_cell)
+
+    def check_arguments(self) -> None:
+        """Refuse what makes no sense."""
+        super().check_arguments()
+        if self.map not in get_args(MapName) or (self.batch and self.map in ("nearest", "components")):
+            raise ValueError(f"map: received {self.map!r}, with batch={self.batch}.")
+
+    def of_each(self, input: Tensor, target: Any) -> Tensor:
+        """One loss per sample and class, of predictions [B, C, ...], and of labels and a map."""
+        if self.map == "skeleton":
+            return super().of_each(input, target.skeleton)
+        if self.map == "distance":
+            return self.of_distance(input, target.labels, self.distance(target.distance.double()))
+        self.check_shapes(input, target.labels)
+        samples = zip(input, target.labels, target.partition, strict=True)
+        return torch.cat([self.of_cells(*each) for each in samples])
+
+    def distance(self, signed: Tensor) -> Tensor:
+        """What the prediction is multiplied by."""
+        return signed
+
+    def of_distance(self, input: Tensor, labels: Tensor, distance: Tensor) -> Tensor:
+        """The mean over voxels of φ·p."""
+        if not torch.compiler.is_compiling():
+            self.check_shapes(input, labels)
+            self.check_target(labels, input.shape[1])
+            self.check_prediction(input, labels)
+        keep = self.valid_mask(labels)
+        p = self.probabilities(self.precise(input), keep)
+        voxels = self.total(torch.ones_like(p[:, :1]) if keep is None else keep.to(p.dtype))
+        sums = self.total(self.counting(self.mask(distance, keep) * p))
+        return self.class_weights() * self.mean_of(sums, voxels)
+
+    def mean_of(self, sums: Tensor, voxels: Tensor) -> Tensor:
+        """Over the voxels that count."""
+        return sums / torch.where(voxels == 0, 1.0, voxels)
+
+    def of_cells(self, input: Tensor, labels: Tensor, numbers: Tensor) -> Tensor:
+        """The mean over the cells of a sample [C, ...]; 0 if it has none."""
+        cells = [
+            super(TextbookOfMap, self).of_each(input[:, inside][None], labels[:, inside][None])
+            for inside in self.cells(numbers[0])
+        ]
+        none = 0 * self.counting(input[None].double()).flatten(2).sum(2)
+        return torch.stack(cells).mean(0) if cells else none
+
+    def cells(self, numbers: Tensor) -> list[Tensor]:
+        """Which voxels are in each: number 0 is none, but joined with each component, or all of a sample."""
+        there = sorted({*numbers.flatten().tolist()} - {0})
+        if self.map == "components":
+            return [(numbers == number) | (numbers == 0) for number in there]
+        return [numbers == number for number in there or [0]]
