@@ -478,6 +478,6 @@ def test_continues_nnunets_training_and_nnunet_predicts(nnunet_home: dict[str, s
     # Where nothing is known of voxloss.
     ran([sys.executable, "-m", "voxloss.integrations.nnunet", "--remove"], nnunet_home)
     fused.rename(stock)
-    (code,) = re.findall(r'^python -c "(.*)"$', PAGE, flags=re.M)
+    (code,) = re.findall(r"```python\n([^`]*trainer_name[^`]*)```", PAGE)
     ran([sys.executable, "-c", code], nnunet_home, folder=stock / "fold_0")
     assert predict("nnUNetTrainer").read_bytes() == found.read_bytes()
