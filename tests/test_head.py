@@ -755,9 +755,11 @@ def test_small_volumes_take_the_ordinary_way_by_themselves(monkeypatch: pytest.M
     monkeypatch.setattr(rule, "FEWEST_VOXELS", 8**3)
     assert type(network(torch.randn(1, 1, 8, 8, 8))) is LazyLogits
     monkeypatch.undo()
-    assert "lazy while training: CPU from 131072 voxels on, GPU never, nor in channels_last_3d)" in repr(network)
+    assert "lazy while training: on a CPU from 131072 voxels, on a GPU and in channels_last_3d never)" in repr(
+        network
+    )
     many = fuse_head(nn.Sequential(nn.Conv3d(8, 118, 1)))
-    assert "lazy while training: CPU from 35545 voxels on, GPU any number)" in repr(many)
+    assert "lazy while training: on a CPU from 35545 voxels, on a GPU always)" in repr(many)
     layer: Any = many[0]
     assert layer.pays(torch.empty(1, 8, 35545, 1, 1))
     assert not layer.pays(torch.empty(1, 8, 35544, 1, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -121,6 +122,11 @@ def test_many_laws_apply_to_every_control(setting: Setting) -> None:
         subject = control.subject()
         applicable = [each.id for each in LAWS if each.domain(subject, setting) is None]
         assert len(applicable) >= 28, control
+
+
+def test_the_page_counts_the_incorrect_losses() -> None:
+    page = Path(__file__).parents[1] / "docs" / "verification.md"
+    assert f"# {len(MUTANTS)} incorrect losses" in page.read_text(encoding="utf-8")
 
 
 def test_law_26_with_fewer_elements(monkeypatch: pytest.MonkeyPatch, setting: Setting) -> None:

@@ -156,7 +156,7 @@ def test_a_skeleton_in_another_place_is_named() -> None:
         loss(x, labels, skeleton)
     with pytest.raises(ValueError, match=r"skeleton: expected a map .*, received distance, partition\."):
         loss(x, labels, distance=skeleton, partition=skeleton)
-    with pytest.raises(TypeError, match=r"received skelton=\. Did you mean skeleton=\?"):
+    with pytest.raises(TypeError, match=r"received skelton=\. Did you mean 'skeleton'\?"):
         loss(x, labels, skelton=skeleton)
     with pytest.raises(TypeError, match=r"'include_background'\. The background has no skeleton"):
         SkeletonRecallLoss(**MAP, include_background=False)  # type: ignore[call-arg]

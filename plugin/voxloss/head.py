@@ -94,9 +94,8 @@ class FusedHead(nn.Module):
             return f"{super().extra_repr()}, lazy while training"
         classes, channels = self.weight.shape[:2]
         voxels = min(FEWEST_VOXELS, -(-FEWEST_LOGITS // classes))
-        many = classes >= channels
-        gpu = "any number" if many else "never, nor in channels_last_3d"
-        return f"{super().extra_repr()}, lazy while training: CPU from {voxels} voxels on, GPU {gpu}"
+        elsewhere = "on a GPU always" if classes >= channels else "on a GPU and in channels_last_3d never"
+        return f"{super().extra_repr()}, lazy while training: on a CPU from {voxels} voxels, {elsewhere}"
 
 
 class FusedHead1d(FusedHead, nn.Conv1d):
@@ -189,27 +188,28 @@ def fuse_head(network: Network, name: str | Sequence[str] | None = None, *, alwa
 
 def _found(network: nn.Module) -> list[str]:
     """The last convolution, and others of its kind."""
-    layers = {
-        name: layer for name, layer in network.named_modules() if isinstance(layer, torch.nn.modules.conv._ConvNd)
-    }
-    if not layers:
+    kinds = (torch.nn.modules.conv._ConvNd, nn.Linear)
+    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, kinds)}
+    convolutions = {name: layer for name, layer in layers.items() if not isinstance(layer, nn.Linear)}
+    if not convolutions:
         raise ValueError(
             f"fuse_head: expected a network with a convolution, received {type(network).__name__} without one."
         )
-    last = [*layers][-1]
-    everything = dict(network.named_modules())
-    after = [*everything][[*everything].index(last) + 1 :]
-    linear = next((each for each in after if isinstance(everything[each], nn.Linear)), None)
-    if linear is not None:
+    last, final = [*convolutions][-1], [*layers][-1]
+    if final != last:
         raise ValueError(
-            f"fuse_head: expected a convolution as the last layer, received the nn.Linear {linear!r} after the "
+            f"fuse_head: expected a convolution as the last layer, received the nn.Linear {final!r} after the "
             f"last convolution {last!r}. If the network ends in a convolution, give its name: "
             "fuse_head(network, name=...). A linear layer over the channels can be replaced by a convolution of "
             "kernel size 1."
         )
-    _require_head(last, layers[last], False)
-    channels = layers[last].out_channels
-    return [name for name, layer in layers.items() if layer.out_channels == channels and not _what_hinders(layer)]
+    _require_head(last, convolutions[last], False)
+    channels = convolutions[last].out_channels
+    return [
+        name
+        for name, layer in convolutions.items()
+        if layer.out_channels == channels and not _what_hinders(layer)
+    ]
 
 
 def _what_hinders(layer: Any) -> str:

@@ -74,8 +74,8 @@ class SlidingWindowLabels(Inferer):
     too; then sums of logits are kept.
 
     For classes that exclude each other: a network of sigmoids needs `SlidingWindowInferer` and a threshold. The
-    arguments are MONAI's, with its defaults. Of those of `SlidingWindowInferer` it has not `progress`, and none
-    of `cache_roi_weight_map`, `cpu_thresh`, `buffer_steps`, `buffer_dim`, `with_coord`.
+    arguments are MONAI's, with its defaults; `progress`, `cache_roi_weight_map`, `cpu_thresh`, `buffer_steps`,
+    `buffer_dim` and `with_coord` are missing.
 
     ```python
     inferer = SlidingWindowLabels(roi_size=(96, 96, 96), sw_batch_size=4, overlap=0.5, mode="gaussian")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
 from inspect import Parameter, signature
 from numbers import Integral, Real
 from typing import NoReturn, cast
@@ -244,6 +245,11 @@ def require_percent(**values: float) -> None:
     for name, value in values.items():
         if not (_is_finite(value) and 0 < value <= 100):
             raise ValueError(f"{name}: expected a percentage above 0 and up to 100, received {value!r}.")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question with the name that is almost this one; empty if there is none."""
+    return "".join(f" Did you mean {match!r}?" for match in get_close_matches(name, [*known], 1, 0.7))
 
 
 def require_whole(least: int, **values: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any, NamedTuple, TypedDict
 
 import torch
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from voxloss.channels import ignored_voxels
-from voxloss.inputs import ShapeError, plain
+from voxloss.inputs import ShapeError, did_you_mean, plain
 
 
 class Target(NamedTuple):
@@ -92,8 +91,8 @@ def with_maps(target: Tensor | Target, maps: Maps) -> Target:
     """
     for name in maps:
         if name not in MADE_BY:
-            near = "".join(f" Did you mean {match}=?" for match in get_close_matches(name, MADE_BY, 1))
-            raise TypeError(f"expected maps among {', '.join(MADE_BY)}, received {name}=.{near}")
+            expected = ", ".join(MADE_BY)
+            raise TypeError(f"expected maps among {expected}, received {name}=.{did_you_mean(name, MADE_BY)}")
     if not isinstance(target, Target):
         return Target(target, **maps)
     for name, value in maps.items():

@@ -71,7 +71,7 @@ class StatisticsLoss(_Loss, ABC):
     one_pass: ClassVar[bool] = True  # a compound may compute it from the sums of its own pass
     map_name: str | None = None  # of the map that its sums need: "skeleton" or "distance"
     leaves_background_out: bool = False  # by itself, without such an argument
-    unsuitable: ClassVar[Mapping[str, str]] = {}  # why it has not some arguments that other losses have
+    unsuitable: ClassVar[Mapping[str, str]] = {}  # why it lacks arguments of other losses
     by_cell: bool = False  # whether it needs the sums of each cell of a partition
     cells: int | None = None  # how many cells there are at most; None looks at the partition
 

@@ -148,8 +148,8 @@ class _Lesionwise(CompoundLoss):
 
     weighted_parts = (("lambda_global", "whole"), ("lambda_lesion", "lesions"))
     unsuitable: ClassVar = {
-        "batch": " Cells are those of a sample, each with sums of its own.",
-        "reduction": " It is a mean over cells and samples.",
+        "batch": "Cells are those of a sample, each with sums of its own.",
+        "reduction": "It is a mean over cells and samples.",
     }
     _joined: bool
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, signature
 from typing import Any, TypedDict, TypeVar, cast
 
 from torch import Tensor
 
 from voxloss.distributed import Group, Shard
+from voxloss.inputs import did_you_mean
 from voxloss.losses.choices import LossReduction
 from voxloss.reduction import Absent
 
@@ -90,11 +90,6 @@ def pass_options(options: RegionOptions | VoxelOptions) -> PassOptions:
     return cast(PassOptions, chosen)
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A question with the name that is almost this one; empty if there is none."""
-    return "".join(f" Did you mean {match!r}?" for match in get_close_matches(name, [*known], 1, 0.7))
-
-
 Constructor = TypeVar("Constructor", bound=Callable[..., None])
 
 
@@ -124,7 +119,8 @@ def refusing_others(constructor: Constructor) -> Constructor:
     def checked(self: Any, *args: Any, **arguments: Any) -> None:
         for name in arguments:
             if name not in known:
-                hint = type(self).unsuitable.get(name) or did_you_mean(name, known)
+                reason = type(self).unsuitable.get(name)
+                hint = did_you_mean(name, known) if reason is None else f" {reason}"
                 raise TypeError(
                     f"{type(self).__name__} received an unexpected keyword argument {name!r}.{hint} Beside those "
                     f"in its signature it takes {', '.join(sorted(options))}."

@@ -42,7 +42,7 @@ class SkeletonRecallLoss(RegionLoss):
     map_name = "skeleton"
     keeps_spatial_axes = False
     leaves_background_out = True
-    unsuitable: ClassVar = {"include_background": " The background has no skeleton, and never counts."}
+    unsuitable: ClassVar = {"include_background": "The background has no skeleton, and never counts."}
 
     def __init__(
         self,

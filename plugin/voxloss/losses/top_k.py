@@ -43,7 +43,7 @@ class TopKLoss(CrossEntropyLoss):
     """
 
     one_pass = False
-    unsuitable: ClassVar = {"reduction": " It is a mean over the hardest voxels of the batch."}
+    unsuitable: ClassVar = {"reduction": "It is a mean over the hardest voxels of the batch."}
 
     def __init__(
         self,
